@@ -1,0 +1,93 @@
+"""What every runtime offers: open a student or a base model and let it answer.
+
+One small protocol covers the in-process GGUF runtime, onnxruntime-genai, and torch, so that teams,
+the fidelity gate and the measurements never ask which format is behind it. Left out on purpose:
+batching across questions (a laptop answers one person) and streaming of anything but text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Message(TypedDict):
+    """One chat message, in the form every chat template takes."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens. Temperature 0 is greedy; `seed` makes a temperature above 0 repeatable."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one call returned. Times are `time.perf_counter()` seconds; tokens are the model's own.
+
+    `tokens_in` counts the whole prompt, `tokens_cached` the part of it that was not computed again.
+    `finish` is "stop" or "length".
+    """
+
+    text: str
+    tokens_in: int
+    tokens_cached: int
+    tokens_out: int
+    start: float
+    first_token: float
+    end: float
+    finish: str
+
+
+class Runtime(Protocol):
+    """A loaded model. Not thread-safe: one runtime, one caller at a time."""
+
+    name: str
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        grammar: str | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Reply:
+        """Answer `messages`. `grammar` is GBNF with the rule `root`; a runtime without grammars ignores it."""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt text the chat template makes of `messages`, generation prompt included."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`, special tokens recognized, nothing added in front."""
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Next-token logits after every prefix of `tokens`, float32, shape (len(tokens), vocabulary)."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+def require(package: str, extra: str) -> Any:  # noqa: ANN401 - an untyped third-party module
+    """Import an optional package, or say which extra carries it."""
+    import importlib
+
+    from soloist.kernels.errors import MissingExtraError
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        if error.name and error.name.split(".")[0] != package.split(".")[0]:
+            raise
+        raise MissingExtraError(package, extra) from error

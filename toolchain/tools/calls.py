@@ -1,0 +1,125 @@
+"""How a tool call is written: `name(value | value)`, one line, short because small models pay by the token.
+
+    solve(3*x + 4 = 19)            a call
+    convert(3 | kg | g) then       a call that is not the last one: its result comes back, the next follows
+
+Values stand in the order of the schema's properties: numbers bare, arrays as `a, b, c`, strings bare.
+The same schema gives the GBNF grammar under which a reader proposes a call and under which a compiled
+student runs. JSON calls of OpenAI-compatible servers never pass through here: engines map them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from soloist.toolchain.tools.base import Result, Toolbox, ToolError
+
+MORE = " then"
+_CALL = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\((.*)\)( then)?\s*\Z", re.DOTALL)
+_INTEGER = '"-"? [0-9]+'
+_NUMBER = '"-"? [0-9]+ ("." [0-9]+)?'
+_STRING = r"[^|\n\r]+"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A parsed call. `more` says that another call follows."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    more: bool = False
+
+
+def _properties(schema: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    properties: Mapping[str, Mapping[str, Any]] = schema.get("properties", {})
+    return properties
+
+
+def _write(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_write(v) for v in value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _read(text: str, schema: Mapping[str, Any], where: str) -> object:
+    text = text.strip()
+    kind = schema.get("type", "string")
+    if "enum" in schema and text not in [str(v) for v in schema["enum"]]:
+        raise ToolError(f"{where}: '{text}' is not one of {', '.join(map(str, schema['enum']))}")
+    if kind == "array":
+        items = schema.get("items", {})
+        return [_read(part, items, where) for part in text.split(",")] if text else []
+    try:
+        if kind == "integer":
+            return int(text)
+        if kind == "number":
+            return float(text) if "." in text else int(text)
+    except ValueError:
+        raise ToolError(f"{where}: expected {kind}, got '{text}'") from None
+    if kind == "boolean" and text not in ("true", "false"):
+        raise ToolError(f"{where}: expected true or false, got '{text}'")
+    return text == "true" if kind == "boolean" else text
+
+
+def render_call(name: str, arguments: Mapping[str, Any], tools: Toolbox, *, more: bool = False) -> str:
+    """Write a call in its one-line form."""
+    order = _properties(tools[name].parameters)
+    return f"{name}({' | '.join(_write(arguments[key]) for key in order)}){MORE if more else ''}"
+
+
+def parse_call(text: str, tools: Toolbox) -> Call:
+    """Read a call back. Raises ToolError naming what does not fit."""
+    match = _CALL.match(text)
+    if match is None:
+        raise ToolError(f"not a call: '{text.strip()[:80]}'")
+    name, body, more = match.groups()
+    properties = _properties(tools[name].parameters)
+    parts = body.split("|") if properties else []
+    if len(parts) != len(properties):
+        raise ToolError(f"{name}: expected {len(properties)} values ({', '.join(properties)}), got {len(parts)}")
+    arguments = {
+        key: _read(part, schema, f"{name}.{key}")
+        for part, (key, schema) in zip(parts, properties.items(), strict=True)
+    }
+    return Call(name, arguments, more=more is not None)
+
+
+def run_call(call: Call, tools: Toolbox) -> Result:
+    """Run a parsed call. Raises ToolError."""
+    return tools[call.name].run(call.arguments)
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _rule(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return "(" + " | ".join(_quote(str(value)) for value in schema["enum"]) + ")"
+    if "x-grammar" in schema:
+        return f"({schema['x-grammar']})"
+    kind = schema.get("type", "string")
+    if kind == "array":
+        item = _rule(schema.get("items", {}))
+        least = max(1, int(schema.get("minItems", 1)))
+        return f"({item} " + f'", " {item} ' * (least - 1) + f'(", " {item})*)'
+    return {"integer": _INTEGER, "number": _NUMBER, "boolean": '("true" | "false")'}.get(str(kind), _STRING)
+
+
+def grammar(tools: Toolbox, names: Sequence[str] | None = None, *, chains: bool = True) -> str:
+    """GBNF of one call to any of `names` (default: all tools), with rule `root`.
+
+    With `chains`, the call may end in ` then`.
+    """
+    chosen = list(tools.tools) if names is None else list(names)
+    lines = ["root ::= call" + (f" {_quote(MORE)}?" if chains else "")]
+    lines.append("call ::= " + " | ".join(f"call-{i}" for i in range(len(chosen))))
+    for index, name in enumerate(chosen):
+        values = [_rule(schema) for schema in _properties(tools[name].parameters).values()]
+        body = ' " | " '.join(values)
+        lines.append(f"call-{index} ::= {_quote(name + '(')} {body} {_quote(')')}")
+    return "\n".join(lines) + "\n"
