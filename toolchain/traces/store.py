@@ -1,0 +1,130 @@
+"""Traces on disk: JSON lines, `.jsonl` while recording, `.jsonl.gz` when sealed.
+
+Recording appends one line per run and syncs it, so a kill loses at most the line being written; opening
+the file again cuts a torn last line off and goes on. A torn line in the middle, an alien line or an
+unknown field is an error with file and line. A question is kept once, by its text.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from soloist.kernels.errors import DataError
+from soloist.toolchain.artifact import explain_disk_errors
+from soloist.toolchain.tasks.base import question_key
+from soloist.toolchain.traces.schema import Run
+
+
+def describe(error: ValidationError) -> str:
+    """All faults of a pydantic error in one line: `field: message; field: message`."""
+    faults = []
+    for fault in error.errors(include_url=False, include_context=False):
+        field = ".".join(str(part) for part in fault["loc"]) or "record"
+        faults.append(f"{field}: {fault['msg'].removeprefix('Value error, ')}")
+    return "; ".join(faults)
+
+
+def parse_line(line: str, where: str) -> Run:
+    """One line to one run. Raises DataError with `where` and the fields at fault."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error}); remove the line or record the question again") from error
+    if not isinstance(record, dict) or "question" not in record:
+        raise DataError(f"{where}: not a Soloist trace (no 'question'); import other formats with `soloist import`")
+    try:
+        return Run.model_validate(record)
+    except ValidationError as error:
+        raise DataError(f"{where}: {describe(error)}") from error
+
+
+def read_runs(path: Path) -> Iterator[Run]:
+    """All runs of a `.jsonl` or `.jsonl.gz` file, validated. Raises DataError with file and line."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such trace file; record one with `soloist teach`")
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    with opened as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield parse_line(line, f"{path}:{number}")
+        except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: damaged file ({error}); record it again") from error
+
+
+class TraceWriter:
+    """Appends runs to a `.jsonl` file, one per question text; safe against a kill at any moment."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.recovered_bytes = _cut_torn_line(path)
+        self._seen = {question_key(run.question.question) for run in read_runs(path)} if path.is_file() else set()
+        with explain_disk_errors(path):
+            self._file = path.open("a", encoding="utf-8")
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def __contains__(self, question: str) -> bool:
+        return question_key(question) in self._seen
+
+    def add(self, run: Run) -> bool:
+        """Append a run and sync it to disk. False if its question is there already."""
+        key = question_key(run.question.question)
+        if key in self._seen:
+            return False
+        with explain_disk_errors(self.path):
+            self._file.write(run.model_dump_json(exclude_defaults=True, by_alias=True) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._seen.add(key)
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def seal(source: Path, target: Path) -> None:
+    """Compress a recording to `.jsonl.gz`, reproducibly (no time stamp), and only when whole."""
+    write_runs(read_runs(source), target)
+
+
+def write_runs(runs: Iterable[Run], target: Path) -> int:
+    """Write runs to a sealed `.jsonl.gz`; returns how many."""
+    temporary = target.with_name(target.name + ".tmp")
+    count = 0
+    with explain_disk_errors(target), temporary.open("wb") as raw:
+        with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=9) as file:
+            for run in runs:
+                file.write((run.model_dump_json(exclude_defaults=True, by_alias=True) + "\n").encode())
+                count += 1
+        raw.flush()
+        os.fsync(raw.fileno())
+    temporary.replace(target)
+    return count
+
+
+def _cut_torn_line(path: Path) -> int:
+    """Cut an unfinished last line off; returns how many bytes that were."""
+    if not path.is_file():
+        return 0
+    with path.open("rb+") as file:
+        data = file.read()
+        if not data or data.endswith(b"\n"):
+            return 0
+        keep = data.rfind(b"\n") + 1
+        file.truncate(keep)
+        return len(data) - keep
