@@ -88,6 +88,6 @@ def require(package: str, extra: str) -> Any:  # noqa: ANN401 - an untyped third
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        if error.name and error.name.split(".")[0] != package.split(".")[0]:
+        if error.name and error.name.split(".")[0] != package.split(".", maxsplit=1)[0]:
             raise
         raise MissingExtraError(package, extra) from error

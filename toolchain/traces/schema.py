@@ -95,13 +95,14 @@ class Edge(_Record):
 
 
 class Run(_Record):
-    """One run of one team on one question."""
+    """One run of one team on one question. `path`: ids of the turns that make the answer, in order."""
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
     question: Question
     team: str
     turns: tuple[Turn, ...] = ()
     edges: tuple[Edge, ...] = ()
+    path: tuple[int, ...] = ()
     answer: str | None = None
     verdict: Verdict = "unknown"
     wall: float = Field(default=0.0, ge=0)
@@ -117,10 +118,17 @@ class Run(_Record):
         ids = [turn.id for turn in self.turns]
         if ids != list(range(len(ids))):
             raise ValueError(f"turn ids must be 0..{len(ids) - 1} in order")
+        if any(step >= len(ids) for step in self.path) or list(self.path) != sorted(set(self.path)):
+            raise ValueError(f"path {list(self.path)} does not name turns in order")
         for edge in self.edges:
             if edge.target >= len(ids) or edge.source >= edge.target:
                 raise ValueError(f"edge {edge.source}->{edge.target} ({edge.kind}) does not point forward in time")
         return self
+
+    @property
+    def trajectory(self) -> tuple[ToolUse, ...]:
+        """The tool calls along `path`: what a student that acts has to learn."""
+        return tuple(use for step in self.path for use in self.turns[step].tools)
 
     @property
     def calls(self) -> tuple[Turn, ...]:

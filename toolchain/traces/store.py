@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from soloist.kernels.errors import DataError
 from soloist.toolchain.artifact import explain_disk_errors
 from soloist.toolchain.tasks.base import question_key
-from soloist.toolchain.traces.schema import Run
+from soloist.toolchain.traces.schema import SCHEMA, Run
 
 
 def describe(error: ValidationError) -> str:
@@ -30,6 +30,12 @@ def describe(error: ValidationError) -> str:
     return "; ".join(faults)
 
 
+def format_line(run: Run) -> str:
+    """One run as one line: defaults left out, the schema version first."""
+    body = run.model_dump_json(exclude_defaults=True, by_alias=True)
+    return f'{{"schema":{SCHEMA},{body[1:]}\n'
+
+
 def parse_line(line: str, where: str) -> Run:
     """One line to one run. Raises DataError with `where` and the fields at fault."""
     try:
@@ -38,6 +44,8 @@ def parse_line(line: str, where: str) -> Run:
         raise DataError(f"{where}: not JSON ({error}); remove the line or record the question again") from error
     if not isinstance(record, dict) or "question" not in record:
         raise DataError(f"{where}: not a Soloist trace (no 'question'); import other formats with `soloist import`")
+    if record.get("schema") != SCHEMA:
+        raise DataError(f"{where}: schema: this Soloist reads {SCHEMA}, the line says {record.get('schema')}")
     try:
         return Run.model_validate(record)
     except ValidationError as error:
@@ -48,8 +56,7 @@ def read_runs(path: Path) -> Iterator[Run]:
     """All runs of a `.jsonl` or `.jsonl.gz` file, validated. Raises DataError with file and line."""
     if not path.is_file():
         raise DataError(f"{path}: no such trace file; record one with `soloist teach`")
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         try:
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -81,7 +88,7 @@ class TraceWriter:
         if key in self._seen:
             return False
         with explain_disk_errors(self.path):
-            self._file.write(run.model_dump_json(exclude_defaults=True, by_alias=True) + "\n")
+            self._file.write(format_line(run))
             self._file.flush()
             os.fsync(self._file.fileno())
         self._seen.add(key)
@@ -109,7 +116,7 @@ def write_runs(runs: Iterable[Run], target: Path) -> int:
     with explain_disk_errors(target), temporary.open("wb") as raw:
         with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=9) as file:
             for run in runs:
-                file.write((run.model_dump_json(exclude_defaults=True, by_alias=True) + "\n").encode())
+                file.write(format_line(run).encode())
                 count += 1
         raw.flush()
         os.fsync(raw.fileno())
