@@ -1,0 +1,76 @@
+"""The pre-tokenizers GGUF knows by name, and what each is in `tokenizer.json`.
+
+A GGUF file stores only a word such as "smollm" for the step that cuts text before the byte-pair merges;
+`tokenizer.json` spells the step out. Both conversions read this one table, so that a round trip cannot
+end with another cut. It holds the byte-level BPE families whose two spellings were compared id by id;
+a tokenizer outside it is refused, because a wrong cut goes unseen: the text still decodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from soloist.kernels.errors import ArtifactError
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def _bytes(use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [cut, _bytes(False)]}
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """`spec` is the `pre_tokenizer` of tokenizer.json; `ignore_merges` says whole words skip the merges."""
+
+    spec: Mapping[str, Any]
+    ignore_merges: bool = False
+
+
+_DIGITS = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, _bytes(True)]}
+
+PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
+    "smollm": PreTokenizer(_DIGITS),
+    "gpt-2": PreTokenizer(_bytes(True)),
+    "llama-bpe": PreTokenizer(_split(_LLAMA3), ignore_merges=True),
+    "qwen2": PreTokenizer(_split(_QWEN2)),
+}
+
+
+def by_name(pre: str) -> PreTokenizer:
+    """The pre-tokenizer GGUF calls `pre`."""
+    if pre not in PRE_TOKENIZERS:
+        raise ArtifactError(f"the pre-tokenizer '{pre}' is not one of {', '.join(PRE_TOKENIZERS)}; use another model")
+    return PRE_TOKENIZERS[pre]
+
+
+def _cuts(spec: Mapping[str, Any] | None) -> object:
+    """A spec without what does not change the cut: offsets, and a sequence of one."""
+    if spec is None:
+        return None
+    if spec.get("type") == "Sequence":
+        parts = [_cuts(part) for part in spec["pretokenizers"]]
+        return parts[0] if len(parts) == 1 else parts
+    return {key: value for key, value in spec.items() if key != "trim_offsets"}
+
+
+def name_of(spec: Mapping[str, Any] | None) -> str:
+    """GGUF's word for the `pre_tokenizer` of a tokenizer.json."""
+    for name, known in PRE_TOKENIZERS.items():
+        if _cuts(known.spec) == _cuts(spec):
+            return name
+    raise ArtifactError(
+        f"tokenizer.json: this pre_tokenizer has no name in GGUF among {', '.join(PRE_TOKENIZERS)}; "
+        "the student cannot become a GGUF file"
+    )
