@@ -44,9 +44,12 @@ def question_key(text: str) -> str:
 _MARKED = [
     re.compile(r"####\s*(.+)"),
     re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}"),
-    re.compile(r"(?:final answer|answer)(?:\s+is|\s*:)\s*(.+)", re.IGNORECASE),
+    re.compile(r"(?:final answer|answer)(?:\s+is|\s*:)\s*(.+?)(?:\.\s+[A-Z].*)?$", re.IGNORECASE | re.MULTILINE),
 ]
-_NUMBER = re.compile(r"[-−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?")
+_NUMBER = re.compile(
+    r"(?:(?<![\w)])[-−])?[$€]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?"
+)
+_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 
 
 def extract(text: str) -> str | None:
@@ -54,17 +57,17 @@ def extract(text: str) -> str | None:
     for pattern in _MARKED:
         found = pattern.findall(text)
         if found:
-            return str(found[-1]).strip().strip("*$").rstrip(".").strip() or None
+            return str(found[-1]).lstrip("*$` ").rstrip("*$`. ") or None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else None
 
 
 def to_number(text: str) -> Fraction | None:
-    """The last number in a text as an exact fraction: signs, thousands, decimals, a/b, percent sign dropped."""
-    found = _NUMBER.findall(text)
+    """The last number in a text as an exact fraction: signs, thousands, decimals, a/b; percent signs dropped."""
+    found = _NUMBER.findall(_FRACTION.sub(r"\1/\2", text))
     if not found:
         return None
-    cleaned = found[-1].replace("−", "-").replace("$", "").replace(",", "").replace("%", "").replace(" ", "")
+    cleaned = re.sub(r"[$€,\s]", "", found[-1]).replace("−", "-")
     try:
         return Fraction(cleaned)
     except (ValueError, ZeroDivisionError):
@@ -88,15 +91,39 @@ def score_number(answer: str, question: Question) -> bool:
     return got is not None and got == want
 
 
+_LETTERS = [
+    re.compile(r"\(([A-Z])\)"),
+    re.compile(r"\A([A-Z])(?:[).:]|\Z|\s)"),
+    re.compile(r"(?<!['’])\b([A-Z])\b(?!['’])"),
+]
+
+
+def _chosen(answer: str, choices: tuple[str, ...]) -> str | None:
+    """The letter of the choice an answer names: by its text (the earliest, longest one), else by its letter."""
+    spots = []
+    for index, choice in enumerate(choices):
+        match = re.search(rf"(?<!\w){re.escape(_fold(choice))}(?!\w)", _fold(answer))
+        if match and len(_fold(choice)) > 1:
+            spots.append((match.start(), -len(choice), chr(65 + index)))
+    if spots:
+        return min(spots)[2]
+    allowed = {chr(65 + index) for index in range(len(choices) or 26)}
+    for pattern in _LETTERS:
+        for letter in pattern.findall(answer.strip()):
+            if letter in allowed:
+                return str(letter)
+    return None
+
+
 def score_choice(answer: str, question: Question) -> bool:
-    """The first choice letter or choice text named is the gold one."""
+    """The choice named, by letter (A is the first) or by its text, is the gold one."""
     if question.gold is None:
         return False
-    letter = re.search(r"\(?\b([A-Z])\b\)?", answer.strip())
-    if letter and len(question.gold) == 1:
-        return letter.group(1) == question.gold.upper()
-    named = [c for c in question.choices if _fold(c) in _fold(answer)]
-    return bool(named) and _fold(named[0]) == _fold(question.gold)
+    got = _chosen(answer, question.choices)
+    folded = [_fold(choice) for choice in question.choices]
+    gold = question.gold.strip()
+    want = chr(65 + folded.index(_fold(gold))) if _fold(gold) in folded else gold.upper()
+    return got is not None and got == want
 
 
 def score_regex(answer: str, question: Question) -> bool:
@@ -117,7 +144,8 @@ def resolve_scorer(name: str) -> Scorer:
     """A scorer by name, or by `module:function` for the user's own."""
     if name in SCORERS:
         return SCORERS[name]
-    return resolve_entry_point(name, "scorer", ", ".join(SCORERS))
+    found: Scorer = resolve_entry_point(name, "scorer", ", ".join(SCORERS))
+    return found
 
 
 def resolve_entry_point(name: str, what: str, known: str) -> Any:  # noqa: ANN401 - the user's object

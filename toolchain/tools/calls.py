@@ -20,6 +20,8 @@ from soloist.toolchain.tools.base import Result, Toolbox, ToolError
 
 MORE = " then"
 _CALL = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\((.*)\)( then)?\s*\Z", re.DOTALL)
+_WHOLE = re.compile(r"-?[0-9]{1,40}")
+_DECIMAL = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,15})?")
 _INTEGER = '"-"? [0-9]+'
 _NUMBER = '"-"? [0-9]+ ("." [0-9]+)?'
 _STRING = r"[^|\n\r]+"
@@ -53,13 +55,10 @@ def _read(text: str, schema: Mapping[str, Any], where: str) -> object:
     if kind == "array":
         items = schema.get("items", {})
         return [_read(part, items, where) for part in text.split(",")] if text else []
-    try:
-        if kind == "integer":
-            return int(text)
-        if kind == "number":
-            return float(text) if "." in text else int(text)
-    except ValueError:
-        raise ToolError(f"{where}: expected {kind}, got '{text}'") from None
+    if kind in ("integer", "number"):
+        if not (_WHOLE if kind == "integer" else _DECIMAL).fullmatch(text):
+            raise ToolError(f"{where}: expected {kind}, got '{text[:40]}'")
+        return float(text) if "." in text else int(text)
     if kind == "boolean" and text not in ("true", "false"):
         raise ToolError(f"{where}: expected true or false, got '{text}'")
     return text == "true" if kind == "boolean" else text
@@ -82,8 +81,7 @@ def parse_call(text: str, tools: Toolbox) -> Call:
     if len(parts) != len(properties):
         raise ToolError(f"{name}: expected {len(properties)} values ({', '.join(properties)}), got {len(parts)}")
     arguments = {
-        key: _read(part, schema, f"{name}.{key}")
-        for part, (key, schema) in zip(parts, properties.items(), strict=True)
+        key: _read(part, schema, f"{name}.{key}") for part, (key, schema) in zip(parts, properties.items(), strict=True)
     }
     return Call(name, arguments, more=more is not None)
 
