@@ -105,7 +105,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided exact p that the questions only one of two systems solves fall evenly on both."""
     n, low = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(n, k) for k in range(low + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def percentile(values: Sequence[float], q: float) -> float:

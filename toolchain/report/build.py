@@ -1,0 +1,287 @@
+"""From measurements to a report: every average, interval and comparison is taken here, once.
+
+The headline student is the compiled file (or else the torch student) with the highest held-out accuracy,
+the faster one on a tie. That choice looks at the test questions, so the caveats say so. Caveats are
+generated from the numbers, so that none can be forgotten or talked away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from soloist.kernels.errors import DataError
+from soloist.toolchain.bench.cost import LocalPrice, Spend, break_even
+from soloist.toolchain.bench.records import Answered, Kind, Measurement, TestSplit
+from soloist.toolchain.bench.statistics import (
+    Paired,
+    paired_difference,
+    percentile,
+    percentile_interval,
+    smallest_sample,
+    wilson,
+)
+from soloist.toolchain.report.contract import (
+    Details,
+    Difference,
+    Extra,
+    Family,
+    Latency,
+    OneOff,
+    Parity,
+    Report,
+    Role,
+    Share,
+    System,
+    TrainingPoint,
+)
+from soloist.toolchain.traces.schema import Run
+
+ORDER: tuple[Kind, ...] = ("team", "self-consistency", "tool-agent", "base", "student", "artifact")
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a report says that is not a measurement.
+
+    `overlap` is the number of held-out questions whose text was found in the training data; None means
+    nobody looked. `simulated` says that the team's agents were not real models.
+    """
+
+    command: str = ""
+    created: str = ""
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    method: Sequence[str] = ()
+    prices: Sequence[str] = ()
+    training: Sequence[TrainingPoint] = ()
+    parity: Sequence[Parity] = ()
+    runs: Sequence[Run] = ()
+    overlap: int | None = None
+    simulated: bool = False
+    notes: Sequence[str] = ()
+
+
+def build_report(
+    measurements: Sequence[Measurement],
+    *,
+    task: str,
+    commit: str | None,
+    device: Mapping[str, Any],
+    versions: Mapping[str, str],
+    price: LocalPrice,
+    spend: Spend | None = None,
+    context: Context | None = None,
+    anatomy: Run | None = None,
+) -> Report:
+    """The report of these measurements. Raises DataError where they cannot be compared."""
+    context = context or Context()
+    _check(measurements)
+    ordered = sorted(measurements, key=lambda m: (m.split, ORDER.index(m.kind)))
+    teams = {m.split: m for m in ordered if m.kind == "team"}
+    pairs = {(m.split, m.system_id): _against(m, teams.get(m.split)) for m in ordered}
+    systems = tuple(_system(m, pairs[m.split, m.system_id], price) for m in ordered)
+    headline = choose_headline(systems)
+    team = next((s for s in systems if s.kind == "team" and s.split == "held-out"), None)
+    paid = break_even(spend, _per_question(team), _per_question(headline))
+    details = Details(
+        headline=headline.id if headline else None,
+        command=context.command,
+        created=context.created,
+        seeds=dict(context.seeds),
+        method=tuple(context.method),
+        prices=(price.describe(), *context.prices),
+        one_off_usd=OneOff(**vars(spend)) if spend else None,
+        break_even_reason=paid.reason,
+        caveats=tuple(_caveats(ordered, systems, context)),
+        extras=tuple(_extra(m, pairs[m.split, m.system_id], price) for m in ordered),
+        families=tuple(_families(ordered)),
+        roles=tuple(_roles(context.runs or ([anatomy] if anatomy else []))),
+        training=tuple(context.training),
+        parity=tuple(context.parity),
+        anatomy=anatomy,
+    )
+    return Report(
+        commit=commit,
+        device=dict(device),
+        versions=dict(versions),
+        task=task,
+        systems=systems,
+        break_even_questions=paid.questions,
+        details=details,
+    )
+
+
+def choose_headline(systems: Sequence[System]) -> System | None:
+    """The student the first sentence speaks of."""
+    held = [s for s in systems if s.split == "held-out"]
+    students = [s for s in held if s.kind == "artifact"] or [s for s in held if s.kind == "student"]
+    return min(students, key=lambda s: (-s.accuracy.value, s.latency_s.p50), default=None)
+
+
+def _per_question(system: System | None) -> float | None:
+    return None if system is None or system.usd_per_1k is None else system.usd_per_1k / 1000
+
+
+def _check(measurements: Sequence[Measurement]) -> None:
+    if not measurements:
+        raise DataError("no measurements: nothing to report; run the measurement first")
+    seen: set[tuple[str, str]] = set()
+    for one in measurements:
+        key = (one.system_id, one.split)
+        if key in seen:
+            raise DataError(f"system '{one.system_id}' is measured twice on {one.split}; keep one of the two")
+        seen.add(key)
+        ids = [answer.question_id for answer in one.answers]
+        if len(set(ids)) != len(ids):
+            raise DataError(f"system '{one.system_id}' answers a question of {one.split} twice; measure it again")
+    for split in ("held-out", "unseen-wording"):
+        teams = [m.system_id for m in measurements if m.kind == "team" and m.split == split]
+        if len(teams) > 1:
+            raise DataError(f"{len(teams)} teams on {split} ({', '.join(teams)}); a report compares with one")
+
+
+def _against(one: Measurement, team: Measurement | None) -> Paired | None:
+    if team is None or one is team:
+        return None
+    theirs = {answer.question_id: answer.correct for answer in team.answers}
+    ours = {answer.question_id: answer.correct for answer in one.answers}
+    if ours.keys() != theirs.keys():
+        raise DataError(
+            f"system '{one.system_id}' and team '{team.system_id}' answered different questions of {one.split}; "
+            "measure both on the same ones"
+        )
+    return paired_difference(list(ours.values()), [theirs[key] for key in ours])
+
+
+def _system(one: Measurement, pair: Paired | None, price: LocalPrice) -> System:
+    answers, seconds = one.answers, [answer.seconds for answer in one.answers]
+    share = wilson(one.correct, len(answers))
+    first = [answer.ttft for answer in answers if answer.ttft is not None]
+    difference = None
+    if pair is not None:
+        found = pair.difference
+        difference = Difference(difference=found.value, low=found.low, high=found.high)
+    return System(
+        id=one.system_id,
+        split=one.split,
+        kind=one.kind,
+        format=one.format,
+        size_mb=one.size_mb,
+        n=len(answers),
+        correct=one.correct,
+        accuracy=Share(value=share.value, low=share.low, high=share.high),
+        vs_team=difference,
+        latency_s=Latency(p50=percentile(seconds, 0.5), p95=percentile(seconds, 0.95)),
+        ttft_s=percentile(first, 0.5) if first else None,
+        calls=fmean(answer.calls for answer in answers),
+        tokens_in=fmean(answer.tokens_in for answer in answers),
+        tokens_out=fmean(answer.tokens_out for answer in answers),
+        peak_mb=one.peak_mb,
+        usd_per_1k=_usd_per_1k(one.where, answers, price),
+        label=one.label,
+    )
+
+
+def _usd_per_1k(where: str, answers: Sequence[Answered], price: LocalPrice) -> float | None:
+    if where == "api":
+        known = [answer.usd for answer in answers if answer.usd is not None]
+        return 1000 * fmean(known) if len(known) == len(answers) else None
+    busy = price.usd(sum(answer.seconds for answer in answers))
+    return None if busy is None else 1000 * busy / len(answers)
+
+
+def _extra(one: Measurement, pair: Paired | None, price: LocalPrice) -> Extra:
+    seconds = [answer.seconds for answer in one.answers]
+    middle, tail = percentile_interval(seconds, 0.5), percentile_interval(seconds, 0.95)
+    critical = [answer.critical_path for answer in one.answers if answer.critical_path is not None]
+    joules = price.joules(sum(seconds)) if one.where == "local" else None
+    return Extra(
+        system=one.system_id,
+        split=one.split,
+        latencies=tuple(round(value, 4) for value in sorted(seconds)),
+        p50_interval=(middle.low, middle.high) if middle else None,
+        p95_interval=(tail.low, tail.high) if tail else None,
+        critical_path_s=percentile(critical, 0.5) if critical else None,
+        tokens_cached=fmean(answer.tokens_cached for answer in one.answers),
+        errors=sum(answer.error is not None for answer in one.answers),
+        joules_per_question=None if joules is None else joules / len(seconds),
+        p_value=pair.p_value if pair else None,
+        kept=pair.both if pair else None,
+        gained=pair.only_first if pair else None,
+        lost=pair.only_second if pair else None,
+        neither=pair.neither if pair else None,
+    )
+
+
+def _families(measurements: Sequence[Measurement]) -> list[Family]:
+    found = []
+    for one in measurements:
+        for task in sorted({answer.task for answer in one.answers}):
+            own = [answer.correct for answer in one.answers if answer.task == task]
+            found.append(Family(system=one.system_id, split=one.split, task=task, n=len(own), correct=sum(own)))
+    return found
+
+
+def _roles(runs: Sequence[Run]) -> list[Role]:
+    turns = [turn for run in runs for turn in run.calls]
+    found = []
+    for role in dict.fromkeys(turn.role for turn in turns):
+        own = [turn for turn in turns if turn.role == role]
+        found.append(
+            Role(
+                role=role,
+                calls=len(own),
+                tokens_in=sum(turn.tokens_in for turn in own),
+                tokens_cached=sum(turn.tokens_cached for turn in own),
+                tokens_out=sum(turn.tokens_out for turn in own),
+                seconds=sum(turn.end - turn.start for turn in own),
+            )
+        )
+    return found
+
+
+def _caveats(measurements: Sequence[Measurement], systems: Sequence[System], context: Context) -> list[str]:
+    said: list[str] = []
+    if context.simulated:
+        said.append("The team's agents are simulated: their answers, times and tokens are those of a script.")
+    if context.overlap is None:
+        said.append("Nobody checked whether test questions also occur in the training data.")
+    elif context.overlap:
+        said.append(f"{context.overlap} test questions also occur in the training data: accuracies are too high.")
+    for label, words in (("recorded", "comes from an earlier run"), ("predicted", "is predicted, not run")):
+        names = sorted({m.system_id for m in measurements if m.label == label})
+        if names:
+            said.append(f"What is shown for {', '.join(names)} {words}; it was not measured beside the others.")
+    said.extend(_small_samples(measurements))
+    for name in dict.fromkeys(m.system_id for m in measurements):
+        failed = sum(a.error is not None for m in measurements if m.system_id == name for a in m.answers)
+        if failed:
+            said.append(f"{name}: {failed} questions ended in an error; without an answer they count as wrong.")
+    choices = sum(s.kind == "artifact" and s.split == "held-out" for s in systems)
+    if choices > 1:
+        said.append(
+            f"The file named first is the best of {choices} on these very questions, which flatters it a little."
+        )
+    if not any(s.split == "unseen-wording" for s in systems):
+        said.append("No wording outside the training templates was tested: people do not speak in templates.")
+    if not any(s.kind == "team" for s in systems):
+        said.append("No team was measured: nothing is compared with one.")
+    return [*said, *context.notes]
+
+
+def _small_samples(measurements: Sequence[Measurement]) -> list[str]:
+    said, needed = [], smallest_sample(0.95)
+    splits: tuple[TestSplit, ...] = ("held-out", "unseen-wording")
+    for split in splits:
+        sizes = [len(m.answers) for m in measurements if m.split == split]
+        if not sizes:
+            continue
+        n = min(sizes)
+        if n < needed:
+            said.append(f"With {n} {split} questions the 95th percentiles have no interval ({needed} are needed).")
+        if n < 100:
+            half = 100 * (wilson(round(0.8 * n), n).high - wilson(round(0.8 * n), n).low) / 2
+            said.append(f"With {n} {split} questions an accuracy is known to about ±{half:.0f} points only.")
+    return said
