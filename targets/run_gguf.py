@@ -90,18 +90,16 @@ class GgufRuntime:
         check_gguf(path)
         require("jinja2", "gguf")
         self._lib: Any = require("llama_cpp", "gguf")
-        self._grammars: Any = require("llama_cpp._internals", "gguf")
         self.name = path.stem
         self.path = path
         self._context_size = context
         self._slots = [_Slot(i) for i in range(slots)]
         self._clock = 0
-        with _quiet(self._lib):
-            parameters = self._lib.llama_model_default_params()
-            self._model = self._lib.llama_model_load_from_file(str(path).encode(), parameters)
-            if not self._model:
-                raise ArtifactError(f"{path}: llama.cpp cannot load this file (truncated, or an unknown architecture)")
-            self._context = self._open_context(slots, context, threads or os.cpu_count() or 1)
+        _silence()
+        self._model = self._lib.llama_model_load_from_file(str(path).encode(), self._lib.llama_model_default_params())
+        if not self._model:
+            raise ArtifactError(f"{path}: llama.cpp cannot load this file (truncated, or an unknown architecture)")
+        self._context = self._open_context(slots, context, threads or os.cpu_count() or 1)
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self._size = int(self._lib.llama_vocab_n_tokens(self._vocab))
         self._batch_size = max(context, _UBATCH)
@@ -375,16 +373,8 @@ def _sample(logits: Logits, sampling: Sampling, random: np.random.Generator) -> 
     return int(random.choice(kept, p=weights[kept] / weights[kept].sum()))
 
 
-class _quiet:  # noqa: N801 - reads as a statement
+def _silence() -> None:
     """Keep llama.cpp's loading log off the terminal."""
+    import logging
 
-    def __init__(self, lib: Any) -> None:  # noqa: ANN401 - llama_cpp has no types
-        self._lib = lib
-
-    def __enter__(self) -> None:
-        import logging
-
-        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
-
-    def __exit__(self, *_: object) -> None:
-        return
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)

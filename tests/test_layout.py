@@ -1,0 +1,83 @@
+"""The shape of the house: packages match folders, arrows go one way, nothing grows past its budget."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ["kernels", "targets", "toolchain"]
+MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+
+
+def _packages_on_disk() -> set[str]:
+    shipped = {".py", ".yaml", ".json", ".jsonl", ".gz", ".html", ".css", ".js"}
+    folders = {
+        path.parent for layer in LAYERS for path in (ROOT / layer).rglob("*")
+        if path.is_file() and path.suffix in shipped and "__pycache__" not in path.parts
+    }  # fmt: skip
+    return {"soloist." + folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in folders}
+
+
+def test_package_list_matches_the_disk():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == _packages_on_disk()
+
+
+def test_every_package_but_kernels_has_an_init():
+    assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow the package transformers imports"
+    for package in _packages_on_disk() - {"soloist.kernels"}:
+        assert (ROOT / package.removeprefix("soloist.").replace(".", "/") / "__init__.py").is_file(), package
+
+
+def test_each_layer_is_typed():
+    assert all((ROOT / layer / "py.typed").is_file() for layer in LAYERS)
+
+
+def test_tests_are_no_package():
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_point_one_way(path):
+    layer = LAYERS.index(path.relative_to(ROOT).parts[0])
+    for name in _imports(path):
+        parts = name.split(".")
+        assert parts[0] not in LAYERS, f"{path}: bare import of {name}"
+        if parts[0] == "soloist":
+            assert LAYERS.index(parts[1]) <= layer, f"{path}: imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_size_budget(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400, f"{path} is longer than 400 lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{path}:{node.lineno} {node.name} is {length} lines long"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_no_unsafe_calls(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert name not in ("eval", "exec", "pickle.load", "pickle.loads"), f"{path}:{node.lineno} {name}"
+            if name == "torch.load":
+                assert "weights_only=True" in ast.unparse(node), f"{path}:{node.lineno} torch.load unpickles"

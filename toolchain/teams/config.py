@@ -1,0 +1,105 @@
+"""What a team file may say. One YAML file: agents, topology, engine, tools.
+
+What YAML cannot say is a Python entry point (`module:attribute`): a topology, a tool, a scorer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from soloist.toolchain.config import Config, load_yaml
+
+
+class SamplingConfig(Config):
+    """How an agent draws tokens."""
+
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=256, ge=1)
+    seed: int = 0
+
+
+class Demonstration(Config):
+    """One worked example an agent is shown: what is asked and what a good reply says."""
+
+    question: str
+    reply: str
+
+
+class DemonstrationSource(Config):
+    """Demonstrations drawn from a task of ours: `count` of each family, `seed` apart per agent."""
+
+    task: str
+    count: int = Field(default=6, ge=1)
+    seed: int = 0
+
+
+class AgentConfig(Config):
+    """One agent. `prompt` is its system message; empty means none of ours."""
+
+    name: str
+    role: str
+    prompt: str = ""
+    model: str | None = None
+    demonstrations: tuple[Demonstration, ...] | DemonstrationSource = ()
+    tools: tuple[str, ...] = ()
+    sampling: SamplingConfig = SamplingConfig()
+
+
+class GgufEngineConfig(Config):
+    """In-process llama.cpp. `model` is a path or a known name (`smollm2-135m`)."""
+
+    kind: Literal["gguf"]
+    model: str
+    slots: int = Field(default=8, ge=1, le=256)
+    context: int = Field(default=2048, ge=128)
+    threads: int | None = Field(default=None, ge=1)
+
+
+class OpenAIEngineConfig(Config):
+    """Any OpenAI-compatible chat-completions endpoint. The key is read from `key_env`, never stored."""
+
+    kind: Literal["openai"]
+    model: str
+    base_url: str | None = None
+    key_env: str = "OPENAI_API_KEY"
+    concurrency: int = Field(default=4, ge=1)
+    timeout: float = Field(default=120, gt=0)
+    retries: int = Field(default=4, ge=0)
+    grammar: bool = False
+
+
+EngineConfig = Annotated[GgufEngineConfig | OpenAIEngineConfig, Field(discriminator="kind")]
+
+
+class TeamConfig(Config):
+    """A whole team."""
+
+    name: str
+    topology: str
+    engine: EngineConfig
+    agents: tuple[AgentConfig, ...] = Field(min_length=1)
+    tools: tuple[str, ...] = ()
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names(self) -> TeamConfig:
+        names = [agent.name for agent in self.agents]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"agent names must differ; twice: {', '.join(twice)}")
+        return self
+
+
+def load_team(name: str) -> TeamConfig:
+    """A team by path, or by the name of one that ships with Soloist. Raises UsageError."""
+    from importlib.resources import files
+
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        shipped = Path(str(files("soloist.toolchain.teams.specs"))) / f"{name}.yaml"
+        path = shipped if shipped.is_file() else Path(f"{name}.yaml")
+    return load_yaml(path, TeamConfig)

@@ -1,0 +1,143 @@
+"""One team at work on one question: a topology speaks through this and a trace comes out.
+
+The session is the only place where turns and edges are made, so that every topology records the same
+way: messages in, tokens and times as the engine counted them, tools with their results, and verdicts
+graded at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from soloist.targets.base import Message, Reply, Sampling
+from soloist.toolchain.tasks.base import Question, score
+from soloist.toolchain.teams.config import AgentConfig, TeamConfig
+from soloist.toolchain.teams.engines.base import Ask, Engine
+from soloist.toolchain.tools.base import Toolbox, ToolError
+from soloist.toolchain.tools.calls import parse_call, run_call
+from soloist.toolchain.traces.schema import ChatMessage, Edge, EdgeKind, Run, ToolUse, Turn, Verdict
+
+
+@dataclass(frozen=True)
+class Say:
+    """A call a topology wants made. `after` are the turns whose text this one builds on."""
+
+    agent: AgentConfig
+    messages: Sequence[Message]
+    round: int = 0
+    grammar: str | None = None
+    after: Sequence[int] = ()
+    continues: int | None = None
+    max_tokens: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class Session:
+    """Records one run."""
+
+    team: TeamConfig
+    engine: Engine
+    tools: Toolbox
+    question: Question
+    seed: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    edges: dict[tuple[int, int, EdgeKind], None] = field(default_factory=dict)
+
+    def agents(self, role: str) -> list[AgentConfig]:
+        return [agent for agent in self.team.agents if agent.role == role]
+
+    def say(self, says: Sequence[Say]) -> list[int]:
+        """Make independent calls together. Returns the ids of their turns."""
+        replies = self.engine.ask(
+            [Ask(say.messages, self._sampling(say), say.grammar, say.agent.model) for say in says]
+        )
+        return [self._add_reply(say, reply) for say, reply in zip(says, replies, strict=True)]
+
+    def _sampling(self, say: Say) -> Sampling:
+        own = say.agent.sampling
+        limit = say.max_tokens or own.max_tokens
+        return Sampling(own.temperature, own.top_p, limit, seed=own.seed + self.seed + say.seed)
+
+    def _add_reply(self, say: Say, reply: Reply) -> int:
+        turn = self._add(
+            agent=say.agent.name, role=say.agent.role, round=say.round, text=reply.text,
+            messages=tuple(ChatMessage(**m) for m in say.messages),
+            model=say.agent.model or self.engine.model,
+            tokens_in=reply.tokens_in, tokens_cached=reply.tokens_cached, tokens_out=reply.tokens_out,
+            start=reply.start - self.began, first_token=reply.first_token - self.began,
+            end=reply.end - self.began, finish=reply.finish,
+        )  # fmt: skip
+        for source in say.after:
+            self.edge(source, turn, "influence")
+        if say.continues is not None:
+            self.edge(say.continues, turn, "continuity")
+        return turn
+
+    def _add(self, **fields: Any) -> int:  # noqa: ANN401 - fields of Turn
+        self.turns.append({"id": len(self.turns), **fields})
+        return len(self.turns) - 1
+
+    def note(self, agent: AgentConfig, text: str, *, round: int = 0, answer: str | None = None) -> int:
+        """A turn that no model answered: a vote, a check by a tool."""
+        now = time.perf_counter() - self.began
+        return self._add(agent=agent.name, role=agent.role, round=round, text=text, answer=answer, start=now, end=now)
+
+    def edge(self, source: int, target: int, kind: EdgeKind) -> None:
+        self.edges[(source, target, kind)] = None
+
+    def run_tool(self, turn: int, text: str) -> ToolUse:
+        """Run the call written in `text`, record it on the turn. A bad call is recorded as its error."""
+        began = time.perf_counter()
+        name, arguments = "", {}
+        try:
+            call = parse_call(text, self.tools)
+            name, arguments = call.name, dict(call.arguments)
+            result = run_call(call, self.tools)
+            outcome: dict[str, Any] = {"result": result.value, "steps": result.steps}
+        except ToolError as error:
+            outcome = {"error": str(error)}
+        seconds = time.perf_counter() - began
+        use = ToolUse(name=name, arguments=arguments, call=text.strip(), seconds=seconds, **outcome)
+        record = self.turns[turn]
+        record["tools"] = (*record.get("tools", ()), use)
+        return use
+
+    def answer(self, turn: int, answer: str | None) -> None:
+        """Set what a turn answered."""
+        self.turns[turn]["answer"] = answer
+
+    def verdict(self, answer: str | None) -> Verdict:
+        if answer is None:
+            return "absent"
+        if self.question.gold is None:
+            return "unknown"
+        return "correct" if score(answer, self.question) else "wrong"
+
+    def finish(self, answer: str | None, path: Sequence[int] = (), *, error: str | None = None) -> Run:
+        """Grade and close the run."""
+        turns = [
+            Turn(**{**t, "verdict": self.verdict(t["answer"]) if t.get("answer") else "unknown"}) for t in self.turns
+        ]
+        edges = tuple(Edge(source=s, target=t, kind=k) for s, t, k in self.edges)
+        return Run(
+            question=self.question, team=self.team.name, turns=tuple(turns), edges=edges, path=tuple(path),
+            answer=answer, verdict=self.verdict(answer), wall=time.perf_counter() - self.began,
+            seed=self.seed, error=error,
+        )  # fmt: skip
+
+
+def messages_for(agent: AgentConfig, user: str, *, history: Sequence[Message] = ()) -> list[Message]:
+    """System prompt, the agent's own demonstrations as earlier turns, the user's message, then `history`."""
+    messages: list[Message] = []
+    if agent.prompt:
+        messages.append({"role": "system", "content": agent.prompt})
+    if isinstance(agent.demonstrations, tuple):
+        for demonstration in agent.demonstrations:
+            messages.append({"role": "user", "content": demonstration.question})
+            messages.append({"role": "assistant", "content": demonstration.reply})
+    return [*messages, {"role": "user", "content": user}, *history]
