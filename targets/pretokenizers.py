@@ -14,6 +14,7 @@ from typing import Any
 
 from soloist.kernels.errors import ArtifactError
 
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -25,23 +26,31 @@ def _bytes(use_regex: bool) -> dict[str, Any]:
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
 
 
-def _split(pattern: str) -> dict[str, Any]:
-    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [cut, _bytes(False)]}
+def _split(*patterns: str) -> dict[str, Any]:
+    cuts = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in patterns
+    ]
+    return {"type": "Sequence", "pretokenizers": [*cuts, _bytes(False)]}
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """`spec` is the `pre_tokenizer` of tokenizer.json; `ignore_merges` says whole words skip the merges."""
+    """`spec` is the `pre_tokenizer` of tokenizer.json; `ignore_merges` says whole words skip the merges.
+
+    `plain` is the same cut in regular expressions only, for runtimes that misread `spec`:
+    onnxruntime-genai takes `Digits` for ASCII digits, so that "½" or "٣" gets other ids than in training.
+    """
 
     spec: Mapping[str, Any]
     ignore_merges: bool = False
+    plain: Mapping[str, Any] | None = None
 
 
 _DIGITS = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, _bytes(True)]}
 
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
-    "smollm": PreTokenizer(_DIGITS),
+    "smollm": PreTokenizer(_DIGITS, plain=_split(r"\p{N}", _GPT2)),
     "gpt-2": PreTokenizer(_bytes(True)),
     "llama-bpe": PreTokenizer(_split(_LLAMA3), ignore_merges=True),
     "qwen2": PreTokenizer(_split(_QWEN2)),

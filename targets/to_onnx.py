@@ -1,0 +1,95 @@
+"""Hugging Face folder -> an onnxruntime-genai folder, made by that package's own builder.
+
+    precision   options                                     SmolLM2-135M
+    int8        shared_embeddings=false                     the embedding stays in fp32
+    int4        algo_config=k_quant_mixed, blocks of 32     8 bits for the head, the embedding and the
+                                                            layers that suffer most, shared
+
+The builder exits 0 with files that do not load for some options (edge cases: asymmetric weights or a
+mixed last matmul with a shared embedding), which is why an export is nothing before `verify` has opened
+it. It runs in a process of its own: it holds the whole model in memory and prints progress bars. Left
+out: devices other than the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.errors import ArtifactError, ResourceError
+from soloist.targets.base import require
+from soloist.targets.pretokenizers import PRE_TOKENIZERS, name_of
+from soloist.targets.to_gguf import read_config
+
+PRECISIONS: Mapping[str, Mapping[str, str]] = {
+    "int8": {},
+    "int4": {"algo_config": "k_quant_mixed", "block_size": "32", "accuracy_level": "4"},
+}
+TIME_LIMIT_S = 1800
+
+
+def compile_onnx(
+    student: Path, out: Path, precision: str, *, options: Mapping[str, str] | None = None, limit_s: int = TIME_LIMIT_S
+) -> dict[str, Any]:
+    """Write the model folder `out`; returns facts. `options` replace the builder options of the precision.
+
+    Raises:
+        ArtifactError: not a student, or the builder refuses it.
+        ResourceError: the builder took longer than `limit_s`.
+    """
+    if precision not in PRECISIONS:
+        raise ArtifactError(f"ONNX precision '{precision}' is not one of {', '.join(PRECISIONS)}")
+    read_config(student)
+    for package in ("onnxruntime_genai", "onnx_ir"):
+        require(package, "onnx")
+    chosen = dict(PRECISIONS[precision] if options is None else options)
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _build(student, temporary, precision, chosen, limit_s)
+        _carry(student, temporary)
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {"file": out.name, "precision": precision, "options": chosen}
+
+
+def _build(student: Path, out: Path, precision: str, options: Mapping[str, str], limit_s: int) -> None:
+    command = [
+        sys.executable, "-m", "onnxruntime_genai.models.builder",
+        "-m", student.name, "-i", str(student), "-o", str(out), "-c", str(out / "cache"), "-p", precision, "-e", "cpu",
+        "--extra_options", *(f"{key}={value}" for key, value in {**options, "hf_token": "false"}.items()),
+    ]  # fmt: skip
+    # without these the builder asks the hub about a model that lies on this disk
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=limit_s, check=False, env=environment
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ResourceError(f"{student}: the ONNX builder took longer than {limit_s} s; give it more time") from error
+    shutil.rmtree(out / "cache", ignore_errors=True)
+    if done.returncode != 0 or not (out / "model.onnx").is_file():
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise ArtifactError(f"{student}: the ONNX builder failed ({lines[-1] if lines else done.returncode})")
+
+
+def _carry(student: Path, out: Path) -> None:
+    """Put the student's tokenizer and chat template beside the graph, in the spelling the runtime reads right."""
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        if (student / name).is_file():
+            shutil.copyfile(student / name, out / name)
+    if not (out / "chat_template.jinja").is_file():
+        raise ArtifactError(f"{student}: no chat template (chat_template.jinja); a chat student needs one")
+    content = json.loads((student / "tokenizer.json").read_text(encoding="utf-8"))
+    known = PRE_TOKENIZERS[name_of(content.get("pre_tokenizer"))]
+    content["pre_tokenizer"] = dict(known.plain or known.spec)
+    (out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
