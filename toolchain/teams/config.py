@@ -72,7 +72,15 @@ class OpenAIEngineConfig(Config):
     grammar: bool = False
 
 
-EngineConfig = Annotated[GgufEngineConfig | OpenAIEngineConfig, Field(discriminator="kind")]
+class StudentEngineConfig(Config):
+    """A compiled student or a Hugging Face folder; `format` is found out when it is not given."""
+
+    kind: Literal["student"]
+    path: str
+    format: str | None = None
+
+
+EngineConfig = Annotated[GgufEngineConfig | OpenAIEngineConfig | StudentEngineConfig, Field(discriminator="kind")]
 
 
 class TeamConfig(Config):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from soloist.kernels.errors import EngineError, UsageError
 from soloist.toolchain.tasks.base import Question, resolve_entry_point
 from soloist.toolchain.teams import topologies
-from soloist.toolchain.teams.config import GgufEngineConfig, TeamConfig
+from soloist.toolchain.teams.config import GgufEngineConfig, StudentEngineConfig, TeamConfig
 from soloist.toolchain.teams.engines.base import Engine
 from soloist.toolchain.teams.session import Session
 from soloist.toolchain.tools.base import Toolbox
@@ -48,6 +48,10 @@ def open_engine(config: TeamConfig) -> Engine:
         from soloist.toolchain.teams.engines.gguf import GgufEngine
 
         return GgufEngine(config.engine)
+    if isinstance(config.engine, StudentEngineConfig):
+        from soloist.toolchain.teams.engines.student import StudentEngine
+
+        return StudentEngine(config.engine)
     from soloist.toolchain.teams.engines.openai import OpenAIEngine
 
     return OpenAIEngine(config.engine)

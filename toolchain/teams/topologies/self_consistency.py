@@ -1,4 +1,4 @@
-"""One agent asked `samples` times at a temperature; the majority answer (Wang et al., 2203.11171)."""
+"""One agent asked several times at a temperature; the majority answer (Wang et al., 2203.11171)."""
 
 from __future__ import annotations
 
@@ -6,34 +6,45 @@ from pydantic import Field
 
 from soloist.toolchain.config import Config
 from soloist.toolchain.tasks.base import extract
+from soloist.toolchain.teams.acting import Attempt, act
 from soloist.toolchain.teams.session import Say, Session, messages_for
 from soloist.toolchain.teams.voting import fold_answer, majority
+from soloist.toolchain.tools.calls import grammar
 from soloist.toolchain.traces.schema import Run
 
 
 class Options(Config):
-    """`samples` independent answers; `max_tokens_total`, if set, stops asking when the budget is spent."""
+    """At most `samples` answers; `max_tokens_total`, if set, stops asking when that many tokens are spent."""
 
     samples: int = Field(default=5, ge=1)
-    max_tokens_total: int | None = None
+    max_tokens_total: int | None = Field(default=None, ge=1)
+    batch: int = Field(default=4, ge=1)
 
 
 def run(session: Session, options: Options) -> Run:
     agent = session.team.agents[0]
     messages = messages_for(agent, session.question.question)
-    turns: list[int] = []
-    spent = 0
-    while len(turns) < options.samples:
-        left = options.samples - len(turns)
-        batch = left if options.max_tokens_total is None else min(left, 4)
-        new = session.say([Say(agent, messages, seed=1000 * (len(turns) + i)) for i in range(batch)])
-        turns += new
-        spent += sum(session.turns[t]["tokens_in"] + session.turns[t]["tokens_out"] for t in new)
-        if options.max_tokens_total is not None and spent >= options.max_tokens_total:
+    rules = grammar(session.tools, agent.tools) if agent.tools else None
+    paths: list[list[int]] = []
+    answers: list[str | None] = []
+    while len(paths) < options.samples:
+        seeds = [1000 * (len(paths) + i) for i in range(min(options.batch, options.samples - len(paths)))]
+        if agent.tools:
+            attempts = [Attempt(agent, messages, rules, seed=seed) for seed in seeds]
+            act(session, attempts)
+            paths += [attempt.turns for attempt in attempts]
+            answers += [attempt.answer for attempt in attempts]
+        else:
+            for turn in session.say([Say(agent, messages, seed=seed) for seed in seeds]):
+                session.answer(turn, extract(session.turns[turn]["text"]))
+                paths.append([turn])
+                answers.append(session.turns[turn]["answer"])
+        if options.max_tokens_total is not None and _spent(session) >= options.max_tokens_total:
             break
-    answers = [extract(session.turns[turn]["text"]) for turn in turns]
-    for turn, given in zip(turns, answers, strict=True):
-        session.answer(turn, given)
     answer, _ = majority(answers)
-    path = [t for t, a in zip(turns, answers, strict=True) if answer and a and fold_answer(a) == fold_answer(answer)]
-    return session.finish(answer, path[:1])
+    same = [p for p, a in zip(paths, answers, strict=True) if answer and a and fold_answer(a) == fold_answer(answer)]
+    return session.finish(answer, same[0] if same else [])
+
+
+def _spent(session: Session) -> int:
+    return sum(turn.get("tokens_in", 0) + turn.get("tokens_out", 0) for turn in session.turns)

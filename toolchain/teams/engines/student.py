@@ -1,0 +1,29 @@
+"""A student (or any single model file) as an engine, so that it is asked, traced and measured like a team."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from soloist.targets.base import Reply
+from soloist.toolchain.teams.config import StudentEngineConfig
+from soloist.toolchain.teams.engines.base import Ask
+
+
+class StudentEngine:
+    """Opens a GGUF file, an ONNX folder or a Hugging Face folder; calls run one after the other."""
+
+    def __init__(self, config: StudentEngineConfig, on_text: Callable[[str], None] | None = None) -> None:
+        from soloist.targets.open import open_runtime
+
+        self.runtime = open_runtime(Path(config.path), config.format)
+        self.model = self.runtime.name
+        self.on_text = on_text
+
+    def ask(self, asks: Sequence[Ask]) -> list[Reply]:
+        return [
+            self.runtime.chat(ask.messages, ask.sampling, grammar=ask.grammar, on_text=self.on_text) for ask in asks
+        ]
+
+    def close(self) -> None:
+        self.runtime.close()
