@@ -1,0 +1,142 @@
+"""Users' own questions, one JSON object per line.
+
+    {"question": "...", "answer": "...", "scorer": "number", "id": "q7", "task": "...",
+     "choices": ["..."], "pattern": "..."}
+
+`question` and `answer` are needed (with scorer `regex`, `pattern` may stand for the answer), the rest
+is optional. The file is checked strictly and all its faults are reported at once, each with its line
+and field. A question whose text was there before is dropped and counted; the same text with another
+answer is a fault.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.errors import DataError, UsageError
+from soloist.toolchain.tasks.base import Question, Split, question_key, resolve_scorer
+
+MOST_FAULTS_SHOWN = 20
+_TEXTS = ("question", "answer", "scorer", "id", "task", "pattern")
+_FIELDS = (*_TEXTS, "choices")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The questions of a file, and how many were dropped because their text was there before."""
+
+    questions: tuple[Question, ...]
+    duplicates: int
+
+
+def _row_faults(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Field and fault of everything wrong with one row."""
+    for name in row:
+        if name not in _FIELDS:
+            yield name, f"unknown field; known are {', '.join(_FIELDS)}"
+    for name in _TEXTS:
+        value = row.get(name)
+        if name in row and not (name == "answer" and isinstance(value, int | float) and not isinstance(value, bool)):
+            if not isinstance(value, str):
+                yield name, f"must be a text, is {type(value).__name__}"
+            elif not value.strip():
+                yield name, "must not be empty"
+    if "question" not in row:
+        yield "question", "missing"
+    if "answer" not in row and not (row.get("scorer") == "regex" and "pattern" in row):
+        yield "answer", "missing"
+    choices = row.get("choices", [])
+    if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
+        yield "choices", "must be a list of texts"
+    elif row.get("scorer") == "choice" and len(choices) < 2:
+        yield "choices", "scorer 'choice' needs at least two"
+    yield from _scorer_faults(row)
+
+
+def _scorer_faults(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    scorer = row.get("scorer", "exact")
+    if isinstance(scorer, str) and scorer.strip():
+        try:
+            resolve_scorer(scorer)
+        except UsageError as error:
+            yield "scorer", str(error)
+    pattern = row.get("pattern", row.get("answer") if scorer == "regex" else None)
+    if isinstance(pattern, str):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield "pattern" if "pattern" in row else "answer", f"not a regular expression ({error})"
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Line number and row, or line number and why there is none."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            yield number, f"not JSON ({error})"
+            continue
+        yield number, row if isinstance(row, dict) else f"must be a JSON object, is {type(row).__name__}"
+
+
+def _question(row: dict[str, Any], number: int, path: Path, split: Split) -> Question:
+    answer = row.get("answer")
+    return Question(
+        id=row.get("id", f"{path.stem}-{number:05d}"),
+        question=row["question"].strip(),
+        gold=None if answer is None else str(answer).strip(),
+        task=row.get("task", ""),
+        split=split,
+        source=path.name,
+        scorer=row.get("scorer", "exact"),
+        choices=tuple(row.get("choices", ())),
+        pattern=row.get("pattern"),
+    )
+
+
+def load_questions(path: Path, split: Split = "test") -> Loaded:
+    """Read a question file. Raises DataError listing every fault as file:line: field: fault."""
+    faults: list[str] = []
+    found: dict[str, tuple[int, Question]] = {}
+    ids: dict[str, int] = {}
+    duplicates = 0
+    for number, row in _rows(path):
+        if isinstance(row, str):
+            faults.append(f"{path}:{number}: {row}")
+            continue
+        wrong = [f"{path}:{number}: {name}: {fault}" for name, fault in _row_faults(row)]
+        faults += wrong
+        if wrong:
+            continue
+        question = _question(row, number, path, split)
+        key = question_key(question.question)
+        if key in found:
+            first, before = found[key]
+            duplicates += 1
+            if before.gold != question.gold:
+                faults.append(f"{path}:{number}: answer: line {first} has the same question with another answer")
+            continue
+        if question.id in ids:
+            faults.append(f"{path}:{number}: id: '{question.id}' is that of line {ids[question.id]}")
+        ids[question.id] = number
+        found[key] = number, question
+    if not found and not faults:
+        faults.append(f"{path}: no questions in it")
+    if faults:
+        more = len(faults) - MOST_FAULTS_SHOWN
+        shown = faults[:MOST_FAULTS_SHOWN] + ([f"... and {more} more"] if more > 0 else [])
+        raise DataError("\n".join(shown))
+    return Loaded(tuple(question for _, question in found.values()), duplicates)
