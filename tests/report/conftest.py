@@ -83,8 +83,6 @@ def debate():
         result="92", steps=("7 * 8 = 56", "3 * 4 = 12", "12 * 2 = 24", "56 + 12 + 24 = 92"), seconds=0.001,
     )  # fmt: skip
     ask = (ChatMessage(role="user", content=question.question),)
-    model = "SmolLM2-135M-Instruct"
-
     tokens = {"model": "SmolLM2-135M-Instruct", "tokens_in": 410, "tokens_cached": 300, "tokens_out": 31}
     summed = "7 * 8 = 56, 3 * 4 = 12, 12 * 2 = 24; 56 + 12 + 24 = 92. The answer is 92."
     table = (

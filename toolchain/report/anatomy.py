@@ -1,0 +1,188 @@
+"""One real debate of the team, drawn and written out.
+
+    lanes     one per agent, in order of first appearance
+    columns   rounds from left to right; within a round, a turn that feeds another stands before it
+    edges     by kind, told apart by color and dash; the path that made the answer is drawn bold
+
+The drawing is the map, the text below it the territory: everything in it is readable there too, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from soloist.toolchain.report.svg import Svg, clip, esc
+from soloist.toolchain.report.words import seconds
+from soloist.toolchain.traces.schema import EdgeKind, Run, ToolUse, Turn
+
+BOX_W, BOX_H, GAP_X, LANE, SIDE, HEAD = 126.0, 44.0, 50.0, 70.0, 112.0, 30.0
+MARKS = {"correct": "✓", "wrong": "✗", "absent": "∅", "unknown": "·"}
+SAID: dict[EdgeKind, str] = {
+    "continuity": "goes on from", "influence": "has seen", "tool": "uses the result of",
+    "agrees": "agrees with", "disputes": "disputes", "corrects": "corrects",
+}  # fmt: skip
+MEANT: dict[EdgeKind, str] = {
+    "agrees": "agrees", "disputes": "disputes", "corrects": "corrects", "tool": "tool result",
+    "influence": "influence", "continuity": "same agent goes on",
+}  # fmt: skip
+LONGEST = 4000
+
+
+def columns(run: Run) -> list[int]:
+    """The column of each turn."""
+    depth = [0] * len(run.turns)
+    feeds = ("influence", "tool", "continuity")
+    for edge in sorted(run.edges, key=lambda e: e.target):
+        same = run.turns[edge.source].round == run.turns[edge.target].round
+        if same and edge.kind in feeds:
+            depth[edge.target] = max(depth[edge.target], depth[edge.source] + 1)
+    keys: list[tuple[int, int]] = []
+    for turn in run.turns:
+        key = (turn.round, depth[turn.id])
+        # Two turns of one agent never share a place.
+        while any(keys[other.id] == key and other.agent == turn.agent for other in run.turns[: turn.id]):
+            key = (key[0], key[1] + 1)
+        keys.append(key)
+    order = {key: i for i, key in enumerate(sorted(set(keys)))}
+    return [order[key] for key in keys]
+
+
+def graph(run: Run, key: str) -> str:
+    """The drawing."""
+    lanes = {agent: i for i, agent in enumerate(dict.fromkeys(turn.agent for turn in run.turns))}
+    column = columns(run)
+    width = SIDE + (max(column, default=0) + 1) * (BOX_W + GAP_X)
+    svg = Svg(
+        key, width, HEAD + len(lanes) * LANE + 6,
+        f"One debate of the team {run.team}",
+        f"{len(run.turns)} turns of {len(lanes)} agents, {len(run.edges)} links; ends with "
+        f"{run.answer or 'no answer'} ({run.verdict}). The text below says the same in words.",
+    )  # fmt: skip
+    for agent, lane in lanes.items():
+        y = HEAD + lane * LANE
+        svg.rect(0, y, width, LANE, "lane even" if lane % 2 else "lane")
+        svg.text(10, y + LANE / 2 + 4, clip(agent, 14), "agent")
+    _rounds(svg, run, column)
+    place = [
+        (SIDE + column[turn.id] * (BOX_W + GAP_X), HEAD + lanes[turn.agent] * LANE + (LANE - BOX_H) / 2)
+        for turn in run.turns
+    ]
+    steps = set(zip(run.path, run.path[1:], strict=False))
+    for edge in sorted(run.edges, key=lambda e: (e.source, e.target) in steps):
+        bold = " bold" if (edge.source, edge.target) in steps else ""
+        _link(svg, place[edge.source], place[edge.target], f"edge e-{edge.kind}{bold}")
+    for turn in run.turns:
+        _box(svg, turn, place[turn.id], turn.id in run.path)
+    return svg.render(f"width:{width:.0f}px;min-width:{width:.0f}px")
+
+
+def _rounds(svg: Svg, run: Run, column: Sequence[int]) -> None:
+    for number in sorted({turn.round for turn in run.turns}):
+        own = [column[turn.id] for turn in run.turns if turn.round == number]
+        left, right = SIDE + min(own) * (BOX_W + GAP_X), SIDE + max(own) * (BOX_W + GAP_X) + BOX_W
+        svg.text((left + right) / 2, 18, f"round {number}", "tick", "middle")
+        svg.line(left, 24, right, 24, "axis")
+
+
+def _link(svg: Svg, source: tuple[float, float], target: tuple[float, float], kind: str) -> None:
+    (x1, y1), (x2, y2) = source, target
+    middle1, middle2 = y1 + BOX_H / 2, y2 + BOX_H / 2
+    if x2 <= x1:  # the same column: an arc on the right
+        x1, x2 = x1 + BOX_W, x2 + BOX_W
+        bend = 22 + abs(y2 - y1) / 14
+        d = (
+            f"M{x1:.1f} {middle1:.1f}C{x1 + bend:.1f} {middle1:.1f} {x2 + bend:.1f} {middle2:.1f} "
+            f"{x2 + 5:.1f} {middle2:.1f}"
+        )
+        head = f"M{x2 + 1:.1f} {middle2:.1f}l7 -4v8z"
+    else:
+        x1 += BOX_W
+        far = (x2 - x1) / 2
+        # A link along one lane that passes other boxes bows upward around them.
+        lift = -0.75 * LANE if y1 == y2 and x2 - x1 > GAP_X + 1 else 0.0
+        d = (
+            f"M{x1:.1f} {middle1:.1f}C{x1 + far:.1f} {middle1 + lift:.1f} {x2 - far:.1f} {middle2 + lift:.1f} "
+            f"{x2 - 5:.1f} {middle2:.1f}"
+        )
+        head = f"M{x2 - 1:.1f} {middle2:.1f}l-7 -4v8z"
+    svg.path(d, kind)
+    svg.path(head, f"head {kind}")
+
+
+def _box(svg: Svg, turn: Turn, at: tuple[float, float], on_path: bool) -> None:
+    x, y = at
+    svg.rect(x, y, BOX_W, BOX_H, f"turn v-{turn.verdict}{' bold' if on_path else ''}", radius=6)
+    said = turn.answer if turn.answer is not None else turn.text or "no answer"
+    svg.text(x + 9, y + 18, f"{turn.id + 1}  {MARKS[turn.verdict]} {clip(said, 12)}", "turn-head")
+    below = (
+        turn.tools[0].name + (f" +{len(turn.tools) - 1}" if len(turn.tools) > 1 else "") if turn.tools else turn.role
+    )
+    svg.text(x + 9, y + 35, clip(f"⚙ {below}" if turn.tools else below, 17), "turn-sub")
+
+
+def legend(run: Run) -> str:
+    """The kinds of links and verdicts that occur, named."""
+    kinds = [kind for kind in MEANT if any(edge.kind == kind for edge in run.edges)]
+    links = "".join(
+        '<li><svg viewBox="0 0 34 10" aria-hidden="true" width="34" height="10">'
+        f'<path d="M0 5H27" class="edge e-{kind}"/><path d="M33 5l-7 -4v8z" class="head edge e-{kind}"/></svg>'
+        f"{MEANT[kind]}</li>"
+        for kind in kinds
+    )
+    words = "✓ correct · ✗ wrong · ∅ no answer · · not judged; bold: the path that made the answer"
+    return f'<ul class="legend">{links}<li>{words}</li></ul>'
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} characters more)"
+
+
+def _tool(use: ToolUse) -> str:
+    steps = "".join(f"<li>{esc(_cut(step))}</li>" for step in use.steps)
+    result = (
+        f'<span class="bad">✗ {esc(_cut(use.error))}</span>' if use.error else f"→ <b>{esc(_cut(use.result or ''))}</b>"
+    )
+    return f'<div class="tool"><code>{esc(_cut(use.call))}</code> {result}{f"<ol>{steps}</ol>" if steps else ""}</div>'
+
+
+def _turn(run: Run, turn: Turn) -> str:
+    into = [edge for edge in run.edges if edge.target == turn.id and edge.kind != "continuity"]
+    links = "; ".join(f"{SAID[edge.kind]} {edge.source + 1} ({run.turns[edge.source].agent})" for edge in into)
+    facts = [f"round {turn.round}", turn.role, seconds(turn.end - turn.start)]
+    if turn.model is not None:
+        facts.append(f"{turn.tokens_in:,} tokens in ({turn.tokens_cached:,} cached), {turn.tokens_out:,} out")
+    else:
+        facts.append("no model call")
+    kind = {"correct": "ok", "wrong": "bad"}.get(turn.verdict, "plain")
+    answer = f"{MARKS[turn.verdict]} {clip(turn.answer, 80) if turn.answer is not None else turn.verdict}"
+    shown = "".join(f"<dt>{esc(message.role)}</dt><dd>{esc(_cut(message.content))}</dd>" for message in turn.messages)
+    asked = f"<details><summary>What it was shown</summary><dl>{shown}</dl></details>" if shown else ""
+    return (
+        f'<li class="say{" bold" if turn.id in run.path else ""}"><header><b>{esc(turn.agent)}</b>'
+        f'<span class="{kind}">{esc(answer)}</span></header><p class="facts">{esc(" · ".join(facts))}</p>'
+        + (f'<p class="facts">{esc(links)}</p>' if links else "")
+        + (f'<p class="speech">{esc(_cut(turn.text))}</p>' if turn.text else "")
+        + "".join(_tool(use) for use in turn.tools)
+        + (f'<p class="bad">{esc(turn.error)}</p>' if turn.error else "")
+        + asked
+        + "</li>"
+    )
+
+
+def transcript(run: Run) -> str:
+    """Who said what, in order."""
+    return f'<ol class="debate">{"".join(_turn(run, turn) for turn in run.turns)}</ol>'
+
+
+def section(run: Run) -> str:
+    """The whole anatomy of one run."""
+    verdict = "ok" if run.verdict == "correct" else "bad"
+    return (
+        f"<blockquote>{esc(run.question.question)}</blockquote>"
+        f"<p>Right answer <b>{esc(run.question.gold or 'open')}</b>; the team says "
+        f'<b class="{verdict}">{esc(run.answer or "nothing")}</b> after {esc(seconds(run.wall))}, '
+        f"{len(run.calls)} model calls, {run.tokens_in:,} tokens in and {run.tokens_out:,} out. With unlimited "
+        f"parallelism it would take {esc(seconds(run.critical_path))}.</p>"
+        '<div class="scroll" role="region" tabindex="0" aria-label="Graph of one debate">'
+        f"{graph(run, 'anatomy')}</div>{legend(run)}<h3>Who said what</h3>{transcript(run)}"
+    )

@@ -1,0 +1,167 @@
+"""The curves of the report: accuracy against latency, latency distribution, training, cost.
+
+Emphasis instead of a rainbow: the team is ink, the student the one accent color, all else gray; shapes
+and dashes carry the difference too, so nothing depends on seeing color.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from soloist.toolchain.report.contract import Extra, OneOff, System, TrainingPoint
+from soloist.toolchain.report.labels import Box, Label, place
+from soloist.toolchain.report.svg import Scale, Svg
+from soloist.toolchain.report.words import number, percent, seconds, tick_seconds, usd
+
+WIDTH, HEIGHT = 430.0, 370.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 14.0, 48.0
+LABEL = 12.5
+
+Form = Callable[[float], str]
+
+
+def kind_class(system: System, headline: str | None) -> str:
+    """The style of a system's mark."""
+    if system.id == headline:
+        return "k-head"
+    return {"team": "k-team", "student": "k-student", "artifact": "k-file"}.get(system.kind, "k-rival")
+
+
+def _axes(svg: Svg, x: Scale, y: Scale, text: str, forms: tuple[Form, Form], *, most: int = 6) -> None:
+    for value in y.ticks():
+        svg.line(x.start, y(value), x.end, y(value), "grid")
+        svg.text(x.start - 7, y(value) + 4, forms[1](value), "tick", "end")
+    for value in x.ticks(most):
+        svg.line(x(value), y.start, x(value), y.start + 5, "axis")
+        svg.text(x(value), y.start + 19, forms[0](value), "tick", "middle")
+    svg.line(x.start, y.start, x.end, y.start, "axis")
+    svg.text((x.start + x.end) / 2, svg.height - 6, text, "axis-text", "middle")
+
+
+def _marker(svg: Svg, system: System, x: float, y: float, kind: str) -> None:
+    if system.kind == "team":
+        svg.rect(x - 6, y - 6, 12, 12, f"mark {kind}")
+    elif kind == "k-rival":
+        svg.path(f"M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z", f"mark {kind}")
+    else:
+        svg.circle(x, y, 7 if kind == "k-head" else 5, f"mark {kind}")
+
+
+def accuracy_chart(
+    systems: Sequence[System], names: dict[str, str], headline: str | None, domain: tuple[float, float], key: str
+) -> str:
+    """Accuracy with its interval against the median latency, each point named beside it."""
+    best = ", ".join(
+        f"{names[s.id]} {percent(s.accuracy.value)} at {seconds(s.latency_s.p50)}"
+        for s in sorted(systems, key=lambda s: -s.accuracy.value)
+    )
+    svg = Svg(key, WIDTH, HEIGHT, f"Accuracy against median latency, {systems[0].split}", best + ".")
+    x = Scale(*domain, LEFT, WIDTH - RIGHT, log=True)
+    y = Scale(0, 1, HEIGHT - BOTTOM, TOP)
+    _axes(svg, x, y, "median seconds per question, log scale", (tick_seconds, percent))
+    labels, taken = [], []
+    for system in systems:
+        px, py = x(system.latency_s.p50), y(system.accuracy.value)
+        low, high = y(system.accuracy.low), y(system.accuracy.high)
+        kind = kind_class(system, headline)
+        svg.line(px, low, px, high, f"whisker {kind}")
+        taken += [Box(px - 7, py - 7, px + 7, py + 7), Box(px - 2, high, px + 2, low)]
+        text = f"{names[system.id]} {percent(system.accuracy.value)}"
+        labels.append(Label(text, px, py, min(high, py - 7), max(low, py + 7), kind))
+    first = {"k-head": 0, "k-team": 1, "k-file": 2, "k-student": 3, "k-rival": 4}
+    labels.sort(key=lambda label: first[label.kind])
+    bounds = Box(LEFT + 2, TOP - 10, WIDTH - 2, HEIGHT - BOTTOM - 2)
+    placed = place(labels, taken, bounds, LABEL)
+    for spot in placed:
+        if spot.pole is not None:
+            middle = (spot.pole.left + spot.pole.right) / 2
+            svg.line(middle, spot.pole.top, middle, spot.pole.bottom, "leader")
+    for system in sorted(systems, key=lambda s: s.id == headline):
+        _marker(svg, system, x(system.latency_s.p50), y(system.accuracy.value), kind_class(system, headline))
+    for label, spot in zip(labels, placed, strict=True):
+        svg.text(spot.box.left, spot.box.bottom - 4, label.text, f"label {label.kind}")
+    return svg.render()
+
+
+def latency_domain(systems: Sequence[System]) -> tuple[float, float]:
+    """One latency axis for all panels."""
+    values = [max(s.latency_s.p50, 1e-4) for s in systems]
+    return min(values) / 1.7, max(values) * 2.6
+
+
+def ecdf_chart(extras: Sequence[Extra], kinds: dict[str, str], key: str) -> str:
+    """Share of questions answered within t seconds, log t."""
+    values = [max(v, 1e-4) for extra in extras for v in extra.latencies]
+    svg = Svg(key, 900, 330, "Share of questions answered within a time", "One rising line per system.")
+    x = Scale(min(values) / 1.1, max(values) * 1.1, LEFT, 888, log=True)
+    y = Scale(0, 1, 330 - BOTTOM, TOP)
+    _axes(svg, x, y, "seconds per question, log scale", (tick_seconds, percent), most=9)
+    for extra in sorted(extras, key=lambda e: e.system in kinds and kinds[e.system].startswith(("k-team", "k-head"))):
+        n, points = len(extra.latencies), []
+        for i, value in enumerate(extra.latencies):
+            points += [(x(value), y(i / n)), (x(value), y((i + 1) / n))]
+        svg.polyline([*points, (x.end, y(1))], f"curve {kinds[extra.system]}")
+    return svg.render()
+
+
+def training_chart(training: Sequence[TrainingPoint], key: str) -> str:
+    """Loss over the steps, raw and as a running mean."""
+    first, last = training[0], training[-1]
+    svg = Svg(
+        key, WIDTH, 250, "Training loss",
+        f"From {number(first.loss)} at step {first.step} to {number(last.loss)} at step {last.step}.",
+    )  # fmt: skip
+    return _curve(svg, [(p.step, p.loss) for p in training], "step · loss")
+
+
+def speed_chart(training: Sequence[TrainingPoint], key: str) -> str | None:
+    """Tokens per second over the steps; None where none were logged."""
+    points = [(p.step, p.tokens_per_second) for p in training if p.tokens_per_second is not None]
+    if len(points) < 2:
+        return None
+    values = sorted(value for _, value in points)
+    svg = Svg(key, WIDTH, 250, "Training speed", f"Tokens per second, median {number(values[len(values) // 2])}.")
+    return _curve(svg, [(step, value) for step, value in points], "step · tokens per second")
+
+
+def _curve(svg: Svg, points: Sequence[tuple[float, float]], text: str) -> str:
+    top = max(value for _, value in points) * 1.05 or 1.0
+    low, high = points[0][0], points[-1][0]
+    x = Scale(low, high if high > low else low + 1, LEFT, svg.width - RIGHT)
+    y = Scale(0, top, svg.height - BOTTOM, TOP)
+    _axes(svg, x, y, text, (number, number))
+    svg.polyline([(x(a), y(b)) for a, b in points], "curve raw")
+    mean = points[0][1]
+    smooth: list[tuple[float, float]] = []
+    # A decay of 10 points, started at the first value: noise goes, the shape stays.
+    for step, value in points:
+        mean += (value - mean) * 0.1 if smooth else 0
+        smooth.append((x(step), y(mean)))
+    svg.polyline(smooth, "curve k-head")
+    return svg.render()
+
+
+def spend_chart(spend: OneOff, team: float, student: float, even: int, key: str) -> str:
+    """Dollars spent in all after n questions, both axes logarithmic; the lines cross at break-even."""
+    once = (spend.recording or 0) + (spend.training or 0) + (spend.evaluation or 0)
+    last = 10 ** math.ceil(math.log10(max(even, 10)) + 0.7)
+    svg = Svg(
+        key, WIDTH, 300, "Dollars spent after n questions",
+        f"The team starts at nothing and costs {usd(team)} a question, the student starts at {usd(once)} and costs "
+        f"{usd(student)}; they meet at {even:,} questions.",
+    )  # fmt: skip
+    first = max(1.0, even / 300)
+    bottom = max(min(team * first, once + student * first), 1e-9)
+    x = Scale(first, last, LEFT + 12, WIDTH - RIGHT, log=True)
+    y = Scale(bottom / 1.5, max(team * last, once + student * last) * 1.5, 300 - BOTTOM, TOP, log=True)
+    _axes(svg, x, y, "questions answered, log scale", (number, usd), most=5)
+    steps = [first * (last / first) ** (i / 60) for i in range(61)]
+    svg.polyline([(x(n), y(team * n)) for n in steps], "curve k-team")
+    svg.polyline([(x(n), y(once + student * n)) for n in steps], "curve k-head")
+    svg.circle(x(even), y(team * even), 5, "mark k-head")
+    svg.line(x(even), y(team * even), x(even), y.start, "leader")
+    svg.text(x(even) + 8, y.start - 8, f"{even:,}", "label k-head")
+    svg.text(x.end, y(team * last) - 8, "team", "label k-team", "end")
+    svg.text(x.end, y(once + student * last) + 20, "student", "label k-head", "end")
+    return svg.render()
