@@ -1,6 +1,7 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from soloist.toolchain.tools.base import Result, Tool, Toolbox, ToolError
 from soloist.toolchain.tools.calls import grammar, parse_call, render_call, run_call
 from soloist.toolchain.tools.desk import desk_tools
@@ -21,6 +22,7 @@ def values(schema):
     return {"integer": st.integers(-(10**9), 10**9), "number": NUMBERS, "string": WORDS, "boolean": st.booleans()}[kind]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_rendered_call_is_parsed_back(data):
     tool = data.draw(st.sampled_from(list(TOOLS)))

@@ -3,8 +3,9 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from soloist.toolchain.tools.arithmetic import check_steps, equalities
 from soloist.toolchain.tools.base import ToolError
 from soloist.toolchain.tools.calls import parse_call, run_call
@@ -85,7 +86,8 @@ def test_every_tool_has_known_answers_a_check_and_a_full_schema():
 
 
 @pytest.mark.parametrize(
-    "name", ["solve", "calc", "percent", "simplify", "gcd", "lcm", "base", "between", "later", "weekday", "convert", "legs"]
+    "name",
+    ["solve", "calc", "percent", "simplify", "gcd", "lcm", "base", "between", "later", "weekday", "convert", "legs"],
 )
 def test_steps_can_be_judged(name):
     """Tools that compute show equalities; sort, filter and primes show lists."""
@@ -129,6 +131,7 @@ def test_arguments_that_make_no_sense_are_tool_errors(text, reason):
 WHOLE = st.integers(-99, 99)
 
 
+@settings(deadline=None)
 @given(WHOLE.filter(bool), WHOLE, WHOLE, st.sampled_from("abxyz"))
 def test_solution_satisfies_the_equation(a, b, c, name):
     equation = f"{a}*{name} {'-' if b < 0 else '+'} {abs(b)} = {c}"
@@ -140,6 +143,7 @@ def test_solution_satisfies_the_equation(a, b, c, name):
     assert not TOOLS["solve"].check({"equation": equation}, str(value + 1))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 5000), min_size=2, max_size=4))
 def test_divisors_agree_with_math(numbers):
     assert int(TOOLS["gcd"].run({"numbers": numbers}).value) == math.gcd(*numbers)
@@ -150,6 +154,7 @@ def test_divisors_agree_with_math(numbers):
     assert not TOOLS["lcm"].check({"numbers": numbers}, str(2 * math.lcm(*numbers)))
 
 
+@settings(deadline=None)
 @given(st.dates(min_value=datetime.date(1600, 1, 1)))
 def test_weekday_and_its_check_agree(day):
     result = TOOLS["weekday"].run({"date": day.isoformat()})
@@ -159,6 +164,7 @@ def test_weekday_and_its_check_agree(day):
     assert check_steps("\n".join(result.steps))
 
 
+@settings(deadline=None)
 @given(st.times(), st.integers(-3000, 3000))
 def test_later_and_between_undo_each_other(start, minutes):
     begin = start.strftime("%H:%M")
@@ -169,6 +175,7 @@ def test_later_and_between_undo_each_other(start, minutes):
     assert int(span[:2]) * 60 + int(span[3:]) == minutes % 1440
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 36), st.integers(2, 36))
 def test_bases_round_trip(value, source, target):
     written = TOOLS["base"].run({"number": str(value), "from": 10, "to": source}).value
@@ -177,6 +184,7 @@ def test_bases_round_trip(value, source, target):
     assert int(there, target) == value
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_conversion_round_trips_exactly(data):
     units = data.draw(st.sampled_from([list(u) for u in UNITS.values()]))

@@ -2,6 +2,7 @@ import sys
 import types
 
 import pytest
+
 from soloist.kernels.errors import UsageError
 from soloist.toolchain.tools.base import Tool, Toolbox
 from soloist.toolchain.tools.calls import parse_call, run_call
@@ -32,7 +33,16 @@ def test_tools_come_from_a_tool_a_toolbox_a_list_or_a_function(mine):
 
 def test_all_faults_are_reported_at_once(mine):
     with pytest.raises(UsageError) as caught:
-        load_tools([f"{mine}:number", f"{mine}:bad", f"{mine}:absent", "no_such_module:x", f"{mine}:box", f"{mine}:make"])
+        load_tools(
+            [f"{mine}:number", f"{mine}:bad", f"{mine}:absent", "no_such_module:x", f"{mine}:box", f"{mine}:make"]
+        )
     text = str(caught.value)
-    for part in ("is int", "must be an identifier", "property 'x'", "absent", "no_such_module", "'mirror' is there already"):
+    for part in (
+        "is int",
+        "must be an identifier",
+        "property 'x'",
+        "absent",
+        "no_such_module",
+        "'mirror' is there already",
+    ):
         assert part in text

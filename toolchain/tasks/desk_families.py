@@ -3,7 +3,8 @@
 Where reasoning-gym has the task, its generator draws the numbers and its answer is the gold; half of
 the questions keep its wording (long format instructions removed), half use ours. The other families
 draw their own numbers and compute their gold with Fractions. Traps of reasoning-gym that are avoided
-here: a time that ends at midnight, fractions over 1, filters that keep nothing, sums that drop out.
+here: zero written as no digit at all, times that end at midnight, fractions over 1, filters that keep
+nothing, whole-number division of what does not divide.
 """
 
 from __future__ import annotations
@@ -99,12 +100,22 @@ def products(rng: Random, seed: int) -> Draft | None:
     return Draft(_say(rng, "products", original, a=a, b=b), item["answer"], (f"calc({expression})",))
 
 
+def _without_outer(expression: str) -> str:
+    """Without parentheses around the whole."""
+    level = 0
+    for at, sign in enumerate(expression):
+        level += (sign == "(") - (sign == ")")
+        if level == 0:
+            return _without_outer(expression[1:-1]) if sign == ")" and at == len(expression) - 1 else expression
+    return expression
+
+
 def expressions(rng: Random, seed: int) -> Draft | None:
     item = _gym("basic_arithmetic", seed, min_terms=3, max_terms=4, max_digits=2, allow_negation=False)
     expression = item["metadata"]["expression"].replace("( ", "(").replace(" )", ")")
-    if re.fullmatch(r"\(.*\)", expression) and "(" not in expression[1:]:
-        expression = expression[1:-1]
-    if not re.search(r"[*/(]", expression):
+    expression = _without_outer(expression)
+    nested = any(pile in expression for pile in ("(((", ")))", "(-("))
+    if nested or not re.search(r"[*/(]", expression):
         return None
     return Draft(_say(rng, "expressions", f"Calculate {expression}.", e=expression), item["answer"],
                  (f"calc({expression})",))  # fmt: skip
@@ -235,7 +246,7 @@ _BASES = {2: "binary", 8: "octal", 10: "decimal", 16: "hexadecimal"}
 
 
 def bases(rng: Random, seed: int) -> Draft | None:
-    item = _gym("base_conversion", seed, max_value=400)
+    item = _gym("base_conversion", seed, min_value=2, max_value=400)
     facts = item["metadata"]
     source, target, number = facts["source_base"], facts["target_base"], facts["source_repr"]
     if source == target:
