@@ -1,0 +1,95 @@
+"""A packed batch computes what one conversation after another computes, exactly."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from soloist.toolchain.distill import packing  # noqa: E402
+from soloist.toolchain.distill.methods import METHODS, sft_loss, summed_cross_entropy  # noqa: E402
+from soloist.toolchain.distill.packing import pack  # noqa: E402
+from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
+
+
+@pytest.fixture(params=["written out", "torch"])
+def attention(request, monkeypatch):
+    """Both ways to attend: two products, and torch's own kernel."""
+    monkeypatch.setattr(packing, "_SHORT", 256 if request.param == "written out" else 0)
+
+
+def student_of(base, dtype=torch.float32):
+    model, tokenizer = load_base(base)
+    return Student(model, tokenizer, dtype=dtype, device=torch.device("cpu"))
+
+
+def reference_loss(base, examples, dtype):
+    """Full logits of each conversation on its own by the unchanged model, and its gradients."""
+    model = load_base(base)[0].to(dtype)
+    total = torch.zeros((), dtype=dtype)
+    for example in examples:
+        logits = model(torch.tensor([example.ids])).logits[0]
+        chosen = torch.tensor(example.trained)[1:]
+        labels = torch.tensor(example.ids)[1:]
+        total = total + torch.nn.functional.cross_entropy(logits[:-1][chosen], labels[chosen], reduction="sum")
+    total.backward()
+    return total.item(), {name: value.grad for name, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("share", [True, False])
+def test_packed_loss_and_gradients_equal_one_by_one(tiny_base, conversations, attention, dtype, tolerance, share):
+    want, gradients = reference_loss(tiny_base, conversations, dtype)
+    student = student_of(tiny_base, dtype)
+    loss = sft_loss(student, pack(conversations, share=share))
+    student.backward(loss)
+    # the model's own norms compute in fp32 whatever the dtype, so float64 is exact only up to their rounding
+    assert loss.item() == pytest.approx(want, rel=tolerance / 10)
+    for name, value in student.named_parameters():
+        worst = (value.grad - gradients[name]).abs().max() / gradients[name].abs().max()
+        assert worst < tolerance, name
+
+
+def test_parts_add_up_to_the_whole(tiny_base, conversations):
+    student = student_of(tiny_base, torch.float64)
+    whole = sft_loss(student, pack(conversations)).item()
+    split = sum(sft_loss(student, pack(conversations[start : start + 5])).item() for start in (0, 5, 10))
+    assert split == pytest.approx(whole, rel=1e-12)
+
+
+def test_shared_beginnings_are_computed_once(conversations):
+    batch, apart = pack(conversations), pack(conversations, share=False)
+    assert apart.ids.numel() == sum(len(e.ids) - 1 for e in conversations)
+    distinct = {e.ids[:place] for e in conversations for place in range(1, len(e.ids))}
+    assert batch.ids.numel() == len(distinct) < apart.ids.numel()
+    assert batch.tokens == apart.tokens == sum(len(e.ids) for e in conversations)
+    assert batch.targets == sum(e.targets for e in conversations)
+
+
+def test_conversations_do_not_see_each_other(tiny_base, conversations):
+    student = student_of(tiny_base)
+    alone = student.logits(pack(conversations[3:4]))
+    batch = pack(conversations)
+    together = student.logits(batch)[batch.owners == 3]
+    assert torch.allclose(alone, together, atol=1e-5)
+
+
+def test_cross_entropy_is_torchs(tiny_base):
+    torch.manual_seed(0)
+    logits = (torch.randn(37, 101, dtype=torch.float64) * 5).requires_grad_()
+    labels = torch.randint(0, 101, (37,))
+    loss = summed_cross_entropy(logits, labels)
+    (got,) = torch.autograd.grad(loss * 3, logits)
+    want = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    (expected,) = torch.autograd.grad(want * 3, logits)
+    assert loss.item() == pytest.approx(want.item(), rel=1e-12)
+    assert torch.allclose(got, expected, atol=1e-12)
+
+
+def test_every_method_has_a_finite_loss_with_a_gradient(tiny_base, conversations):
+    for method in METHODS.values():
+        student = student_of(tiny_base)
+        loss = method.loss(student, pack(conversations))
+        student.backward(loss)
+        assert torch.isfinite(loss), method.name
+        assert all(value.grad is not None for _, value in student.named_parameters()), method.name

@@ -1,0 +1,72 @@
+"""Traces in, a student folder out: whole, reusable, honest about what it kept."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from soloist.kernels.errors import DataError  # noqa: E402
+from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
+from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
+from soloist.toolchain.traces.store import write_runs  # noqa: E402
+
+CONFIG = DistillConfig(train=TrainConfig(batch_size=4, learning_rate=3e-3, precision="fp32", device="cpu"))
+
+
+@pytest.fixture
+def traces(tmp_path, run_of):
+    runs = [run_of(number, calls=1 + number % 2) for number in range(10)] + [run_of(50, verdict="wrong")]
+
+    def build(folder):
+        return {"runs": write_runs(runs, folder / "traces.jsonl.gz")}
+
+    return stage("teach", tmp_path / "traces", {}, [], build)
+
+
+def test_distill_makes_a_student_folder(tiny_base, traces, tmp_path):
+    made = distill(CONFIG, traces, tiny_base, tmp_path / "student")
+    assert Artifact.open(tmp_path / "student", stage="distill").digest == made.digest
+    names = set(made.manifest["files"])
+    assert {"config.json", "model.safetensors", "tokenizer.json", "student.json", "train.jsonl"} <= names
+    assert not any(name.startswith("checkpoints") for name in names)
+    card = json.loads((made.path / "student.json").read_text())
+    assert (card["mode"], card["method"], card["tools"]) == ("acts", "sft", ["add"])
+    assert card["data"]["kept"] == 10
+    assert card["data"]["rejected"] == {"no correct answer": 1}
+    assert made.facts["training"]["steps"] == 3
+    assert len((made.path / "train.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_same_work_gives_the_same_weights(tiny_base, traces, tmp_path):
+    made = [distill(CONFIG, traces, tiny_base, tmp_path / name).manifest["files"] for name in ("one", "two")]
+    assert made[0]["model.safetensors"] == made[1]["model.safetensors"]
+
+
+def test_a_student_that_is_there_is_not_trained_again(tiny_base, traces, tmp_path):
+    first = distill(CONFIG, traces, tiny_base, tmp_path / "student")
+    stamp = (first.path / "model.safetensors").stat().st_mtime_ns
+    later = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"checkpoint_seconds": 7.0})})
+    distill(later, traces, tiny_base, tmp_path / "student")
+    assert (first.path / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_held_out_questions_stop_the_stage(tiny_base, tmp_path, run_of):
+    held = stage(
+        "teach",
+        tmp_path / "t",
+        {},
+        [],
+        lambda f: {"runs": write_runs([run_of(1, split="held-out")], f / "traces.jsonl.gz")},
+    )
+    with pytest.raises(DataError, match="may not be trained on"):
+        distill(CONFIG, held, tiny_base, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_worked_steps_are_recomputed():
+    assert recheck(["3 + 4 = 7", "7 * 2 = 14"])
+    assert not recheck(["3 + 4 = 7", "7 * 2 = 15"])

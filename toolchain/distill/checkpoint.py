@@ -1,0 +1,61 @@
+"""Checkpoints of a training run: tensors as safetensors, the rest as JSON, never pickle.
+
+    <folder>/step-00000120/   state.safetensors (fp32 weights and both moments) · state.json
+
+A checkpoint is written under a temporary name, synced and renamed, then older ones are removed: a kill at
+any moment leaves one whole checkpoint, the old or the new.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from soloist.kernels.errors import ArtifactError
+from soloist.toolchain.artifact import explain_disk_errors, write_atomic
+
+
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write the checkpoint of `step` and remove the older ones."""
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f"{target.name}.tmp"
+    with explain_disk_errors(folder):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, _tensors(temporary))
+        with _tensors(temporary).open("rb") as file:
+            os.fsync(file.fileno())
+        write_atomic(temporary / "state.json", json.dumps({"step": step, **facts}))
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        for old in folder.glob("step-*"):
+            if old.name != target.name:
+                shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Facts and tensors of the newest whole checkpoint; None if there is none.
+
+    Raises:
+        ArtifactError: a checkpoint that was damaged after it was written.
+    """
+    whole = sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp")
+    if not whole:
+        return None
+    try:
+        facts = json.loads((whole[-1] / "state.json").read_text(encoding="utf-8"))
+        return facts, load_file(_tensors(whole[-1]))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ArtifactError(f"{whole[-1]}: damaged checkpoint ({error}); delete it to start over") from error
+
+
+def _tensors(folder: Path) -> Path:
+    return folder / "state.safetensors"

@@ -1,0 +1,199 @@
+"""Traces to training examples: the conversation a student should have had, and which tokens it must say.
+
+    acts          user: question · assistant: call [then] · tool: result · assistant: call · …
+    internalise   user: question · assistant: the tools' worked steps, one a line, then `#### answer`
+
+A run without tool calls teaches its final text in both modes. Only the assistant's own words and the
+token that ends its turn are trained; prompts, tool results and the template are read, never learned.
+The mask comes from rendering the chat template message by message: a template whose prompt is not,
+token for token, the beginning of the finished conversation is refused, because a mask would lie.
+Rejection sampling keeps a run only if its answer is correct, every worked step re-checks, and (acts)
+the last tool's result is the answer. Left out: rewriting or repairing rejected runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from soloist.kernels.errors import DataError
+from soloist.targets.base import Message
+from soloist.toolchain.tasks.base import extract, score
+from soloist.toolchain.tools.calls import MORE
+from soloist.toolchain.traces.schema import Run, ToolUse
+
+Mode = Literal["acts", "internalise"]
+CheckSteps = Callable[[Sequence[str]], bool]
+
+END = "<|im_end|>"
+# ChatML and nothing else: no system prompt is slipped in, so a question costs 9 template tokens, not some 30.
+STUDENT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation as tokens. `trained[i]` says that token i is one the student must produce."""
+
+    messages: tuple[Message, ...]
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    question_id: str = ""
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are trained."""
+        return sum(self.trained)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The examples kept, and how many runs were rejected for which reason."""
+
+    examples: tuple[Example, ...]
+    rejected: Mapping[str, int]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """For manifests and reports."""
+        tokens, trained = sum(len(e.ids) for e in self.examples), sum(e.targets for e in self.examples)
+        kept = len(self.examples)
+        return {"kept": kept, "rejected": dict(self.rejected), "tokens": tokens, "trained_tokens": trained}
+
+
+def prepare_tokenizer(tokenizer: Any) -> None:  # noqa: ANN401 - transformers is untyped here
+    """Give a ChatML tokenizer the student's template; any other family keeps its own."""
+    if {"<|im_start|>", END} <= set(tokenizer.get_vocab()):
+        tokenizer.chat_template = STUDENT_TEMPLATE
+        tokenizer.eos_token = END
+    if not tokenizer.chat_template:
+        raise DataError("the base model has no chat template and is not ChatML; choose an instruction-tuned base")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def render_ids(tokenizer: Any, messages: Sequence[Message], *, prompt: bool) -> list[int]:  # noqa: ANN401
+    """Token ids of `messages` under the tokenizer's template; `prompt` opens the assistant's turn."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode(messages: Sequence[Message], tokenizer: Any, question_id: str = "") -> Example:  # noqa: ANN401
+    """Tokens and mask of a conversation, cut after the last trained token.
+
+    Raises:
+        DataError: the template breaks the prefix property, or does not end a turn with the end token.
+    """
+    ids = render_ids(tokenizer, messages, prompt=False)
+    trained = [False] * len(ids)
+    last = 0
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        start = len(prompt := render_ids(tokenizer, messages[:index], prompt=True))
+        if ids[:start] != prompt:
+            raise DataError(
+                f"chat template: the prompt before message {index} ({question_id or 'a conversation'}) is not the "
+                "beginning of the whole conversation, token for token; the loss mask cannot be trusted. "
+                "Use a template without trimming or injected text"
+            )
+        if tokenizer.eos_token_id not in ids[start:]:
+            raise DataError(
+                f"chat template: the assistant's turn does not end with the end token '{tokenizer.eos_token}'; "
+                "set the tokenizer's eos_token to the one that the template writes"
+            )
+        last = ids.index(tokenizer.eos_token_id, start) + 1
+        trained[start:last] = [True] * (last - start)
+    if not last:
+        raise DataError(f"{question_id or 'a conversation'}: no assistant message to learn from")
+    return Example(tuple(messages), tuple(ids[:last]), tuple(trained[:last]), question_id)
+
+
+def act_messages(question: str, uses: Sequence[ToolUse]) -> list[Message]:
+    """The conversation of a student that calls tools: each call but the last ends in ` then`."""
+    messages: list[Message] = [{"role": "user", "content": question}]
+    for index, use in enumerate(uses):
+        call = use.call.strip().removesuffix(MORE).rstrip()
+        following = index + 1 < len(uses)
+        messages.append({"role": "assistant", "content": call + (MORE if following else "")})
+        if following:
+            messages.append({"role": "tool", "content": (use.result or "").strip()})
+    return messages
+
+
+def conversation(run: Run, mode: Mode) -> list[Message] | None:
+    """What the student should have said to the run's question; None if the run shows nothing to say."""
+    question = run.question.question.strip()
+    uses = run.trajectory
+    if uses and mode == "acts":
+        return act_messages(question, uses)
+    lines = [step for use in uses for step in use.steps] if uses else _final_text(run).splitlines()
+    if not lines or run.answer is None:
+        return None
+    text = "\n".join(line.rstrip() for line in lines).strip()
+    if extract(text) != run.answer or "####" not in text:
+        text += f"\n#### {run.answer}"
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+
+
+def _final_text(run: Run) -> str:
+    said = [run.turns[step].text for step in run.path if run.turns[step].text.strip()]
+    return said[-1] if said else ""
+
+
+def reject(run: Run, mode: Mode, check_steps: CheckSteps) -> str | None:
+    """Why a run must not be learned from; None if it may be."""
+    uses = run.trajectory
+    if run.verdict != "correct":
+        return "no correct answer"
+    if any(use.error is not None for use in uses):
+        return "a call on the answer's path failed"
+    steps = [step for use in uses for step in use.steps] if uses else _final_text(run).splitlines()
+    if not check_steps(steps):
+        return "a worked step does not re-check"
+    if uses and mode == "acts":
+        result = uses[-1].result
+        if not (score(result, run.question) or score(extract(result or ""), run.question)):
+            return "the last tool's result is not the answer"
+    return None
+
+
+def select(
+    runs: Iterable[Run],
+    tokenizer: Any,  # noqa: ANN401
+    *,
+    check_steps: CheckSteps,
+    mode: Mode = "acts",
+    max_length: int = 1024,
+) -> Selection:
+    """Turn runs into examples by rejection sampling.
+
+    Raises:
+        DataError: a question that is not of the training split, or nothing left to learn from.
+    """
+    kept: list[Example] = []
+    rejected: Counter[str] = Counter()
+    for run in runs:
+        if run.question.split != "train":
+            raise DataError(
+                f"question {run.question.id}: split '{run.question.split}' may not be trained on; "
+                "record traces from training questions only"
+            )
+        reason = reject(run, mode, check_steps)
+        messages = None if reason else conversation(run, mode)
+        if messages is None:
+            rejected[reason or "nothing to learn from"] += 1
+            continue
+        example = encode(messages, tokenizer, run.question.id)
+        if len(example.ids) > max_length:
+            rejected[f"longer than {max_length} tokens"] += 1
+            continue
+        kept.append(example)
+    if not kept:
+        why = ", ".join(f"{count} x {reason}" for reason, count in rejected.items()) or "there are no traces"
+        raise DataError(f"no trace to learn from ({why}); record more, or with a stronger team")
+    return Selection(tuple(kept), dict(rejected))

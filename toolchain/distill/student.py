@@ -1,0 +1,182 @@
+"""The student in memory: a Hugging Face causal model that eats packed batches.
+
+`logits` is the one way every method reads the student: next-token logits at the trained positions only,
+since a vocabulary-wide product at every position is the largest single cost of a small model. The
+input embedding is looked up outside the graph and its gradient added to the touched rows: torch would
+build a second dense gradient of the whole table. Weights are bf16 while training in bf16; what is
+updated are the fp32 copies in `optimizer.py`. LoRA wraps the model with peft and is merged before it
+is saved. Left out: quantized bases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from soloist.kernels.errors import ArtifactError
+from soloist.targets.base import require
+from soloist.toolchain.distill.data import prepare_tokenizer
+from soloist.toolchain.distill.packing import Batch, use_packed_attention
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory: it hands large buffers back after every operation otherwise.
+
+    Each activation would then be mapped and zeroed by the kernel anew, a third of a training step on
+    a small CPU. Affects this process only; without glibc it does nothing.
+    """
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None)
+            libc.mallopt(mmap_max, 0)
+            libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def load_base(base: Path) -> tuple[Any, Any]:
+    """Model (fp32) and tokenizer of a Hugging Face folder or a GGUF file.
+
+    Raises:
+        ArtifactError: missing, foreign or damaged.
+    """
+    if base.is_file():
+        from soloist.targets.from_gguf import from_gguf
+
+        with tempfile.TemporaryDirectory() as folder:
+            from_gguf(base, Path(folder), dtype="float32")
+            return load_base(Path(folder))
+    if not (base / "config.json").is_file():
+        raise ArtifactError(f"{base}: neither a GGUF file nor a Hugging Face folder (no config.json)")
+    transformers = require("transformers", "train")
+    try:
+        with _quiet_progress(transformers):
+            model = transformers.AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(base))
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{base}: not a model that transformers can load ({error})") from error
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _quiet_progress(transformers: Any) -> Any:  # noqa: ANN401 - an untyped module
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def choose_precision(precision: Precision, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype of the weights that compute, and why.
+
+    bf16 pays where the hardware multiplies it; elsewhere it is emulated and slower than fp32.
+    """
+    if precision != "auto":
+        return (torch.bfloat16 if precision == "bf16" else torch.float32), f"asked for {precision}"
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return (torch.bfloat16, "the GPU multiplies bf16") if fast else (torch.float32, "the GPU has no bf16")
+    if device.type == "cpu":
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
+        fast = "avx512_bf16" in flags or "amx_bf16" in flags or " bf16 " in flags
+        return (torch.bfloat16, "the CPU multiplies bf16") if fast else (torch.float32, "the CPU has no bf16")
+    return torch.float32, f"bf16 is not established on {device.type}"
+
+
+class Student:
+    """A causal model, its tokenizer and how it is trained."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> None:  # noqa: ANN401
+        prepare_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
+        self.native_attention = model.config._attn_implementation
+        model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
+        use_packed_attention(model)
+        self.model = model.to(device=device, dtype=dtype).train()
+        self.device = device
+        self.dtype = dtype
+        self.lora = False
+        self._pending: list[tuple[Tensor, Tensor]] = []  # (ids, gradient) of embeddings looked up
+
+    def add_lora(self, rank: int, alpha: float) -> None:
+        """Freeze the model and train low-rank additions to every linear layer instead."""
+        peft = require("peft", "train")
+        config = peft.LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        with warnings.catch_warnings():
+            # peft 0.19 asks transformers 5 for a renamed attribute
+            warnings.simplefilter("ignore", FutureWarning)
+            self.model = peft.get_peft_model(self.model, config, autocast_adapter_dtype=False)
+        self.lora = True
+
+    @property
+    def embedding(self) -> nn.Module:
+        module: nn.Module = self.model.get_input_embeddings()
+        return module
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """What is trained, tied weights once."""
+        return [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Next-token logits at the batch's trained positions, (R, vocabulary)."""
+        output = self.model(
+            **self._inputs(batch),
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=batch.rows,
+            soloist_batch=batch,
+        )
+        found: Tensor = output.logits[0]
+        return found
+
+    def _inputs(self, batch: Batch) -> dict[str, Tensor]:
+        table = self.embedding
+        if type(table) is not nn.Embedding or table.max_norm is not None or not table.weight.requires_grad:
+            return {"input_ids": batch.ids}
+        looked_up = table.weight.detach()[batch.ids].requires_grad_()
+        looked_up.register_hook(lambda gradient: self._pending.append((batch.ids[0], gradient[0])))
+        return {"inputs_embeds": looked_up}
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate, then add the input embedding's gradient to the rows that were looked up."""
+        self._pending = []
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        table = self.embedding
+        for ids, gradient in self._pending:
+            assert isinstance(table, nn.Embedding)
+            if table.weight.grad is None:
+                table.weight.grad = torch.zeros_like(table.weight)
+            keep = ids != table.padding_idx if table.padding_idx is not None else ids >= 0  # torch skips padding too
+            table.weight.grad.index_add_(0, ids[keep], gradient[keep])
+        self._pending = []
+
+    def save(self, folder: Path, master: Mapping[str, Tensor]) -> None:
+        """Write a plain Hugging Face folder in bf16: fp32 `master` weights put in, LoRA merged, rounded once.
+
+        The student can be saved once; it does not train on afterwards.
+        """
+        model = self.model.float()
+        with torch.no_grad():
+            for name, value in self.named_parameters():
+                value.copy_(master[name])
+        if self.lora:
+            model = model.merge_and_unload()
+        model.set_attn_implementation(self.native_attention)
+        model.to(torch.bfloat16).save_pretrained(str(folder), safe_serialization=True)
+        self.tokenizer.save_pretrained(str(folder))

@@ -1,0 +1,239 @@
+"""The one training loop: batches, schedule, log, checkpoints, exact resume. Methods plug in a loss.
+
+A step takes `batch_size` conversations, splits them into parts that fit in memory, sums the method's
+loss over each, divides by the trained tokens of the whole step, clips and updates. Everything random is
+a function of (seed, epoch, step), so a resumed run continues the very numbers of an uninterrupted one
+on a CPU with the same number of threads. Under `accelerate launch` each process takes its share of a
+step's conversations and gradients are summed. Left out: evaluation while training (the compiled files
+are what is measured), early stopping.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from soloist.kernels.errors import ArtifactError, UsageError
+from soloist.targets.base import require
+from soloist.toolchain.config import Config
+from soloist.toolchain.distill.checkpoint import load_checkpoint, save_checkpoint
+from soloist.toolchain.distill.data import Example
+from soloist.toolchain.distill.methods import METHODS, Method
+from soloist.toolchain.distill.optimizer import MasterAdamW
+from soloist.toolchain.distill.packing import pack
+from soloist.toolchain.distill.student import Precision, Student, choose_precision, keep_freed_memory, load_base
+from soloist.toolchain.events import QUIET, EventLog
+
+LOG = "train.jsonl"
+CHECKPOINTS = "checkpoints"
+STAGE = "distill"
+
+
+class TrainConfig(Config):
+    """How to train. `batch_size` counts conversations per update; `part_tokens` bounds memory, not results."""
+
+    method: str = "sft"
+    tuning: Literal["full", "lora"] = "full"
+    lora_rank: int = Field(default=16, ge=1)
+    lora_alpha: float = Field(default=32.0, gt=0)
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    part_tokens: int = Field(default=4096, ge=64)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    precision: Precision = "auto"
+    device: Literal["auto", "cpu"] = "auto"
+    max_length: int = Field(default=1024, ge=16)
+    seed: int = 0
+    checkpoint_seconds: float = Field(default=120.0, gt=0)
+
+    def fingerprint(self, examples: Sequence[Example]) -> str:
+        """What a checkpoint must share with the run that resumes it."""
+        settings = self.model_dump(exclude={"checkpoint_seconds"})
+        content = json.dumps([settings, [(e.ids, e.trained) for e in examples]], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Trained:
+    """What a run left behind: one record per step, and totals over the steps of this process."""
+
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    resumed_at: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """Totals for the manifest. Tokens per second leave checkpoints out."""
+        seconds = sum(step["seconds"] for step in self.steps)
+        totals = {
+            name: sum(step[name] for step in self.steps) for name in ("tokens", "trained_tokens", "computed_tokens")
+        }
+        return {
+            "steps": len(self.steps),
+            **totals,
+            "seconds": round(seconds, 2),
+            "tokens_per_second": round(totals["tokens"] / seconds, 1) if seconds else None,
+            "trained_tokens_per_second": round(totals["trained_tokens"] / seconds, 1) if seconds else None,
+            "first_loss": self.steps[0]["loss"] if self.steps else None,
+            "last_loss": self.steps[-1]["loss"] if self.steps else None,
+        }
+
+
+def plan(count: int, config: TrainConfig) -> list[list[int]]:
+    """The conversations of each step: every epoch its own shuffle of all of them."""
+    steps = []
+    for epoch in range(config.epochs):
+        order = list(range(count))
+        random.Random(f"{config.seed}/{epoch}").shuffle(order)  # noqa: S311 - not cryptography
+        steps += [order[start : start + config.batch_size] for start in range(0, count, config.batch_size)]
+    return steps
+
+
+def parts(examples: Sequence[Example], part_tokens: int) -> Iterator[list[Example]]:
+    """Split a step's conversations so that each part, attention's padding included, stays within bounds."""
+    part: list[Example] = []
+    for example in sorted(examples, key=lambda e: len(e.ids)):
+        if part and (len(part) + 1) * len(example.ids) > part_tokens:
+            yield part
+            part = []
+        part.append(example)
+    if part:
+        yield part
+
+
+def learning_rate(step: int, total: int, config: TrainConfig) -> float:
+    """Linear warm-up, then the schedule down to a tenth (cosine) or nothing (linear)."""
+    warm = round(config.warmup * total)
+    if step < warm:
+        return config.learning_rate * (step + 1) / (warm + 1)
+    done = (step - warm) / max(1, total - warm)
+    shape = {"cosine": 0.1 + 0.45 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+    return config.learning_rate * shape[config.schedule]
+
+
+def resolve_method(name: str) -> Method:
+    """A method by name. Raises UsageError with those there are."""
+    if name not in METHODS:
+        raise UsageError(f"method: unknown '{name}'; there are: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+class Trainer:
+    """A student, its optimizer and its examples, step by step."""
+
+    def __init__(self, base: Path, config: TrainConfig, accelerator: Any = None) -> None:  # noqa: ANN401
+        keep_freed_memory()
+        self.method = resolve_method(config.method)
+        self.config = config
+        accelerate = require("accelerate", "train")
+        self.accelerator = accelerator or accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision="no")
+        self.dtype, self.precision_reason = choose_precision(config.precision, self.accelerator.device)
+        torch.manual_seed(config.seed)
+        model, tokenizer = load_base(base)
+        self.student = Student(model, tokenizer, dtype=self.dtype, device=self.accelerator.device)
+        if config.tuning == "lora":
+            self.student.add_lora(config.lora_rank, config.lora_alpha)
+        self.optimizer = MasterAdamW(self.student.named_parameters(), weight_decay=config.weight_decay)
+
+    def step(self, examples: Sequence[Example], index: int, rate: float) -> dict[str, Any]:
+        """One update on `examples`; returns its record."""
+        torch.manual_seed(self.config.seed * 1_000_003 + index)
+        targets = sum(example.targets for example in examples)
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        total = torch.zeros((), device=self.student.device)
+        computed = 0
+        pieces = list(parts(examples[rank::processes], self.config.part_tokens))
+        for piece in pieces:
+            batch = pack(piece).to(self.student.device)
+            loss = self.method.loss(self.student, batch) / targets
+            self.student.backward(loss)
+            total += loss.detach()
+            computed += batch.ids.numel()
+            if len(pieces) > 1:
+                self.optimizer.accumulate()
+        if processes > 1:
+            self.optimizer.reduce(lambda tensor: self.accelerator.reduce(tensor, "sum"))
+            total = self.accelerator.reduce(total, "sum")
+        norm = float(self.optimizer.norm())
+        if not math.isfinite(norm) or not math.isfinite(float(total)):
+            raise UsageError(f"step {index}: the loss is {float(total)}, its gradient {norm}; lower learning_rate")
+        self.optimizer.step(rate, min(1.0, self.config.clip_norm / (norm + 1e-6)))
+        return {
+            "step": index,
+            "loss": round(float(total), 6),
+            "learning_rate": rate,
+            "gradient_norm": round(norm, 4),
+            "tokens": sum(len(example.ids) for example in examples),
+            "trained_tokens": targets,
+            "computed_tokens": computed,
+        }
+
+    def fit(
+        self,
+        examples: Sequence[Example],
+        folder: Path,
+        *,
+        events: EventLog = QUIET,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Trained:
+        """Train to the end, resuming from what `folder` holds; the log is `folder`/train.jsonl."""
+        steps = plan(len(examples), self.config)
+        fingerprint = self.config.fingerprint(examples)
+        trained = self._resume(folder, fingerprint)
+        trained.resumed_at = len(trained.steps)
+        if trained.resumed_at:
+            events.emit(STAGE, "note", text=f"resumed after step {trained.resumed_at} of {len(steps)}")
+        saved = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
+            for index in range(trained.resumed_at, len(steps)):
+                began = time.perf_counter()
+                rate = learning_rate(index, len(steps), self.config)
+                record = self.step([examples[i] for i in steps[index]], index, rate)
+                record["seconds"] = round(time.perf_counter() - began, 4)
+                trained.steps.append(record)
+                log.write(json.dumps(record) + "\n")
+                self._report(record, len(steps), events)
+                if on_step is not None:
+                    on_step(record)
+                if time.monotonic() - saved >= self.config.checkpoint_seconds and index + 1 < len(steps):
+                    self._save(folder, index + 1, fingerprint)
+                    saved = time.monotonic()
+        return trained
+
+    def _report(self, record: dict[str, Any], total: int, events: EventLog) -> None:
+        speed = record["tokens"] / record["seconds"] if record["seconds"] else 0.0
+        trained = record["trained_tokens"] / record["seconds"] if record["seconds"] else 0.0
+        rates = {"tokens_per_second": round(speed, 1), "trained_tokens_per_second": round(trained, 1)}
+        events.emit(STAGE, "metric", **record, **rates)
+        events.progress(STAGE, record["step"] + 1, total, loss=record["loss"], **rates)
+
+    def _save(self, folder: Path, step: int, fingerprint: str) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(folder / CHECKPOINTS, step, self.optimizer.state(), {"fingerprint": fingerprint})
+
+    def _resume(self, folder: Path, fingerprint: str) -> Trained:
+        log = folder / LOG
+        found = load_checkpoint(folder / CHECKPOINTS)
+        if found is None:
+            log.unlink(missing_ok=True)
+            return Trained()
+        facts, tensors = found
+        if facts["fingerprint"] != fingerprint:
+            raise ArtifactError(f"{folder}: its checkpoint is of other settings or data; delete the folder")
+        self.optimizer.load(tensors, facts["step"])
+        lines = log.read_text(encoding="utf-8").splitlines()[: facts["step"]]
+        log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return Trained([json.loads(line) for line in lines])
