@@ -18,6 +18,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def _tensors(student: Path, config: Mapping[str, Any], stack: ExitStack) -> Iter
             found.add(name)
             count = next((count for part, count in heads.items() if f".{part}." in key), None)
             shape = tuple(file.get_slice(key).get_shape())
-            yield _Tensor(name, shape, lambda file=file, key=key, count=count: _load(file, key, count))
+            yield _Tensor(name, shape, partial(_load, file, key, count))
     wanted = {"token_embd.weight", "output_norm.weight"} | {
         f"blk.{layer}.{part}" for layer in range(config["num_hidden_layers"]) for part in _LAYER.values()
     }
@@ -272,7 +273,8 @@ def _write(writer: Any, tensors: list[_Tensor], plan: Plan) -> dict[str, int]:  
     counts: dict[str, int] = {}
     kinds = [gguf.GGMLQuantizationType[_kind(tensor, plan)] for tensor in tensors]
     for tensor, kind in zip(tensors, kinds, strict=True):
-        shape, dtype, size = tensor.shape, np.dtype(np.float16), tensor.size * 2
+        shape, size = tensor.shape, tensor.size * 2
+        dtype: np.dtype[Any] = np.dtype(np.float16)
         if kind == gguf.GGMLQuantizationType.F32:
             dtype, size = np.dtype(np.float32), tensor.size * 4
         elif kind != gguf.GGMLQuantizationType.F16:
