@@ -51,12 +51,13 @@ class Case:
 
     def written(self, tools: Toolbox | None = None) -> tuple[str, ...]:
         """The calls as a model writes them."""
-        tools = tools or _tools()
+        tools = tools or toolbox()
         return tuple(render_call(call.name, call.arguments, tools, more=call.more) for call in self.calls)
 
 
 @lru_cache(maxsize=1)
-def _tools() -> Toolbox:
+def toolbox() -> Toolbox:
+    """The tools the families are answered with."""
     return desk_tools()
 
 
@@ -98,7 +99,7 @@ def _pool(calls: Sequence[str]) -> str:
 def read_calls(written: Sequence[str]) -> tuple[Call, ...]:
     """Calls from their texts; all but the last are marked as followed by another."""
     last = len(written) - 1
-    parsed = (parse_call(text, _tools()) for text in written)
+    parsed = (parse_call(text, toolbox()) for text in written)
     return tuple(Call(call.name, call.arguments, more=i < last) for i, call in enumerate(parsed))
 
 

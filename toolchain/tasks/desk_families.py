@@ -161,13 +161,17 @@ def weekdays(rng: Random, seed: int) -> Draft | None:
     day = datetime.date.fromisoformat(item["metadata"]["target_date"])
     month = day.strftime("%B")
     forms = (
+        f"{day:%m/%d/%Y}",
+        f"{month} {day:%d}, {year}",
         f"{month} {day.day}, {year}",
         f"{day.day} {month} {year}",
         day.isoformat(),
         f"{month[:3]} {day.day}, {year}",
     )
-    text = _say(rng, "weekdays", item["question"], d=rng.choice(forms))
-    return Draft(text, item["answer"], (f"weekday({day.isoformat()})",))
+    asked = re.match(r".*?(?:\?|\d{4}\.)", item["question"])  # without its long format instruction
+    text = _say(rng, "weekdays", asked[0] if asked else "", d=rng.choice(forms[2:]))
+    written = max((form for form in forms if form in text), key=len)
+    return Draft(text, item["answer"], (f"weekday({written})",))
 
 
 _PLURALS = {"sheep": "sheep", "deer": "deer", "jellyfish": "jellyfish", "starfish": "starfish", "leech": "leeches",
@@ -194,7 +198,7 @@ def _plain(number: str) -> str:
 
 
 def sorting(rng: Random, seed: int) -> Draft | None:
-    item = _gym("number_sorting", seed, min_numbers=3, max_numbers=5, max_decimals=0, min_value=-50, max_value=99)
+    item = _gym("number_sorting", seed, min_numbers=3, max_numbers=5, max_decimals=0, min_value=0, max_value=99)
     facts = item["metadata"]
     order = "asc" if facts["direction"] == "ascending" else "desc"
     numbers = ", ".join(map(_plain, facts["original_numbers"]))
@@ -291,7 +295,7 @@ def units(rng: Random, seed: int) -> Draft | None:
         return None
     u, w = _named(rng, source, target)
     text = _say(rng, "units", x=show(given), u=u, w=w)
-    return Draft(text, show(gold), (f"convert({show(given)} | {source} | {target})",))
+    return Draft(text, show(gold), (f"convert({show(given)} | {u} | {w})",))
 
 
 def percentages(rng: Random, seed: int) -> Draft | None:
@@ -321,7 +325,7 @@ def unit_then(rng: Random, seed: int) -> Draft | None:
     u, w = _named(rng, large, small)
     text = _say(rng, f"unit-then{sign}", x=amount, u=u, w=w, y=other)
     gold = whole + other if sign == "+" else whole - other
-    return Draft(text, str(gold), (f"convert({amount} | {large} | {small})", f"calc({whole} {sign} {other})"))
+    return Draft(text, str(gold), (f"convert({amount} | {u} | {w})", f"calc({whole} {sign} {other})"))
 
 
 def legs_then(rng: Random, seed: int) -> Draft | None:

@@ -38,6 +38,13 @@ UNITS: Mapping[str, Mapping[str, Fraction]] = {
     "volume": {"ml": Fraction(1, 1000), "cl": Fraction(1, 100), "dl": Fraction(1, 10), "l": Fraction(1)},
 }  # fmt: skip
 _KIND = {unit: kind for kind, units in UNITS.items() for unit in units}
+# A reader copies the unit as the question says it; that is what a small model does well.
+UNIT_WORDS: Mapping[str, str] = {
+    "millimeters": "mm", "centimeters": "cm", "meters": "m", "kilometers": "km", "inches": "in", "feet": "ft",
+    "yards": "yd", "miles": "mi", "milligrams": "mg", "grams": "g", "kilograms": "kg", "tonnes": "t", "ounces": "oz",
+    "pounds": "lb", "seconds": "s", "minutes": "min", "hours": "h", "days": "day", "weeks": "week",
+    "milliliters": "ml", "centiliters": "cl", "deciliters": "dl", "liters": "l",
+}  # fmt: skip
 
 LEGS: Mapping[str, int] = {
     **dict.fromkeys(("snake", "sea slug", "jellyfish", "flatworm", "leech"), 0),
@@ -132,8 +139,32 @@ def _check_later(arguments: Arguments, value: str) -> bool:
     return (end - back).strftime("%H:%M") == clock(minutes_of(arguments["start"]))
 
 
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "december",
+)  # fmt: skip
+_DATES = (
+    re.compile(r"(?P<year>\d{4})-(?P<month>\d{2})-(?P<day>\d{2})"),
+    re.compile(r"(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>\d{4})"),
+    re.compile(r"(?P<month>[a-z]{3,9})\.? (?P<day>\d{1,2}),? (?P<year>\d{4})"),
+    re.compile(r"(?P<day>\d{1,2}) (?P<month>[a-z]{3,9})\.?,? (?P<year>\d{4})"),
+)
+
+
+def read_date(text: str) -> datetime.date:
+    """2022-10-28, October 28, 2022, 28 Oct 2022, 10/28/2022 (month first). Raises ValueError."""
+    for pattern in _DATES:
+        match = pattern.fullmatch(text.strip().lower())
+        if match is None:
+            continue
+        months = [m for m, name in enumerate(_MONTHS, 1) if name.startswith(match["month"])]
+        number = int(match["month"]) if match["month"].isdigit() else months[0] if months else 0
+        return datetime.date(int(match["year"]), number, int(match["day"]))
+    raise ValueError(f"'{text}' is not a date")
+
+
 def _weekday(date: str) -> Result:
-    day = datetime.date.fromisoformat(date.strip())
+    day = read_date(date)
     years, into = day.year - 2000, day.timetuple().tm_yday - 1
     total = day.toordinal() - datetime.date(2000, 1, 1).toordinal()
     leaps = total - years * 365 - into
@@ -148,7 +179,8 @@ def _weekday(date: str) -> Result:
 
 def _check_weekday(arguments: Arguments, value: str) -> bool:
     """Zeller's congruence, which knows nothing of day counts."""
-    year, month, day = (int(part) for part in str(arguments["date"]).split("-"))
+    date = read_date(str(arguments["date"]))
+    year, month, day = date.year, date.month, date.day
     if month < 3:
         year, month = year - 1, month + 12
     found = (day + 13 * (month + 1) // 5 + year + year // 4 - year // 100 + year // 400) % 7
@@ -172,13 +204,14 @@ def _convert_call(**arguments: object) -> Result:
     value, source, target = arguments["value"], arguments["from"], arguments["to"]
     if not isinstance(value, int | float) or not isinstance(source, str) or not isinstance(target, str):
         raise ValueError("needs a number and two units")
-    return _convert(value, source, target)
+    return _convert(value, UNIT_WORDS.get(source, source), UNIT_WORDS.get(target, target))
 
 
 def _check_convert(arguments: Arguments, value: str) -> bool:
-    back = Fraction(value) * UNITS[_KIND[arguments["to"]]][arguments["to"]]
-    there = exact(arguments["value"]) * UNITS[_KIND[arguments["from"]]][arguments["from"]]
-    return bool(back == there)
+    """Back again: the answer in base units is the question in base units."""
+    source, target = (UNIT_WORDS.get(str(arguments[key]), str(arguments[key])) for key in ("from", "to"))
+    back = Fraction(value) * UNITS[_KIND[target]][target]
+    return bool(back == exact(arguments["value"]) * UNITS[_KIND[source]][source])
 
 
 def _animal(item: str) -> tuple[int, str]:
@@ -214,8 +247,8 @@ def world_tools() -> list[Tool]:
     """The tools of this module."""
     word, time = {"type": "string"}, {"type": "string", "x-grammar": CLOCK_GRAMMAR}
     span = {**word, "x-grammar": '"-"? [0-9]+ (":" [0-5] [0-9])?'}
-    date = {**word, "x-grammar": '[0-9] [0-9] [0-9] [0-9] "-" [0-1] [0-9] "-" [0-3] [0-9]'}
-    unit: dict[str, Any] = {"type": "string", "enum": list(_KIND)}
+    date = {**word, "x-grammar": "[A-Za-z0-9] [A-Za-z0-9 ,/-]+"}
+    unit: dict[str, Any] = {"type": "string", "enum": [*UNIT_WORDS, *_KIND]}
     animals = {"type": "array", "items": {**word, "x-grammar": ANIMAL_GRAMMAR}, "minItems": 1}
     return [
         Tool("between", "Time from one clock time to the next, as HH:MM.", schema(start=time, end=time),
