@@ -16,7 +16,7 @@ from soloist.toolchain.report.words import seconds
 from soloist.toolchain.traces.schema import EdgeKind, Run, ToolUse, Turn
 
 BOX_W, BOX_H, GAP_X, LANE, SIDE, HEAD = 126.0, 44.0, 50.0, 70.0, 112.0, 30.0
-MARKS = {"correct": "✓", "wrong": "✗", "absent": "∅", "unknown": "·"}
+MARKS = {"correct": "✓", "wrong": "✗", "absent": "∅", "unknown": "–"}
 SAID: dict[EdgeKind, str] = {
     "continuity": "goes on from", "influence": "has seen", "tool": "uses the result of",
     "agrees": "agrees with", "disputes": "disputes", "corrects": "corrects",
@@ -25,6 +25,7 @@ MEANT: dict[EdgeKind, str] = {
     "agrees": "agrees", "disputes": "disputes", "corrects": "corrects", "tool": "tool result",
     "influence": "influence", "continuity": "same agent goes on",
 }  # fmt: skip
+NO_ANSWER = {"correct": "correct", "wrong": "wrong", "absent": "no answer", "unknown": "not judged"}
 LONGEST = 4000
 
 
@@ -73,7 +74,7 @@ def graph(run: Run, key: str) -> str:
         _link(svg, place[edge.source], place[edge.target], f"edge e-{edge.kind}{bold}")
     for turn in run.turns:
         _box(svg, turn, place[turn.id], turn.id in run.path)
-    return svg.render(f"width:{width:.0f}px;min-width:{width:.0f}px")
+    return svg.render(f"width:100%;min-width:{width:.0f}px;max-width:{1.3 * width:.0f}px")
 
 
 def _rounds(svg: Svg, run: Run, column: Sequence[int]) -> None:
@@ -129,7 +130,7 @@ def legend(run: Run) -> str:
         f"{MEANT[kind]}</li>"
         for kind in kinds
     )
-    words = "✓ correct · ✗ wrong · ∅ no answer · · not judged; bold: the path that made the answer"
+    words = "✓ correct · ✗ wrong · ∅ no answer · – not judged; bold: the path that made the answer"
     return f'<ul class="legend">{links}<li>{words}</li></ul>'
 
 
@@ -154,7 +155,7 @@ def _turn(run: Run, turn: Turn) -> str:
     else:
         facts.append("no model call")
     kind = {"correct": "ok", "wrong": "bad"}.get(turn.verdict, "plain")
-    answer = f"{MARKS[turn.verdict]} {clip(turn.answer, 80) if turn.answer is not None else turn.verdict}"
+    answer = f"{MARKS[turn.verdict]} {clip(turn.answer, 80) if turn.answer is not None else NO_ANSWER[turn.verdict]}"
     shown = "".join(f"<dt>{esc(message.role)}</dt><dd>{esc(_cut(message.content))}</dd>" for message in turn.messages)
     asked = f"<details><summary>What it was shown</summary><dl>{shown}</dl></details>" if shown else ""
     return (

@@ -90,14 +90,17 @@ def latency_domain(systems: Sequence[System]) -> tuple[float, float]:
     return min(values) / 1.7, max(values) * 2.6
 
 
-def ecdf_chart(extras: Sequence[Extra], kinds: dict[str, str], key: str) -> str:
+def ecdf_chart(extras: Sequence[Extra], names: dict[str, str], kinds: dict[str, str], key: str) -> str:
     """Share of questions answered within t seconds, log t."""
     values = [max(v, 1e-4) for extra in extras for v in extra.latencies]
-    svg = Svg(key, 900, 330, "Share of questions answered within a time", "One rising line per system.")
-    x = Scale(min(values) / 1.1, max(values) * 1.1, LEFT, 888, log=True)
-    y = Scale(0, 1, 330 - BOTTOM, TOP)
-    _axes(svg, x, y, "seconds per question, log scale", (tick_seconds, percent), most=9)
-    for extra in sorted(extras, key=lambda e: e.system in kinds and kinds[e.system].startswith(("k-team", "k-head"))):
+    middles = "; ".join(f"{names[e.system]} {seconds(e.latencies[len(e.latencies) // 2])}" for e in extras)
+    svg = Svg(
+        key, WIDTH, 300, f"Share of {extras[0].split} questions answered within a time", f"Half within: {middles}."
+    )
+    x = Scale(min(values) / 1.1, max(values) * 1.1, LEFT, WIDTH - RIGHT, log=True)
+    y = Scale(0, 1, 300 - BOTTOM, TOP)
+    _axes(svg, x, y, "seconds per question, log scale", (tick_seconds, percent))
+    for extra in sorted(extras, key=lambda e: kinds[e.system].startswith(("k-team", "k-head"))):
         n, points = len(extra.latencies), []
         for i, value in enumerate(extra.latencies):
             points += [(x(value), y(i / n)), (x(value), y((i + 1) / n))]
@@ -132,12 +135,11 @@ def _curve(svg: Svg, points: Sequence[tuple[float, float]], text: str) -> str:
     y = Scale(0, top, svg.height - BOTTOM, TOP)
     _axes(svg, x, y, text, (number, number))
     svg.polyline([(x(a), y(b)) for a, b in points], "curve raw")
-    mean = points[0][1]
-    smooth: list[tuple[float, float]] = []
-    # A decay of 10 points, started at the first value: noise goes, the shape stays.
-    for step, value in points:
-        mean += (value - mean) * 0.1 if smooth else 0
-        smooth.append((x(step), y(mean)))
+    # A centered window: noise goes, and the curve does not lag behind its points.
+    reach, smooth = max(1, len(points) // 30), []
+    for i, (step, _) in enumerate(points):
+        near = points[max(0, i - reach) : i + reach + 1]
+        smooth.append((x(step), y(sum(value for _, value in near) / len(near))))
     svg.polyline(smooth, "curve k-head")
     return svg.render()
 
@@ -153,7 +155,7 @@ def spend_chart(spend: OneOff, team: float, student: float, even: int, key: str)
     )  # fmt: skip
     first = max(1.0, even / 300)
     bottom = max(min(team * first, once + student * first), 1e-9)
-    x = Scale(first, last, LEFT + 12, WIDTH - RIGHT, log=True)
+    x = Scale(first, last, LEFT + 12, WIDTH - 2.5 * RIGHT, log=True)
     y = Scale(bottom / 1.5, max(team * last, once + student * last) * 1.5, 300 - BOTTOM, TOP, log=True)
     _axes(svg, x, y, "questions answered, log scale", (number, usd), most=5)
     steps = [first * (last / first) ** (i / 60) for i in range(61)]

@@ -57,7 +57,7 @@ def _sections(report: Report) -> list[tuple[str, str, str]]:
         ("latency", "How long questions take", _latency(report)),
         ("anatomy", "Anatomy of the team", _anatomy(report)),
         ("training", "Training of the student", _training(details)),
-        ("files", "Are the compiled files the student?", tables.parity(report)),
+        ("files", "Do the compiled files match the student?", tables.parity(report)),
         ("cost", "Cost and break-even", _cost(report, details)),
         ("method", "Method and machine", _method(report, details)),
         ("caveats", "Caveats", _list(details.caveats)),
@@ -116,30 +116,38 @@ def _caption(split: TestSplit, system: System) -> str:
 
 
 def _latency(report: Report) -> str:
-    extras = [e for e in (report.details.extras if report.details else ()) if e.split == "held-out" and e.latencies]
-    if not extras:
+    headline = report.details.headline if report.details else None
+    short, kinds = names(report.systems), {}
+    seen = dict.fromkeys(("k-head", "k-team", "k-student", "k-file", "k-rival"), 0)
+    for system in report.systems:
+        if system.id not in kinds:
+            kind = charts.kind_class(system, headline)
+            kinds[system.id] = f"{kind} d{seen[kind]}"
+            seen[kind] += 1
+    panels = ""
+    for split in _TABS:
+        extras = [e for e in (report.details.extras if report.details else ()) if e.split == split and e.latencies]
+        if extras:
+            chart = charts.ecdf_chart(extras, short, kinds, f"ecdf-{split}")
+            panels += f"<figure><figcaption>{_caption(split, report.of(split)[0])}</figcaption>{chart}</figure>"
+    if not panels:
         return ""
-    headline, short = report.details.headline if report.details else None, names(report.of("held-out"))
-    kinds, seen = {}, dict.fromkeys(("k-head", "k-team", "k-student", "k-file", "k-rival"), 0)
-    for system in report.of("held-out"):
-        kind = charts.kind_class(system, headline)
-        kinds[system.id] = f"{kind} d{seen[kind]}"
-        seen[kind] += 1
     keys = "".join(
         '<li><svg viewBox="0 0 34 10" width="34" height="10" aria-hidden="true">'
         f'<path d="M0 5H34" class="curve {kind}"/></svg>{esc(short[key])}</li>'
         for key, kind in kinds.items()
     )
-    chart = charts.ecdf_chart(extras, kinds, "ecdf")
     return (
-        "<p>Share of the held-out questions answered within a time. Left is faster; a long flat end is a long wait.</p>"
-        f'<figure class="wide">{chart}</figure><ul class="legend">{keys}</ul>'
+        "<p>Share of the questions answered within a time. Left is faster; a long flat end is a long wait.</p>"
+        f'<div class="panels">{panels}</div><ul class="legend">{keys}</ul>'
     )
 
 
 def _anatomy(report: Report) -> str:
-    run = report.details.anatomy if report.details else None
-    return (anatomy.section(run) if run is not None and run.turns else "") + tables.roles(report)
+    run, roles = report.details.anatomy if report.details else None, tables.roles(report)
+    return (anatomy.section(run) if run is not None and run.turns else "") + (
+        f"<h3>Tokens by role</h3>{roles}" if roles else ""
+    )
 
 
 def _training(details: Details) -> str:

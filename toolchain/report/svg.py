@@ -126,5 +126,5 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, kind
         body.append(f'<tr{kind}><th scope="row">{row[0]}</th>{cells}</tr>')
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{esc(caption)}"><table>'
-        f"<caption>{esc(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"<caption><span>{esc(caption)}</span></caption><thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )

@@ -30,12 +30,12 @@ def results(report: Report, split: TestSplit) -> str:
 
 def _result(system: System, extra: Extra | None, name: str) -> list[str]:
     low, high = percent(system.accuracy.low), percent(system.accuracy.high)
-    against = "n/a"
+    against = "–"
     if system.vs_team is not None:
         found = system.vs_team
         against = f"{points(found.difference)}<small>{points(found.low)} to {points(found.high)}</small>"
     cached = f"<small>{extra.tokens_cached:,.0f} cached</small>" if extra and extra.tokens_cached else ""
-    path = f"<small>{seconds(extra.critical_path_s)} critical path</small>" if extra and extra.critical_path_s else ""
+    path = f"<small>critical path {seconds(extra.critical_path_s)}</small>" if extra and extra.critical_path_s else ""
     size = f" · {number(system.size_mb)} MB" if system.size_mb is not None else ""
     return [
         f"{esc(name)}{_tag(system)}<small>{esc(system.id)}{size}</small>",
@@ -61,10 +61,16 @@ def paired(report: Report, split: TestSplit) -> str:
     head = ("System", "Both right", "Only it", "Only the team", "Neither", "McNemar exact p", "Errors")
     rows = [
         [esc(short[e.system]), str(e.kept), str(e.gained), str(e.lost), str(e.neither),
-         "n/a" if e.p_value is None else number(e.p_value, 2) if e.p_value >= 0.0001 else "&lt; 0.0001", str(e.errors)]
+         _p(e.p_value), str(e.errors)]
         for e in extras
     ]  # fmt: skip
     return table(head, rows, f"Question by question against the team, {split}")
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return "&lt; 0.001" if value < 0.001 else f"{value:.{3 if value < 0.01 else 2}f}"
 
 
 def families(report: Report, split: TestSplit) -> str:

@@ -74,7 +74,7 @@ def usd(value: float | None) -> str:
     """Dollars, n/a when unknown."""
     if value is None:
         return "n/a"
-    return f"${value:,.2f}" if value >= 1 else f"${significant(value)}"
+    return f"${value:,.2f}" if value >= 0.0995 else f"${significant(value)}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
