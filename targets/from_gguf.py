@@ -80,13 +80,14 @@ def from_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> dict[str, Any]:
         raise ArtifactError(f"{path}: its tokenizer is of kind '{kind}'; only byte-level BPE ('gpt2') is supported")
     pre = by_name(field(reader, "tokenizer.ggml.pre", "gpt-2"))
     out.mkdir(parents=True, exist_ok=True)
-    _write_tokenizer(path, out, pre)
+    write_tokenizer(path, out, pre)
     facts = _write_model(path, out, dtype)
     _write_generation(reader, out)
     return {**facts, "source": path.name, "name": field(reader, "general.name", path.stem), "dtype": dtype}
 
 
-def _write_tokenizer(path: Path, out: Path, pre: PreTokenizer) -> None:
+def write_tokenizer(path: Path, out: Path, pre: PreTokenizer) -> None:
+    """Write the tokenizer and chat template of a GGUF file into `out`, cutting text as `pre` says."""
     transformers = require("transformers", "train")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     tokenizer.save_pretrained(str(out))

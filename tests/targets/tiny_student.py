@@ -1,0 +1,59 @@
+"""Makes a Llama student small enough for tests: two layers, random weights, its own byte-level BPE.
+
+Weights are drawn wide, so that the next token is not a toss-up and a flipped one means something.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CORPUS = [
+    "What is 12 + 30? The sum of 12 and 30 is 42.",
+    "Solve x + 5 = 20 for x. Subtract 5 from both sides; x is 15.",
+    "How many legs do three cats and two birds have? They have 16 legs.",
+    "def add(a, b):\n    return a + b\n",
+    "naïve café 你好 Привет 🙂",
+] * 20
+
+
+def make(folder: Path, pre: str = "smollm", seed: int = 0) -> Path:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from soloist.targets.pretokenizers import by_name
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    content = json.loads(tokenizer.to_str())
+    content["pre_tokenizer"] = by_name(pre).spec
+    content["model"]["ignore_merges"] = by_name(pre).ignore_merges
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    settings = {
+        "tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "model_max_length": 2048,
+        "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "unk_token": "<|endoftext|>",
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
+        rope_theta=10000.0, bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.15,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(str(folder))
+    return folder
