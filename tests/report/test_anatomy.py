@@ -52,8 +52,8 @@ def test_every_turn_and_edge_is_drawn(report):
 
 def test_transcript_says_what_the_graph_shows(report):
     said = transcript(report.details.anatomy)
-    assert "corrects 3 (reader-b)" in said
-    assert "disputes 2 (reader-a)" in said
+    assert "corrected by 3 (reader-b)" in said
+    assert "disagrees with 2 (reader-a)" in said
     assert "7 * 8 = 56" in said
     assert "no model call" in said
 

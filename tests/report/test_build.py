@@ -103,7 +103,7 @@ def test_recorded_and_failed_answers_become_caveats(builder, measured, system_ro
 def test_what_cannot_be_compared_is_refused(builder, measured, system_rows):
     team = measured(system_rows["team"], "held-out", 40)
     student = measured(system_rows["artifact"], "held-out", 40)
-    other = measured(system_rows["artifact"], "held-out", 39)
+    other = measured(system_rows["artifact"], "held-out", 41)
     twice = student.model_copy(update={"answers": (*student.answers, student.answers[0])})
     rival = team.model_copy(update={"system_id": "other"})
     with pytest.raises(DataError, match="nothing to report"):
@@ -111,8 +111,18 @@ def test_what_cannot_be_compared_is_refused(builder, measured, system_rows):
     for wrong, says in (
         ([team, team], "twice"),
         ([twice], "twice"),
-        ([team, other], "different"),
+        ([team, other], "'held-out-40'"),
         ([team, rival], "2 teams"),
     ):
         with pytest.raises(DataError, match=says):
             builder(measurements=wrong)
+
+
+def test_a_rival_on_a_part_of_the_questions_is_compared_on_that_part(builder, measured, system_rows):
+    team = measured(system_rows["team"], "held-out", 80)
+    part = measured(system_rows["self-consistency"], "held-out", 40)
+    report = builder(measurements=[team, part])
+    shared = [a.correct for a in team.answers[:40]]
+    found = report.find(part.system_id, "held-out")
+    assert math.isclose(found.vs_team.difference, (part.correct - sum(shared)) / 40)
+    assert any("answered 40 of the 80" in line for line in report.details.caveats)

@@ -19,7 +19,7 @@ BOX_W, BOX_H, GAP_X, LANE, SIDE, HEAD = 126.0, 44.0, 50.0, 70.0, 112.0, 30.0
 MARKS = {"correct": "✓", "wrong": "✗", "absent": "∅", "unknown": "–"}
 SAID: dict[EdgeKind, str] = {
     "continuity": "goes on from", "influence": "has seen", "tool": "uses the result of",
-    "agrees": "agrees with", "disputes": "disputes", "corrects": "corrects",
+    "agrees": "agrees with", "disputes": "disagrees with", "corrects": "corrected by",
 }  # fmt: skip
 MEANT: dict[EdgeKind, str] = {
     "agrees": "agrees", "disputes": "disputes", "corrects": "corrects", "tool": "tool result",

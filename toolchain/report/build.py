@@ -147,9 +147,11 @@ def _against(one: Measurement, team: Measurement | None) -> Paired | None:
         return None
     theirs = {answer.question_id: answer.correct for answer in team.answers}
     ours = {answer.question_id: answer.correct for answer in one.answers}
-    if ours.keys() != theirs.keys():
+    # A slow rival may answer a part of the team's questions; it is then compared on that part.
+    alien = next((key for key in ours if key not in theirs), None)
+    if alien is not None:
         raise DataError(
-            f"system '{one.system_id}' and team '{team.system_id}' answered different questions of {one.split}; "
+            f"system '{one.system_id}' answered question '{alien}' of {one.split}, team '{team.system_id}' did not; "
             "measure both on the same ones"
         )
     return paired_difference(list(ours.values()), [theirs[key] for key in ours])
@@ -255,6 +257,10 @@ def _caveats(measurements: Sequence[Measurement], systems: Sequence[System], con
         if names:
             said.append(f"What is shown for {', '.join(names)} {words}; it was not measured beside the others.")
     said.extend(_small_samples(measurements))
+    full = {split: max(len(m.answers) for m in measurements if m.split == split) for split in _splits(measurements)}
+    for m in measurements:
+        if len(m.answers) < full[m.split]:
+            said.append(f"{m.system_id} answered {len(m.answers)} of the {full[m.split]} {m.split} questions.")
     for name in dict.fromkeys(m.system_id for m in measurements):
         failed = sum(a.error is not None for m in measurements if m.system_id == name for a in m.answers)
         if failed:
@@ -271,14 +277,14 @@ def _caveats(measurements: Sequence[Measurement], systems: Sequence[System], con
     return [*said, *context.notes]
 
 
+def _splits(measurements: Sequence[Measurement]) -> list[TestSplit]:
+    return list(dict.fromkeys(m.split for m in measurements))
+
+
 def _small_samples(measurements: Sequence[Measurement]) -> list[str]:
     said, needed = [], smallest_sample(0.95)
-    splits: tuple[TestSplit, ...] = ("held-out", "unseen-wording")
-    for split in splits:
-        sizes = [len(m.answers) for m in measurements if m.split == split]
-        if not sizes:
-            continue
-        n = min(sizes)
+    for split in _splits(measurements):
+        n = min(len(m.answers) for m in measurements if m.split == split)
         if n < needed:
             said.append(f"With {n} {split} questions the 95th percentiles have no interval ({needed} are needed).")
         if n < 100:

@@ -138,7 +138,8 @@ def _curve(svg: Svg, points: Sequence[tuple[float, float]], text: str) -> str:
     # A centered window: noise goes, and the curve does not lag behind its points.
     reach, smooth = max(1, len(points) // 30), []
     for i, (step, _) in enumerate(points):
-        near = points[max(0, i - reach) : i + reach + 1]
+        side = min(reach, i, len(points) - 1 - i)
+        near = points[i - side : i + side + 1]
         smooth.append((x(step), y(sum(value for _, value in near) / len(near))))
     svg.polyline(smooth, "curve k-head")
     return svg.render()
@@ -165,5 +166,5 @@ def spend_chart(spend: OneOff, team: float, student: float, even: int, key: str)
     svg.line(x(even), y(team * even), x(even), y.start, "leader")
     svg.text(x(even) + 8, y.start - 8, f"{even:,}", "label k-head")
     svg.text(x.end, y(team * last) - 8, "team", "label k-team", "end")
-    svg.text(x.end, y(once + student * last) + 20, "student", "label k-head", "end")
+    svg.text(x.end, y(once + student * last) + 36, "student", "label k-head", "end")
     return svg.render()
