@@ -1,0 +1,122 @@
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from soloist.kernels.errors import ArtifactError, GateError, UsageError
+from soloist.targets.tolerances import Tolerance
+from soloist.toolchain import export as module
+from soloist.toolchain.artifact import Artifact, stage
+from soloist.toolchain.events import EventLog
+from soloist.toolchain.export import export
+from soloist.toolchain.verify import Probe
+
+for package in ("torch", "transformers", "gguf", "llama_cpp"):
+    pytest.importorskip(package)
+
+PROBE = Probe([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for the subprocesses
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Artifact:
+    make = runpy.run_path(str(Path(__file__).parent / "targets" / "tiny_student.py"))["make"]
+
+    def build(folder):
+        make(folder / "model")
+        return {}
+
+    return stage("distill", tmp_path_factory.mktemp("student") / "student", {}, [], build)
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Counts compilations and answers for the gate, which has its own tests: what is in `bad` fails."""
+    seen = {"compiled": [], "bad": set(), "kill": set()}
+    compile_gguf = module.compile_gguf
+
+    def counted(folder, out, precision, name):
+        seen["compiled"].append(precision)
+        return compile_gguf(folder, out, precision, name)
+
+    def judge(folder, file, probe, scratch, tolerance):
+        assert isinstance(tolerance, Tolerance)
+        if file.parent.name in seen["kill"]:
+            raise KeyboardInterrupt
+        failed = {"verdict": "fail", "reason": "drifted far"}
+        return failed if file.parent.name in seen["bad"] else {"verdict": "pass", "kl_mean": 0.0}
+
+    monkeypatch.setattr(module, "compile_gguf", counted)
+    monkeypatch.setattr(module, "judge", judge)
+    return seen
+
+
+def test_a_checked_file_lies_in_the_artifact_with_its_numbers(student, tmp_path):
+    events = []
+    log = EventLog(None, (events.append,))
+    made = export(student, tmp_path / "out", ["gguf-q8_0"], PROBE, log, name="Tiny", beside={"call.gbnf": "root ::= x"})
+    facts = made.facts["formats"]["gguf-q8_0"]
+    assert facts["verdict"] == "pass" and facts["kl_mean"] < 0.02 and facts["tolerance"] == {"kl": 0.02, "top1": 0.95}
+    file = made.path / facts["path"]
+    assert file.name.startswith("Tiny-") and file.stat().st_size / 1e6 == pytest.approx(facts["size_mb"], abs=1e-3)
+    assert (file.parent / "call.gbnf").read_text() == "root ::= x"
+    assert {path.relative_to(made.path).parts[0] for path in made.path.rglob("*")} == {"gguf-q8_0", "manifest.json"}
+    assert [event["event"] for event in events] == ["start", "progress", "metric", "progress", "end"]
+    assert Artifact.open(made.path, stage="export").digest == made.digest
+
+
+def test_a_killed_export_goes_on_with_the_next_format(student, tmp_path, judged):
+    formats = ["gguf-f16", "gguf-q8_0"]
+    judged["kill"] = {"gguf-q8_0"}
+    with pytest.raises(KeyboardInterrupt):
+        export(student, tmp_path / "out", formats, PROBE)
+    assert not (tmp_path / "out").exists()
+    judged["kill"] = set()
+    made = export(student, tmp_path / "out", formats, PROBE)
+    assert judged["compiled"] == ["F16", "Q8_0", "Q8_0"]
+    whole = export(student, tmp_path / "whole", formats, PROBE)
+    assert whole.digest == made.digest  # the same artifact as without the kill
+    assert export(student, tmp_path / "out", formats, PROBE).digest == made.digest
+    assert len(judged["compiled"]) == 5
+
+
+def test_a_finished_file_that_was_changed_since_is_made_again(student, tmp_path, judged):
+    judged["kill"] = {"gguf-q8_0"}
+    with pytest.raises(KeyboardInterrupt):
+        export(student, tmp_path / "out", ["gguf-f16", "gguf-q8_0"], PROBE)
+    file = next((tmp_path / "out.partial" / "gguf-f16").glob("*.gguf"))
+    file.write_bytes(file.read_bytes()[:5000])
+    judged["kill"] = set()
+    export(student, tmp_path / "out", ["gguf-f16", "gguf-q8_0"], PROBE)
+    assert judged["compiled"] == ["F16", "Q8_0", "F16", "Q8_0"]
+
+
+def test_a_failing_file_is_removed_and_named_after_the_others_were_done(student, tmp_path, judged):
+    judged["bad"] = {"gguf-f16", "gguf-q4_0"}
+    with pytest.raises(GateError, match=r"^gguf-f16: drifted far; gguf-q4_0: drifted far$"):
+        export(student, tmp_path / "out", ["gguf-f16", "gguf-q8_0", "gguf-q4_0"], PROBE)
+    partial = tmp_path / "out.partial"
+    assert not (tmp_path / "out").exists()
+    assert not (partial / "gguf-f16").exists() and not (partial / "gguf-q4_0").exists()
+    marker = json.loads((partial / "work" / "done" / "gguf-q8_0.json").read_text())
+    assert marker["verdict"] == "pass" and (partial / marker["path"]).is_file()
+    judged["bad"] = set()
+    made = export(student, tmp_path / "out", ["gguf-f16", "gguf-q8_0", "gguf-q4_0"], PROBE)
+    assert judged["compiled"] == ["F16", "Q8_0", "Q4_0", "F16", "Q4_0"]
+    assert set(made.facts["formats"]) == {"gguf-f16", "gguf-q8_0", "gguf-q4_0"}
+
+
+def test_unknown_formats_no_formats_and_no_model_are_refused(student, tmp_path):
+    with pytest.raises(UsageError, match="unknown format 'gguf-q9'"):
+        export(student, tmp_path / "out", ["gguf-q9"], PROBE)
+    with pytest.raises(UsageError, match="name at least one"):
+        export(student, tmp_path / "out", [], PROBE)
+    empty = stage("distill", tmp_path / "empty", {}, [], lambda folder: {})
+    with pytest.raises(ArtifactError, match="holds no model"):
+        export(empty, tmp_path / "out", ["gguf-f16"], PROBE)
+    assert not (tmp_path / "out.partial").exists()
