@@ -20,7 +20,7 @@ def attention(request, monkeypatch):
 
 def student_of(base, dtype=torch.float32):
     model, tokenizer = load_base(base)
-    return Student(model, tokenizer, dtype=dtype, device=torch.device("cpu"))
+    return Student(model.to(dtype), tokenizer, torch.device("cpu"))
 
 
 def reference_loss(base, examples, dtype):

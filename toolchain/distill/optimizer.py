@@ -20,12 +20,13 @@ _DECAYED_DIMENSIONS = 2  # matrices decay, norms and biases do not
 
 
 class MasterAdamW:
-    """AdamW over named parameters."""
+    """AdamW over named parameters. `separate` weights are copied, for models that will be rounded."""
 
     def __init__(
         self,
         parameters: Sequence[tuple[str, nn.Parameter]],
         *,
+        separate: bool,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
@@ -36,7 +37,7 @@ class MasterAdamW:
         self.epsilon = epsilon
         self.steps = 0
         self.master = {
-            name: value.detach() if value.dtype == torch.float32 else value.detach().float()
+            name: value.detach().float().clone() if separate else value.detach()
             for name, value in self.parameters.items()
         }
         self.first = {name: torch.zeros_like(value) for name, value in self.master.items()}

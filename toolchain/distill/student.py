@@ -100,17 +100,24 @@ def choose_precision(precision: Precision, device: torch.device) -> tuple[torch.
 class Student:
     """A causal model, its tokenizer and how it is trained."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> None:  # noqa: ANN401
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:  # noqa: ANN401
         prepare_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.native_attention = model.config._attn_implementation
         model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
         use_packed_attention(model)
-        self.model = model.to(device=device, dtype=dtype).train()
+        self.model = model.to(device=device).train()
         self.device = device
-        self.dtype = dtype
         self.lora = False
         self._pending: list[tuple[Tensor, Tensor]] = []  # (ids, gradient) of embeddings looked up
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Round the weights to `dtype`, once the optimizer holds their exact copies.
+
+        The order matters: copies of weights that were rounded first would all lie in the middle of a
+        rounding interval, and small updates would not show in the rounded weights for many steps.
+        """
+        self.model.to(dtype)
 
     def add_lora(self, rank: int, alpha: float) -> None:
         """Freeze the model and train low-rank additions to every linear layer instead."""

@@ -142,10 +142,13 @@ class Trainer:
         self.dtype, self.precision_reason = choose_precision(config.precision, self.accelerator.device)
         torch.manual_seed(config.seed)
         model, tokenizer = load_base(base)
-        self.student = Student(model, tokenizer, dtype=self.dtype, device=self.accelerator.device)
+        self.student = Student(model, tokenizer, self.accelerator.device)
         if config.tuning == "lora":
             self.student.add_lora(config.lora_rank, config.lora_alpha)
-        self.optimizer = MasterAdamW(self.student.named_parameters(), weight_decay=config.weight_decay)
+        self.optimizer = MasterAdamW(
+            self.student.named_parameters(), separate=self.dtype != torch.float32, weight_decay=config.weight_decay
+        )
+        self.student.compute_in(self.dtype)
 
     def step(self, examples: Sequence[Example], index: int, rate: float) -> dict[str, Any]:
         """One update on `examples`; returns its record."""
