@@ -23,19 +23,33 @@ def test_rounds_run_from_left_to_right(report):
     run = report.details.anatomy
     found = columns(run)
     assert all(found[a.id] < found[b.id] for a in run.turns for b in run.turns if a.round < b.round)
+    assert "round 2" in graph(run, "g")
 
 
-def test_turns_that_feed_each_other_in_a_round_stand_apart():
+def test_rounds_that_start_again_are_drawn_as_steps():
+    run = chain(("router", 0), ("a", 0), ("router", 1), ("a", 0), edges=[(0, 1, "influence"), (2, 3, "influence")])
+    assert columns(run) == [0, 1, 1, 2]
+    assert "step 3" in graph(run, "g")
+    assert "round" not in graph(run, "g")
+
+
+def test_turns_that_feed_each_other_stand_apart():
     run = chain(("planner", 0), ("solver", 0), ("critic", 0), edges=[(0, 1, "influence"), (1, 2, "influence")])
     assert columns(run) == [0, 1, 2]
 
 
-def test_a_dispute_within_a_round_keeps_its_column():
-    assert columns(chain(("a", 0), ("b", 0), edges=[(0, 1, "disputes")])) == [0, 0]
+def test_peers_who_disagree_share_a_column_and_their_judge_does_not():
+    run = Run(
+        question=Question(id="q", question="?", gold="1"),
+        team="t",
+        turns=tuple(Turn(id=i, agent=f"a{i}", role=role) for i, role in enumerate(["reader", "reader", "critic"])),
+        edges=(Edge(source=0, target=1, kind="disputes"), Edge(source=1, target=2, kind="agrees")),
+    )
+    assert columns(run) == [0, 0, 1]
 
 
 def test_two_turns_of_one_agent_never_share_a_place():
-    assert columns(chain(("a", 0), ("a", 0), ("b", 0))) == [0, 1, 0]
+    assert columns(chain(("a", 0), ("b", 0), ("a", 0))) == [0, 0, 1]
 
 
 def test_every_turn_and_edge_is_drawn(report):

@@ -1,7 +1,7 @@
 """One real debate of the team, drawn and written out.
 
     lanes     one per agent, in order of first appearance
-    columns   rounds from left to right; within a round, a turn that feeds another stands before it
+    columns   time from left to right: rounds, or steps where a team takes rounds more than once
     edges     by kind, told apart by color and dash; the path that made the answer is drawn bold
 
 The drawing is the map, the text below it the territory: everything in it is readable there too, in order.
@@ -26,26 +26,28 @@ MEANT: dict[EdgeKind, str] = {
     "influence": "influence", "continuity": "same agent goes on",
 }  # fmt: skip
 NO_ANSWER = {"correct": "correct", "wrong": "wrong", "absent": "no answer", "unknown": "not judged"}
+FEEDS: tuple[EdgeKind, ...] = ("influence", "tool", "continuity")
 LONGEST = 4000
 
 
 def columns(run: Run) -> list[int]:
-    """The column of each turn."""
-    depth = [0] * len(run.turns)
-    feeds = ("influence", "tool", "continuity")
-    for edge in sorted(run.edges, key=lambda e: e.target):
-        same = run.turns[edge.source].round == run.turns[edge.target].round
-        if same and edge.kind in feeds:
-            depth[edge.target] = max(depth[edge.target], depth[edge.source] + 1)
-    keys: list[tuple[int, int]] = []
+    """The column of each turn: time from left to right, turns that could have been taken at once below each other.
+
+    A turn opens a new column when its agent already stands in the last one, or when it needed a turn there:
+    it was shown it, or judges it from another role. Peers who merely agree or not stay together.
+    """
+    found: list[int] = []
     for turn in run.turns:
-        key = (turn.round, depth[turn.id])
-        # Two turns of one agent never share a place.
-        while any(keys[other.id] == key and other.agent == turn.agent for other in run.turns[: turn.id]):
-            key = (key[0], key[1] + 1)
-        keys.append(key)
-    order = {key: i for i, key in enumerate(sorted(set(keys)))}
-    return [order[key] for key in keys]
+        last = found[-1] if found else 0
+        standing = {i for i, column in enumerate(found) if column == last}
+        needed = {
+            edge.source
+            for edge in run.edges
+            if edge.target == turn.id and (edge.kind in FEEDS or run.turns[edge.source].role != turn.role)
+        }
+        opens = bool(standing & needed) or any(run.turns[i].agent == turn.agent for i in standing)
+        found.append(last + opens)
+    return found
 
 
 def graph(run: Run, key: str) -> str:
@@ -63,7 +65,7 @@ def graph(run: Run, key: str) -> str:
         y = HEAD + lane * LANE
         svg.rect(0, y, width, LANE, "lane even" if lane % 2 else "lane")
         svg.text(10, y + LANE / 2 + 4, clip(agent, 14), "agent")
-    _rounds(svg, run, column)
+    _steps(svg, run, column)
     place = [
         (SIDE + column[turn.id] * (BOX_W + GAP_X), HEAD + lanes[turn.agent] * LANE + (LANE - BOX_H) / 2)
         for turn in run.turns
@@ -71,17 +73,26 @@ def graph(run: Run, key: str) -> str:
     steps = set(zip(run.path, run.path[1:], strict=False))
     for edge in sorted(run.edges, key=lambda e: (e.source, e.target) in steps):
         bold = " bold" if (edge.source, edge.target) in steps else ""
-        _link(svg, place[edge.source], place[edge.target], f"edge e-{edge.kind}{bold}")
+        # Two ports on each side, so that being shown a turn and judging it do not hide each other.
+        port = -8 if edge.kind in FEEDS else 8
+        (x1, y1), (x2, y2) = place[edge.source], place[edge.target]
+        _link(svg, (x1, y1 + port), (x2, y2 + port), f"edge e-{edge.kind}{bold}")
     for turn in run.turns:
         _box(svg, turn, place[turn.id], turn.id in run.path)
     return svg.render(f"width:100%;min-width:{width:.0f}px;max-width:{1.3 * width:.0f}px")
 
 
-def _rounds(svg: Svg, run: Run, column: Sequence[int]) -> None:
-    for number in sorted({turn.round for turn in run.turns}):
-        own = [column[turn.id] for turn in run.turns if turn.round == number]
-        left, right = SIDE + min(own) * (BOX_W + GAP_X), SIDE + max(own) * (BOX_W + GAP_X) + BOX_W
-        svg.text((left + right) / 2, 18, f"round {number}", "tick", "middle")
+def _steps(svg: Svg, run: Run, column: Sequence[int]) -> None:
+    rounds = [{t.round for t in run.turns if column[t.id] == c} for c in range(max(column, default=-1) + 1)]
+    flat = [number for own in rounds for number in sorted(own)]
+    named = flat == sorted(flat) and all(len(own) == 1 for own in rounds)
+    spans: dict[str, list[int]] = {}
+    for c, own in enumerate(rounds):
+        spans.setdefault(f"round {min(own)}" if named else f"step {c + 1}", []).append(c)
+    for text, own_columns in spans.items():
+        left = SIDE + own_columns[0] * (BOX_W + GAP_X)
+        right = SIDE + own_columns[-1] * (BOX_W + GAP_X) + BOX_W
+        svg.text((left + right) / 2, 18, text, "tick", "middle")
         svg.line(left, 24, right, 24, "axis")
 
 
@@ -178,12 +189,14 @@ def transcript(run: Run) -> str:
 def section(run: Run) -> str:
     """The whole anatomy of one run."""
     verdict = "ok" if run.verdict == "correct" else "bad"
+    # Turns of a batch already share their time: only a path shorter than the wall says something new.
+    path = run.critical_path
+    parallel = f" With unlimited parallelism it would take {esc(seconds(path))}." if path < 0.95 * run.wall else ""
     return (
         f"<blockquote>{esc(run.question.question)}</blockquote>"
         f"<p>Right answer <b>{esc(run.question.gold or 'open')}</b>; the team says "
         f'<b class="{verdict}">{esc(run.answer or "nothing")}</b> after {esc(seconds(run.wall))}, '
-        f"{len(run.calls)} model calls, {run.tokens_in:,} tokens in and {run.tokens_out:,} out. With unlimited "
-        f"parallelism it would take {esc(seconds(run.critical_path))}.</p>"
+        f"{len(run.calls)} model calls, {run.tokens_in:,} tokens in and {run.tokens_out:,} out.{parallel}</p>"
         '<div class="scroll" role="region" tabindex="0" aria-label="Graph of one debate">'
         f"{graph(run, 'anatomy')}</div>{legend(run)}<h3>Who said what</h3>{transcript(run)}"
     )
