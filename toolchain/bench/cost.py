@@ -150,4 +150,5 @@ def break_even(spend: Spend | None, team_usd: float | None, student_usd: float |
     if saved <= 0:
         return BreakEven(None, "never: the student does not cost less per question than the team")
     total = (spend.recording or 0.0) + (spend.training or 0.0) + (spend.evaluation or 0.0)
-    return BreakEven(math.ceil(total / saved), f"${total:.4f} spent once, ${1000 * saved:.4f} saved per 1,000 questions")
+    said = f"${total:.4f} spent once, ${1000 * saved:.4f} saved per 1,000 questions"
+    return BreakEven(math.ceil(total / saved), said)
