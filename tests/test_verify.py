@@ -49,7 +49,7 @@ def test_a_faithful_file_passes_with_its_numbers(tiny, q8, scratch):
     facts = verify(tiny, q8, PROBE, scratch, tolerance_of("gguf-q8_0"))
     assert facts["verdict"] == "pass" and facts["prompts"] == 2
     assert 0 < facts["kl_mean"] <= facts["kl_p99"] < 0.02 and facts["top1"] > 0.95
-    assert facts["load_s"] > 0 and facts["peak_mb"] > 10
+    assert facts["load_s"] > 0 and (facts["peak_mb"] is None or facts["peak_mb"] > 10)
     record = json.loads((scratch / "student" / "record.json").read_text())
     assert facts["tokens"] == sum(len(ids) + 1 for ids in record["answer_ids"])  # + 1: whether it stops
 

@@ -15,7 +15,6 @@ changes all that follows. Left out: accuracy on the task, which `bench` measures
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -182,8 +181,16 @@ def work(job_file: Path) -> None:
         if index < _GREEDY:
             record["answers"].append(model.chat(messages, Sampling(max_tokens=_NEW_TOKENS)).text)
     model.close()
-    record["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    record["peak_mb"] = _peak_mb()
     write_atomic(job_file.parent / RECORD, json.dumps(record, ensure_ascii=False))
+
+
+def _peak_mb() -> float | None:
+    """Peak memory of this process. `ru_maxrss` would do, but a child inherits its parent's there."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return round(found[0] / 1024, 1) if found else None
 
 
 def compare(wanted: Mapping[str, Any], got: Mapping[str, Any], wanted_dir: Path, got_dir: Path) -> dict[str, Any]:
