@@ -29,7 +29,7 @@ class Method:
     loss: Loss
 
 
-class _SummedCrossEntropy(torch.autograd.Function):
+class _SummedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # torch's types are not followed
     """sum_i logsumexp(z_i) - z_i[y_i], and its gradient softmax(z_i) - onehot(y_i), in one pass.
 
     Both are made a few rows at a time in fp32 while the rows are in cache; torch's own needs five
@@ -60,7 +60,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of `labels` (R,) under `logits` (R, V), summed."""
-    total: Tensor = _SummedCrossEntropy.apply(logits, labels)  # type: ignore[no-untyped-call]
+    total: Tensor = _SummedCrossEntropy.apply(logits, labels)
     return total
 
 

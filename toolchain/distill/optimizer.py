@@ -69,14 +69,14 @@ class MasterAdamW:
         norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self.gradients().values()]
         return torch.linalg.vector_norm(torch.stack(norms))
 
-    @torch.no_grad()
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         """Update every weight that has a gradient; gradients are multiplied by `scale` first."""
         self.steps += 1
         for name, gradient in self.gradients().items():
             value = self.parameters[name]
             decay = self.weight_decay if value.ndim >= _DECAYED_DIMENSIONS else 0.0
-            self._update(name, gradient, learning_rate, scale, decay)
+            with torch.no_grad():
+                self._update(name, gradient, learning_rate, scale, decay)
             value.grad = None
         self._sums = {}
 
@@ -113,11 +113,11 @@ class MasterAdamW:
         parts = {"master": self.master, "first": self.first, "second": self.second}
         return {f"{part}.{name}": value for part, group in parts.items() for name, value in group.items()}
 
-    @torch.no_grad()
     def load(self, state: Mapping[str, Tensor], steps: int) -> None:
         """Go on from `state()`."""
-        for key, value in self.state().items():
-            value.copy_(state[key])
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self.master[name])
+        with torch.no_grad():
+            for key, value in self.state().items():
+                value.copy_(state[key])
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.master[name])
         self.steps = steps

@@ -46,7 +46,7 @@ class Batch:
 
     @property
     def targets(self) -> int:
-        return self.labels.numel()
+        return len(self.labels)
 
     def to(self, device: torch.device) -> Batch:
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}

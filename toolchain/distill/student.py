@@ -163,7 +163,7 @@ class Student:
     def backward(self, loss: Tensor) -> None:
         """Back-propagate, then add the input embedding's gradient to the rows that were looked up."""
         self._pending = []
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        loss.backward()
         table = self.embedding
         for ids, gradient in self._pending:
             assert isinstance(table, nn.Embedding)

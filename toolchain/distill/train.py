@@ -48,7 +48,7 @@ class TrainConfig(Config):
     lora_alpha: float = Field(default=32.0, gt=0)
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    part_tokens: int = Field(default=4096, ge=64)
+    part_tokens: int = Field(default=2048, ge=64)
     learning_rate: float = Field(default=2e-4, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1)
