@@ -74,7 +74,7 @@ def examples_for(options, tokenizer):
     return [encode(messages, tokenizer) for messages in pairs]
 
 
-def run_ours(options, folder):
+def run_ours(options):
     """Our loop on a fixed order; one record per step."""
     from soloist.toolchain.distill.train import TrainConfig, Trainer
 
@@ -147,8 +147,13 @@ def worker(options):
     if options.threads:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        run = run_ours if options.worker == "ours" else run_trl
-        print(json.dumps(run(options, Path(folder))))
+        if options.worker == "ours":
+            from soloist.toolchain.distill.student import freed_memory_kept
+
+            with freed_memory_kept():  # as the stage does
+                print(json.dumps(run_ours(options)))
+        else:
+            print(json.dumps(run_trl(options, Path(folder))))
 
 
 def measure(options, name, base):

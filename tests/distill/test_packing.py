@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.toolchain.distill import packing  # noqa: E402
 from soloist.toolchain.distill.methods import METHODS, sft_loss, summed_cross_entropy  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
@@ -48,6 +49,18 @@ def test_packed_loss_and_gradients_equal_one_by_one(tiny_base, conversations, at
     for name, value in student.named_parameters():
         worst = (value.grad - gradients[name]).abs().max() / gradients[name].abs().max()
         assert worst < tolerance, name
+
+
+def test_an_architecture_that_packs_wrongly_is_refused(tiny_base, monkeypatch):
+    student = student_of(tiny_base)
+    student.verify_packing(512)
+    whole = packing._short_attention
+    monkeypatch.setattr(packing, "_short_attention", lambda q, k, v, scale: whole(q, k, v, 2 * scale))
+    with pytest.raises(ArtifactError, match="LlamaForCausalLM: packed batches differ"):
+        student.verify_packing(512)
+    student.model.config.sliding_window = 64
+    with pytest.raises(UsageError, match="attention window of 64"):
+        student.verify_packing(512)
 
 
 def test_parts_add_up_to_the_whole(tiny_base, conversations):

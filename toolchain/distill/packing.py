@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from soloist.kernels.errors import ArtifactError
 from soloist.toolchain.distill.data import Example
 
 ATTENTION = "soloist_packed"
@@ -118,7 +119,10 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: (1, H, T, D) queries of a trie -> (1, T, H, D)."""
     if soloist_batch is None:
-        raise RuntimeError("packed attention was called without its batch: the model drops keyword arguments")
+        raise ArtifactError(
+            f"{type(module).__name__}: this architecture does not hand its arguments on to transformers' attention "
+            "interface; choose another base model"
+        )
     places = soloist_batch.gather
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
 

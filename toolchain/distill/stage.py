@@ -19,6 +19,7 @@ from pydantic import Field
 from soloist.toolchain.artifact import Artifact, sha256_file, stage, write_atomic
 from soloist.toolchain.config import Config
 from soloist.toolchain.distill.data import CheckSteps, Mode, select
+from soloist.toolchain.distill.student import freed_memory_kept
 from soloist.toolchain.distill.train import CHECKPOINTS, STAGE, TrainConfig, Trainer
 from soloist.toolchain.events import QUIET, EventLog
 from soloist.toolchain.traces.store import read_runs
@@ -93,7 +94,8 @@ def distill(
 
     plan = {**config.model_dump(mode="json"), "base": base_digest(base)}
     del plan["train"]["checkpoint_seconds"]  # when it was saved does not change what was learned
-    return stage(STAGE, out, plan, [traces], build, events=events, scratch=(CHECKPOINTS,))
+    with freed_memory_kept():
+        return stage(STAGE, out, plan, [traces], build, events=events, scratch=(CHECKPOINTS,))
 
 
 def _describe(counts: dict[str, Any]) -> str:

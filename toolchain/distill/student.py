@@ -15,33 +15,43 @@ import ctypes
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from soloist.kernels.errors import ArtifactError
+from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.base import require
-from soloist.toolchain.distill.data import prepare_tokenizer
-from soloist.toolchain.distill.packing import Batch, use_packed_attention
+from soloist.toolchain.distill.data import encode, prepare_tokenizer
+from soloist.toolchain.distill.packing import Batch, pack, use_packed_attention
 
+_PACKING_TOLERANCE = 2e-3  # of the largest logit, fp32; a wrong layout is off by tenths, TF32 by 1e-4
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep freed memory: it hands large buffers back after every operation otherwise.
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Let the C library keep freed memory for a while, and hand all of it back at the end.
 
-    Each activation would then be mapped and zeroed by the kernel anew, a third of a training step on
-    a small CPU. Affects this process only; without glibc it does nothing.
+    Otherwise it returns large buffers to the kernel after every operation, and each activation is mapped
+    and zeroed anew, a good part of a training step on a small CPU. Without glibc this does nothing.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL(None)
-            libc.mallopt(mmap_max, 0)
-            libc.mallopt(trim_threshold, 2**31 - 1)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        yield
+        return
+    assert libc is not None
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(mmap_max, 65536)  # both are glibc's own defaults
+        libc.mallopt(trim_threshold, 128 * 1024)
+        libc.malloc_trim(0)
 
 
 def load_base(base: Path) -> tuple[Any, Any]:
@@ -110,6 +120,34 @@ class Student:
         self.device = device
         self.lora = False
         self._pending: list[tuple[Tensor, Tensor]] = []  # (ids, gradient) of embeddings looked up
+
+    def verify_packing(self, max_length: int) -> None:
+        """Refuse an architecture for which a packed batch is not what the unchanged model computes.
+
+        Two short conversations with a common beginning are enough to see a layout that is not understood.
+        """
+        window = getattr(self.model.config, "sliding_window", None)
+        if window is not None and window < max_length:
+            raise UsageError(f"max_length {max_length} exceeds the model's attention window of {window} tokens")
+        pairs = (("What is 1 + 1?", "2"), ("What is 1 + 2, said slowly?", "three"))
+        talks = [
+            encode([{"role": "user", "content": said}, {"role": "assistant", "content": heard}], self.tokenizer)
+            for said, heard in pairs
+        ]
+        batch = pack(talks).to(self.device)
+        with torch.no_grad():
+            packed = self.logits(batch)
+            self.model.set_attn_implementation(self.native_attention)
+            for owner, talk in enumerate(talks):
+                alone = self.model(torch.tensor([talk.ids], device=self.device)).logits[0, :-1]
+                alone = alone[torch.tensor(talk.trained[1:], device=self.device)]
+                gap = float((alone - packed[batch.owners == owner]).abs().max() / alone.abs().max())
+                if not gap < _PACKING_TOLERANCE:
+                    name = type(self.model).__name__
+                    raise ArtifactError(
+                        f"{name}: packed batches differ from the model by {gap:.1e}; choose another base"
+                    )
+        use_packed_attention(self.model)
 
     def compute_in(self, dtype: torch.dtype) -> None:
         """Round the weights to `dtype`, once the optimizer holds their exact copies.

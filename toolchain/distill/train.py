@@ -31,7 +31,7 @@ from soloist.toolchain.distill.data import Example
 from soloist.toolchain.distill.methods import METHODS, Method
 from soloist.toolchain.distill.optimizer import MasterAdamW
 from soloist.toolchain.distill.packing import pack
-from soloist.toolchain.distill.student import Precision, Student, choose_precision, keep_freed_memory, load_base
+from soloist.toolchain.distill.student import Precision, Student, choose_precision, load_base
 from soloist.toolchain.events import QUIET, EventLog
 
 LOG = "train.jsonl"
@@ -134,7 +134,6 @@ class Trainer:
     """A student, its optimizer and its examples, step by step."""
 
     def __init__(self, base: Path, config: TrainConfig, accelerator: Any = None) -> None:  # noqa: ANN401
-        keep_freed_memory()
         self.method = resolve_method(config.method)
         self.config = config
         accelerate = require("accelerate", "train")
@@ -143,6 +142,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         model, tokenizer = load_base(base)
         self.student = Student(model, tokenizer, self.accelerator.device)
+        self.student.verify_packing(config.max_length)
         if config.tuning == "lora":
             self.student.add_lora(config.lora_rank, config.lora_alpha)
         self.optimizer = MasterAdamW(
@@ -191,7 +191,11 @@ class Trainer:
         events: EventLog = QUIET,
         on_step: Callable[[dict[str, Any]], None] | None = None,
     ) -> Trained:
-        """Train to the end, resuming from what `folder` holds; the log is `folder`/train.jsonl."""
+        """Train to the end, resuming from what `folder` holds.
+
+        The log `folder`/train.jsonl holds no times, so that the same work gives the same file; they are
+        in the events and in what is returned.
+        """
         steps = plan(len(examples), self.config)
         fingerprint = self.config.fingerprint(examples)
         trained = self._resume(folder, fingerprint)
@@ -205,14 +209,14 @@ class Trainer:
                 began = time.perf_counter()
                 rate = learning_rate(index, len(steps), self.config)
                 record = self.step([examples[i] for i in steps[index]], index, rate)
+                log.write(json.dumps(record) + "\n")
                 record["seconds"] = round(time.perf_counter() - began, 4)
                 trained.steps.append(record)
-                log.write(json.dumps(record) + "\n")
                 self._report(record, len(steps), events)
                 if on_step is not None:
                     on_step(record)
                 if time.monotonic() - saved >= self.config.checkpoint_seconds and index + 1 < len(steps):
-                    self._save(folder, index + 1, fingerprint)
+                    self._save(folder, trained, fingerprint)
                     saved = time.monotonic()
         return trained
 
@@ -223,9 +227,10 @@ class Trainer:
         events.emit(STAGE, "metric", **record, **rates)
         events.progress(STAGE, record["step"] + 1, total, loss=record["loss"], **rates)
 
-    def _save(self, folder: Path, step: int, fingerprint: str) -> None:
+    def _save(self, folder: Path, trained: Trained, fingerprint: str) -> None:
         if self.accelerator.is_main_process:
-            save_checkpoint(folder / CHECKPOINTS, step, self.optimizer.state(), {"fingerprint": fingerprint})
+            facts = {"fingerprint": fingerprint, "seconds": [step["seconds"] for step in trained.steps]}
+            save_checkpoint(folder / CHECKPOINTS, len(trained.steps), self.optimizer.state(), facts)
 
     def _resume(self, folder: Path, fingerprint: str) -> Trained:
         log = folder / LOG
@@ -239,4 +244,5 @@ class Trainer:
         self.optimizer.load(tensors, facts["step"])
         lines = log.read_text(encoding="utf-8").splitlines()[: facts["step"]]
         log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return Trained([json.loads(line) for line in lines])
+        timed = zip(lines, facts["seconds"], strict=True)
+        return Trained([{**json.loads(line), "seconds": seconds} for line, seconds in timed])
