@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError, EngineError
 from soloist.targets.base import Message, Reply, Sampling, require
+from soloist.targets.decode import common_prefix, draw
 
 Logits = npt.NDArray[np.float32]
 _UBATCH = 512
@@ -95,6 +96,7 @@ class GgufRuntime:
         self._context_size = context
         self._slots = [_Slot(i) for i in range(slots)]
         self._clock = 0
+        self._embedding_slot = -1  # the slot `embed` took, and takes again
         _silence()
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), self._lib.llama_model_default_params())
         if not self._model:
@@ -202,7 +204,7 @@ class GgufRuntime:
     def _claim(self, prompt: list[int], busy: set[int]) -> tuple[_Slot, int]:
         """The slot that saves most work and the number of tokens it saves. At least one token is computed."""
         memory = self._lib.llama_get_memory(self._context)
-        shared = {slot.index: _common(slot.tokens, prompt) for slot in self._slots}
+        shared = {slot.index: common_prefix(slot.tokens, prompt) for slot in self._slots}
         self._clock += 1
         best = max(self._slots, key=lambda s: (shared[s.index], s.index not in busy))
         free = [s for s in self._slots if s.index not in busy]
@@ -303,15 +305,15 @@ class GgufRuntime:
         """Greedy or sampled; under a grammar the whole vocabulary is checked only if the first choice is refused."""
         sampling = job.request.sampling
         if job.grammar is None:
-            return _sample(logits, sampling, job.random)
-        token = _sample(logits, sampling, job.random)
+            return draw(logits, sampling, job.random)
+        token = draw(logits, sampling, job.random)
         if self._allowed(job, np.array([token], dtype=np.int32)).size:
             return token
         order = np.argsort(-logits)
         for count in (64, 1024, len(order)):
             allowed = self._allowed(job, order[:count].astype(np.int32))
             if allowed.size:
-                return int(allowed[_sample(logits[allowed], sampling, job.random)])
+                return int(allowed[draw(logits[allowed], sampling, job.random)])
         raise EngineError(f"{self.name}: the grammar allows no token after '{job.data.decode('utf-8', 'replace')}'")
 
     def _allowed(self, job: _Job, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
@@ -343,34 +345,34 @@ class GgufRuntime:
         self._decode(len(tokens))
         return np.stack([self._row(i).copy() for i in range(len(tokens))])
 
+    def embed(self, text: str) -> tuple[npt.NDArray[np.float32], int]:
+        """Mean of the last hidden states over the tokens of `text`, shape (width,), and the number of tokens.
+
+        Uses the slot that was used least recently; a runtime that also chats should have one to spare.
+        """
+        tokens = self.tokenize(text)[: self._context_size]
+        slot = min(self._slots, key=lambda s: s.used if s.index != self._embedding_slot else -1)
+        self._embedding_slot = slot.index
+        self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self._context), slot.index, -1, -1)
+        slot.tokens = list(tokens)
+        for i, token in enumerate(tokens):
+            self._put(i, token, i, slot.index, logits=True)
+        self._lib.llama_set_embeddings(self._context, True)
+        try:
+            self._decode(len(tokens))
+            width = int(self._lib.llama_model_n_embd(self._model))
+            rows = [self._lib.llama_get_embeddings_ith(self._context, i) for i in range(len(tokens))]
+            mean = np.mean([np.ctypeslib.as_array(row, shape=(width,)) for row in rows], axis=0)
+        finally:
+            self._lib.llama_set_embeddings(self._context, False)
+        return mean.astype(np.float32), len(tokens)
+
     def close(self) -> None:
         if self._context is not None:
             self._lib.llama_batch_free(self._batch)
             self._lib.llama_free(self._context)
             self._lib.llama_model_free(self._model)
             self._context = None
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        count += 1
-    return count
-
-
-def _sample(logits: Logits, sampling: Sampling, random: np.random.Generator) -> int:
-    """Index of the next token: argmax at temperature 0, else nucleus sampling."""
-    if sampling.temperature <= 0:
-        return int(logits.argmax())
-    scaled = logits.astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled - scaled.max())
-    weights /= weights.sum()
-    order = np.argsort(-weights)
-    cut = int(np.searchsorted(np.cumsum(weights[order]), sampling.top_p)) + 1
-    kept = order[:cut]
-    return int(random.choice(kept, p=weights[kept] / weights[kept].sum()))
 
 
 def _silence() -> None:

@@ -1,6 +1,7 @@
 """Artifacts: a folder is what its manifest says, and the manifest is written last.
 
     <out>.partial/   work in progress; survives a kill, picked up again if config and parents are the same
+    <out>.old/       what <out> was, for the moment in which the partial folder takes its place
     <out>/           whole: every file is listed in manifest.json with its sha256
 
 `stage()` is the only way an artifact comes to be: it builds into the partial folder, hashes the files,
@@ -192,17 +193,21 @@ def stage(
     """
     config = json.loads(_canonical(config))
     plan = {"stage": name, "config": config, "parents": [parent.digest for parent in parents]}
-    if (out / MANIFEST).is_file():
-        existing = Artifact.open(out)
-        have = {"stage": existing.manifest["stage"], "config": existing.manifest["config"]}
-        if have | {"parents": [parent["digest"] for parent in existing.manifest["parents"]]} == plan:
-            events.emit(name, "end", reused=True, path=str(out), digest=existing.digest)
-            return existing
+    existing = _existing(out, plan)
+    if existing is not None:
+        events.emit(name, "end", reused=True, path=str(out), digest=existing.digest)
+        return existing
     partial = out.with_name(out.name + ".partial")
-    if partial.exists() and not _same_plan(partial, plan):
-        shutil.rmtree(partial)
-    began = time.time()
     with explain_disk_errors(out):
+        finished = _finished(partial, plan)
+        if finished is not None:  # killed between the manifest and the rename
+            _take_place(partial, out)
+            events.emit(name, "end", reused=True, path=str(out), digest=finished["digest"])
+            return Artifact(out, finished)
+        if partial.exists() and not _same_plan(partial, plan):
+            shutil.rmtree(partial)
+        (partial / MANIFEST).unlink(missing_ok=True)
+        began = time.time()
         write_atomic(partial / _PLAN, json.dumps(plan, indent=1))
         events.emit(name, "start", path=str(out))
         facts = build(partial)
@@ -221,12 +226,44 @@ def stage(
         }
         manifest["digest"] = _digest(manifest)
         write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
-        (partial / _PLAN).unlink()
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
+        _take_place(partial, out)
     events.emit(name, "end", reused=False, path=str(out), digest=manifest["digest"], seconds=manifest["seconds"])
     return Artifact(out, manifest)
+
+
+def _existing(out: Path, plan: Mapping[str, Any]) -> Artifact | None:
+    """The artifact at `out` if it follows the plan. Another one may be replaced, a foreign folder may not."""
+    if (out / MANIFEST).is_file():
+        found = Artifact.open(out, verify=False)
+        return Artifact.open(out) if _plan_of(found.manifest) == plan else None
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ArtifactError(f"{out}: exists and is no artifact of ours (no {MANIFEST}); move it or choose another name")
+    return None
+
+
+def _plan_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    parents = [parent["digest"] for parent in manifest["parents"]]
+    return {"stage": manifest["stage"], "config": manifest["config"], "parents": parents}
+
+
+def _finished(partial: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a partial folder that only has to be renamed."""
+    try:
+        manifest = dict(Artifact.open(partial).manifest)
+    except ArtifactError:
+        return None
+    return manifest if _plan_of(manifest) == plan else None
+
+
+def _take_place(partial: Path, out: Path) -> None:
+    """Put a whole partial folder where `out` is; after a kill at any moment the next `stage` goes on."""
+    (partial / _PLAN).unlink(missing_ok=True)
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _same_plan(partial: Path, plan: Mapping[str, Any]) -> bool:

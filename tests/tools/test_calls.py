@@ -63,8 +63,8 @@ def test_what_is_not_a_call_is_explained(text, reason):
         parse_call(text, TOOLS)
 
 
-@pytest.mark.parametrize("chains", [True, False])
-def test_grammar_of_every_tool_compiles(chains):
+@pytest.mark.parametrize("more", [True, False])
+def test_grammar_of_every_tool_compiles(more):
     llama_cpp = pytest.importorskip("llama_cpp", reason="grammars are compiled by llama-cpp-python")
     for names in [None, *([tool.name] for tool in TOOLS)]:
-        llama_cpp.LlamaGrammar.from_string(grammar(TOOLS, names, chains=chains), verbose=False)
+        llama_cpp.LlamaGrammar.from_string(grammar(TOOLS, names, more=more), verbose=False)

@@ -22,11 +22,19 @@ class SamplingConfig(Config):
     seed: int = 0
 
 
+class Followup(Config):
+    """What a demonstration's call returned, and what a good reply to that says."""
+
+    result: str
+    reply: str
+
+
 class Demonstration(Config):
-    """One worked example an agent is shown: what is asked and what a good reply says."""
+    """One worked example an agent is shown: what is asked, what a good reply says, and what follows a tool's result."""
 
     question: str
     reply: str
+    then: tuple[Followup, ...] = ()
 
 
 class DemonstrationSource(Config):

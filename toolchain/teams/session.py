@@ -12,10 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from soloist.kernels.errors import UsageError
 from soloist.targets.base import Message, Reply, Sampling
 from soloist.toolchain.tasks.base import Question, score
 from soloist.toolchain.teams.config import AgentConfig, TeamConfig
-from soloist.toolchain.teams.engines.base import Ask, Engine
+from soloist.toolchain.teams.engines.base import Ask, Embedder, Engine
 from soloist.toolchain.tools.base import Toolbox, ToolError
 from soloist.toolchain.tools.calls import parse_call, run_call
 from soloist.toolchain.traces.schema import ChatMessage, Edge, EdgeKind, Run, ToolUse, Turn, Verdict
@@ -82,6 +86,22 @@ class Session:
         self.turns.append({"id": len(self.turns), **fields})
         return len(self.turns) - 1
 
+    def embed(self, agent: AgentConfig, *, round: int = 0) -> tuple[int, npt.NDArray[np.float32]]:
+        """The engine's hidden state of the question, as a turn of `agent`. Raises UsageError without such an engine."""
+        if not isinstance(self.engine, Embedder):
+            raise UsageError(
+                f"the engine of team '{self.team.name}' gives no hidden states: set options.routing: prompt"
+            )
+        start = time.perf_counter() - self.began
+        vector, tokens = self.engine.embed(self.question.question)
+        now = time.perf_counter() - self.began
+        turn = self._add(
+            agent=agent.name, role=agent.role, round=round, model=agent.model or self.engine.model,
+            messages=(ChatMessage(role="user", content=self.question.question),),
+            tokens_in=tokens, start=start, first_token=now, end=now, finish="stop",
+        )  # fmt: skip
+        return turn, vector
+
     def note(self, agent: AgentConfig, text: str, *, round: int = 0, answer: str | None = None) -> int:
         """A turn that no model answered: a vote, a check by a tool."""
         now = time.perf_counter() - self.began
@@ -140,4 +160,7 @@ def messages_for(agent: AgentConfig, user: str, *, history: Sequence[Message] = 
         for demonstration in agent.demonstrations:
             messages.append({"role": "user", "content": demonstration.question})
             messages.append({"role": "assistant", "content": demonstration.reply})
+            for more in demonstration.then:
+                messages.append({"role": "tool", "content": more.result})
+                messages.append({"role": "assistant", "content": more.reply})
     return [*messages, {"role": "user", "content": user}, *history]

@@ -22,8 +22,15 @@ MORE = " then"
 _CALL = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\((.*)\)( then)?\s*\Z", re.DOTALL)
 _WHOLE = re.compile(r"-?[0-9]{1,40}")
 _DECIMAL = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,15})?")
-_INTEGER = '"-"? [0-9]+'
-_NUMBER = '"-"? [0-9]+ ("." [0-9]+)?'
+# Fragments that x-grammars are written with; `copied` replaces them by what a text offers.
+DIGITS = "[0-9]+"
+DECIMAL = '[0-9]+ ("." [0-9]+)?'
+CLOCK = '[0-2]? [0-9] ":" [0-5] [0-9]'
+_INTEGER = f'"-"? {DIGITS}'
+_NUMBER = f'"-"? {DECIMAL}'
+_CLOCKS_IN = re.compile(r"\b\d{1,2}:\d{2}\b")
+_NUMBERS_IN = re.compile(r"\d+(?:\.\d+)?")
+_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _STRING = r"[^|\n\r]+"
 
 
@@ -108,13 +115,38 @@ def _rule(schema: Mapping[str, Any]) -> str:
     return {"integer": _INTEGER, "number": _NUMBER, "boolean": '("true" | "false")'}.get(str(kind), _STRING)
 
 
-def grammar(tools: Toolbox, names: Sequence[str] | None = None, *, chains: bool = True) -> str:
+def numbers_in(text: str) -> list[str]:
+    """The numbers a text names, as written, small ones also as words; clock times are not numbers."""
+    found = _NUMBERS_IN.findall(_CLOCKS_IN.sub(" ", text.replace(",", " ")))
+    found += [n.replace(",", "") for n in re.findall(r"\d{1,3}(?:,\d{3})+", text)]
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    found += [str(value) for value, word in enumerate(_WORDS) if word in words]
+    return list(dict.fromkeys(found))
+
+
+def copied(rules: str, text: str) -> str:
+    """A grammar in which numbers and clock times can only be copied from `text`.
+
+    A small reader that may write any digit invents numbers; one that may only copy does not. A kind of
+    which the text offers nothing stays free.
+    """
+    clocks = list(dict.fromkeys(_CLOCKS_IN.findall(text)))
+    numbers = numbers_in(text)
+    whole = [n for n in numbers if "." not in n]
+    for fragment, offered in ((CLOCK, clocks), (DECIMAL, numbers), (DIGITS, whole)):
+        if offered:
+            rules = rules.replace(fragment, "(" + " | ".join(map(_quote, offered)) + ")")
+    return rules
+
+
+def grammar(tools: Toolbox, names: Sequence[str] | None = None, *, more: bool | None = None) -> str:
     """GBNF of one call to any of `names` (default: all tools), with rule `root`.
 
-    With `chains`, the call may end in ` then`.
+    The call may end in ` then`; with `more` True it must, with False it must not.
     """
     chosen = list(tools.tools) if names is None else list(names)
-    lines = ["root ::= call" + (f" {_quote(MORE)}?" if chains else "")]
+    end = {None: f" {_quote(MORE)}?", True: f" {_quote(MORE)}", False: ""}[more]
+    lines = [f"root ::= call{end}"]
     lines.append("call ::= " + " | ".join(f"call-{i}" for i in range(len(chosen))))
     for index, name in enumerate(chosen):
         values = [_rule(schema) for schema in _properties(tools[name].parameters).values()]

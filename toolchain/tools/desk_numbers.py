@@ -26,14 +26,14 @@ from soloist.toolchain.tools.arithmetic import (
     variables,
 )
 from soloist.toolchain.tools.base import Arguments, Result, Tool
+from soloist.toolchain.tools.calls import DECIMAL, DIGITS
 
 Number = int | float
 LARGEST = 10**12
 MOST_PRIMES = 1_000_000
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
-_NUMBER = '[0-9]+ ("." [0-9]+)?'
-_ATOM = f'({_NUMBER} ("*"? [a-z])? | [a-z])'
+_ATOM = f'({DECIMAL} ("*"? [a-z])? | [a-z])'
 _OPERATOR = '(" + " | " - " | " * " | " / " | "*" | "/")'
 
 
@@ -42,7 +42,7 @@ def _side(atom: str) -> str:
     return f"{item} ({_OPERATOR} {item})*"
 
 
-EXPRESSION_GRAMMAR = _side(f"{_NUMBER}")
+EXPRESSION_GRAMMAR = _side(DECIMAL)
 EQUATION_GRAMMAR = f'{_side(_ATOM)} " = " {_side(_ATOM)}'
 
 
@@ -321,7 +321,7 @@ def _check_primes(arguments: Arguments, value: str) -> bool:
 def number_tools() -> list[Tool]:
     """The tools of this module."""
     integer, number, word = {"type": "integer"}, {"type": "number"}, {"type": "string"}
-    fraction = {"type": "string", "x-grammar": '"-"? [0-9]+ "/" [0-9]+'}
+    fraction = {"type": "string", "x-grammar": f'"-"? {DIGITS} "/" {DIGITS}'}
 
     def tool(name: str, what: str, parameters: dict[str, Any], run: Callable[..., Result], check: Any) -> Tool:  # noqa: ANN401
         return Tool(name, what, parameters, run, guarded(check))

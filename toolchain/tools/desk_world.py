@@ -14,11 +14,12 @@ from typing import Any
 
 from soloist.toolchain.tools.arithmetic import operand, show
 from soloist.toolchain.tools.base import Arguments, Result, Tool
+from soloist.toolchain.tools.calls import CLOCK, DIGITS
 from soloist.toolchain.tools.desk_numbers import Number, exact, guarded, schema
 
 DAY = 24 * 60
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-CLOCK_GRAMMAR = '[0-2]? [0-9] ":" [0-5] [0-9] (" am" | " pm")?'
+CLOCK_GRAMMAR = f'{CLOCK} (" am" | " pm")?'
 _CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::00)?\s*([ap])?\.?(?:m\.?)?", re.IGNORECASE)
 
 # Each unit in the base unit of its kind: meter, gram, second, liter.
@@ -69,7 +70,7 @@ _PLURALS = {
     "leeches": "leech",
     "people": "human",
 }
-ANIMAL_GRAMMAR = '[0-9]+ " " (' + " | ".join(f'"{animal}"' for animal in LEGS) + ")"
+ANIMAL_GRAMMAR = DIGITS + ' " " (' + " | ".join(f'"{animal}"' for animal in LEGS) + ")"
 
 
 def minutes_of(text: str) -> int:
@@ -246,7 +247,7 @@ def _check_legs(arguments: Arguments, value: str) -> bool:
 def world_tools() -> list[Tool]:
     """The tools of this module."""
     word, time = {"type": "string"}, {"type": "string", "x-grammar": CLOCK_GRAMMAR}
-    span = {**word, "x-grammar": '"-"? [0-9]+ (":" [0-5] [0-9])?'}
+    span = {**word, "x-grammar": f'"-"? {DIGITS} (":" [0-5] [0-9])?'}
     date = {**word, "x-grammar": "[A-Za-z0-9] [A-Za-z0-9 ,/-]+"}
     unit: dict[str, Any] = {"type": "string", "enum": [*UNIT_WORDS, *_KIND]}
     animals = {"type": "array", "items": {**word, "x-grammar": ANIMAL_GRAMMAR}, "minItems": 1}

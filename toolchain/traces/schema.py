@@ -160,9 +160,15 @@ class Run(_Record):
 
 
 def critical_path(turns: Sequence[Turn], edges: Sequence[Edge]) -> float:
-    """Length in seconds of the longest path, each turn weighing its own duration."""
+    """Length in seconds of the longest path, each turn weighing its own duration.
+
+    An edge counts as a dependency only if its target began after its source had ended: readers who
+    agree with each other in one batch did not wait for each other.
+    """
     longest = [turn.end - turn.start for turn in turns]
     for edge in sorted(edges, key=lambda e: e.target):
+        if turns[edge.target].start < turns[edge.source].end:
+            continue
         own = turns[edge.target].end - turns[edge.target].start
         longest[edge.target] = max(longest[edge.target], longest[edge.source] + own)
     return max(longest, default=0.0)

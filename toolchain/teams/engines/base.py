@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 from soloist.targets.base import Message, Reply, Sampling
 
@@ -32,3 +35,11 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free models and connections."""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """An engine that can also show what its model makes of a text."""
+
+    def embed(self, text: str) -> tuple[npt.NDArray[np.float32], int]:
+        """Mean hidden state of a text, shape (width,), and its number of tokens."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from soloist.kernels.errors import UsageError
 from soloist.targets.base import Reply
 from soloist.targets.run_gguf import GgufRuntime, Request
@@ -29,6 +32,10 @@ class GgufEngine:
             if ask.model not in (None, self.model):
                 raise UsageError(f"the gguf engine runs one model ({self.model}); an agent asks for '{ask.model}'")
         return self.runtime.chat_many([Request(a.messages, a.sampling, a.grammar) for a in asks])
+
+    def embed(self, text: str) -> tuple[npt.NDArray[np.float32], int]:
+        """Mean hidden state of a text, and its number of tokens."""
+        return self.runtime.embed(text)
 
     def close(self) -> None:
         self.runtime.close()

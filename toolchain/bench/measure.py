@@ -1,0 +1,199 @@
+"""Stage `bench`: all systems, the same questions, one machine, one run, taking turns question by question.
+
+    <system>.jsonl      every run, with its whole trace
+    measurements.json   per question: right or wrong, seconds, calls, tokens
+
+Every run is written as soon as it is there; a killed measurement goes on with the next question. The
+systems rotate their order from question to question, so that none is always the one after a slow one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from soloist.kernels.errors import EngineError
+from soloist.toolchain.artifact import Artifact, stage, write_atomic
+from soloist.toolchain.bench.records import Answered, Measurement, TestSplit, save_measurements
+from soloist.toolchain.bench.systems import System
+from soloist.toolchain.events import QUIET, EventLog
+from soloist.toolchain.tasks.base import Question
+from soloist.toolchain.traces.schema import Run
+from soloist.toolchain.traces.store import TraceWriter, read_runs
+
+STAGE = "bench"
+MEASUREMENTS = "measurements.json"
+_PEAKS = "peaks.json"
+
+
+@dataclass
+class Worker:
+    """A system's process."""
+
+    system: System
+    process: subprocess.Popen[str] = field(init=False)
+    peak: float | None = None
+
+    def __post_init__(self) -> None:
+        command = [sys.executable, "-P", "-W", "ignore", "-m", "soloist.toolchain.bench.worker"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        )  # fmt: skip
+        self._send(self.system.team.model_dump_json())
+        answer = self._receive()
+        if "failed" in answer:
+            raise EngineError(f"system '{self.system.id}': {answer['failed']}")
+
+    @property
+    def _pipes(self) -> tuple[IO[str], IO[str]]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        return self.process.stdin, self.process.stdout
+
+    def _send(self, line: str) -> None:
+        try:
+            self._pipes[0].write(line + "\n")
+            self._pipes[0].flush()
+        except BrokenPipeError:
+            pass  # the answer that does not come says it
+
+    def _receive(self) -> dict[str, Any]:
+        line = self._pipes[1].readline()
+        if not line:
+            code = self.process.wait()
+            raise EngineError(f"system '{self.system.id}': its process ended with code {code}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def ask(self, question: Question, seed: int) -> Run:
+        self._send(json.dumps({"question": question.model_dump(mode="json"), "seed": seed}))
+        answer = self._receive()
+        self.peak = answer["peak_mb"]
+        return Run.model_validate({"schema": 1, **answer["run"]})
+
+    def close(self) -> None:
+        self._pipes[0].close()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def measure(
+    systems: Sequence[System], questions: Sequence[Question], warmup: Sequence[Question], out: Path,
+    *, parents: Sequence[Artifact] = (), seed: int = 42, events: EventLog = QUIET,
+) -> Artifact:  # fmt: skip
+    """Ask every system every question of its share. Questions carry their split. Raises EngineError."""
+    asked = hashlib.sha256("\n".join(q.model_dump_json() for q in questions).encode()).hexdigest()[:16]
+    described = [_without_paths(system) for system in systems]
+    plan = {"systems": described, "questions": asked, "count": len(questions), "seed": seed}
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        writers = {system.id: TraceWriter(folder / f"{system.id}.jsonl") for system in systems}
+        peaks = _read_peaks(folder)
+        try:
+            _ask_all(systems, questions, warmup, writers, peaks, folder, seed, events)
+        finally:
+            for writer in writers.values():
+                writer.close()
+        found = [m for system in systems for m in _measurements(system, folder, peaks.get(system.id))]
+        save_measurements(folder / MEASUREMENTS, found)
+        (folder / _PEAKS).unlink(missing_ok=True)
+        return {m.system_id + "/" + m.split: {"n": len(m.answers), "correct": m.correct} for m in found}
+
+    return stage(STAGE, out, plan, parents, build, events=events)
+
+
+def _without_paths(system: System) -> dict[str, Any]:
+    """A system's description without the place its file lies in: moving a folder changes no measurement."""
+    described = system.model_dump(mode="json")
+    if described["team"]["engine"]["kind"] == "student":
+        described["team"]["engine"]["path"] = Path(described["team"]["engine"]["path"]).name
+    return described
+
+
+def _ask_all(
+    systems: Sequence[System], questions: Sequence[Question], warmup: Sequence[Question],
+    writers: Mapping[str, TraceWriter], peaks: dict[str, float], folder: Path, seed: int, events: EventLog,
+) -> None:  # fmt: skip
+    todo = {
+        system.id: [q for q in share_of(questions, system.share) if q.question not in writers[system.id]]
+        for system in systems
+    }
+    total = sum(len(share_of(questions, system.share)) for system in systems)
+    done = total - sum(map(len, todo.values()))
+    workers: dict[str, Worker] = {}
+    try:
+        for system in systems:
+            if todo[system.id]:
+                events.emit(STAGE, "note", text=f"opening {system.id}")
+                workers[system.id] = Worker(system)
+                for question in warmup[: system.warmup]:
+                    workers[system.id].ask(question, seed)
+        waiting = {name: {q.id for q in those} for name, those in todo.items()}
+        for index, question in enumerate(questions):
+            for system in _rotated(systems, index):
+                if question.id not in waiting[system.id]:
+                    continue
+                worker = workers[system.id]
+                run = worker.ask(question, seed)
+                writers[system.id].add(run)
+                peaks[system.id] = max(worker.peak or 0.0, peaks.get(system.id, 0.0))
+                done += 1
+                events.progress(STAGE, done, total, system=system.id, verdict=run.verdict, seconds=round(run.wall, 3))
+            write_atomic(folder / _PEAKS, json.dumps(peaks))
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def share_of(questions: Sequence[Question], share: float) -> list[Question]:
+    """An evenly spread share of the questions of each split."""
+    if share >= 1:
+        return list(questions)
+    kept: list[Question] = []
+    for split in dict.fromkeys(q.split for q in questions):
+        those = [q for q in questions if q.split == split]
+        count = max(1, round(len(those) * share))
+        kept += [those[(i * len(those)) // count] for i in range(count)]
+    return kept
+
+
+def _rotated(systems: Sequence[System], index: int) -> list[System]:
+    at = index % len(systems)
+    return [*systems[at:], *systems[:at]]
+
+
+def _read_peaks(folder: Path) -> dict[str, float]:
+    path = folder / _PEAKS
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _measurements(system: System, folder: Path, peak: float | None) -> list[Measurement]:
+    runs = list(read_runs(folder / f"{system.id}.jsonl"))
+    splits: list[TestSplit] = ["held-out", "unseen-wording"]
+    return [
+        Measurement(
+            system_id=system.id, split=split, kind=system.kind, format=system.format, size_mb=system.size_mb,
+            answers=tuple(_answered(run) for run in runs if run.question.split == split), peak_mb=peak,
+            where="api" if system.team.engine.kind == "openai" else "local",
+        )
+        for split in splits
+        if any(run.question.split == split for run in runs)
+    ]  # fmt: skip
+
+
+def _answered(run: Run) -> Answered:
+    return Answered(
+        question_id=run.question.id, task=run.question.task, correct=run.verdict == "correct", seconds=run.wall,
+        ttft=run.time_to_first_token, calls=len(run.calls), tokens_in=run.tokens_in,
+        tokens_cached=run.tokens_cached, tokens_out=run.tokens_out, error=run.error,
+        critical_path=run.critical_path if run.turns else None,
+    )  # fmt: skip

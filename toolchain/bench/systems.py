@@ -1,0 +1,112 @@
+"""What is compared: the team, its rivals, the student and every compiled file, each as a team of its own.
+
+A lone model is a team of one agent, so all systems are asked, timed and counted by the same code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from soloist.toolchain.artifact import Artifact
+from soloist.toolchain.bench.records import Kind
+from soloist.toolchain.config import Config
+from soloist.toolchain.teams.config import (
+    AgentConfig,
+    Demonstration,
+    SamplingConfig,
+    StudentEngineConfig,
+    TeamConfig,
+)
+
+BASE_PROMPT = "Answer the question. End with '#### ' and the answer alone."
+BASE_TOKENS = 64
+FORMAT_NAMES = {
+    "gguf-f16": "GGUF F16",
+    "gguf-q8_0": "GGUF Q8_0",
+    "gguf-q5_0": "GGUF Q5_0",
+    "gguf-q4_0": "GGUF Q4_0",
+    "onnx-int8": "ONNX int8",
+    "onnx-int4": "ONNX int4",
+}
+
+
+class System(Config):
+    """One system. `share` < 1 asks it only that share of the questions (dear rivals); `warmup` questions first."""
+
+    id: str
+    kind: Kind
+    team: TeamConfig
+    format: str | None = None
+    size_mb: float | None = None
+    share: float = Field(default=1.0, gt=0, le=1)
+    warmup: int = Field(default=2, ge=0)
+
+
+def lone(name: str, team: TeamConfig, agent: AgentConfig, *, topology: str = "solo", **options: object) -> TeamConfig:
+    """A team of one agent on the engine of `team`."""
+    engine = team.engine
+    if engine.kind == "gguf":
+        engine = engine.model_copy(update={"slots": 4, "context": 4096})
+    tools = team.tools if agent.tools else ()
+    return TeamConfig(name=name, topology=topology, engine=engine, agents=(agent,), tools=tools, options=dict(options))
+
+
+def rivals(team: TeamConfig, examples: Sequence[Demonstration], tools: Sequence[str], budget: int) -> list[System]:
+    """The cheap rivals: the base model alone, one tool-using agent, self-consistency at the team's token budget."""
+    alone = AgentConfig(name="base", role="solver", prompt=BASE_PROMPT, sampling=SamplingConfig(max_tokens=BASE_TOKENS))
+    drawn = alone.model_copy(update={"sampling": SamplingConfig(max_tokens=BASE_TOKENS, temperature=0.7, top_p=0.95)})
+    found = [
+        System(id="base", kind="base", team=lone("base", team, alone)),
+        System(
+            id="self-consistency", kind="self-consistency", share=0.25,
+            team=lone("self-consistency", team, drawn, topology="self-consistency",
+                      samples=64, max_tokens_total=budget),
+        ),
+    ]  # fmt: skip
+    if tools:
+        acting = AgentConfig(
+            name="agent", role="solver", tools=tuple(tools), demonstrations=tuple(examples),
+            sampling=SamplingConfig(max_tokens=64),
+        )  # fmt: skip
+        found.append(System(id="tool-agent", kind="tool-agent", team=lone("tool-agent", team, acting)))
+    return found
+
+
+def student_team(path: Path, tools: Sequence[str], entries: Sequence[str]) -> TeamConfig:
+    """A student, alone: no prompt, no demonstrations, the same tools as its team (none: it answers in words)."""
+    limit = 64 if tools else 256
+    agent = AgentConfig(name="student", role="student", tools=tuple(tools), sampling=SamplingConfig(max_tokens=limit))
+    return TeamConfig(
+        name="student", topology="solo", engine=StudentEngineConfig(kind="student", path=str(path)), agents=(agent,),
+        tools=tuple(entries) if tools else (),
+    )  # fmt: skip
+
+
+def students(student: Artifact, compiled: Artifact, entries: Sequence[str]) -> list[System]:
+    """The torch student and every compiled file of it."""
+    tools = student_tools(student)
+    size = (student.path / "model.safetensors").stat().st_size / 1e6
+    found = [
+        System(
+            id="student-torch", kind="student", format="torch", size_mb=round(size, 1), share=0.34,
+            team=student_team(student.path, tools, entries),
+        )
+    ]  # fmt: skip
+    for name, facts in compiled.facts["formats"].items():
+        found.append(
+            System(
+                id=f"student-{name}", kind="artifact", format=FORMAT_NAMES.get(name, name), size_mb=facts["size_mb"],
+                team=student_team(compiled.path / facts["path"], tools, entries),
+            )
+        )  # fmt: skip
+    return found
+
+
+def student_tools(student: Artifact) -> list[str]:
+    """The tools a student was taught to call; none for a student that answers in words."""
+    card = json.loads((student.path / "student.json").read_text(encoding="utf-8"))
+    return list(card["tools"]) if card["mode"] == "acts" else []

@@ -1,0 +1,62 @@
+"""One system in a process of its own: JSON lines in (questions), JSON lines out (runs).
+
+A process each, so that a system's peak memory is its own, a crash is one system's, and systems can take
+turns question by question on the same machine. Libraries that print to stdout are sent to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from soloist.kernels.errors import SoloistError
+from soloist.toolchain.tasks.base import Question
+from soloist.toolchain.teams.config import TeamConfig
+from soloist.toolchain.teams.team import Team
+
+
+def peak_mb() -> float | None:
+    """Peak resident memory of this process in MB, where the system tells."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    except OSError:
+        pass
+    return None
+
+
+def main() -> int:
+    """Serve one system until stdin ends."""
+    out = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        team = Team(TeamConfig.model_validate_json(sys.stdin.readline()))
+    except SoloistError as error:
+        out.write(json.dumps({"failed": str(error)}) + "\n")
+        return error.exit_code
+    with team:
+        out.write(json.dumps({"ready": True}) + "\n")
+        for line in sys.stdin:
+            asked = json.loads(line)
+            began = time.perf_counter()
+            run = team.try_answer(Question.model_validate(asked["question"]), seed=asked["seed"])
+            out.write(
+                json.dumps(
+                    {
+                        "run": json.loads(run.model_dump_json(exclude_defaults=True, by_alias=True)),
+                        "seconds": time.perf_counter() - began,
+                        "peak_mb": peak_mb(),
+                    },
+                    ensure_ascii=False,
+                )
+                + "\n"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
