@@ -1,7 +1,7 @@
 """Artifacts: a folder is what its manifest says, and the manifest is written last.
 
     <out>.partial/   work in progress; survives a kill, picked up again if config and parents are the same
-    <out>.old/       what <out> was, for the moment in which the partial folder takes its place
+    .<out>.replaced/ what <out> was, for the moment in which the partial folder takes its place
     <out>/           whole: every file is listed in manifest.json with its sha256
 
 `stage()` is the only way an artifact comes to be: it builds into the partial folder, hashes the files,
@@ -103,13 +103,14 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with explain_disk_errors(path), temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ def stage(
     """
     config = json.loads(_canonical(config))
     plan = {"stage": name, "config": config, "parents": [parent.digest for parent in parents]}
+    shutil.rmtree(_replaced(out), ignore_errors=True)
     existing = _existing(out, plan)
     if existing is not None:
         events.emit(name, "end", reused=True, path=str(out), digest=existing.digest)
@@ -206,7 +208,8 @@ def stage(
             return Artifact(out, finished)
         if partial.exists() and not _same_plan(partial, plan):
             shutil.rmtree(partial)
-        (partial / MANIFEST).unlink(missing_ok=True)
+        for stale in (MANIFEST, MANIFEST + ".tmp"):
+            (partial / stale).unlink(missing_ok=True)
         began = time.time()
         write_atomic(partial / _PLAN, json.dumps(plan, indent=1))
         events.emit(name, "start", path=str(out))
@@ -258,12 +261,14 @@ def _finished(partial: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
 def _take_place(partial: Path, out: Path) -> None:
     """Put a whole partial folder where `out` is; after a kill at any moment the next `stage` goes on."""
     (partial / _PLAN).unlink(missing_ok=True)
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if out.exists():
-        out.rename(old)
+        out.rename(_replaced(out))
     partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_replaced(out), ignore_errors=True)
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(f".{out.name}.replaced")
 
 
 def _same_plan(partial: Path, plan: Mapping[str, Any]) -> bool:

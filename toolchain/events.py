@@ -10,10 +10,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 Listener = Callable[[dict[str, Any]], None]
+
+
+def append_line(file: FileIO, line: str) -> None:
+    """Write a whole line to an unbuffered file, whose `close` then has nothing left that could fail."""
+    data = memoryview(line.encode())
+    while data:
+        data = data[file.write(data) :]
 
 
 class EventLog:
@@ -21,15 +29,21 @@ class EventLog:
 
     def __init__(self, path: Path | None = None, listeners: tuple[Listener, ...] = ()) -> None:
         self._listeners = listeners
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8", buffering=1)
+            from soloist.toolchain.artifact import explain_disk_errors  # which imports this module
+
+            with explain_disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = path.open("ab", buffering=0)
 
     def emit(self, stage: str, event: str, **fields: Any) -> None:  # noqa: ANN401 - any JSON value
         record = {"time": round(time.time(), 3), "stage": stage, "event": event, **fields}
         if self._file is not None:
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            from soloist.toolchain.artifact import explain_disk_errors
+
+            with explain_disk_errors(Path(str(self._file.name))):
+                append_line(self._file, json.dumps(record, ensure_ascii=False) + "\n")
         for listener in self._listeners:
             listener(record)
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.artifact import explain_disk_errors
+from soloist.toolchain.events import append_line
 from soloist.toolchain.tasks.base import question_key
 from soloist.toolchain.traces.schema import SCHEMA, Run
 
@@ -70,11 +71,11 @@ class TraceWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.recovered_bytes = _cut_torn_line(path)
-        self._seen = {question_key(run.question.question) for run in read_runs(path)} if path.is_file() else set()
         with explain_disk_errors(path):
-            self._file = path.open("a", encoding="utf-8")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.recovered_bytes = _cut_torn_line(path)
+            self._seen = {question_key(run.question.question) for run in read_runs(path)} if path.is_file() else set()
+            self._file = path.open("ab", buffering=0)
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -88,8 +89,7 @@ class TraceWriter:
         if key in self._seen:
             return False
         with explain_disk_errors(self.path):
-            self._file.write(format_line(run))
-            self._file.flush()
+            append_line(self._file, format_line(run))
             os.fsync(self._file.fileno())
         self._seen.add(key)
         return True
