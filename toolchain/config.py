@@ -6,6 +6,7 @@ line of the file a field stands.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,45 +35,65 @@ def load_yaml(path: Path, model: type[C]) -> C:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UsageError(f"{path}: not a text file ({error})") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path}: not a text file that can be read ({error})") from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UsageError(f"{path}{line}: not YAML: {problem}") from error
+    faults = [f"{path}:{line}: {key}: stands here twice" for line, key in _twice(node, [])]
     try:
-        return model.model_validate(data if data is not None else {})
+        found = model.model_validate(data if data is not None else {})
     except ValidationError as error:
-        raise UsageError("\n".join(_explain(path, node, fault) for fault in error.errors(include_url=False))) from error
+        faults += [_explain(path, node, fault) for fault in error.errors(include_url=False)]
+        raise UsageError("\n".join(faults)) from error
+    if faults:
+        raise UsageError("\n".join(faults))
+    return found
+
+
+def _twice(node: yaml.Node | None, above: list[yaml.Node]) -> Iterator[tuple[int, str]]:
+    """Keys that stand twice in one mapping: YAML would silently take the last."""
+    if not isinstance(node, yaml.CollectionNode) or node in above:
+        return
+    above = [*above, node]
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            yield from _twice(child, above)
+        return
+    seen: set[str] = set()
+    for key, child in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            yield key.start_mark.line + 1, str(key.value)
+        seen.add(str(key.value))
+        yield from _twice(child, above)
 
 
 def _explain(path: Path, node: yaml.Node | None, fault: object) -> str:
     assert isinstance(fault, dict)
-    location = tuple(part for part in fault["loc"])
-    field = ".".join(str(part) for part in location) or "file"
+    line, parts = _locate(node, fault["loc"], missing=fault["type"] == "missing")
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         message = "unknown key"
-    return f"{path}:{_line(node, location)}: {field}: {message}"
+    return f"{path}:{line}: {'.'.join(parts) or 'file'}: {message}"
 
 
-def _line(node: yaml.Node | None, location: tuple[str | int, ...]) -> int:
-    """The line of the deepest node of `location` that exists in the file."""
-    if node is None:
-        return 1
-    line = node.start_mark.line + 1
-    for part in location:
+def _locate(node: yaml.Node | None, location: tuple[str | int, ...], *, missing: bool) -> tuple[int, list[str]]:
+    """Line and name of a field. What is not in the file (pydantic names the branches of a union) is left out."""
+    line = node.start_mark.line + 1 if node is not None else 1
+    parts: list[str] = []
+    for index, part in enumerate(location):
+        child: tuple[yaml.Node, yaml.Node] | None = None
         if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
+            child = next(((k, v) for k, v in node.value if k.value == str(part)), None)
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
+            child = (node.value[part], node.value[part])
+        if child is not None:
+            line, node = child[0].start_mark.line + 1, child[1]
+        if child is not None or (missing and index == len(location) - 1):
+            parts.append(str(part))
+    return line, parts

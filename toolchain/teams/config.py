@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from soloist.kernels.errors import UsageError
 from soloist.toolchain.config import Config, load_yaml
 
 
@@ -101,6 +102,11 @@ class TeamConfig(Config):
     tools: tuple[str, ...] = ()
     options: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def engine_model(self) -> str:
+        """What answers, in words."""
+        return self.engine.path if isinstance(self.engine, StudentEngineConfig) else self.engine.model
+
     @model_validator(mode="after")
     def _names(self) -> TeamConfig:
         names = [agent.name for agent in self.agents]
@@ -116,6 +122,11 @@ def load_team(name: str) -> TeamConfig:
 
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        shipped = Path(str(files("soloist.toolchain.teams.specs"))) / f"{name}.yaml"
-        path = shipped if shipped.is_file() else Path(f"{name}.yaml")
+        shipped = Path(str(files("soloist.toolchain.teams.specs")))
+        path = shipped / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(spec.stem for spec in shipped.glob("*.yaml")))
+            raise UsageError(
+                f"no team '{name}' ships with Soloist ({known} does); your own is a path that ends in .yaml"
+            )
     return load_yaml(path, TeamConfig)

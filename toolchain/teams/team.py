@@ -39,7 +39,10 @@ def find_topology(name: str) -> Topology:
     if name in topology_names():
         module: ModuleType = importlib.import_module(f"{topologies.__name__}.{name.replace('-', '_')}")
         return cast(Topology, module)
-    return cast(Topology, resolve_entry_point(name, "topology", ", ".join(topology_names())))
+    found = resolve_entry_point(name, "topology", ", ".join(topology_names()))
+    if not callable(getattr(found, "run", None)) or not hasattr(getattr(found, "Options", None), "model_validate"):
+        raise UsageError(f"topology '{name}': needs a pydantic model `Options` and a function `run(session, options)`")
+    return cast(Topology, found)
 
 
 def open_engine(config: TeamConfig) -> Engine:
@@ -68,7 +71,7 @@ class Team:
         try:
             self._options = self._topology.Options.model_validate(config.options)
         except ValidationError as error:
-            raise UsageError(f"team '{config.name}': options.{describe(error)}") from error
+            raise UsageError(f"team '{config.name}': {describe(error, 'options.')}") from error
         self.tools: Toolbox = load_tools(config.tools)
         for agent in config.agents:
             unknown = [name for name in agent.tools if name not in self.tools.tools]

@@ -22,12 +22,13 @@ from soloist.toolchain.tasks.base import question_key
 from soloist.toolchain.traces.schema import SCHEMA, Run
 
 
-def describe(error: ValidationError) -> str:
+def describe(error: ValidationError, prefix: str = "") -> str:
     """All faults of a pydantic error in one line: `field: message; field: message`."""
     faults = []
     for fault in error.errors(include_url=False, include_context=False):
         field = ".".join(str(part) for part in fault["loc"]) or "record"
-        faults.append(f"{field}: {fault['msg'].removeprefix('Value error, ')}")
+        message = "unknown field" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
+        faults.append(f"{prefix}{field}: {message}")
     return "; ".join(faults)
 
 

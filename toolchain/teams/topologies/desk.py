@@ -92,8 +92,8 @@ class Judged:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """An unused number of the question weighs more than a vote, but less than all of them."""
-        return (self.holds, self.votes + 2 * self.coverage)
+        """A reader who dropped a number of the question is outweighed by one who used it."""
+        return (self.holds, self.votes + 6 * self.coverage)
 
 
 def run(session: Session, options: Options) -> Run:

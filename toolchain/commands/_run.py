@@ -1,0 +1,35 @@
+"""Options of `soloist run` to a Job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.errors import UsageError
+from soloist.toolchain.bench.cost import LocalPrice
+from soloist.toolchain.jobs import desk_job, own_job
+from soloist.toolchain.pipeline import FORMATS, Job
+
+
+def make_job(team: str, out: Path, options: Mapping[str, Any], *, command: str) -> Job:
+    """The job the options describe. Raises UsageError."""
+    formats = tuple(filter(None, options["formats"].split(","))) or FORMATS
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise UsageError(f"--formats: unknown {', '.join(unknown)}; there are {', '.join(FORMATS)}")
+    more = {
+        "mode": options["mode"], "method": options["method"], "formats": formats, "epochs": options["epochs"],
+        "seed": options["seed"], "command": command,
+        "price": LocalPrice(
+            usd_per_hour=options["usd_per_hour"], watts=options["watts"], usd_per_kwh=options["usd_per_kwh"]
+        ),
+    }  # fmt: skip
+    if options["test"] is not None:
+        return own_job(team, options["base"], out, options["train"], options["test"], **more)
+    if team != "desk":
+        raise UsageError("a team of your own needs held-out questions: --test FILE.jsonl (and --train FILE.jsonl)")
+    return desk_job(
+        out, questions=options["questions"], unseen=options["unseen"], fresh=options["fresh"],
+        train=options["record"], **more,
+    )  # fmt: skip

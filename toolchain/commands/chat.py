@@ -1,0 +1,63 @@
+"""`soloist chat`: talk to a student."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(short_help="Talk to a student in the terminal.")
+@click.argument("student", type=click.Path(path_type=Path))
+@click.option("--tools", multiple=True, help="Entry point of tools  [default: those named beside the model]")
+@click.argument("question", nargs=-1)
+def command(student: Path, tools: tuple[str, ...], question: tuple[str, ...]) -> None:
+    """Answer QUESTION, or read questions from the terminal. STUDENT is a GGUF file, an ONNX folder, a Hugging
+    Face folder, or a folder of a job (its smallest GGUF is taken)."""
+    from soloist.toolchain.bench.systems import student_team
+    from soloist.toolchain.tasks.base import Question
+    from soloist.toolchain.teams.config import StudentEngineConfig
+    from soloist.toolchain.teams.engines.student import StudentEngine
+    from soloist.toolchain.teams.team import Team
+
+    path = _model(student)
+    entries, names = _tools(path, tools)
+    team = student_team(path, names, entries)
+    assert isinstance(team.engine, StudentEngineConfig)
+    engine = StudentEngine(team.engine, on_text=lambda text: click.echo(text, nl=False))
+    with Team(team, engine=engine) as opened:
+        asked = [" ".join(question)] if question else iter(_ask, None)
+        for text in asked:
+            run = opened.answer(Question(id="chat", question=str(text), gold=None))
+            for use in run.trajectory:
+                click.echo(f"\n  {use.call} = {use.result if use.result is not None else use.error}", nl=False)
+            click.echo(f"\n{run.answer or 'no answer'}")
+
+
+def _ask() -> str | None:
+    if sys.stdin.isatty():
+        click.echo("> ", nl=False, err=True)
+    line = sys.stdin.readline()
+    return line.strip() or None
+
+
+def _model(path: Path) -> Path:
+    """The model itself: `path`, or the smallest GGUF below it."""
+    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "genai_config.json")):
+        found = sorted(path.rglob("*.gguf"), key=lambda file: file.stat().st_size)
+        return found[0] if found else path
+    return path
+
+
+def _tools(path: Path, entries: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
+    """Entry points of the tools and the names of those the student knows."""
+    from soloist.toolchain.tools.files import load_tools
+
+    beside = (path if path.is_dir() else path.parent) / "tools.json"
+    if entries or not beside.is_file():
+        return entries, list(load_tools(entries).tools)
+    known: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+    return tuple(known["entries"]), [tool["function"]["name"] for tool in known["tools"]]

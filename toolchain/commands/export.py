@@ -1,0 +1,37 @@
+"""`soloist export`: a student to files that run elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Compile a student to GGUF and ONNX, each file opened and checked.")
+@click.argument("student", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--formats", default="gguf-q8_0", show_default=True, help="Comma-separated, or 'all'.")
+@click.option("--probe", type=click.Path(path_type=Path), required=True, help="Held-out questions, JSON lines.")
+@click.option("--name", default="Student", show_default=True)
+def command(student: Path, output: Path, formats: str, probe: Path, name: str) -> None:
+    """Compile the artifact STUDENT. A file that does not load or drifts past its tolerance is refused."""
+    from soloist.toolchain.artifact import Artifact
+    from soloist.toolchain.events import EventLog
+    from soloist.toolchain.export import export
+    from soloist.toolchain.pipeline import FORMATS
+    from soloist.toolchain.progress import Bars
+    from soloist.toolchain.tasks.files import load_questions
+    from soloist.toolchain.verify import Probe
+
+    asked = load_questions(probe).questions[:24]
+    prompts = Probe(
+        prompts=[[{"role": "user", "content": q.question}] for q in asked], references=[q.gold or "" for q in asked]
+    )
+    chosen = FORMATS if formats == "all" else tuple(filter(None, formats.split(",")))
+    with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
+        made = export(Artifact.open(student, stage="distill"), output, chosen, prompts, events, name=name)
+    for format, facts in made.facts["formats"].items():
+        click.echo(
+            f"{format:12} {facts['size_mb']:7.1f} MB  KL {facts['kl_mean']:.4f}  top-1 {facts['top1']:.1%}  "
+            f"{output / facts['path']}"
+        )

@@ -1,0 +1,57 @@
+"""`soloist run`: the whole way, from a team to a report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="The main job: team, student, compiled files, comparison, report.")
+@click.argument("team", default="desk")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the job  [default: runs/TEAM]")
+@click.option("--questions", default=100, show_default=True, help="Held-out questions of the desk.")
+@click.option("--unseen", default=48, show_default=True, help="Questions in unseen wordings of the desk (at most 96).")
+@click.option("--fresh", is_flag=True, help="Record the desk anew instead of using the recording that ships with it.")
+@click.option("--record", "record", default=1120, show_default=True, help="Questions to record with --fresh.")
+@click.option("--train", type=click.Path(path_type=Path), help="Your team: questions to record it on, JSON lines.")
+@click.option("--test", type=click.Path(path_type=Path), help="Your team: held-out questions, JSON lines.")
+@click.option("-m", "--base", default="smollm2-135m", show_default=True, help="Model the student starts from.")
+@click.option("--mode", type=click.Choice(["acts", "internalise"]), default="acts", show_default=True)
+@click.option("--method", default="sft", show_default=True, help="How to distill.")
+@click.option("--epochs", default=1, show_default=True)
+@click.option("--formats", default="", help="Formats to compile, comma-separated  [default: all]")
+@click.option("--usd-per-hour", type=float, help="Price of this machine.")
+@click.option("--watts", type=float, help="Power of this machine while busy, above idle.")
+@click.option("--usd-per-kwh", type=float, help="Price of energy.")
+@click.option("--seed", default=42, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print report.json instead of the table.")
+@click.option("--open/--no-open", "show", default=None, help="Open the page  [default: on a terminal with a screen]")
+def command(team: str, output: Path | None, as_json: bool, show: bool | None, **options: object) -> None:
+    """Record TEAM (default: the embedded desk) at work, distill it into one student, compile the student,
+    measure all of them side by side, and write the report.
+
+    The same command goes on where it was killed, and does nothing twice.
+    """
+    from soloist.toolchain.commands._run import make_job
+    from soloist.toolchain.events import EventLog
+    from soloist.toolchain.pipeline import run
+    from soloist.toolchain.progress import Bars
+    from soloist.toolchain.report import terminal
+
+    out = output or Path("runs") / Path(team).stem
+    job = make_job(team, out, options, command=" ".join(["soloist", *sys.argv[1:]]))
+    with Bars() as bars, EventLog(out / "events.jsonl", (bars,)) as events:
+        report = run(job, events)
+    if as_json:
+        click.echo(json.dumps(json.loads(report.to_json())))
+    else:
+        from rich.console import Console
+
+        terminal.show(report, Console())
+    page = (out / "report.html").resolve()
+    click.echo(f"\nReport: {page}", err=True)
+    if show or (show is None and sys.stdout.isatty()):
+        click.launch(str(page))

@@ -1,0 +1,36 @@
+"""`soloist teach`: record a team."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Record a team at work: questions to traces.")
+@click.argument("team", default="desk")
+@click.option(
+    "--questions", "file", type=click.Path(path_type=Path), help="JSON lines  [default for the desk: its own]"
+)
+@click.option("--count", default=1120, show_default=True, help="Questions of the desk.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder  [default: runs/TEAM/traces]")
+@click.option("--seed", default=42, show_default=True)
+def command(team: str, file: Path | None, count: int, output: Path | None, seed: int) -> None:
+    """Put questions to TEAM and keep every run as a trace. Goes on where it was killed."""
+    from soloist.kernels.errors import UsageError
+    from soloist.toolchain.events import EventLog
+    from soloist.toolchain.jobs import desk_train
+    from soloist.toolchain.progress import Bars
+    from soloist.toolchain.tasks.files import load_questions
+    from soloist.toolchain.teach import teach
+    from soloist.toolchain.teams.config import load_team
+
+    config = load_team(team)
+    out = output or Path("runs") / config.name / "traces"
+    if file is None and team != "desk":
+        raise UsageError("a team of your own needs questions: --questions FILE.jsonl")
+    questions = desk_train(config, count) if file is None else load_questions(file, split="train").questions
+    with Bars() as bars, EventLog(out.parent / "events.jsonl", (bars,)) as events:
+        artifact = teach(config, questions, out, seed=seed, events=events)
+    facts = artifact.facts
+    click.echo(f"{out}: {facts['runs']} runs, {facts['correct']} correct, {facts['seconds']:.0f} s of work")

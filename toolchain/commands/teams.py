@@ -1,0 +1,27 @@
+"""`soloist teams`: what ships, and what a team file says."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command(short_help="List teams and topologies, or show a team file.")
+@click.argument("name", required=False)
+def command(name: str | None) -> None:
+    """Without NAME list the teams and topologies that ship with Soloist; with it check a team file and show it."""
+    from importlib.resources import files
+
+    from soloist.toolchain.teams.config import load_team
+    from soloist.toolchain.teams.team import find_topology, topology_names
+
+    if name is None:
+        shipped = sorted(path.name for path in files("soloist.toolchain.teams.specs").iterdir())
+        click.echo("teams:      " + ", ".join(n.removesuffix(".yaml") for n in shipped if n.endswith(".yaml")))
+        click.echo("topologies: " + ", ".join(topology_names()))
+        return
+    config = load_team(name)
+    topology = find_topology(config.topology)
+    topology.Options.model_validate(config.options)
+    click.echo(f"{config.name}: topology {config.topology}, engine {config.engine.kind} ({config.engine_model})")
+    for agent in config.agents:
+        click.echo(f"  {agent.name:14} {agent.role:12} {agent.prompt[:70]}")

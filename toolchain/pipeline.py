@@ -1,0 +1,238 @@
+"""The main job: traces → student → compiled files → measurements → report, each stage an artifact.
+
+    <out>/traces      recorded by the team, or the recording that ships with Soloist
+    <out>/student     distilled from them
+    <out>/compiled    GGUF and ONNX, each opened and compared with the student
+    <out>/measured    team, rivals, student and files on the same held-out questions
+    <out>/report.html · report.json · report.md · events.jsonl
+
+Stages that are there already with the same inputs are not done again, so the same command goes on after
+a kill and costs nothing after it has ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from soloist.kernels.errors import DataError
+from soloist.toolchain.artifact import Artifact, commit, device, versions
+from soloist.toolchain.bench.cost import LocalPrice, Spend
+from soloist.toolchain.bench.measure import MEASUREMENTS, measure
+from soloist.toolchain.bench.measure import STAGE as BENCH
+from soloist.toolchain.bench.records import load_measurements
+from soloist.toolchain.bench.systems import System, rivals, student_tools, students
+from soloist.toolchain.events import QUIET, EventLog
+from soloist.toolchain.export import export
+from soloist.toolchain.report.build import Context, build_report
+from soloist.toolchain.report.contract import Parity, Report, TrainingPoint
+from soloist.toolchain.report.stage import choose_anatomy, write_report
+from soloist.toolchain.tasks.base import Question, question_key
+from soloist.toolchain.teach import TRACES, teach
+from soloist.toolchain.teams.config import Demonstration, TeamConfig
+from soloist.toolchain.tools.calls import grammar
+from soloist.toolchain.traces.schema import Run
+from soloist.toolchain.traces.store import read_runs
+
+FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q5_0", "gguf-q4_0", "onnx-int8", "onnx-int4")
+PROBES = 24
+
+
+@dataclass(frozen=True)
+class Job:
+    """One whole run. `train` is empty where a recording is given; `test` holds the held-out questions."""
+
+    team: TeamConfig
+    base: str
+    out: Path
+    test: Sequence[Question]
+    train: Sequence[Question] = ()
+    recording: Path | None = None
+    examples: Sequence[Demonstration] = ()
+    warmup: Sequence[Question] = ()
+    mode: Literal["acts", "internalise"] = "acts"
+    method: str = "sft"
+    formats: Sequence[str] = FORMATS
+    epochs: int = 1
+    limit: int | None = None
+    seed: int = 42
+    price: LocalPrice = field(default_factory=LocalPrice)
+    command: str = ""
+
+
+def run(job: Job, events: EventLog = QUIET) -> Report:
+    """Do whatever of the job is not done yet, and write the report. Raises SoloistError."""
+    began = time.time()
+    traces = _traces(job, events)
+    overlap = _refuse_overlap(traces, job.test)
+    student = _student(job, traces, events)
+    compiled = _compiled(job, traces, student, events)
+    measured = _measured(job, traces, student, compiled, events)
+    report = _report(job, [traces, student, compiled, measured], overlap)
+    write_report(report, None, job.out)
+    events.emit("report", "end", path=str(job.out / "report.html"), seconds=round(time.time() - began, 1))
+    return report
+
+
+def _traces(job: Job, events: EventLog) -> Artifact:
+    if job.recording is None:
+        return teach(job.team, job.train, job.out / "traces", seed=job.seed, events=events)
+    traces = Artifact.open(job.recording, stage="teach")
+    events.emit("teach", "end", reused=True, path=str(job.recording), digest=traces.digest)
+    return traces
+
+
+def _refuse_overlap(traces: Artifact, test: Sequence[Question]) -> int:
+    """How many test texts occur in the traces: none, or a DataError that names the first."""
+    known = {question_key(run.question.question) for run in read_runs(traces.path / TRACES)}
+    shared = [question for question in test if question_key(question.question) in known]
+    if shared:
+        raise DataError(
+            f"{len(shared)} of {len(test)} test questions were used for training, the first is '{shared[0].id}': "
+            "take other questions"
+        )
+    return len(shared)
+
+
+def _student(job: Job, traces: Artifact, events: EventLog) -> Artifact:
+    from soloist.targets.from_gguf import find_base
+    from soloist.toolchain.distill.stage import DistillConfig, distill
+    from soloist.toolchain.distill.train import TrainConfig
+
+    base = Path(job.base) if Path(job.base).exists() else find_base(job.base)
+    config = DistillConfig(
+        mode=job.mode, train=TrainConfig(method=job.method, epochs=job.epochs, seed=job.seed), limit=job.limit
+    )
+    return distill(config, traces, base, job.out / "student", events=events)
+
+
+def _compiled(job: Job, traces: Artifact, student: Artifact, events: EventLog) -> Artifact:
+    from soloist.toolchain.verify import Probe
+
+    tools = student_tools(student)
+    step = max(1, len(job.test) // PROBES)
+    asked = list(job.test)[::step][:PROBES]
+    probe = Probe(
+        prompts=[[{"role": "user", "content": question.question}] for question in asked],
+        references=[_reference(run) for run in _similar(traces, asked, answers=bool(tools))],
+    )
+    return export(
+        student, job.out / "compiled", job.formats, probe, events, name=job.team.name.capitalize(),
+        beside=_beside(job, tools),
+    )  # fmt: skip
+
+
+def _similar(traces: Artifact, asked: Sequence[Question], *, answers: bool) -> list[Run]:
+    """For each question a correct recorded run of its task: the form, not the content, of a good answer."""
+    found: dict[str, list[Run]] = {}
+    for run in read_runs(traces.path / TRACES):
+        if run.verdict == "correct" and (run.trajectory or not answers):
+            found.setdefault(run.question.task, []).append(run)
+    every = [run for runs in found.values() for run in runs]
+    if not every:
+        raise DataError(f"{traces.path}: no correct run to take reference answers from")
+    return [(found.get(q.task) or every)[i % len(found.get(q.task) or every)] for i, q in enumerate(asked)]
+
+
+def _reference(run: Run) -> str:
+    return run.trajectory[0].call if run.trajectory else run.turns[run.path[-1]].text if run.path else run.answer or ""
+
+
+def _beside(job: Job, tools: Sequence[str]) -> dict[str, str]:
+    """The call grammar and the schemas, to lie next to every compiled file of a student that acts."""
+    import json
+
+    from soloist.toolchain.tools.files import load_tools
+
+    if not tools:
+        return {}
+    toolbox = load_tools(job.team.tools).subset(tools)
+    return {
+        "calls.gbnf": grammar(toolbox),
+        "tools.json": json.dumps({"entries": list(job.team.tools), "tools": toolbox.schemas()}, indent=1),
+    }
+
+
+def _systems(job: Job, traces: Artifact, student: Artifact, compiled: Artifact) -> list[System]:
+    facts = traces.facts
+    budget = max(1, (facts["tokens_in"] + facts["tokens_out"]) // max(1, facts["runs"]))
+    team = System(id="team", kind="team", team=job.team, warmup=len(job.warmup))
+    tools = student_tools(student)
+    return [team, *rivals(job.team, job.examples, tools, budget), *students(student, compiled, job.team.tools)]
+
+
+def _measured(job: Job, traces: Artifact, student: Artifact, compiled: Artifact, events: EventLog) -> Artifact:
+    systems = _systems(job, traces, student, compiled)
+    return measure(
+        systems, job.test, job.warmup, job.out / "measured", parents=[traces, student, compiled], seed=job.seed,
+        events=events,
+    )  # fmt: skip
+
+
+def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
+    traces, student, compiled, measured = artifacts
+    assert measured.manifest["stage"] == BENCH
+    measurements = load_measurements(measured.path / MEASUREMENTS)
+    runs = list(read_runs(measured.path / "team.jsonl"))
+    evaluation = sum(a.seconds for m in measurements if m.kind == "artifact" for a in m.answers)
+    spend = Spend.of_seconds(
+        job.price, recording=traces.facts["seconds"], training=student.manifest["seconds"], evaluation=evaluation
+    )
+    context = Context(
+        command=job.command,
+        created=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        seeds={"measurement": job.seed, "training": job.seed},
+        method=_method(traces, student),
+        training=_training(student),
+        parity=_parity(compiled),
+        runs=runs,
+        overlap=overlap,
+        notes=_notes(job, traces),
+    )
+    return build_report(
+        measurements, task=job.team.name, commit=commit(), device=device(), versions=versions(), price=job.price,
+        spend=spend, context=context, anatomy=choose_anatomy(runs),
+    )  # fmt: skip
+
+
+def _method(traces: Artifact, student: Artifact) -> list[str]:
+    recorded, learned = traces.facts, student.facts
+    return [
+        f"Recorded: {recorded['runs']} questions, {recorded['correct']} answered correctly by the team "
+        f"({traces.digest}).",
+        f"Distilled: {learned['method']} on {learned['data']['kept']} verified trajectories, mode {learned['mode']}, "
+        f"from {learned['base']}, {learned['tuning']} fine-tuning in {learned['precision']} ({student.digest}).",
+    ]
+
+
+def _notes(job: Job, traces: Artifact) -> list[str]:
+    notes = ["The team's time includes its scribe, who writes the solution out; the student answers without one."]
+    if job.recording is not None:
+        notes.append(
+            f"The student learned from traces recorded earlier (commit {traces.manifest['commit']}); "
+            "the comparison was measured live in this run."
+        )
+    return notes if job.team.topology == "desk" else notes[1:]
+
+
+def _training(student: Artifact) -> list[TrainingPoint]:
+    import json
+
+    lines = (student.path / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line) for line in lines]
+    return [TrainingPoint(step=s["step"], loss=s["loss"], tokens_per_second=s.get("tokens_per_second")) for s in steps]
+
+
+def _parity(compiled: Artifact) -> list[Parity]:
+    return [
+        Parity(
+            file=Path(facts["path"]).name, format=name, size_mb=facts["size_mb"], kl=facts.get("kl_mean"),
+            top1=facts.get("top1"), passed=facts["verdict"] == "pass",
+            tolerance=f"KL ≤ {facts['tolerance']['kl']:g}, top-1 ≥ {facts['tolerance']['top1']:.0%}",
+            note=facts.get("reason", ""),
+        )
+        for name, facts in compiled.facts["formats"].items()
+    ]  # fmt: skip
