@@ -3,9 +3,10 @@
     python -P benchmarks/bench_train.py [--traces traces.jsonl.gz] [--rounds 3] [--steps 8]
 
 Each measurement is a process of its own; ours and TRL's variants alternate, so that a machine that slows
-down slows all. TRL runs in the ways a user would try on a CPU; the fastest is the rival. Tokens are the
-conversations' own (padding earns nothing), the first two steps of each process are warm-up. Both see
-the same conversations in the same order at a constant rate, so their losses can be compared step by step.
+down slows all; tokens per processor second stand beside, because they hardly feel other programs. TRL
+runs in the ways a user would try on a CPU; the fastest is the rival. Tokens are the conversations' own
+(padding earns nothing), the first two steps of each process are warm-up. Both see the same conversations
+in the same order at a constant rate, so their losses can be compared step by step.
 The last line on stdout is the row, which is also appended to benchmarks/results/train.jsonl.
 """
 
@@ -83,9 +84,9 @@ def run_ours(options):
     examples = examples_for(options, trainer.student.tokenizer)
     records = []
     for index in range(options.steps):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         record = trainer.step(examples[index * options.batch : (index + 1) * options.batch], index, options.rate)
-        records.append({**record, "seconds": time.perf_counter() - began})
+        records.append({**record, "seconds": time.perf_counter() - began, "cpu": time.process_time() - busy})
     return records
 
 
@@ -121,12 +122,12 @@ def run_trl(options, folder):
 
     class Clock(transformers.TrainerCallback):
         def on_step_begin(self, *_, **__):
-            self.began = time.perf_counter()
+            self.began, self.busy = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *_, **__):
             batch = examples[len(records) * options.batch : (len(records) + 1) * options.batch]
-            seconds = time.perf_counter() - self.began
-            records.append({"seconds": seconds, "tokens": sum(len(e.ids) for e in batch)})
+            times = {"seconds": time.perf_counter() - self.began, "cpu": time.process_time() - self.busy}
+            records.append({**times, "tokens": sum(len(e.ids) for e in batch)})
 
         def on_log(self, args, state, control, logs=None, **_):
             if logs and "loss" in logs:
@@ -171,9 +172,10 @@ def measure(options, name, base):
     lines = [line for line in done.stdout.splitlines() if line.startswith("[{")]
     records = json.loads(lines[-1])
     timed = records[WARM_UP:]
-    speed = sum(r["tokens"] for r in timed) / sum(r["seconds"] for r in timed)
-    print(f"{name}: {speed:.0f} tokens/s, loss {records[0]['loss']:.3f} -> {records[-1]['loss']:.3f}", file=sys.stderr)
-    return {"speed": speed, "losses": [r["loss"] for r in records], "records": records}
+    speed, per_cpu = (sum(r["tokens"] for r in timed) / sum(r[unit] for r in timed) for unit in ("seconds", "cpu"))
+    rates = f"{speed:.0f} tokens/s, {per_cpu:.0f} per processor second"
+    print(f"{name}: {rates}, loss {records[0]['loss']:.3f} -> {records[-1]['loss']:.3f}", file=sys.stderr)
+    return {"speed": speed, "per_cpu": per_cpu, "losses": [r["loss"] for r in records], "records": records}
 
 
 def compare(options, base):
@@ -190,7 +192,9 @@ def compare(options, base):
                 del found[name]
             else:
                 found[name].append(result)
-    speeds = {name: [round(r["speed"], 1) for r in results] for name, results in found.items()}
+    speeds, per_cpu = (
+        {name: [round(r[unit], 1) for r in results] for name, results in found.items()} for unit in ("speed", "per_cpu")
+    )
     same_math = [name for name in found if name not in ("ours", "trl-bf16-weights")]
     best = max(same_math, key=lambda name: statistics.median(speeds[name]))
     fastest = max((name for name in found if name != "ours"), key=lambda name: statistics.median(speeds[name]))
@@ -204,7 +208,9 @@ def compare(options, base):
         "tokens": sum(r["tokens"] for r in record), "trained_tokens": sum(r["trained_tokens"] for r in record),
         "computed_tokens": sum(r["computed_tokens"] for r in record),
         "ours_tok_s": summary(speeds["ours"]), "trl_tok_s": {n: summary(s) for n, s in speeds.items() if n != "ours"},
-        "rival": best, "ratio": ratio(speeds, best), "fastest_rival": fastest, "ratio_fastest": ratio(speeds, fastest),
+        "tok_per_cpu_s": {name: summary(values) for name, values in per_cpu.items()},
+        "rival": best, "ratio": ratio(speeds, best), "ratio_cpu": ratio(per_cpu, best),
+        "fastest_rival": fastest, "ratio_fastest": ratio(speeds, fastest),
         "loss": {"ours": ours["losses"], "trl": theirs["losses"]},
         "loss_gap": {"max": max(gaps), "mean": statistics.mean(gaps)},
     }  # fmt: skip
