@@ -147,7 +147,7 @@ def test_team_file_faults_name_line_and_field(tmp_path, old, new, expected):
         ({"topology": "json:loads"}, "topology 'json:loads': needs a pydantic model `Options`"),
         ({"options": {"rounds": 0, "round": 1}}, "options.rounds: Input should be greater.*; options.round: unknown"),
         ({"tools": ["nowhere:tools"]}, "nowhere:tools"),
-        ({"agents": [{"name": "ann", "role": "debater", "tools": ["abacus"]}]}, "agent 'ann' names unknown tools: abacus"),
+        ({"agents": [{"name": "ann", "role": "debater", "tools": ["abacus"]}]}, "'ann' names unknown tools: abacus"),
     ],
 )  # fmt: skip
 def test_team_that_cannot_work_is_refused_before_its_engine_is_opened(tmp_path, change, message):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def parse_line(line: str, where: str) -> Run:
     """One line to one run. Raises DataError with `where` and the fields at fault."""
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}); remove the line or record the question again") from error
     if not isinstance(record, dict) or "question" not in record:
         raise DataError(f"{where}: not a Soloist trace (no 'question'); import other formats with `soloist import`")
@@ -63,7 +64,7 @@ def read_runs(path: Path) -> Iterator[Run]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield parse_line(line, f"{path}:{number}")
-        except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise DataError(f"{path}: damaged file ({error}); record it again") from error
 
 
@@ -114,14 +115,17 @@ def write_runs(runs: Iterable[Run], target: Path) -> int:
     """Write runs to a sealed `.jsonl.gz`; returns how many."""
     temporary = target.with_name(target.name + ".tmp")
     count = 0
-    with explain_disk_errors(target), temporary.open("wb") as raw:
-        with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=9) as file:
-            for run in runs:
-                file.write(format_line(run).encode())
-                count += 1
-        raw.flush()
-        os.fsync(raw.fileno())
-    temporary.replace(target)
+    try:
+        with explain_disk_errors(target), temporary.open("wb") as raw:
+            with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=9) as file:
+                for run in runs:
+                    file.write(format_line(run).encode())
+                    count += 1
+            raw.flush()
+            os.fsync(raw.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
     return count
 
 
