@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Lock
 from typing import Any
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.artifact import Artifact, stage
+from soloist.toolchain.bench.process import Worker
 from soloist.toolchain.events import QUIET, EventLog
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.teams.team import Team
 from soloist.toolchain.traces.schema import Run
-from soloist.toolchain.traces.store import TraceWriter, read_runs, seal
+from soloist.toolchain.traces.store import TraceWriter, read_runs, write_runs
 
 STAGE = "teach"
 TRACES = "traces.jsonl.gz"
@@ -28,9 +33,13 @@ _RAW = "traces.jsonl"
 
 
 def teach(
-    config: TeamConfig, questions: Sequence[Question], out: Path, *, seed: int = 0, events: EventLog = QUIET
-) -> Artifact:
-    """Record the team on `questions`. Raises DataError if there are none, EngineError if the engine never opens."""
+    config: TeamConfig, questions: Sequence[Question], out: Path,
+    *, seed: int = 0, jobs: int = 1, events: EventLog = QUIET,
+) -> Artifact:  # fmt: skip
+    """Record the team on `questions`; `jobs` copies of the team work side by side, each in a process of its own.
+
+    Raises DataError if there are no questions, EngineError if the engine never opens.
+    """
     if not questions:
         raise DataError("no questions to record: give at least one")
     asked = hashlib.sha256("\n".join(question.model_dump_json() for question in questions).encode()).hexdigest()
@@ -40,24 +49,59 @@ def teach(
         with TraceWriter(folder / _RAW) as writer:
             waiting = [question for question in questions if question.question not in writer]
             if waiting:
-                _record(config, waiting, writer, len(questions), seed=seed, events=events)
-        seal(folder / _RAW, folder / TRACES)
+                record = _record if jobs == 1 else _record_side_by_side
+                record(config, waiting, writer, Recording(len(questions), seed, jobs, events))
+        order = {question.question: index for index, question in enumerate(questions)}
+        runs = sorted(read_runs(folder / _RAW), key=lambda run: order[run.question.question])
+        write_runs(runs, folder / TRACES)
         (folder / _RAW).unlink()
-        return summarize(list(read_runs(folder / TRACES)))
+        return summarize(runs)
 
     return stage(STAGE, out, plan, [], build, events=events)
 
 
-def _record(
-    config: TeamConfig, waiting: Sequence[Question], writer: TraceWriter, total: int, *, seed: int, events: EventLog
-) -> None:
+@dataclass(frozen=True)
+class Recording:
+    """How a recording goes: of how many questions, with which seed, how many side by side."""
+
+    total: int
+    seed: int
+    jobs: int
+    events: EventLog
+
+    def add(self, run: Run, writer: TraceWriter) -> None:
+        writer.add(run)
+        self.events.progress(STAGE, len(writer), self.total, verdict=run.verdict, seconds=round(run.wall, 2))
+        if run.error is not None:
+            self.events.emit(STAGE, "warning", question=run.question.id, text=run.error)
+
+
+def _record(config: TeamConfig, waiting: Sequence[Question], writer: TraceWriter, how: Recording) -> None:
     with Team(config) as team:
         for question in waiting:
-            run = team.try_answer(question, seed=seed)
-            writer.add(run)
-            events.progress(STAGE, len(writer), total, verdict=run.verdict, seconds=round(run.wall, 2))
-            if run.error is not None:
-                events.emit(STAGE, "warning", question=question.id, text=run.error)
+            how.add(team.try_answer(question, seed=how.seed), writer)
+
+
+def _record_side_by_side(config: TeamConfig, waiting: Sequence[Question], writer: TraceWriter, how: Recording) -> None:
+    queue: SimpleQueue[Question] = SimpleQueue()
+    for question in waiting:
+        queue.put(question)
+    lock = Lock()
+
+    def work(_: int) -> None:
+        worker = Worker("team", config)
+        try:
+            while True:
+                run = worker.ask(queue.get_nowait(), how.seed)
+                with lock:
+                    how.add(run, writer)
+        except Empty:
+            return
+        finally:
+            worker.close()
+
+    with ThreadPoolExecutor(how.jobs) as pool:
+        list(pool.map(work, range(how.jobs)))
 
 
 def summarize(runs: Sequence[Run]) -> dict[str, Any]:

@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from soloist.kernels.errors import EngineError
 from soloist.toolchain.artifact import Artifact, stage, write_atomic
+from soloist.toolchain.bench.process import Worker
 from soloist.toolchain.bench.records import Answered, Measurement, TestSplit, save_measurements
 from soloist.toolchain.bench.systems import System
 from soloist.toolchain.events import QUIET, EventLog
@@ -31,59 +27,6 @@ from soloist.toolchain.traces.store import TraceWriter, read_runs
 STAGE = "bench"
 MEASUREMENTS = "measurements.json"
 _PEAKS = "peaks.json"
-
-
-@dataclass
-class Worker:
-    """A system's process."""
-
-    system: System
-    process: subprocess.Popen[str] = field(init=False)
-    peak: float | None = None
-
-    def __post_init__(self) -> None:
-        command = [sys.executable, "-P", "-W", "ignore", "-m", "soloist.toolchain.bench.worker"]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-        )  # fmt: skip
-        self._send(self.system.team.model_dump_json())
-        answer = self._receive()
-        if "failed" in answer:
-            raise EngineError(f"system '{self.system.id}': {answer['failed']}")
-
-    @property
-    def _pipes(self) -> tuple[IO[str], IO[str]]:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        return self.process.stdin, self.process.stdout
-
-    def _send(self, line: str) -> None:
-        try:
-            self._pipes[0].write(line + "\n")
-            self._pipes[0].flush()
-        except BrokenPipeError:
-            pass  # the answer that does not come says it
-
-    def _receive(self) -> dict[str, Any]:
-        line = self._pipes[1].readline()
-        if not line:
-            code = self.process.wait()
-            raise EngineError(f"system '{self.system.id}': its process ended with code {code}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def ask(self, question: Question, seed: int) -> Run:
-        self._send(json.dumps({"question": question.model_dump(mode="json"), "seed": seed}))
-        answer = self._receive()
-        self.peak = answer["peak_mb"]
-        return Run.model_validate({"schema": 1, **answer["run"]})
-
-    def close(self) -> None:
-        self._pipes[0].close()
-        try:
-            self.process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
 
 
 def measure(
@@ -134,7 +77,7 @@ def _ask_all(
         for system in systems:
             if todo[system.id]:
                 events.emit(STAGE, "note", text=f"opening {system.id}")
-                workers[system.id] = Worker(system)
+                workers[system.id] = Worker(system.id, system.team)
                 for question in warmup[: system.warmup]:
                     workers[system.id].ask(question, seed)
         waiting = {name: {q.id for q in those} for name, those in todo.items()}

@@ -14,8 +14,12 @@ import click
 )
 @click.option("--count", default=1120, show_default=True, help="Questions of the desk.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder  [default: runs/TEAM/traces]")
+@click.option("--jobs", default=1, show_default=True, help="Copies of the team side by side, a process each.")
+@click.option("-t", "--threads", type=int, help="Threads of each copy's engine.")
 @click.option("--seed", default=42, show_default=True)
-def command(team: str, file: Path | None, count: int, output: Path | None, seed: int) -> None:
+def command(
+    team: str, file: Path | None, count: int, output: Path | None, jobs: int, threads: int | None, seed: int
+) -> None:
     """Put questions to TEAM and keep every run as a trace. Goes on where it was killed."""
     from soloist.kernels.errors import UsageError
     from soloist.toolchain.events import EventLog
@@ -26,11 +30,13 @@ def command(team: str, file: Path | None, count: int, output: Path | None, seed:
     from soloist.toolchain.teams.config import load_team
 
     config = load_team(team)
+    if threads is not None and config.engine.kind == "gguf":
+        config = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": threads})})
     out = output or Path("runs") / config.name / "traces"
     if file is None and team != "desk":
         raise UsageError("a team of your own needs questions: --questions FILE.jsonl")
     questions = desk_train(config, count) if file is None else load_questions(file, split="train").questions
     with Bars() as bars, EventLog(out.parent / "events.jsonl", (bars,)) as events:
-        artifact = teach(config, questions, out, seed=seed, events=events)
+        artifact = teach(config, questions, out, seed=seed, jobs=jobs, events=events)
     facts = artifact.facts
     click.echo(f"{out}: {facts['runs']} runs, {facts['correct']} correct, {facts['seconds']:.0f} s of work")

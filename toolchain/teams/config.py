@@ -69,16 +69,21 @@ class GgufEngineConfig(Config):
 
 
 class OpenAIEngineConfig(Config):
-    """Any OpenAI-compatible chat-completions endpoint. The key is read from `key_env`, never stored."""
+    """Any OpenAI-compatible chat-completions endpoint.
+
+    The key is read from the environment variable `key_env`, never stored. Without `key_env` it is
+    OPENAI_API_KEY, but only where no `base_url` is given: no endpoint gets a key that is not meant for it.
+    """
 
     kind: Literal["openai"]
     model: str
     base_url: str | None = None
-    key_env: str = "OPENAI_API_KEY"
+    key_env: str | None = None
     concurrency: int = Field(default=4, ge=1)
     timeout: float = Field(default=120, gt=0)
     retries: int = Field(default=4, ge=0)
     grammar: bool = False
+    stream: bool = True
 
 
 class StudentEngineConfig(Config):

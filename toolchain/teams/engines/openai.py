@@ -1,7 +1,9 @@
 """Any OpenAI-compatible endpoint, through the `openai` client: its retries, back-off and time-outs.
 
-Streams every call, because the time to the first token is part of what we measure. The key comes from
-the environment and goes nowhere else: not into traces, logs or errors.
+Streams every call, because the time to the first token is part of what we measure; an answer that breaks
+off is asked for again, as often as a refused connection. The key comes from the environment and goes
+nowhere else: not into traces, logs or errors. Left out: servers that count no tokens while streaming
+(llama-cpp-python's is one) leave `tokens_in` at 0; `stream: false` gets the count and loses the first token.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ class OpenAIEngine:
         self._openai: Any = require("openai", "api")
         self._config = config
         self.model = config.model
-        key = os.environ.get(config.key_env)
-        if not key:
-            if config.base_url is None:
-                raise EngineError(f"no API key: set the environment variable {config.key_env}")
-            key = "none"  # local servers ask for no key, the client insists on one
+        variable = config.key_env or (None if config.base_url else "OPENAI_API_KEY")
+        key = os.environ.get(variable) if variable else None
+        if variable and not key:
+            raise EngineError(f"no API key: set the environment variable {variable}")
+        self._key = key or "none"  # local servers ask for no key, the client insists on one
         self._client = self._openai.OpenAI(
-            api_key=key, base_url=config.base_url, timeout=config.timeout, max_retries=config.retries
+            api_key=self._key, base_url=config.base_url, timeout=config.timeout, max_retries=config.retries
         )
         self._pool = ThreadPoolExecutor(max_workers=config.concurrency)
 
@@ -39,61 +41,101 @@ class OpenAIEngine:
         return list(self._pool.map(self._one, asks))
 
     def _one(self, ask: Ask) -> Reply:
+        start = time.perf_counter()
+        for attempt in range(self._config.retries + 1):
+            try:
+                answer = self._create(ask)  # the client itself retries what fails before the answer begins
+            except self._openai.OpenAIError as error:
+                raise EngineError(self._explain(error)) from error
+            try:
+                return self._collect(answer, start) if self._config.stream else self._whole(answer, start)
+            except self._openai.APIConnectionError as error:
+                if attempt == self._config.retries:
+                    raise EngineError(self._explain(error, began=True)) from error
+                time.sleep(min(8.0, 0.5 * 2**attempt))
+            except self._openai.OpenAIError as error:
+                raise EngineError(self._explain(error)) from error
+        raise AssertionError("the last attempt returns or raises")
+
+    def _create(self, ask: Ask) -> Any:  # noqa: ANN401 - the client's answer
         sampling = ask.sampling
         extra: dict[str, Any] = {}
         if ask.grammar is not None and self._config.grammar:
             extra["extra_body"] = {"grammar": ask.grammar}
-        start = time.perf_counter()
-        try:
-            stream = self._client.chat.completions.create(
-                model=ask.model or self.model,
-                messages=list(ask.messages),
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                seed=sampling.seed,
-                stop=list(sampling.stop) or None,
-                stream=True,
-                stream_options={"include_usage": True},
-                **extra,
-            )
-            return self._collect(stream, start)
-        except self._openai.OpenAIError as error:
-            raise EngineError(self._explain(error)) from error
+        if self._config.stream:
+            extra |= {"stream": True, "stream_options": {"include_usage": True}}
+        if sampling.stop:
+            extra["stop"] = list(sampling.stop)
+        return self._client.chat.completions.create(
+            model=ask.model or self.model,
+            messages=list(ask.messages),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed,
+            **extra,
+        )
 
     def _collect(self, stream: Any, start: float) -> Reply:  # noqa: ANN401 - the client's stream
         parts: list[str] = []
-        first, finish, usage, chunks = 0.0, "stop", None, 0
+        first, finish, usage = 0.0, None, None
         for chunk in stream:
             usage = chunk.usage or usage
             for choice in chunk.choices[:1]:
-                text = choice.delta.content or ""
-                if text:
+                finish = choice.finish_reason or finish or "stop"
+                if choice.delta.content:
                     first = first or time.perf_counter()
-                    chunks += 1
-                    parts.append(text)
-                finish = choice.finish_reason or finish
+                    parts.append(choice.delta.content)
+        if finish is None:
+            raise EngineError(f"{self._where} sent no answer: is it an OpenAI-compatible endpoint?")
+        return self._reply("".join(parts), usage, len(parts), start, first, finish)
+
+    def _whole(self, answer: Any, start: float) -> Reply:  # noqa: ANN401 - the client's completion
+        choices = getattr(answer, "choices", None)
+        if not choices:
+            raise EngineError(f"{self._where} sent no answer: is it an OpenAI-compatible endpoint?")
+        text = choices[0].message.content or ""
+        return self._reply(text, answer.usage, 0, start, 0.0, choices[0].finish_reason or "stop")
+
+    def _reply(self, text: str, usage: Any, chunks: int, start: float, first: float, finish: str) -> Reply:  # noqa: ANN401
         end = time.perf_counter()
         details = getattr(usage, "prompt_tokens_details", None)
         return Reply(
-            text="".join(parts),
+            text=text,
             tokens_in=usage.prompt_tokens if usage else 0,
             tokens_cached=getattr(details, "cached_tokens", 0) or 0,
             tokens_out=usage.completion_tokens if usage else chunks,
             start=start, first_token=first or end, end=end, finish=finish,
         )  # fmt: skip
 
-    def _explain(self, error: Exception) -> str:
-        where = self._config.base_url or "the endpoint"
+    @property
+    def _where(self) -> str:
+        return self._config.base_url or "the endpoint"
+
+    def _explain(self, error: Exception, *, began: bool = False) -> str:
+        retried = f"{self._config.retries} retries"
         status = getattr(error, "status_code", None)
         if status is not None:
-            hint = {401: f"; is {self._config.key_env} right?", 404: f"; is the model '{self.model}' served there?"}
-            return f"{where} answered HTTP {status} after {self._config.retries} retries{hint.get(status, '')}"
+            if status in (408, 409, 429) or status >= 500:
+                return f"{self._where} answered HTTP {status} after {retried}"
+            hints = {
+                401: "; is the key right that key_env names?",
+                404: f"; is the model '{self.model}' served there?",
+            }
+            return f"{self._where} answered HTTP {status}{hints.get(status) or self._reason(error)}"
         if isinstance(error, self._openai.APITimeoutError):
-            return f"{where} did not answer within {self._config.timeout:g} s ({self._config.retries} retries)"
+            return f"{self._where} did not answer within {self._config.timeout:g} s ({retried})"
+        if began:
+            return f"{self._where} broke off its answer ({retried})"
         if isinstance(error, self._openai.APIConnectionError):
-            return f"{where} cannot be reached ({self._config.retries} retries): is the server running?"
-        return f"{where}: {type(error).__name__}"
+            return f"{self._where} cannot be reached ({retried}): is the server running?"
+        return f"{self._where}: {type(error).__name__}{self._reason(error)}"
+
+    def _reason(self, error: Exception) -> str:
+        """What the server says about a call it refuses, as part of one line and without the key."""
+        body = getattr(error, "body", None)
+        said = body.get("message") if isinstance(body, dict) else None
+        return ": " + " ".join(str(said).replace(self._key, "<key>").split())[:200] if said else ""
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
