@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 from soloist.toolchain.tasks.base import to_number
 
+# The whole answer is a number: a clock time or a date holds numbers and is none.
+_NUMBER = re.compile(r"[-−]?[$€]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.?\d+)?(?:/\d+)?%?|-?\\[dt]?frac\{-?\d+\}\{\d+\}")
+
 
 def fold_answer(answer: str) -> str:
     """Answers that say the same fold to the same text: numbers by value, words by case and spacing."""
-    number = to_number(answer) if any(c.isdigit() for c in answer) and len(answer.split()) == 1 else None
-    return str(number) if number is not None else " ".join(answer.casefold().split()).strip(" .")
+    text = " ".join(answer.casefold().split()).rstrip(" .")
+    number = to_number(text) if _NUMBER.fullmatch(text) else None
+    return str(number) if number is not None else text
 
 
 def majority(answers: Sequence[str | None]) -> tuple[str | None, float]:

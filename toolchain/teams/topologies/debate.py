@@ -31,6 +31,8 @@ def run(session: Session, options: Options) -> Run:
     debaters = session.agents("debater")
     if len(debaters) < 2:
         raise UsageError(f"team '{session.team.name}': a debate needs at least two agents of role 'debater'")
+    if options.end == "judge" and not session.agents("judge"):
+        raise UsageError(f"team '{session.team.name}': end 'judge' needs an agent of role 'judge'")
     question = session.question.question
     histories: list[list[Message]] = [[] for _ in debaters]
     turns = session.say([Say(agent, messages_for(agent, question)) for agent in debaters])
@@ -90,13 +92,11 @@ def _mark_changes(
 
 
 def _close(session: Session, options: Options, turns: Sequence[int], answers: Sequence[str | None]) -> Run:
-    judges = session.agents("judge")
     if options.end == "judge":
-        if not judges:
-            raise UsageError(f"team '{session.team.name}': end 'judge' needs an agent of role 'judge'")
+        judge = session.agents("judge")[0]
         text = f"{session.question.question}\n\n{_others_text(session, turns)}"
         (turn,) = session.say(
-            [Say(judges[0], messages_for(judges[0], text), round=session.turns[turns[0]]["round"] + 1, after=turns)]
+            [Say(judge, messages_for(judge, text), round=session.turns[turns[0]]["round"] + 1, after=turns)]
         )
         answer = extract(session.turns[turn]["text"])
         session.answer(turn, answer)

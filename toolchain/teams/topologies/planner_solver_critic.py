@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field
 
 from soloist.kernels.errors import UsageError
@@ -34,7 +36,7 @@ def run(session: Session, options: Options) -> Run:
         asked = f"{question}\n\nProposed solution:\n{text}"
         (review,) = session.say([Say(critic, messages_for(critic, asked), round=number, after=[draft])])
         verdict = session.turns[review]["text"]
-        approved = options.approve_word.casefold() in verdict.casefold()
+        approved = approves(verdict, options.approve_word)
         session.edge(draft, review, "agrees" if approved else "disputes")
         if approved:
             break
@@ -47,6 +49,13 @@ def run(session: Session, options: Options) -> Run:
             session.edge(review, new, "corrects")
         draft = new
     return session.finish(session.turns[draft].get("answer"), [plan, draft])
+
+
+def approves(verdict: str, word: str) -> bool:
+    """Whether a critic says the word, and not that it does not."""
+    said = rf"(?<!\w){re.escape(word)}(?!\w)"
+    refused = rf"(?:\b(?:not|no|never|cannot|without)\b|n['’]t\b)[^.!?;\n]*{said}"
+    return bool(re.search(said, verdict, re.IGNORECASE)) and not re.search(refused, verdict, re.IGNORECASE)
 
 
 def _only(session: Session, role: str) -> AgentConfig:
