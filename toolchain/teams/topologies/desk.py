@@ -6,8 +6,8 @@
                   ├─ all agree ───────────────► critic
                   └─ they differ ──► each sees the others' calls and results and answers again ──► critic
     critic: checks every distinct proposal by another way (substitution, re-computation, which numbers of
-            the question were used), then counts votes; if nothing holds, the router's next choice of
-            specialists is asked
+            the question were used), then counts votes; if nothing holds or numbers are left over, the
+            router's next choice of specialists is asked
     scribe: writes the solution from the worked steps
 
 Agents of role router, reader, critic and scribe; every one of them is a model except the critic, whose
@@ -17,6 +17,7 @@ other way is a tool's own check.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,7 +34,6 @@ from soloist.toolchain.teams.session import Say, Session, messages_for
 from soloist.toolchain.teams.specialties import Specialties, asked, load_specialties
 from soloist.toolchain.teams.voting import fold_answer
 from soloist.toolchain.tools.arithmetic import check_steps
-from soloist.toolchain.tools.base import ToolError
 from soloist.toolchain.tools.calls import copied, grammar, numbers_in
 from soloist.toolchain.traces.schema import Run, ToolUse
 
@@ -107,7 +107,7 @@ def run(session: Session, options: Options) -> Run:
         judged, check = _criticize(session, critic, proposals)
         if judged is not None and (best is None or judged.rank > best.rank):
             best = judged
-        if best is not None and best.holds:
+        if best is not None and best.holds and best.coverage == 1:
             break
         refused.append(family)
         if len(refused) > options.escalations:
@@ -261,20 +261,30 @@ def _round(session: Session, proposal: Proposal) -> int:
 
 
 def _check(session: Session, proposal: Proposal) -> tuple[bool, float]:
-    """Does every result stand another way, and which share of the question's numbers do the calls use?"""
-    asked_for = set(_DIGITS.findall(session.question.question)) or set(numbers_in(session.question.question))
-    used: set[str] = set()
+    """Does every result stand another way, and which share of the question's numbers do the calls use?
+
+    A call that uses a number more often than the question says it (an earlier result may be used freely)
+    does not hold: it was made up.
+    """
+    given = Counter(map(_bare, _DIGITS.findall(session.question.question))) or Counter(
+        numbers_in(session.question.question)
+    )
+    used: Counter[str] = Counter()
+    known: set[str] = set()
     for use in proposal.uses:
-        if use.result is None:
+        if use.result is None or use.name not in session.tools.tools:
             return False, 0.0
-        used |= set(_DIGITS.findall(use.call))
-        try:
-            check = session.tools[use.name].check
-        except ToolError:
-            return False, 0.0
+        used.update(number for number in map(_bare, _DIGITS.findall(use.call)) if number not in known)
+        check = session.tools[use.name].check
         if check is not None and not check(use.arguments, use.result):
             return False, 0.0
-    return True, len(asked_for & used) / len(asked_for) if asked_for else 1.0
+        known |= set(map(_bare, _DIGITS.findall(use.result)))
+    coverage = len(set(given) & set(used)) / len(given) if given else 1.0
+    return not used - given, coverage
+
+
+def _bare(number: str) -> str:
+    return number.lstrip("0") or "0"
 
 
 def _write(session: Session, scribe: AgentConfig, proposal: Proposal, check: int) -> None:
