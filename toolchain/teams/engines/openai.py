@@ -4,6 +4,7 @@ Streams every call, because the time to the first token is part of what we measu
 off is asked for again, as often as a refused connection. The key comes from the environment and goes
 nowhere else: not into traces, logs or errors. Left out: servers that count no tokens while streaming
 (llama-cpp-python's is one) leave `tokens_in` at 0; `stream: false` gets the count and loses the first token.
+That server also drops an answer when the next call comes in: give it `--interrupt_requests false`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from soloist.targets.base import Reply, require
 from soloist.toolchain.teams.config import OpenAIEngineConfig
 from soloist.toolchain.teams.engines.base import Ask
 
+FIRST_DELAY = 0.5  # seconds before an answer that broke off is asked for again; doubled each time
+
 
 class OpenAIEngine:
     """Calls run in threads, at most `concurrency` at a time."""
@@ -31,9 +34,9 @@ class OpenAIEngine:
         key = os.environ.get(variable) if variable else None
         if variable and not key:
             raise EngineError(f"no API key: set the environment variable {variable}")
-        self._key = key or "none"  # local servers ask for no key, the client insists on one
-        self._client = self._openai.OpenAI(
-            api_key=self._key, base_url=config.base_url, timeout=config.timeout, max_retries=config.retries
+        self._key = key
+        self._client = self._openai.OpenAI(  # local servers ask for no key, the client insists on one
+            api_key=key or "none", base_url=config.base_url, timeout=config.timeout, max_retries=config.retries
         )
         self._pool = ThreadPoolExecutor(max_workers=config.concurrency)
 
@@ -43,19 +46,29 @@ class OpenAIEngine:
     def _one(self, ask: Ask) -> Reply:
         start = time.perf_counter()
         for attempt in range(self._config.retries + 1):
+            if attempt:
+                time.sleep(min(8.0, FIRST_DELAY * 2 ** (attempt - 1)))
             try:
                 answer = self._create(ask)  # the client itself retries what fails before the answer begins
             except self._openai.OpenAIError as error:
                 raise EngineError(self._explain(error)) from error
             try:
-                return self._collect(answer, start) if self._config.stream else self._whole(answer, start)
-            except self._openai.APIConnectionError as error:
+                reply = self._collect(answer, start) if self._config.stream else self._whole(answer, start)
+                if reply is not None:
+                    return reply
+            except self._openai.APITimeoutError as error:
                 if attempt == self._config.retries:
-                    raise EngineError(self._explain(error, began=True)) from error
-                time.sleep(min(8.0, 0.5 * 2**attempt))
+                    raise EngineError(self._explain(error)) from error
+            except self._openai.APIConnectionError:
+                continue
             except self._openai.OpenAIError as error:
                 raise EngineError(self._explain(error)) from error
-        raise AssertionError("the last attempt returns or raises")
+            except ValueError as error:
+                raise EngineError(f"{self._where} sent an answer that is not JSON") from error
+        raise EngineError(
+            f"{self._where} broke off its answer ({self._config.retries} retries): "
+            f"does it take {self._config.concurrency} calls at once?"
+        )
 
     def _create(self, ask: Ask) -> Any:  # noqa: ANN401 - the client's answer
         sampling = ask.sampling
@@ -76,16 +89,20 @@ class OpenAIEngine:
             **extra,
         )
 
-    def _collect(self, stream: Any, start: float) -> Reply:  # noqa: ANN401 - the client's stream
+    def _collect(self, stream: Any, start: float) -> Reply | None:  # noqa: ANN401 - the client's stream
+        """The reply, or None where the stream ended before the answer did."""
         parts: list[str] = []
-        first, finish, usage = 0.0, None, None
+        first, finish, usage, began = 0.0, None, None, False
         for chunk in stream:
             usage = chunk.usage or usage
             for choice in chunk.choices[:1]:
-                finish = choice.finish_reason or finish or "stop"
+                began = True
+                finish = choice.finish_reason or finish
                 if choice.delta.content:
                     first = first or time.perf_counter()
                     parts.append(choice.delta.content)
+        if began and finish is None:
+            return None
         if finish is None:
             raise EngineError(f"{self._where} sent no answer: is it an OpenAI-compatible endpoint?")
         return self._reply("".join(parts), usage, len(parts), start, first, finish)
@@ -112,7 +129,7 @@ class OpenAIEngine:
     def _where(self) -> str:
         return self._config.base_url or "the endpoint"
 
-    def _explain(self, error: Exception, *, began: bool = False) -> str:
+    def _explain(self, error: Exception) -> str:
         retried = f"{self._config.retries} retries"
         status = getattr(error, "status_code", None)
         if status is not None:
@@ -125,8 +142,6 @@ class OpenAIEngine:
             return f"{self._where} answered HTTP {status}{hints.get(status) or self._reason(error)}"
         if isinstance(error, self._openai.APITimeoutError):
             return f"{self._where} did not answer within {self._config.timeout:g} s ({retried})"
-        if began:
-            return f"{self._where} broke off its answer ({retried})"
         if isinstance(error, self._openai.APIConnectionError):
             return f"{self._where} cannot be reached ({retried}): is the server running?"
         return f"{self._where}: {type(error).__name__}{self._reason(error)}"
@@ -135,7 +150,10 @@ class OpenAIEngine:
         """What the server says about a call it refuses, as part of one line and without the key."""
         body = getattr(error, "body", None)
         said = body.get("message") if isinstance(body, dict) else None
-        return ": " + " ".join(str(said).replace(self._key, "<key>").split())[:200] if said else ""
+        if not said:
+            return ""
+        text = str(said).replace(self._key, "<key>") if self._key else str(said)
+        return ": " + " ".join(text.split())[:200]
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
