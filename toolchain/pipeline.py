@@ -20,7 +20,7 @@ from typing import Literal
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.artifact import Artifact, commit, device, versions
-from soloist.toolchain.bench.cost import LocalPrice, Spend
+from soloist.toolchain.bench.cost import ApiPrice, LocalPrice, Spend
 from soloist.toolchain.bench.measure import MEASUREMENTS, measure
 from soloist.toolchain.bench.measure import STAGE as BENCH
 from soloist.toolchain.bench.records import load_measurements
@@ -60,6 +60,7 @@ class Job:
     limit: int | None = None
     seed: int = 42
     price: LocalPrice = field(default_factory=LocalPrice)
+    usd_per_million: tuple[float, float] | None = None
     command: str = ""
 
 
@@ -161,7 +162,9 @@ def _systems(job: Job, traces: Artifact, student: Artifact, compiled: Artifact) 
     budget = max(1, (facts["tokens_in"] + facts["tokens_out"]) // max(1, facts["runs"]))
     team = System(id="team", kind="team", team=job.team, warmup=len(job.warmup))
     tools = student_tools(student)
-    return [team, *rivals(job.team, job.examples, tools, budget), *students(student, compiled, job.team.tools)]
+    hosted = [team, *rivals(job.team, job.examples, tools, budget)]
+    priced = [system.model_copy(update={"usd_per_million": job.usd_per_million}) for system in hosted]
+    return [*priced, *students(student, compiled, job.team.tools)]
 
 
 def _measured(job: Job, traces: Artifact, student: Artifact, compiled: Artifact, events: EventLog) -> Artifact:
@@ -190,6 +193,7 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
         parity=_parity(compiled),
         runs=runs,
         overlap=overlap,
+        prices=_prices(job),
         notes=_notes(job, traces),
     )
     return build_report(
@@ -216,6 +220,13 @@ def _notes(job: Job, traces: Artifact) -> list[str]:
             "the comparison was measured live in this run."
         )
     return notes if job.team.topology == "desk" else notes[1:]
+
+
+def _prices(job: Job) -> list[str]:
+    if job.team.engine.kind != "openai":
+        return []
+    models = {agent.model or job.team.engine.model for agent in job.team.agents}
+    return [ApiPrice(model, usd_per_million=job.usd_per_million).describe() for model in sorted(models)]
 
 
 def _training(student: Artifact) -> list[TrainingPoint]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from soloist.toolchain.artifact import Artifact, stage, write_atomic
+from soloist.toolchain.bench.cost import ApiCall, ApiPrice
 from soloist.toolchain.bench.process import Worker
 from soloist.toolchain.bench.records import Answered, Measurement, TestSplit, save_measurements
 from soloist.toolchain.bench.systems import System
@@ -121,11 +122,13 @@ def _read_peaks(folder: Path) -> dict[str, float]:
 
 def _measurements(system: System, folder: Path, peak: float | None) -> list[Measurement]:
     runs = list(read_runs(folder / f"{system.id}.jsonl"))
+    prices = {call.model: ApiPrice(call.model, usd_per_million=system.usd_per_million)
+              for run in runs for call in run.calls if call.model and system.team.engine.kind == "openai"}  # fmt: skip
     splits: list[TestSplit] = ["held-out", "unseen-wording"]
     return [
         Measurement(
             system_id=system.id, split=split, kind=system.kind, format=system.format, size_mb=system.size_mb,
-            answers=tuple(_answered(run) for run in runs if run.question.split == split), peak_mb=peak,
+            answers=tuple(_answered(run, prices) for run in runs if run.question.split == split), peak_mb=peak,
             where="api" if system.team.engine.kind == "openai" else "local",
         )
         for split in splits
@@ -133,10 +136,22 @@ def _measurements(system: System, folder: Path, peak: float | None) -> list[Meas
     ]  # fmt: skip
 
 
-def _answered(run: Run) -> Answered:
+def _answered(run: Run, prices: Mapping[str, ApiPrice]) -> Answered:
     return Answered(
         question_id=run.question.id, task=run.question.task, correct=run.verdict == "correct", seconds=run.wall,
         ttft=run.time_to_first_token, calls=len(run.calls), tokens_in=run.tokens_in,
         tokens_cached=run.tokens_cached, tokens_out=run.tokens_out, error=run.error,
-        critical_path=run.critical_path if run.turns else None,
+        critical_path=run.critical_path if run.turns else None, usd=_usd(run, prices),
     )  # fmt: skip
+
+
+def _usd(run: Run, prices: Mapping[str, ApiPrice]) -> float | None:
+    """What the hosted calls of a run cost, each priced on its own; None for local models and unknown prices."""
+    if not prices:
+        return None
+    costs = [
+        prices[call.model or ""].usd([ApiCall(call.tokens_in, call.tokens_cached, call.tokens_out)])
+        for call in run.calls
+    ]
+    known = [cost for cost in costs if cost is not None]
+    return sum(known) if len(known) == len(costs) else None

@@ -35,7 +35,10 @@ FORMAT_NAMES = {
 
 
 class System(Config):
-    """One system. `share` < 1 asks it only that share of the questions (dear rivals); `warmup` questions first."""
+    """One system. `share` < 1 asks it only that share of the questions (dear rivals); `warmup` questions first.
+
+    `usd_per_million` (in, out) prices a hosted model by hand; without it the list of genai-prices does.
+    """
 
     id: str
     kind: Kind
@@ -44,6 +47,7 @@ class System(Config):
     size_mb: float | None = None
     share: float = Field(default=1.0, gt=0, le=1)
     warmup: int = Field(default=2, ge=0)
+    usd_per_million: tuple[float, float] | None = None
 
 
 def lone(name: str, team: TeamConfig, agent: AgentConfig, *, topology: str = "solo", **options: object) -> TeamConfig:

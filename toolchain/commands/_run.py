@@ -20,7 +20,7 @@ def make_job(team: str, out: Path, options: Mapping[str, Any], *, command: str) 
         raise UsageError(f"--formats: unknown {', '.join(unknown)}; there are {', '.join(FORMATS)}")
     more = {
         "mode": options["mode"], "method": options["method"], "formats": formats, "epochs": options["epochs"],
-        "seed": options["seed"], "command": command,
+        "seed": options["seed"], "command": command, "usd_per_million": _api_price(options["api_price"]),
         "price": LocalPrice(
             usd_per_hour=options["usd_per_hour"], watts=options["watts"], usd_per_kwh=options["usd_per_kwh"]
         ),
@@ -33,3 +33,13 @@ def make_job(team: str, out: Path, options: Mapping[str, Any], *, command: str) 
         out, questions=options["questions"], unseen=options["unseen"], fresh=options["fresh"],
         train=options["record"], **more,
     )  # fmt: skip
+
+
+def _api_price(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        price_in, price_out = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--api-price: expected two numbers as IN,OUT, got '{text}'") from None
+    return price_in, price_out

@@ -23,6 +23,7 @@ import click
 @click.option("--method", default="sft", show_default=True, help="How to distill.")
 @click.option("--epochs", default=1, show_default=True)
 @click.option("--formats", default="", help="Formats to compile, comma-separated  [default: all]")
+@click.option("--api-price", help="Dollars per million tokens of a hosted model: IN,OUT  [default: genai-prices]")
 @click.option("--usd-per-hour", type=float, help="Price of this machine.")
 @click.option("--watts", type=float, help="Power of this machine while busy, above idle.")
 @click.option("--usd-per-kwh", type=float, help="Price of energy.")
