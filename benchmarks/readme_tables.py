@@ -1,0 +1,118 @@
+"""Writes the measured tables and the file tree of README.md between their markers; `--check` only compares.
+
+Numbers come from `results/*.jsonl`: the newest job of `pipeline.jsonl`, the newest row of `train.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+NAMES = {"team": "the team, live", "base": "its base model alone", "self-consistency": "self-consistency, team's tokens",
+         "tool-agent": "one agent with the tools and demonstrations", "student": "student in torch"}  # fmt: skip
+
+
+def read(name: str) -> list[dict]:
+    path = RESULTS / name
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f}"
+
+
+def pipeline() -> str:
+    every = read("pipeline.jsonl")
+    if not every:
+        return "(no measured row yet)"
+    newest = [row for row in every if row["created"] == every[-1]["created"]]
+    lines = []
+    for split, title in (("held-out", "Same wordings, new numbers"), ("unseen-wording", "Unseen wordings")):
+        rows = [row for row in newest if row["split"] == split]
+        if not rows:
+            continue
+        lines += [
+            f"**{title}**", "",
+            "| system | MB | n | right, % (95 %) | against the team, points | p50 s | p95 s | tokens in / out | peak MB |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]  # fmt: skip
+        for row in rows:
+            a, d, t = row["accuracy"], row["vs_team"], row["latency_s"]
+            name = NAMES.get(row["kind"], f"student, {row['format']}")
+            size = f"{row['size_mb']:.0f}" if row["size_mb"] else ""
+            against = f"{100 * d['difference']:+.0f} ({100 * d['low']:+.0f} to {100 * d['high']:+.0f})" if d else ""
+            peak = f"{row['peak_mb']:.0f}" if row["peak_mb"] else ""
+            lines.append(
+                f"| {name} | {size} | {row['n']} | {percent(a['value'])} ({percent(a['low'])}–{percent(a['high'])}) "
+                f"| {against} | {t['p50']:.2f} | {t['p95']:.2f} | {row['tokens_in']:.0f} / {row['tokens_out']:.0f} "
+                f"| {peak} |"
+            )
+        lines.append("")
+    device, first = newest[0]["device"], newest[0]
+    lines.append(
+        f"Measured live, {first['created']}, commit {first['commit']}, on {device['cores']} cores of an {device['cpu']} "
+        f"({device['memory_gb']} GB, no GPU); llama-cpp-python {first['versions'].get('llama-cpp-python')}, onnxruntime "
+        f"{first['versions'].get('onnxruntime')}. Systems took turns question by question."
+    )
+    return "\n".join(lines)
+
+
+def training() -> str:
+    rows = read("train.jsonl")
+    if not rows:
+        return "(no measured row yet)"
+    row = rows[-1]
+    ratio = row["ratio"]
+    return (
+        f"Training against TRL {row['versions'].get('trl')}, same model, data and batch, alternating runs on this "
+        f"processor: {ratio['median']:.1f}× its tokens per second (rounds {ratio['low']:.1f}–{ratio['high']:.1f}×, "
+        f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}, commit {row['commit']}); TRL in its fastest "
+        "working setting. `benchmarks/LOG.md` has the profile."
+    )
+
+
+def tree() -> str:
+    lines = ["```"]
+    for layer in ("kernels", "targets", "toolchain"):
+        lines.append(f"{layer}/")
+        for path in sorted((ROOT / layer).iterdir()):
+            if path.suffix == ".py" and path.name != "__init__.py":
+                lines.append(f"  {path.name:<20} {first_sentence(path)}")
+            elif path.is_dir() and (path / "__init__.py").is_file():
+                modules = [m.stem for m in sorted(path.glob("*.py")) if not m.stem.startswith("_")]
+                lines.append(f"  {path.name + '/':<20} {', '.join(modules)}"[:118])
+    return "\n".join([*lines, "```"])
+
+
+def first_sentence(path: Path) -> str:
+    match = re.match(r'"""(.+?)(?:\.\s|\.?"""|\n\n)', path.read_text(encoding="utf-8"), re.DOTALL)
+    return " ".join(match[1].split())[:92] if match else ""
+
+
+def render(text: str) -> str:
+    for name, make in (("pipeline", pipeline), ("training", training), ("tree", tree)):
+        pattern = re.compile(rf"(<!-- {name}:start -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        assert pattern.search(text), f"README.md has no markers for {name}"
+        text = pattern.sub(lambda m, made=make(): m[1] + made + "\n" + m[2], text)
+    return text
+
+
+def main() -> int:
+    path = ROOT / "README.md"
+    old = path.read_text(encoding="utf-8")
+    new = render(old)
+    if "--check" in sys.argv:
+        if old != new:
+            print("README.md is not what benchmarks/readme_tables.py writes: run it")
+            return 1
+        return 0
+    path.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
