@@ -159,9 +159,12 @@ def test_team_that_cannot_work_is_refused_before_its_engine_is_opened(tmp_path, 
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_team_name_lists_those_that_ship():
-    with pytest.raises(UsageError, match=r"no team 'dsk' ships with Soloist \(.*desk.*\)"):
-        load_team("dsk")
+def test_team_is_found_by_path_or_name_and_an_unknown_one_lists_those_that_ship(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"pair\.yaml: no such file; teams that ship with Soloist: .*desk"):
+        load_team("pair")
+    (tmp_path / "pair.yaml").write_text(TEAM)
+    assert load_team("pair") == load_team("pair.yaml") == load_team(str(tmp_path / "pair"))
 
 
 SHIPPED = sorted(path.stem for path in Path(str(files("soloist.toolchain.teams.specs"))).glob("*.yaml"))

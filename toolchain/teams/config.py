@@ -127,11 +127,8 @@ def load_team(name: str) -> TeamConfig:
 
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        shipped = Path(str(files("soloist.toolchain.teams.specs")))
-        path = shipped / f"{name}.yaml"
+        shipped = {spec.stem: spec for spec in Path(str(files("soloist.toolchain.teams.specs"))).glob("*.yaml")}
+        path = shipped.get(name, Path(f"{name}.yaml"))
         if not path.is_file():
-            known = ", ".join(sorted(spec.stem for spec in shipped.glob("*.yaml")))
-            raise UsageError(
-                f"no team '{name}' ships with Soloist ({known} does); your own is a path that ends in .yaml"
-            )
+            raise UsageError(f"{path}: no such file; teams that ship with Soloist: {', '.join(sorted(shipped))}")
     return load_yaml(path, TeamConfig)
