@@ -43,7 +43,7 @@ def act(session: Session, attempts: Sequence[Attempt], *, max_calls: int = 4) ->
     active = list(range(len(attempts)))
     for _ in range(max_calls):
         if not active:
-            return
+            break
         turns = session.say([_say(attempts[i], history[i]) for i in active])
         going = []
         for i, turn in zip(active, turns, strict=True):
@@ -61,6 +61,8 @@ def act(session: Session, attempts: Sequence[Attempt], *, max_calls: int = 4) ->
                 ]
                 going.append(i)
         active = going
+    for i in active:  # said that more would follow when no more was allowed: an intermediate result is no answer
+        attempts[i].answer = None
 
 
 def _say(attempt: Attempt, history: Sequence[Message]) -> Say:
