@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -38,3 +44,84 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("no ../shared/data beside the checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_smollm2(base_gguf, tmp_path_factory) -> Path:
+    """A Hugging Face folder: SmolLM2's own tokenizer under two layers that know a few chats by heart.
+
+    Next to random weights every token is a toss-up and "the same top token" means nothing.
+    """
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from soloist.targets.from_gguf import write_tokenizer
+    from soloist.targets.pretokenizers import by_name
+
+    folder = tmp_path_factory.mktemp("smollm2") / "base"
+    folder.mkdir()
+    write_tokenizer(base_gguf, folder, by_name("smollm"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.1,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    chat = "<|im_start|>user\nWhat is {0} + {1}?<|im_end|>\n<|im_start|>assistant\ncalc({0} + {1})<|im_end|>\n"
+    ids = torch.tensor([tokenizer(chat.format(400 + i, 31 + 7 * i))["input_ids"] for i in range(8)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(40):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 1, f"the tiny model has not learned its chats (loss {loss.item():.2f})"
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for one small file
+        model.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_smollm2_gguf(tiny_smollm2, tmp_path_factory) -> Path:
+    """The same model as a GGUF file."""
+    pytest.importorskip("gguf")
+    from soloist.targets.to_gguf import compile_gguf
+
+    out = tmp_path_factory.mktemp("smollm2-gguf")
+    return out / compile_gguf(tiny_smollm2, out, "F16", "Tiny")["file"]
+
+
+@pytest.fixture(scope="session")
+def sums(tmp_path_factory) -> Iterator[ModuleType]:
+    """A user's own team, questions and job (`sums_team.py`), importable here and in child processes."""
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copy(Path(__file__).with_name("sums_team.py"), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))))
+        yield importlib.import_module("sums_team")
+        sys.modules.pop("sums_team", None)
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """One thread, here and in child processes: the same numbers whatever the machine, and no waiting for others."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def whole_job(sums, one_thread, tiny_smollm2, tiny_smollm2_gguf, tmp_path_factory) -> SimpleNamespace:
+    """The tiny job, run once without interruption: `job`, `out`, `report`, `events`. Treat it as read-only."""
+    from soloist.toolchain.events import EventLog
+    from soloist.toolchain.pipeline import run
+
+    job = sums.job(tiny_smollm2, tiny_smollm2_gguf, tmp_path_factory.mktemp("job") / "out")
+    with EventLog(job.out / "events.jsonl") as events:
+        report = run(job, events)
+    return SimpleNamespace(job=job, out=job.out, report=report, base=tiny_smollm2, gguf=tiny_smollm2_gguf)

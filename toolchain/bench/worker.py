@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 from soloist.kernels.errors import SoloistError
@@ -42,19 +41,13 @@ def main() -> int:
         out.write(json.dumps({"ready": True}) + "\n")
         for line in sys.stdin:
             asked = json.loads(line)
-            began = time.perf_counter()
-            run = team.try_answer(Question.model_validate(asked["question"]), seed=asked["seed"])
-            out.write(
-                json.dumps(
-                    {
-                        "run": json.loads(run.model_dump_json(exclude_defaults=True, by_alias=True)),
-                        "seconds": time.perf_counter() - began,
-                        "peak_mb": peak_mb(),
-                    },
-                    ensure_ascii=False,
-                )
-                + "\n"
-            )
+            try:
+                run = team.try_answer(Question.model_validate(asked["question"]), seed=asked["seed"])
+            except SoloistError as error:  # an engine's failure is a run; this is a team that cannot work
+                out.write(json.dumps({"failed": str(error)}) + "\n")
+                return error.exit_code
+            record = json.loads(run.model_dump_json(exclude_defaults=True, by_alias=True))
+            out.write(json.dumps({"run": record, "peak_mb": peak_mb()}, ensure_ascii=False) + "\n")
     return 0
 
 
