@@ -1,4 +1,4 @@
-"""The whole pipeline in miniature: a team of a user's own, its student, the compiled files, the comparison, the report."""
+"""The whole pipeline in miniature: a user's own team, its student, the compiled files, the comparison, the report."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ class Worker:
 
     def __post_init__(self) -> None:
         command = [sys.executable, "-P", "-W", "ignore", "-m", "soloist.toolchain.bench.worker"]
-        self._stderr = tempfile.TemporaryFile()  # read only when the process dies: its last line says why
+        # read only when the process dies: its last line says why
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, encoding="utf-8",
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"},
@@ -86,3 +87,9 @@ class Worker:
             self.process.wait()
         self._pipes[1].close()
         self._stderr.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

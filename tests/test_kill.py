@@ -1,0 +1,128 @@
+"""SIGKILL in each stage of a job: the same command goes on, loses nothing, and ends with the same artifacts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from soloist.toolchain.artifact import Artifact
+from soloist.toolchain.report.contract import read_report
+from soloist.toolchain.traces.store import read_runs
+
+# stage -> artifact, and how many units of its progress are done when the kill falls
+KILLS = {"teach": ("traces", 9), "distill": ("student", 3), "export": ("compiled", 1), "bench": ("measured", 20)}
+CHILD = """
+import sys, time
+from pathlib import Path
+from soloist.toolchain.distill import train
+from soloist.toolchain.events import EventLog
+from soloist.toolchain.pipeline import run
+from sums_team import job
+
+def often(self, base, config, accelerator=None, begin=train.Trainer.__init__):
+    begin(self, base, config.model_copy(update={"checkpoint_seconds": 1e-9}), accelerator)
+
+def slowly(event):
+    if event["event"] == "progress":
+        time.sleep(0.1)
+
+train.Trainer.__init__ = often
+base, model, out = map(Path, sys.argv[1:])
+with EventLog(out / "events.jsonl", (slowly,)) as events:
+    run(job(base, model, out), events)
+"""
+
+
+def start(whole_job, out):
+    command = [sys.executable, "-P", "-c", CHILD, str(whole_job.base), str(whole_job.gguf), str(out)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def events_of(out):
+    lines = (out / "events.jsonl").read_bytes().split(b"\n") if (out / "events.jsonl").is_file() else []
+    return [json.loads(line) for line in lines[:-1]]  # the last one may be on its way
+
+
+def kill_in(stage, done, child, out, seen):
+    """Wait until `stage` has got as far as `done`, then a moment that nobody can foresee, then kill."""
+    deadline = time.monotonic() + 120
+    while not any(
+        e["stage"] == stage and e["event"] == "progress" and e["done"] >= done for e in events_of(out)[seen:]
+    ):
+        assert child.poll() is None, child.stderr.read()
+        assert time.monotonic() < deadline, f"{stage} never got to {done}"
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, 0.2))
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+
+
+@pytest.fixture(scope="module")
+def killed_job(whole_job, tmp_path_factory):
+    """The tiny job, killed once in each stage and started again; its folder."""
+    out = tmp_path_factory.mktemp("killed") / "out"
+    for stage, (name, done) in KILLS.items():
+        seen = len(events_of(out))
+        kill_in(stage, done, start(whole_job, out), out, seen)
+        assert (out / f"{name}.partial").is_dir() and not (out / name).exists(), f"not killed within {stage}"
+    last = start(whole_job, out)
+    _, errors = last.communicate(timeout=120)
+    assert last.returncode == 0, errors
+    return out
+
+
+def test_the_artifacts_are_those_of_an_uninterrupted_job(whole_job, killed_job):
+    for name in ("traces", "student", "compiled"):
+        killed, whole = Artifact.open(killed_job / name), Artifact.open(whole_job.out / name)
+        assert killed.manifest["files"] == whole.manifest["files"], name
+        assert killed.digest == whole.digest, name
+
+
+def test_no_question_is_lost_or_doubled(whole_job, killed_job):
+    for folder, pattern in (("traces", "*.jsonl.gz"), ("measured", "*.jsonl")):
+        files = sorted((whole_job.out / folder).glob(pattern))
+        assert files and [f.name for f in files] == [f.name for f in sorted((killed_job / folder).glob(pattern))]
+        for file in files:
+            whole, killed = (
+                [run.question.id for run in read_runs(path)] for path in (file, killed_job / folder / file.name)
+            )
+            assert killed == whole, file.name
+
+
+def test_the_report_counts_the_same_answers(whole_job, killed_job):
+    def counted(report):
+        return {(s.id, s.split): (s.n, s.correct) for s in report.systems}
+
+    killed = read_report(killed_job / "report.json")
+    assert counted(killed) == counted(whole_job.report)
+    assert all(system.peak_mb > 10 for system in killed.systems)
+
+
+def test_nothing_half_written_remains(whole_job, killed_job):
+    def names(out):
+        return {path.relative_to(out).as_posix() for path in out.rglob("*")}
+
+    assert names(killed_job) == names(whole_job.out)
+    assert not [name for name in names(killed_job) if name.endswith((".tmp", ".partial", ".replaced", "plan.json"))]
+
+
+def test_each_stage_went_on_where_it_was_killed(killed_job):
+    events = events_of(killed_job)
+    asked = [e for e in events if e["stage"] == "teach" and e["event"] == "progress"]
+    done = [e["done"] for e in asked]
+    assert done == sorted(set(done)) and done[-1] == 24, "a recorded question was asked again"
+    (resumed,) = [e["text"] for e in events if e["stage"] == "distill" and "resumed after step" in e.get("text", "")]
+    assert int(resumed.split()[3]) >= 2
+    measured = [e["done"] for e in events if e["stage"] == "bench" and e["event"] == "progress"]
+    assert measured == sorted(set(measured)), "an answered question was asked again"
+    ends = [(e["stage"], e["reused"]) for e in events if e["event"] == "end" and e["stage"] in KILLS]
+    for stage in KILLS:  # made once, found again by every later start
+        reused = [again for name, again in ends if name == stage]
+        assert reused[0] is False and reused.count(False) == 1
