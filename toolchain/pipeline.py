@@ -13,7 +13,7 @@ a kill and costs nothing after it has ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -67,8 +67,9 @@ class Job:
 def run(job: Job, events: EventLog = QUIET) -> Report:
     """Do whatever of the job is not done yet, and write the report. Raises SoloistError."""
     began = time.time()
+    _refuse_overlap((question.question for question in job.train), job.test)  # before hours of recording
     traces = _traces(job, events)
-    overlap = _refuse_overlap(traces, job.test)
+    overlap = _refuse_overlap((run.question.question for run in read_runs(traces.path / TRACES)), job.test)
     student = _student(job, traces, events)
     compiled = _compiled(job, traces, student, events)
     measured = _measured(job, traces, student, compiled, events)
@@ -86,9 +87,9 @@ def _traces(job: Job, events: EventLog) -> Artifact:
     return traces
 
 
-def _refuse_overlap(traces: Artifact, test: Sequence[Question]) -> int:
-    """How many test texts occur in the traces: none, or a DataError that names the first."""
-    known = {question_key(run.question.question) for run in read_runs(traces.path / TRACES)}
+def _refuse_overlap(train: Iterable[str], test: Sequence[Question]) -> int:
+    """How many test texts occur among the texts of training: none, or a DataError that names the first."""
+    known = {question_key(text) for text in train}
     shared = [question for question in test if question_key(question.question) in known]
     if shared:
         raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from typing import ClassVar
 
 import pytest
 
@@ -33,8 +34,8 @@ def test_a_share_is_spread_evenly_over_each_split(sums):
 class FakeWorker:
     """Answers at once, in this process; keeps the order in which systems were asked."""
 
-    asked = []
-    opened = []
+    asked: ClassVar = []
+    opened: ClassVar = []
     dies_at = None
 
     def __init__(self, name, team):
