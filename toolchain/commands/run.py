@@ -12,16 +12,22 @@ import click
 @click.command(short_help="The main job: team, student, compiled files, comparison, report.")
 @click.argument("team", default="desk")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the job  [default: runs/TEAM]")
-@click.option("--questions", default=100, show_default=True, help="Held-out questions of the desk.")
-@click.option("--unseen", default=48, show_default=True, help="Questions in unseen wordings of the desk (at most 96).")
+@click.option(
+    "--questions", type=click.IntRange(min=1), default=100, show_default=True, help="Held-out questions of the desk."
+)
+@click.option(
+    "--unseen", type=click.IntRange(0, 96), default=48, show_default=True, help="Questions in unseen wordings of it."
+)
 @click.option("--fresh", is_flag=True, help="Record the desk anew instead of using the recording that ships with it.")
-@click.option("--record", "record", default=1120, show_default=True, help="Questions to record with --fresh.")
+@click.option(
+    "--record", type=click.IntRange(min=1), default=1120, show_default=True, help="Questions to record with --fresh."
+)
 @click.option("--train", type=click.Path(path_type=Path), help="Your team: questions to record it on, JSON lines.")
 @click.option("--test", type=click.Path(path_type=Path), help="Your team: held-out questions, JSON lines.")
 @click.option("-m", "--base", default="smollm2-135m", show_default=True, help="Model the student starts from.")
 @click.option("--mode", type=click.Choice(["acts", "internalise"]), default="acts", show_default=True)
 @click.option("--method", default="sft", show_default=True, help="How to distill.")
-@click.option("--epochs", default=1, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--formats", default="", help="Formats to compile, comma-separated  [default: all]")
 @click.option("--api-price", help="Dollars per million tokens of a hosted model: IN,OUT  [default: genai-prices]")
 @click.option("--usd-per-hour", type=float, help="Price of this machine.")
