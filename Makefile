@@ -37,7 +37,7 @@ wheel: $(VENV)/.test     ## build the wheel into dist/
 
 types: wheel             ## mypy --strict against the installed wheel
 	rm -rf $(W) && $(PYTHON) -m venv $(W)
-	$(W)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	$(W)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl types-PyYAML
 	$(BIN)/mypy --strict --python-executable $(W)/bin/python -p soloist.kernels -p soloist.targets -p soloist.toolchain
 
 wheel-test: types        ## the layout and command-line tests on the wheel, in a venv without torch

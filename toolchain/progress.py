@@ -58,7 +58,9 @@ class Bars:
     def _progress(self, event: dict[str, Any]) -> None:
         stage, done, total = event["stage"], event["done"], event["total"]
         note = str(event.get("format") or event.get("system") or "")
-        self._bars.update(self._task(stage), completed=done, total=total, **({"note": note} if note else {}))
+        self._bars.update(self._task(stage), completed=done, total=total)
+        if note:
+            self._bars.update(self._task(stage), note=note)
         tenth = 10 * done // max(1, total)
         if tenth > self._said.get(stage, 0):
             self._said[stage] = tenth
