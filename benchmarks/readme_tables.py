@@ -8,12 +8,22 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-NAMES = {"team": "the team, live", "base": "its base model alone", "self-consistency": "self-consistency, team's tokens",
-         "tool-agent": "one agent with the tools and demonstrations", "student": "student in torch"}  # fmt: skip
+NAMES = {
+    "team": "the team, live",
+    "base": "its base model alone",
+    "self-consistency": "self-consistency, team's tokens",
+    "tool-agent": "one agent with the tools and demonstrations",
+    "student": "student in torch",
+}
+HEAD = [
+    "| system | MB | n | right, % (95 %) | against the team, points | p50 s | p95 s | tokens in / out | peak MB |",
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+]
 
 
 def read(name: str) -> list[dict]:
@@ -35,11 +45,7 @@ def pipeline() -> str:
         rows = [row for row in newest if row["split"] == split]
         if not rows:
             continue
-        lines += [
-            f"**{title}**", "",
-            "| system | MB | n | right, % (95 %) | against the team, points | p50 s | p95 s | tokens in / out | peak MB |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        ]  # fmt: skip
+        lines += [f"**{title}**", "", *HEAD]
         for row in rows:
             a, d, t = row["accuracy"], row["vs_team"], row["latency_s"]
             name = NAMES.get(row["kind"], f"student, {row['format']}")
@@ -54,9 +60,10 @@ def pipeline() -> str:
         lines.append("")
     device, first = newest[0]["device"], newest[0]
     lines.append(
-        f"Measured live, {first['created']}, commit {first['commit']}, on {device['cores']} cores of an {device['cpu']} "
-        f"({device['memory_gb']} GB, no GPU); llama-cpp-python {first['versions'].get('llama-cpp-python')}, onnxruntime "
-        f"{first['versions'].get('onnxruntime')}. Systems took turns question by question."
+        f"Measured live, {first['created']}, commit {first['commit']}, on {device['cores']} cores of an "
+        f"{device['cpu']} ({device['memory_gb']} GB, no GPU); "
+        f"llama-cpp-python {first['versions'].get('llama-cpp-python')}, "
+        f"onnxruntime {first['versions'].get('onnxruntime')}. Systems took turns question by question."
     )
     return "\n".join(lines)
 
@@ -84,20 +91,21 @@ def tree() -> str:
                 lines.append(f"  {path.name:<20} {first_sentence(path)}")
             elif path.is_dir() and (path / "__init__.py").is_file():
                 modules = [m.stem for m in sorted(path.glob("*.py")) if not m.stem.startswith("_")]
-                lines.append(f"  {path.name + '/':<20} {', '.join(modules)}"[:118])
+                lines.append(f"  {path.name + '/':<20} {textwrap.shorten(', '.join(modules), 92, placeholder=' …')}")
     return "\n".join([*lines, "```"])
 
 
 def first_sentence(path: Path) -> str:
     match = re.match(r'"""(.+?)(?:\.\s|\.?"""|\n\n)', path.read_text(encoding="utf-8"), re.DOTALL)
-    return " ".join(match[1].split())[:92] if match else ""
+    return textwrap.shorten(match[1], 92, placeholder=" …") if match else ""
 
 
 def render(text: str) -> str:
     for name, make in (("pipeline", pipeline), ("training", training), ("tree", tree)):
-        pattern = re.compile(rf"(<!-- {name}:start -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        pattern = re.compile(rf"<!-- {name}:start -->\n.*?<!-- {name}:end -->", re.DOTALL)
         assert pattern.search(text), f"README.md has no markers for {name}"
-        text = pattern.sub(lambda m, made=make(): m[1] + made + "\n" + m[2], text)
+        start, end = pattern.search(text).span()
+        text = text[:start] + f"<!-- {name}:start -->\n{make()}\n<!-- {name}:end -->" + text[end:]
     return text
 
 

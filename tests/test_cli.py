@@ -9,6 +9,7 @@ import time
 
 import pytest
 from click.testing import CliRunner
+
 from soloist.kernels import errors
 from soloist.toolchain.cli import COMMANDS, main
 
