@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from soloist.kernels.errors import DataError
+from soloist.targets.tolerances import tolerance_of
 from soloist.toolchain.artifact import Artifact, commit, device, versions
 from soloist.toolchain.bench.cost import ApiPrice, LocalPrice, Spend
 from soloist.toolchain.bench.measure import MEASUREMENTS, measure
@@ -67,16 +68,30 @@ class Job:
 def run(job: Job, events: EventLog = QUIET) -> Report:
     """Do whatever of the job is not done yet, and write the report. Raises SoloistError."""
     began = time.time()
-    _refuse_overlap((question.question for question in job.train), job.test)  # before hours of recording
+    base = _check(job)
     traces = _traces(job, events)
     overlap = _refuse_overlap((run.question.question for run in read_runs(traces.path / TRACES)), job.test)
-    student = _student(job, traces, events)
+    student = _student(job, base, traces, events)
     compiled = _compiled(job, traces, student, events)
     measured = _measured(job, traces, student, compiled, events)
     report = _report(job, [traces, student, compiled, measured], overlap)
     write_report(report, None, job.out)
     events.emit("report", "end", path=str(job.out / "report.html"), seconds=round(time.time() - began, 1))
     return report
+
+
+def _check(job: Job) -> Path:
+    """Refuse at once what would otherwise be refused after hours of recording; returns the base model's path."""
+    from soloist.targets.from_gguf import find_base
+    from soloist.toolchain.distill.train import resolve_method
+
+    if not job.test:
+        raise DataError("no held-out questions: the comparison needs at least one")
+    _refuse_overlap((question.question for question in job.train), job.test)
+    for name in job.formats:
+        tolerance_of(name)
+    resolve_method(job.method)
+    return Path(job.base) if Path(job.base).exists() else find_base(job.base)
 
 
 def _traces(job: Job, events: EventLog) -> Artifact:
@@ -99,12 +114,10 @@ def _refuse_overlap(train: Iterable[str], test: Sequence[Question]) -> int:
     return len(shared)
 
 
-def _student(job: Job, traces: Artifact, events: EventLog) -> Artifact:
-    from soloist.targets.from_gguf import find_base
+def _student(job: Job, base: Path, traces: Artifact, events: EventLog) -> Artifact:
     from soloist.toolchain.distill.stage import DistillConfig, distill
     from soloist.toolchain.distill.train import TrainConfig
 
-    base = Path(job.base) if Path(job.base).exists() else find_base(job.base)
     config = DistillConfig(
         mode=job.mode, train=TrainConfig(method=job.method, epochs=job.epochs, seed=job.seed), limit=job.limit
     )

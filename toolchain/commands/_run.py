@@ -18,12 +18,16 @@ def make_job(team: str, out: Path, options: Mapping[str, Any], *, command: str) 
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise UsageError(f"--formats: unknown {', '.join(unknown)}; there are {', '.join(FORMATS)}")
+    try:
+        price = LocalPrice(
+            usd_per_hour=options["usd_per_hour"], watts=options["watts"], usd_per_kwh=options["usd_per_kwh"]
+        )
+    except ValueError as error:
+        raise UsageError(f"price of this machine: {error}") from error
     more = {
         "mode": options["mode"], "method": options["method"], "formats": formats, "epochs": options["epochs"],
         "seed": options["seed"], "command": command, "usd_per_million": _api_price(options["api_price"]),
-        "price": LocalPrice(
-            usd_per_hour=options["usd_per_hour"], watts=options["watts"], usd_per_kwh=options["usd_per_kwh"]
-        ),
+        "price": price,
     }  # fmt: skip
     if options["test"] is not None:
         return own_job(team, options["base"], out, options["train"], options["test"], **more)

@@ -54,10 +54,14 @@ def _model(path: Path) -> Path:
 
 def _tools(path: Path, entries: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
     """Entry points of the tools and the names of those the student knows."""
+    from soloist.kernels.errors import ArtifactError
     from soloist.toolchain.tools.files import load_tools
 
     beside = (path if path.is_dir() else path.parent) / "tools.json"
     if entries or not beside.is_file():
         return entries, list(load_tools(entries).tools)
-    known: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
-    return tuple(known["entries"]), [tool["function"]["name"] for tool in known["tools"]]
+    try:
+        known: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+        return tuple(known["entries"]), [tool["function"]["name"] for tool in known["tools"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{beside}: not a list of tools of ours ({error}); name them with --tools") from error

@@ -14,9 +14,9 @@ import click
 @click.option("--mode", type=click.Choice(["acts", "internalise"]), default="acts", show_default=True)
 @click.option("--method", default="sft", show_default=True)
 @click.option("--tuning", type=click.Choice(["full", "lora"]), default="full", show_default=True)
-@click.option("--epochs", default=1, show_default=True)
-@click.option("--learning-rate", type=float, help="[default: the method's]")
-@click.option("--limit", type=int, help="Use only the first traces.")
+@click.option("--epochs", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: the method's]")
+@click.option("--limit", type=click.IntRange(min=1), help="Use only the first traces.")
 @click.option("--seed", default=42, show_default=True)
 def command(
     traces: Path, output: Path, base: str, mode: str, method: str, tuning: str, epochs: int,

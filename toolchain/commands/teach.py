@@ -12,10 +12,12 @@ import click
 @click.option(
     "--questions", "file", type=click.Path(path_type=Path), help="JSON lines  [default for the desk: its own]"
 )
-@click.option("--count", default=1120, show_default=True, help="Questions of the desk.")
+@click.option("--count", type=click.IntRange(min=1), default=1120, show_default=True, help="Questions of the desk.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder  [default: runs/TEAM/traces]")
-@click.option("--jobs", default=1, show_default=True, help="Copies of the team side by side, a process each.")
-@click.option("-t", "--threads", type=int, help="Threads of each copy's engine.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Copies of the team side by side."
+)
+@click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads of each copy's engine.")
 @click.option("--seed", default=42, show_default=True)
 def command(
     team: str, file: Path | None, count: int, output: Path | None, jobs: int, threads: int | None, seed: int

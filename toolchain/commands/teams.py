@@ -11,8 +11,13 @@ def command(name: str | None) -> None:
     """Without NAME list the teams and topologies that ship with Soloist; with it check a team file and show it."""
     from importlib.resources import files
 
+    from pydantic import ValidationError
+
+    from soloist.kernels.errors import UsageError
     from soloist.toolchain.teams.config import load_team
     from soloist.toolchain.teams.team import find_topology, topology_names
+    from soloist.toolchain.tools.files import load_tools
+    from soloist.toolchain.traces.store import describe
 
     if name is None:
         shipped = sorted(path.name for path in files("soloist.toolchain.teams.specs").iterdir())
@@ -20,8 +25,11 @@ def command(name: str | None) -> None:
         click.echo("topologies: " + ", ".join(topology_names()))
         return
     config = load_team(name)
-    topology = find_topology(config.topology)
-    topology.Options.model_validate(config.options)
+    try:
+        find_topology(config.topology).Options.model_validate(config.options)
+    except ValidationError as error:
+        raise UsageError(f"team '{config.name}': {describe(error, 'options.')}") from error
+    load_tools(config.tools)
     click.echo(f"{config.name}: topology {config.topology}, engine {config.engine.kind} ({config.engine_model})")
     for agent in config.agents:
         click.echo(f"  {agent.name:14} {agent.role:12} {agent.prompt[:70]}")

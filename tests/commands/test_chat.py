@@ -1,0 +1,95 @@
+"""`soloist chat`: one question, or many from stdin, with the tools named beside the model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("llama_cpp")
+
+
+@pytest.fixture
+def compiled(whole_job):
+    """The folder of the student's F16 file, its tools beside it."""
+    return whole_job.out / "compiled" / "gguf-f16"
+
+
+@pytest.fixture
+def file(compiled):
+    (model,) = compiled.glob("*.gguf")
+    return model
+
+
+def call_in(output):
+    """The call as it was streamed, and the line that repeats it with its outcome."""
+    streamed, outcome, *answer = output.splitlines()
+    return streamed.strip(), outcome, answer
+
+
+def test_a_question_is_answered_by_a_call_and_its_result(soloist, file, one_thread):
+    result = soloist("chat", file, "What is", "411 + 108?")
+    assert result.exit_code == 0, result.output
+    streamed, outcome, answer = call_in(result.stdout)
+    assert streamed.startswith("calc(") and streamed.endswith(")"), "the grammar holds"
+    assert outcome.startswith(f"  {streamed} = ")
+    assert answer in (["no answer"], [outcome.removeprefix(f"  {streamed} = ")])
+
+
+def test_text_is_streamed_piece_by_piece(file, one_thread, whole_job):
+    from soloist.toolchain.bench.systems import student_team
+    from soloist.toolchain.tasks.base import Question
+    from soloist.toolchain.teams.engines.student import StudentEngine
+    from soloist.toolchain.teams.team import Team
+
+    team = student_team(file, ["calc"], ["soloist.toolchain.tools.desk:desk_tools"])
+    pieces = []
+    with Team(team, engine=StudentEngine(team.engine, on_text=pieces.append)) as opened:
+        run = opened.answer(Question(id="q", question="What is 411 + 108?", gold=None))
+    assert len(pieces) > 2 and "".join(pieces) == run.turns[0].text
+
+
+def test_questions_come_from_stdin_until_an_empty_line(soloist, file, one_thread):
+    result = soloist("chat", file, stdin="What is 411 + 108?\nWhat is 402 + 45?\n\nWhat is 1 + 1?\n")
+    assert result.exit_code == 0, result.output
+    assert len([line for line in result.stdout.splitlines() if line.startswith("  calc(")]) == 2
+    ended = soloist("chat", file, stdin="What is 411 + 108?")
+    assert ended.exit_code == 0 and ended.stdout.count("\n") == 3, "a last line without an end is a question too"
+
+
+def test_a_folder_of_a_job_means_its_smallest_file(soloist, whole_job, file, one_thread):
+    assert soloist("chat", whole_job.out, "What is 402 + 45?").stdout.lstrip().startswith("calc(")
+    from soloist.toolchain.commands.chat import _model
+
+    assert _model(whole_job.out).parent.name == "gguf-q8_0"
+    assert _model(file) == file
+
+
+def test_without_tools_a_student_answers_in_words(soloist, file, tmp_path, one_thread):
+    alone = shutil.copy(file, tmp_path / "alone.gguf")
+    result = soloist("chat", alone, "What is 411 + 108?")
+    assert result.exit_code == 0, result.output
+    assert not [line for line in result.stdout.splitlines() if line.startswith("  ")]
+    given = soloist("chat", alone, "--tools", "soloist.toolchain.tools.desk:desk_tools", "What is 411 + 108?")
+    assert given.exit_code == 0 and " = " in call_in(given.stdout)[1]
+
+
+def test_the_torch_student_knows_its_tools_too(soloist, whole_job, one_thread):
+    result = soloist(
+        "chat", whole_job.out / "student", "--tools", "soloist.toolchain.tools.desk:desk_tools", "What is 4 + 5?"
+    )
+    assert result.exit_code == 0 and "calc(" in result.stdout
+
+
+def test_what_is_no_model_and_tools_that_are_gone_are_refused(refused, file, compiled, tmp_path):
+    assert "no such file or folder" in refused(4, "chat", tmp_path / "none.gguf", "hi")
+    assert "not a model" in refused(4, "chat", tmp_path, "hi")
+    moved = shutil.copytree(compiled, tmp_path / "moved")
+    tools = json.loads((moved / "tools.json").read_text())
+    (moved / "tools.json").write_text(json.dumps(tools | {"entries": ["nowhere_at_all:tools"]}))
+    said = refused(2, "chat", moved / file.name, "hi")
+    assert "'nowhere_at_all:tools' cannot be imported" in said and "\n" not in said
+    (moved / "tools.json").write_text("{")
+    said = refused(4, "chat", moved / file.name, "hi")
+    assert "tools.json" in said and "\n" not in said

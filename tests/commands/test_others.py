@@ -1,0 +1,77 @@
+"""`soloist teams`, `doctor`, `report`, `bench` and the steps of the pipeline one by one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+from soloist.toolchain.artifact import Artifact
+
+
+def test_teams_lists_what_ships(soloist):
+    said = soloist("teams").stdout
+    assert "desk" in said.splitlines()[0]
+    for topology in ("solo", "self-consistency", "debate", "planner-solver-critic", "desk"):
+        assert topology in said.splitlines()[1]
+
+
+def test_teams_shows_the_desk_with_its_agents(soloist):
+    said = soloist("teams", "desk").stdout
+    assert said.startswith("desk: topology desk, engine gguf (smollm2-135m)")
+    for agent in ("router", "reader-a", "critic", "scribe"):
+        assert f"\n  {agent} " in said
+
+
+def test_doctor_tells_the_machine_and_every_extra(soloist, monkeypatch):
+    from soloist.toolchain.commands import doctor
+
+    said = soloist("doctor").stdout
+    for line in ("machine ", "gpu ", "commit ", *doctor.EXTRAS):
+        assert f"\n{line}" in f"\n{said}"
+    monkeypatch.setattr(doctor, "EXTRAS", {"made-up": ("json", "no_such_package_here")})
+    assert "made-up  missing no_such_package_here" in soloist("doctor").stdout
+
+
+def test_report_writes_the_page_again_from_the_json(soloist, whole_job, tmp_path):
+    folder = tmp_path / "job"
+    folder.mkdir()
+    shutil.copy(whole_job.out / "report.json", folder)
+    result = soloist("report", folder)
+    assert result.exit_code == 0, result.output
+    assert (folder / "report.html").read_text() == (whole_job.out / "report.html").read_text()
+    assert (folder / "report.md").read_text() == (whole_job.out / "report.md").read_text()
+    assert json.loads((folder / "report.json").read_text()) == json.loads((whole_job.out / "report.json").read_text())
+    assert "GGUF F16" in result.stdout and str(folder / "report.html") in result.stderr
+
+
+def test_report_without_a_measurement_is_refused(refused, tmp_path):
+    said = refused(3, "report", tmp_path)
+    assert said.startswith(f"{tmp_path / 'report.json'}: cannot be read") and "\n" not in said
+    (tmp_path / "report.json").write_text('{"schema": 1}')
+    assert "not a report of schema 1" in refused(3, "report", tmp_path)
+
+
+def test_the_steps_one_by_one_make_what_run_makes(soloist, whole_job, sums, team_file, question_file, tmp_path):
+    """The same traces and student as the whole job; the questions come from files, so ids and digests differ."""
+    asked = question_file(sums.questions(24))
+    teach = soloist("teach", team_file(whole_job.job.team), "--questions", asked, "-o", tmp_path / "traces")
+    assert teach.exit_code == 0 and "24 runs, 24 correct" in teach.stdout
+    assert "record the team: 24 of 24" in teach.stderr, "progress is lines where there is no terminal"
+    distill = soloist("distill", tmp_path / "traces", "-o", tmp_path / "student", "-m", whole_job.base, "--epochs", 3)
+    assert distill.exit_code == 0 and "24 trajectories learned" in distill.stdout
+    weights = Artifact.open(tmp_path / "student").manifest["files"]["model.safetensors"]
+    assert weights == Artifact.open(whole_job.out / "student").manifest["files"]["model.safetensors"]
+    probe = question_file(sums.questions(2, "held-out", 100), "probe.jsonl")
+    export = soloist(
+        "export", tmp_path / "student", "-o", tmp_path / "files", "--probe", probe, "--formats", "gguf-f16"
+    )
+    assert export.exit_code == 0 and "gguf-f16" in export.stdout and "KL 0.0" in export.stdout
+    (model,) = (tmp_path / "files").rglob("*.gguf")
+    verify = soloist("verify", model, "--student", tmp_path / "student", "--format", "gguf-f16", "--probe", probe)
+    assert verify.exit_code == 0 and f"{model}: passes." in verify.stdout
+    bench = soloist(
+        "bench", model, "--questions", probe, "--tools", "soloist.toolchain.tools.desk:desk_tools", "-o", tmp_path / "m"
+    )
+    assert bench.exit_code == 0, bench.output
+    assert model.stem in bench.stdout and "p50" in bench.stdout
+    assert Artifact.open(tmp_path / "m", stage="bench").manifest["config"]["count"] == 2
