@@ -32,7 +32,8 @@ def test_doctor_tells_the_machine_and_every_extra(soloist, monkeypatch):
     assert "made-up  missing no_such_package_here" in soloist("doctor").stdout
 
 
-def test_report_writes_the_page_again_from_the_json(soloist, whole_job, tmp_path):
+def test_report_writes_the_page_again_from_the_json(soloist, whole_job, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # in a narrow terminal names are broken over lines
     folder = tmp_path / "job"
     folder.mkdir()
     shutil.copy(whole_job.out / "report.json", folder)
