@@ -195,9 +195,9 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
     measurements = load_measurements(measured.path / MEASUREMENTS)
     runs = list(read_runs(measured.path / "team.jsonl"))
     evaluation = sum(a.seconds for m in measurements if m.kind == "artifact" for a in m.answers)
-    spend = Spend.of_seconds(
-        job.price, recording=traces.facts["seconds"], training=student.manifest["seconds"], evaluation=evaluation
-    )
+    # the manifest's seconds are those since the last start, the steps' those of all starts
+    training = max(student.manifest["seconds"], student.facts["training"]["seconds"])
+    spend = Spend.of_seconds(job.price, recording=traces.facts["seconds"], training=training, evaluation=evaluation)
     context = Context(
         command=job.command,
         created=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
