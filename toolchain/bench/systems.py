@@ -66,7 +66,7 @@ def rivals(team: TeamConfig, examples: Sequence[Demonstration], tools: Sequence[
     found = [
         System(id="base", kind="base", team=lone("base", team, alone)),
         System(
-            id="self-consistency", kind="self-consistency", share=0.25,
+            id="self-consistency", kind="self-consistency", share=0.1, warmup=0,
             team=lone("self-consistency", team, drawn, topology="self-consistency",
                       samples=64, max_tokens_total=budget),
         ),
@@ -96,7 +96,7 @@ def students(student: Artifact, compiled: Artifact, entries: Sequence[str]) -> l
     size = (student.path / "model.safetensors").stat().st_size / 1e6
     found = [
         System(
-            id="student-torch", kind="student", format="torch", size_mb=round(size, 1), share=0.34,
+            id="student-torch", kind="student", format="torch", size_mb=round(size, 1), share=0.25,
             team=student_team(student.path, tools, entries),
         )
     ]  # fmt: skip
