@@ -7,6 +7,7 @@ batching across questions (a laptop answers one person) and streaming of anythin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
@@ -77,6 +78,16 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+
+
+def default_threads() -> int:
+    """Threads of a runtime that was told nothing: OMP_NUM_THREADS, else all cores but one.
+
+    The runtimes wait for each other at every layer, so on a machine without a free core one more thread
+    makes them many times slower, not faster.
+    """
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    return int(named) if named.isdigit() and int(named) > 0 else max(1, (os.cpu_count() or 2) - 1)
 
 
 def require(package: str, extra: str) -> Any:  # noqa: ANN401 - an untyped third-party module

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from soloist.kernels.errors import ArtifactError
@@ -26,27 +25,17 @@ def format_of(path: Path) -> str:
     )
 
 
-def threads_here() -> int | None:
-    """OMP_NUM_THREADS, which torch obeys by itself; None (all cores) if it is not set.
-
-    Runtimes wait for each other in busy loops: two threads on two cores that others use too measured
-    twenty times slower than one, so whoever shares a machine needs one setting that all of them follow.
-    """
-    value = os.environ.get("OMP_NUM_THREADS", "")
-    return int(value) if value.isdigit() and int(value) > 0 else None
-
-
 def open_runtime(path: Path, format: str | None = None) -> Runtime:
     """Open the model at `path` in its own runtime; `format` is found from the files if not given."""
     kind = format or format_of(path)
     if kind == "gguf":
         from soloist.targets.run_gguf import GgufRuntime
 
-        return GgufRuntime(path, threads=threads_here())
+        return GgufRuntime(path)
     if kind == "onnx":
         from soloist.targets.run_onnx import OnnxRuntime
 
-        return OnnxRuntime(path, threads=threads_here())
+        return OnnxRuntime(path)
     if kind == "torch":
         from soloist.targets.run_torch import TorchRuntime
 

@@ -10,7 +10,6 @@ measured as fast as it can be on this machine. Left out: image input, draft mode
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError, EngineError
-from soloist.targets.base import Message, Reply, Sampling, require
+from soloist.targets.base import Message, Reply, Sampling, default_threads, require
 from soloist.targets.decode import common_prefix, draw
 
 Logits = npt.NDArray[np.float32]
@@ -81,7 +80,7 @@ def check_gguf(path: Path) -> None:
 
 
 class GgufRuntime:
-    """A GGUF model with `slots` cached sequences of at most `context` tokens each.
+    """A GGUF model with `slots` cached sequences of at most `context` tokens each, on `threads` cores.
 
     Raises:
         ArtifactError: the file is missing, is not GGUF, or llama.cpp refuses it.
@@ -101,7 +100,7 @@ class GgufRuntime:
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), self._lib.llama_model_default_params())
         if not self._model:
             raise ArtifactError(f"{path}: llama.cpp cannot load this file (truncated, or an unknown architecture)")
-        self._context = self._open_context(slots, context, threads or os.cpu_count() or 1)
+        self._context = self._open_context(slots, context, threads or default_threads())
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self._size = int(self._lib.llama_vocab_n_tokens(self._vocab))
         self._batch_size = max(context, _UBATCH)

@@ -8,7 +8,6 @@ way on two cores. Its telemetry is switched off before anything else. Left out: 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from soloist.kernels.errors import ArtifactError, EngineError
-from soloist.targets.base import Message, require
+from soloist.targets.base import Message, default_threads, require
 from soloist.targets.decode import CachedDecoder, Logits
 
 
@@ -51,7 +50,7 @@ class OnnxRuntime(CachedDecoder):
         self.name = path.name
         self.context = min(context, int(config["model"]["context_length"]))
         self._template = (path / "chat_template.jinja").read_text(encoding="utf-8")
-        options = {"intra_op_num_threads": threads or os.cpu_count() or 1}
+        options = {"intra_op_num_threads": threads or default_threads()}
         try:
             settings = self._og.Config(str(path))
             settings.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))

@@ -24,6 +24,10 @@ class GgufEngine:
         path = Path(config.model)
         if path.suffix != ".gguf":
             path = find_base(config.model)
+        if config.weights != "as-is":
+            from soloist.targets.requantize import requantize
+
+            path = requantize(path, config.weights)
         self.runtime = GgufRuntime(path, slots=config.slots, context=config.context, threads=config.threads)
         self.model = self.runtime.name
 
