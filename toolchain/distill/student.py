@@ -223,5 +223,6 @@ class Student:
         if self.lora:
             model = model.merge_and_unload()
         model.set_attn_implementation(self.native_attention)
-        model.to(torch.bfloat16).save_pretrained(str(folder), safe_serialization=True)
+        with _quiet_progress(require("transformers", "train")):
+            model.to(torch.bfloat16).save_pretrained(str(folder), safe_serialization=True)
         self.tokenizer.save_pretrained(str(folder))
