@@ -66,7 +66,7 @@ def rivals(team: TeamConfig, examples: Sequence[Demonstration], tools: Sequence[
     found = [
         System(id="base", kind="base", team=lone("base", team, alone)),
         System(
-            id="self-consistency", kind="self-consistency", share=0.1, warmup=0,
+            id="self-consistency", kind="self-consistency", share=0.06, warmup=0,
             team=lone("self-consistency", team, drawn, topology="self-consistency",
                       samples=64, max_tokens_total=budget),
         ),
