@@ -46,7 +46,7 @@ def _table(report: Report, split: TestSplit) -> RenderableType:
     headline = report.details.headline if report.details else None
     table = Table(title=f"{SPLITS[split]}, n = {systems[0].n}", title_justify="left", box=box.SIMPLE_HEAD)
     for i, head in enumerate(_HEAD):
-        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i > 0, min_width=0 if i else 18)
     for system in systems:
         style = "bold cyan" if system.id == headline else "bold" if system.kind == "team" else ""
         # Text, not str: names come from the user's files and may hold what rich would read as markup.
