@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from soloist.kernels.errors import DataError, ResourceError
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.traces.schema import ChatMessage, Edge, Run, ToolUse, Turn
-from soloist.toolchain.traces.store import TraceWriter, format_line, parse_line, read_runs, seal, write_runs
+from soloist.toolchain.traces.store import TraceWriter, format_line, parse_line, read_runs, write_runs
 
 
 def make_run(text="What is 2 + 3?", **fields):
@@ -100,16 +100,16 @@ def test_any_run_comes_back_from_its_line_as_it_was(record):
 
 
 def test_recording_and_sealing_keep_every_run(recorded, tmp_path):
-    seal(recorded, tmp_path / "runs.jsonl.gz")
+    write_runs(read_runs(recorded), tmp_path / "runs.jsonl.gz")
     found = list(read_runs(tmp_path / "runs.jsonl.gz"))
     assert found == list(read_runs(recorded)) and len(found) == 3
     assert found[0] == make_run("What is 0 + 3?")
 
 
 def test_sealed_file_is_the_same_byte_for_byte(recorded, tmp_path, monkeypatch):
-    seal(recorded, tmp_path / "a.jsonl.gz")
+    write_runs(read_runs(recorded), tmp_path / "a.jsonl.gz")
     monkeypatch.setattr(time, "time", lambda: 2e9)
-    seal(recorded, tmp_path / "b.jsonl.gz")
+    write_runs(read_runs(recorded), tmp_path / "b.jsonl.gz")
     assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
     assert write_runs(read_runs(recorded), tmp_path / "c.jsonl.gz") == 3
 
@@ -166,7 +166,7 @@ def test_damaged_line_in_the_middle_is_named(recorded, tmp_path, damage, message
     sealed = tmp_path / "runs.jsonl.gz"
     with pytest.raises(DataError) as caught:
         if reader == "seal":
-            seal(recorded, sealed)
+            write_runs(read_runs(recorded), sealed)
         else:
             list(read_runs(recorded)) if reader == "read" else TraceWriter(recorded)
     said = str(caught.value)
@@ -177,7 +177,7 @@ def test_damaged_line_in_the_middle_is_named(recorded, tmp_path, damage, message
 @pytest.mark.parametrize("damage", ["cut", "flipped", "not gzip", "not text"])
 def test_damaged_sealed_file_is_named(recorded, tmp_path, damage):
     sealed = tmp_path / "runs.jsonl.gz"
-    seal(recorded, sealed)
+    write_runs(read_runs(recorded), sealed)
     data = bytearray(sealed.read_bytes())
     if damage == "cut":
         data = data[: len(data) // 2]

@@ -106,13 +106,8 @@ class TraceWriter:
         self.close()
 
 
-def seal(source: Path, target: Path) -> None:
-    """Compress a recording to `.jsonl.gz`, reproducibly (no time stamp), and only when whole."""
-    write_runs(read_runs(source), target)
-
-
 def write_runs(runs: Iterable[Run], target: Path) -> int:
-    """Write runs to a sealed `.jsonl.gz`; returns how many."""
+    """Write runs to a sealed `.jsonl.gz`, reproducibly (no time stamp), and only when whole; returns how many."""
     temporary = target.with_name(target.name + ".tmp")
     count = 0
     try:
