@@ -55,12 +55,21 @@ def test_booleans_and_tools_without_parameters():
         ("percent(nan | 3)", "expected number"),
         ("sort(up | 1, 2)", "not one of asc, desc"),
         ("convert(3 | kg | stone)", "'stone' is not one of"),
+        ("legs()", r"^legs\.animals: at least 1 value needed, got 0$"),
+        ("legs( )", "at least 1 value needed"),
+        ("gcd(12)", r"^gcd\.numbers: at least 2 values needed, got 1$"),
         ("primes(" + "9" * 5000 + " | 3)", "expected integer"),
     ],
 )
 def test_what_is_not_a_call_is_explained(text, reason):
     with pytest.raises(ToolError, match=reason):
         parse_call(text, TOOLS)
+
+
+def test_a_list_without_a_least_length_may_be_empty():
+    words = {"type": "object", "properties": {"words": {"type": "array", "items": {"type": "string"}}}}
+    tools = Toolbox.of([Tool("count", "", words, lambda words: str(len(words)))])
+    assert run_call(parse_call("count()", tools), tools).value == "0"
 
 
 @pytest.mark.parametrize("more", [True, False])

@@ -60,8 +60,11 @@ def _read(text: str, schema: Mapping[str, Any], where: str) -> object:
     if "enum" in schema and text not in [str(v) for v in schema["enum"]]:
         raise ToolError(f"{where}: '{text}' is not one of {', '.join(map(str, schema['enum']))}")
     if kind == "array":
-        items = schema.get("items", {})
-        return [_read(part, items, where) for part in text.split(",")] if text else []
+        parts = text.split(",") if text else []
+        least = int(schema.get("minItems", 0))
+        if len(parts) < least:
+            raise ToolError(f"{where}: at least {least} value{'s' if least > 1 else ''} needed, got {len(parts)}")
+        return [_read(part, schema.get("items", {}), where) for part in parts]
     if kind in ("integer", "number"):
         if not (_WHOLE if kind == "integer" else _DECIMAL).fullmatch(text):
             raise ToolError(f"{where}: expected {kind}, got '{text[:40]}'")
