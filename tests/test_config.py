@@ -6,10 +6,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from soloist.kernels.errors import UsageError
-from soloist.toolchain.config import Config, load_yaml
+from soloist.toolchain.config import Config, describe, load_yaml
 from soloist.toolchain.teams.config import GgufEngineConfig, TeamConfig, load_team
 from soloist.toolchain.teams.team import Team, find_topology, topology_names
 
@@ -34,6 +34,22 @@ def faults(path: Path, text: str, model=Plan) -> list[str]:
     assert all(line.startswith(f"{path}:") for line in lines)
     assert caught.value.exit_code == 2
     return [line.removeprefix(f"{path}:") for line in lines]
+
+
+def test_faults_of_a_record_are_one_line_and_a_foreign_file_does_not_flood_it():
+    with pytest.raises(ValidationError) as caught:
+        Plan.model_validate({"steps": "many", "step": 3, "optimizers": [{"name": "adam", "rate": 0}]})
+    assert describe(caught.value, "options.") == (
+        "options.steps: Input should be a valid integer, unable to parse string as an integer; "
+        "options.optimizers.0.rate: Input should be greater than 0; options.step: unknown field"
+    )
+    with pytest.raises(ValidationError) as caught:
+        Plan.model_validate({"steps": 1, "optimizers": [{}] * 25})
+    faults = describe(caught.value).split("; ")
+    assert len(faults) == 21 and faults[19] == "optimizers.19.name: Field required" and faults[20] == "and 5 more"
+    with pytest.raises(ValidationError) as caught:
+        Plan.model_validate(7)
+    assert describe(caught.value).startswith("record: Input should be a valid dictionary")
 
 
 def test_good_file_becomes_a_frozen_config(tmp_path):

@@ -1,7 +1,8 @@
 """Config files: YAML to strict models, every fault at once, each with file, line and field.
 
 The models are pydantic's (`extra="forbid"`, frozen); this module adds what pydantic cannot know: in which
-line of the file a field stands.
+line of the file a field stands. `describe` words the faults of records that people do not write by hand
+(traces, measurements, reports), where a line number says nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from soloist.kernels.errors import UsageError
 
@@ -23,6 +25,23 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=BaseModel)
+_FAULTS_SHOWN = 20  # a file of another kind is wrong in every record
+
+
+def describe(error: ValidationError, prefix: str = "") -> str:
+    """All faults of a pydantic error in one line: `field: message; field: message`."""
+    faults = error.errors(include_url=False, include_context=False)
+    shown = [f"{prefix}{_field(fault)}: {_message(fault, 'field')}" for fault in faults[:_FAULTS_SHOWN]]
+    more = len(faults) - len(shown)
+    return "; ".join([*shown, *([f"and {more} more"] if more else [])])
+
+
+def _field(fault: ErrorDetails) -> str:
+    return ".".join(str(part) for part in fault["loc"]) or "record"
+
+
+def _message(fault: ErrorDetails, kind: str) -> str:
+    return f"unknown {kind}" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
 
 
 def load_yaml(path: Path, model: type[C]) -> C:
@@ -73,13 +92,9 @@ def _twice(node: yaml.Node | None, above: list[yaml.Node]) -> Iterator[tuple[int
         yield from _twice(child, above)
 
 
-def _explain(path: Path, node: yaml.Node | None, fault: object) -> str:
-    assert isinstance(fault, dict)
+def _explain(path: Path, node: yaml.Node | None, fault: ErrorDetails) -> str:
     line, parts = _locate(node, fault["loc"], missing=fault["type"] == "missing")
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        message = "unknown key"
-    return f"{path}:{line}: {'.'.join(parts) or 'file'}: {message}"
+    return f"{path}:{line}: {'.'.join(parts) or 'file'}: {_message(fault, 'key')}"
 
 
 def _locate(node: yaml.Node | None, location: tuple[str | int, ...], *, missing: bool) -> tuple[int, list[str]]:

@@ -28,6 +28,18 @@ def test_alien_measurements_are_refused_by_field(tmp_path, text, names):
     assert names in str(caught.value)
 
 
+def test_all_faults_of_measurements_are_told_at_once(tmp_path):
+    (tmp_path / "m.json").write_text(
+        '[{"system_id": "desk", "split": "train", "kind": "team", "mood": 1, "answers": []}]'
+    )
+    with pytest.raises(DataError) as caught:
+        load_measurements(tmp_path / "m.json")
+    said = str(caught.value)
+    for part in ("0.split: Input should be", "0.answers: Tuple should have at least 1 item", "0.mood: unknown field"):
+        assert part in said
+    assert said.count("; ") == 2 and "\n" not in said
+
+
 def test_missing_measurements_say_what_to_do(tmp_path):
     with pytest.raises(DataError, match="measure first"):
         load_measurements(tmp_path / "none.json")

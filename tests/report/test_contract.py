@@ -55,6 +55,20 @@ def test_alien_reports_are_refused_by_field(report, tmp_path, bend, names):
     assert names in str(caught.value)
 
 
+def test_all_faults_of_a_report_are_told_at_once(report, tmp_path):
+    data = json.loads(report.to_json())
+    data["mood"] = "good"
+    del data["systems"][0]["label"]
+    data["systems"][1]["n"] = 0
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    with pytest.raises(DataError) as caught:
+        read_report(tmp_path / "report.json")
+    said = str(caught.value)
+    for part in ("systems.0.label: Field required", "systems.1.n: Input should be", "mood: unknown field"):
+        assert part in said
+    assert said.count("; ") == 2 and "\n" not in said
+
+
 def test_missing_report_says_what_to_do(tmp_path):
     with pytest.raises(DataError, match="make it with"):
         read_report(tmp_path / "report.json")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.artifact import write_atomic
+from soloist.toolchain.config import describe
 
 Kind = Literal["team", "base", "tool-agent", "self-consistency", "student", "artifact"]
 TestSplit = Literal["held-out", "unseen-wording"]
@@ -74,12 +75,10 @@ def save_measurements(path: Path, measurements: Sequence[Measurement]) -> None:
 
 
 def load_measurements(path: Path) -> tuple[Measurement, ...]:
-    """Read what `save_measurements` wrote; a DataError names the file and the field that does not fit."""
+    """Read what `save_measurements` wrote; a DataError names the file and every field that does not fit."""
     try:
         return _MEASUREMENTS.validate_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); measure first with 'soloist bench'") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(f"{path}: not measurements of ours: {where}: {first['msg']}") from error
+        raise DataError(f"{path}: not measurements of ours: {describe(error)}") from error

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.bench.records import Kind, Label, TestSplit
+from soloist.toolchain.config import describe
 from soloist.toolchain.traces.schema import Run
 
 SCHEMA: Literal[1] = 1
@@ -187,12 +188,10 @@ class Report(_Part):
 
 
 def read_report(path: Path) -> Report:
-    """Read report.json; a DataError names the field that does not fit."""
+    """Read report.json; a DataError names every field that does not fit."""
     try:
         return Report.model_validate_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); make it with 'soloist report'") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(f"{path}: not a report of schema {SCHEMA}: {where}: {first['msg']}") from error
+        raise DataError(f"{path}: not a report of schema {SCHEMA}: {describe(error)}") from error

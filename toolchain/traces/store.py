@@ -18,19 +18,10 @@ from pydantic import ValidationError
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.artifact import explain_disk_errors
+from soloist.toolchain.config import describe as describe  # noqa: PLC0414 - teams read it from here
 from soloist.toolchain.events import append_line
 from soloist.toolchain.tasks.base import question_key
 from soloist.toolchain.traces.schema import SCHEMA, Run
-
-
-def describe(error: ValidationError, prefix: str = "") -> str:
-    """All faults of a pydantic error in one line: `field: message; field: message`."""
-    faults = []
-    for fault in error.errors(include_url=False, include_context=False):
-        field = ".".join(str(part) for part in fault["loc"]) or "record"
-        message = "unknown field" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
-        faults.append(f"{prefix}{field}: {message}")
-    return "; ".join(faults)
 
 
 def format_line(run: Run) -> str:
