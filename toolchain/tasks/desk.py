@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from random import Random
@@ -33,13 +33,18 @@ _SEEDS: Mapping[str, int] = {"train": 0, "held-out": 1_000_000_000, "demonstrati
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of question. `description` is one line for a router."""
+    """A kind of question. `description` is one line for a router.
+
+    `kinds` tells apart what a small reader confuses within a family: the kind's name and what its last
+    call contains, as written. Specialists have demonstrations of one kind only.
+    """
 
     name: str
     tools: tuple[str, ...]
     scorer: str
     description: str
     make: make.Make
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ _FAMILIES = (
     Family("clock", ("later",), "exact", "clock time some minutes after or before another", make.clock),
     Family("weekdays", ("weekday",), "exact", "day of the week of a date", make.weekdays),
     Family("legs", ("legs",), "number", "count the legs of animals", make.legs),
-    Family("sorting", ("sort",), "exact", "put numbers in order", make.sorting),
+    Family("sorting", ("sort",), "exact", "put numbers in order", make.sorting,
+           {"ascending": "sort(asc ", "descending": "sort(desc "}),
     Family("filtering", ("filter",), "exact", "keep or remove numbers above or below a limit", make.filtering),
     Family("fractions", ("simplify",), "exact", "reduce a fraction to lowest terms", make.fractions),
     Family("gcd", ("gcd",), "number", "greatest common divisor", make.gcd),
@@ -80,9 +86,10 @@ _FAMILIES = (
     Family("units", ("convert",), "number", "convert units", make.units),
     Family("percentages", ("percent",), "number", "so many percent of a number", make.percentages),
     Family("equation-then", ("solve", "calc"), "number", "solve an equation, then calculate with its solution",
-           make.equation_then),
+           make.equation_then, {"times": " * ", "plus": " + ", "minus": " - "}),
     Family("unit-then", ("convert", "calc"), "number", "convert units, then add or subtract", make.unit_then),
-    Family("legs-then", ("legs", "calc"), "number", "count legs, then calculate with the count", make.legs_then),
+    Family("legs-then", ("legs", "calc"), "number", "count legs, then calculate with the count", make.legs_then,
+           {"times": " * ", "plus": " + ", "over": " / "}),
     Family("discounts", ("percent", "calc"), "number", "a number raised or lowered by percent", make.discounts),
     Family("shifts", ("between", "later"), "exact", "time between two clock times, minus or plus some minutes",
            make.shifts),
@@ -112,17 +119,22 @@ def _case(family: Family, draft: make.Draft, pool: str, name: str) -> Case:
     return Case(question, read_calls(draft.calls))
 
 
-def cases(family: str, pool: Pool, n: int, seed: int = 0) -> list[Case]:
-    """`n` distinct cases of one family. Raises DataError if the family has not so many."""
+def cases(family: str, pool: Pool, n: int, seed: int = 0, kind: str = "") -> list[Case]:
+    """`n` distinct cases of one family, or of one kind within it. Raises DataError if there are not so many."""
     if family not in FAMILIES:
         raise DataError(f"no question family '{family}'; there are: {', '.join(FAMILIES)}")
     chosen, found, keys = FAMILIES[family], list[Case](), set[str]()
+    if kind and kind not in chosen.kinds:
+        raise DataError(f"family '{family}' has no kind '{kind}'; it has: {', '.join(chosen.kinds) or 'none'}")
+    sign = chosen.kinds[kind] if kind else ""
     first = _SEEDS[pool] + list(FAMILIES).index(family) * 37_000_000 + seed * 1_000_000
     for item_seed in range(first, first + 2000 + 100 * n):
         if len(found) == n:
             break
         draft = chosen.make(Random(f"{family} {item_seed}"), item_seed)  # noqa: S311 - data, no secrets
         if draft is None or _pool(draft.calls) != pool or question_key(draft.text) in keys:
+            continue
+        if sign not in draft.calls[-1]:
             continue
         keys.add(question_key(draft.text))
         found.append(_case(chosen, draft, pool, f"{family}-{pool}-{seed}-{len(found):05d}"))
@@ -161,9 +173,9 @@ def questions(
     return [case.question for case in mixed_cases(split, n, seed, families)]
 
 
-def demonstrations(family: str, k: int, seed: int = 0) -> list[Case]:
+def demonstrations(family: str, k: int, seed: int = 0, kind: str = "") -> list[Case]:
     """`k` worked examples that occur in no other split."""
-    return cases(family, "demonstration", k, seed)
+    return cases(family, "demonstration", k, seed, kind)
 
 
 def assert_disjoint(train: Sequence[Question], held_out: Sequence[Question]) -> None:

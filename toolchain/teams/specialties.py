@@ -1,7 +1,10 @@
-"""What a team of specialists knows of a task: its families, their tools, and demonstrations of each.
+"""What a team of specialists knows of a task: its fields, their tools, and demonstrations of each.
 
 A task module (`soloist.toolchain.tasks.desk`, or the user's own as `package.module`) offers FAMILIES
-(name to an object with `tools` and `description`) and `demonstrations(family, count, seed)`.
+(name to an object with `tools`, `description` and `kinds`) and `demonstrations(family, count, seed, kind)`.
+A field is a family, or one kind within a family that has kinds, written `family:kind`. Kinds tell last
+calls apart, so only the reader of the last step is shown demonstrations of one kind; the steps before
+it share the family's, and with them their prefix caches.
 """
 
 from __future__ import annotations
@@ -20,6 +23,13 @@ from soloist.toolchain.teams.config import AgentConfig, Demonstration, Demonstra
 from soloist.toolchain.tools.base import Toolbox
 from soloist.toolchain.tools.calls import render_call, run_call
 
+ROUTING_SEED = 900  # demonstrations that the router compares with; the readers have seeds of their own
+_SHRINKAGE = 0.2
+
+
+def _family(field: str) -> str:
+    return field.partition(":")[0]
+
 
 class Specialties:
     """Families of one task, with demonstrations rendered as chat messages and kept."""
@@ -27,49 +37,59 @@ class Specialties:
     def __init__(self, module: Any, toolbox: Toolbox, names: Sequence[str] = ()) -> None:  # noqa: ANN401 - user's
         self._module = module
         self._toolbox = toolbox
-        self.names: tuple[str, ...] = tuple(names or module.FAMILIES)
+        self.names: tuple[str, ...] = tuple(
+            f"{name}:{kind}" if kind else name
+            for name in names or module.FAMILIES
+            for kind in module.FAMILIES[name].kinds or ("",)
+        )
         self._shown: dict[tuple[str, int, int, int], list[Message]] = {}
-        self._nearest: Nearest | None = None
+        self._discriminant: Discriminant | None = None
 
-    def tools(self, family: str) -> tuple[str, ...]:
-        return tuple(self._module.FAMILIES[family].tools)
+    def tools(self, field: str) -> tuple[str, ...]:
+        """The tools of a field's calls, in order."""
+        return tuple(self._module.FAMILIES[_family(field)].tools)
+
+    def _cases(self, field: str, count: int, seed: int) -> Sequence[Any]:
+        family, _, kind = field.partition(":")
+        found: Sequence[Any] = self._module.demonstrations(family, count, seed=seed, kind=kind)
+        return found
 
     def routing(self, count: int) -> list[Message]:
-        """`count` questions of every family with the family's name as the reply, families interleaved."""
+        """`count` questions of every field with the field's name as the reply, fields interleaved."""
         messages: list[Message] = []
+        shown = {name: self._cases(name, count, ROUTING_SEED) for name in self.names}
         for k in range(count):
             for name in self.names:
-                case = self._module.demonstrations(name, count, seed=900)[k]
+                case = shown[name][k]
                 messages.append({"role": "user", "content": case.question.question})
                 messages.append({"role": "assistant", "content": name})
         return messages
 
-    def nearest(self, embed: Callable[[str], npt.NDArray[np.float32]], count: int) -> Nearest:
-        """The families ordered by how near their demonstrations lie to a question; `count` of each are compared."""
-        if self._nearest is None:
-            texts = {
-                name: [case.question.question for case in self._module.demonstrations(name, count, seed=900)]
-                for name in self.names
-            }
-            self._nearest = Nearest({name: np.stack([embed(text) for text in those]) for name, those in texts.items()})
-        return self._nearest
+    def discriminant(self, embed: Callable[[str], npt.NDArray[np.float32]], count: int) -> Discriminant:
+        """What tells the fields' hidden states apart, from `count` demonstrations of each; made once."""
+        if self._discriminant is None:
+            texts = {name: [case.question.question for case in self._cases(name, count, ROUTING_SEED)]
+                     for name in self.names}  # fmt: skip
+            states = {name: np.stack([embed(text) for text in those]) for name, those in texts.items()}
+            self._discriminant = Discriminant(states)
+        return self._discriminant
 
-    def demonstrations(self, agent: AgentConfig, family: str, step: int) -> list[Message]:
-        """The agent's own worked demonstrations of one step of a family: question (and results so far) to call."""
+    def demonstrations(self, agent: AgentConfig, field: str, step: int) -> list[Message]:
+        """The agent's own worked demonstrations of one step of a field: question (and results so far) to call."""
         source = agent.demonstrations
         if not isinstance(source, DemonstrationSource):
             raise UsageError(f"agent '{agent.name}': demonstrations must name a task, a count and a seed")
-        key = (family, step, source.count, source.seed)
+        told = field if step + 1 == len(self.tools(field)) else _family(field)
+        key = (told, step, source.count, source.seed)
         if key not in self._shown:
-            cases = self._module.demonstrations(family, source.count, seed=source.seed)
+            cases = self._cases(told, source.count, source.seed)
             self._shown[key] = [message for case in cases for message in self._show(case, step)]
         return self._shown[key]
 
     def examples(self, count: int, seed: int = 0) -> tuple[Demonstration, ...]:
         """`count` whole worked examples of every family, for an agent that has to know them all."""
-        return tuple(
-            self._example(case) for name in self.names for case in self._module.demonstrations(name, count, seed=seed)
-        )
+        families = dict.fromkeys(map(_family, self.names))
+        return tuple(self._example(case) for family in families for case in self._cases(family, count, seed))
 
     def _example(self, case: Any) -> Demonstration:  # noqa: ANN401 - a task's Case
         last = len(case.calls) - 1
@@ -97,23 +117,28 @@ def asked(question: str, results: Sequence[str]) -> str:
     return "\n".join([question, *(f"Result: {result}" for result in results)])
 
 
-class Nearest:
-    """Families by the cosine of a question's hidden state to the nearest of their demonstrations, standardized."""
+class Discriminant:
+    """Fisher's linear discriminant: the fields by the log-odds of a hidden state, all of one covariance.
 
-    def __init__(self, anchors: Mapping[str, npt.NDArray[np.float32]]) -> None:
-        every = np.concatenate(list(anchors.values()))
-        self._mean, self._scale = every.mean(axis=0), every.std(axis=0) + 1e-6
-        self._anchors = {name: self._unit(rows) for name, rows in anchors.items()}
+    Hidden states of a small model differ most in what does not matter (numbers, names, length); dividing
+    by the covariance *within* fields takes that out. With fewer states than dimensions the covariance is
+    mixed with its own diagonal (`_SHRINKAGE`, a share).
+    """
 
-    def _unit(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        moved = (rows - self._mean) / self._scale
-        unit: npt.NDArray[np.float32] = moved / np.linalg.norm(moved, axis=-1, keepdims=True)
-        return unit
+    def __init__(self, states: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        self._names = list(states)
+        means = np.stack([rows.mean(axis=0, dtype=np.float64) for rows in states.values()])
+        apart = np.concatenate([rows - mean for rows, mean in zip(states.values(), means, strict=True)])
+        covariance = apart.T @ apart / len(apart)
+        spread = np.diag(covariance)
+        mixed = (1 - _SHRINKAGE) * covariance + np.diag(_SHRINKAGE * spread + 1e-6 * spread.mean() + 1e-12)
+        self._weights = np.linalg.solve(mixed, means.T)
+        self._offsets = -0.5 * np.einsum("nd,dn->n", means, self._weights)
 
     def ranked(self, vector: npt.NDArray[np.float32]) -> list[str]:
-        """Family names, nearest first."""
-        near = {name: float((rows @ self._unit(vector)).max()) for name, rows in self._anchors.items()}
-        return sorted(near, key=lambda name: -near[name])
+        """Field names, likeliest first."""
+        odds = vector @ self._weights + self._offsets
+        return [self._names[i] for i in np.argsort(-odds, kind="stable")]
 
 
 @functools.cache

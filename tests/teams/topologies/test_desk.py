@@ -8,7 +8,7 @@ import pytest
 from soloist.kernels.errors import UsageError
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import load_team
-from soloist.toolchain.teams.specialties import Nearest, load_specialties
+from soloist.toolchain.teams.specialties import Discriminant, load_specialties
 
 pytest.importorskip("reasoning_gym", reason="the desk's demonstrations come from reasoning-gym")
 
@@ -110,16 +110,34 @@ def test_a_wrong_solution_of_the_scribe_is_disputed(desk, edges):
 
 def test_an_engine_without_hidden_states_needs_another_routing(desk):
     with pytest.raises(UsageError, match="routing: prompt"):
-        desk(EQUATION, [], routing="nearest")
+        desk(EQUATION, [], routing="hidden-state")
 
 
-def test_nearest_ranks_by_the_closest_demonstration():
-    near = Nearest({
-        "a": np.array([[1.0, 0.0, 0.1], [0.9, 0.1, 0.0]], np.float32),
-        "b": np.array([[0.0, 1.0, 0.0], [0.1, 0.9, 0.1]], np.float32),
-    })  # fmt: skip
-    assert near.ranked(np.array([1.0, 0.1, 0.0], np.float32)) == ["a", "b"]
-    assert near.ranked(np.array([0.0, 0.8, 0.1], np.float32)) == ["b", "a"]
+def test_the_discriminant_ignores_directions_in_which_a_field_varies_anyway():
+    rng = np.random.default_rng(0)
+    noise = [4.0, 0.1, 0.1]  # the first coordinate is loud and says nothing
+    states = {name: (np.array([0, *at]) + noise * rng.normal(size=(40, 3))).astype(np.float32)
+              for name, at in {"a": (1, 0), "b": (0, 1)}.items()}  # fmt: skip
+    told = Discriminant(states)
+    assert told.ranked(np.array([9.0, 0.7, 0.2], np.float32)) == ["a", "b"]
+    assert told.ranked(np.array([-9.0, 0.2, 0.7], np.float32)) == ["b", "a"]
+
+
+def test_the_discriminant_of_one_demonstration_a_field_is_the_nearest_mean():
+    told = Discriminant({"a": np.array([[1.0, 0.0]], np.float32), "b": np.array([[0.0, 1.0]], np.float32)})
+    assert told.ranked(np.array([0.6, 0.5], np.float32)) == ["a", "b"]
+
+
+def test_kinds_are_fields_of_their_own_and_only_the_last_step_shows_them():
+    known = load_specialties("desk", ("sorting", "equation-then", "gcd"))
+    assert known.names == ("sorting:ascending", "sorting:descending", "equation-then:times", "equation-then:plus",
+                           "equation-then:minus", "gcd")  # fmt: skip
+    reader = load_team("desk").agents[1]
+    last = known.demonstrations(reader, "equation-then:plus", 1)
+    assert all(" + " in message["content"] for message in last if message["role"] == "assistant")
+    assert known.demonstrations(reader, "equation-then:plus", 0) == known.demonstrations(
+        reader, "equation-then:times", 0
+    )
 
 
 def test_the_shipped_desk_names_families_and_agents_that_exist():

@@ -1,6 +1,6 @@
 """The desk: a team of small readers around exact tools.
 
-    router ──► specialists of one family: several readers, each with demonstrations of its own
+    router ──► specialists of one field: several readers, each with demonstrations of its own
                   │ each proposes a tool call under a grammar that only lets it copy numbers from the
                   │ question; an exact tool computes; a second call is read with the first's result
                   ├─ all agree ───────────────► critic
@@ -44,13 +44,13 @@ _LATER_VOTE = 0.25  # who has seen the others no longer votes on his own: such v
 class Options(Config):
     """`specialties` names the task whose families are the specialists' fields; `families` keeps to some of them.
 
-    `routing`: "nearest" compares hidden states with those of `router_demonstrations` questions of every
-    family; "prompt" shows them to the router and lets it write a family's name (for other engines).
+    `routing`: "hidden-state" tells fields apart by the router's hidden states of `router_demonstrations`
+    questions of each; "prompt" shows them to the router and lets it write a field's name (other engines).
     """
 
     specialties: str = "desk"
     families: tuple[str, ...] = ()
-    routing: Literal["nearest", "prompt"] = "nearest"
+    routing: Literal["hidden-state", "prompt"] = "hidden-state"
     router_demonstrations: int = Field(default=12, ge=1)
     rounds: int = Field(default=2, ge=1)
     escalations: int = Field(default=1, ge=0)
@@ -99,20 +99,20 @@ class Judged:
 def run(session: Session, options: Options) -> Run:
     specialties = load_specialties(options.specialties, options.families)
     router, critic, scribe = (_only(session, role) for role in ("router", "critic", "scribe"))
-    routed, family = _route(session, router, specialties, options, refused=())
+    routed, field = _route(session, router, specialties, options, refused=())
     refused: list[str] = []
     best: Judged | None = None
     for _ in range(options.escalations + 1):
-        proposals = _read(session, specialties, family, options, routed)
+        proposals = _read(session, specialties, field, options, routed)
         judged, check = _criticize(session, critic, proposals)
         if judged is not None and (best is None or judged.rank > best.rank):
             best = judged
         if best is not None and best.holds and best.coverage == 1:
             break
-        refused.append(family)
+        refused.append(field)
         if len(refused) > options.escalations:
             break
-        routed, family = _route(session, router, specialties, options, refused=refused)
+        routed, field = _route(session, router, specialties, options, refused=refused)
         session.edge(check, routed, "disputes")
     if best is None or best.proposal.answer is None:
         return session.finish(None)
@@ -130,12 +130,12 @@ def _only(session: Session, role: str) -> AgentConfig:
 def _route(
     session: Session, router: AgentConfig, specialties: Specialties, options: Options, refused: Sequence[str]
 ) -> tuple[int, str]:
-    """Ask the router for the family, among those not yet refused."""
-    if options.routing == "nearest":
+    """Ask the router for the field, among those not yet refused."""
+    if options.routing == "hidden-state":
         turn, vector = session.embed(router, round=len(refused))
         assert isinstance(session.engine, Embedder)
         embed = session.engine.embed
-        ranked = specialties.nearest(lambda text: embed(text)[0], options.router_demonstrations).ranked(vector)
+        ranked = specialties.discriminant(lambda text: embed(text)[0], options.router_demonstrations).ranked(vector)
         chosen = next(name for name in ranked if name not in refused)
         session.turns[turn]["text"] = chosen
         return turn, chosen
@@ -148,28 +148,28 @@ def _route(
     return turn, session.turns[turn]["text"].strip()
 
 
-def _read(session: Session, specialties: Specialties, family: str, options: Options, routed: int) -> list[Proposal]:
-    """The readers of a family propose; those who differ see each other's work and propose again."""
+def _read(session: Session, specialties: Specialties, field: str, options: Options, routed: int) -> list[Proposal]:
+    """The readers of a field propose; those who differ see each other's work and propose again."""
     proposals = [Proposal(reader) for reader in session.agents("reader")]
-    _propose(session, specialties, family, proposals, 0, [routed])
+    _propose(session, specialties, field, proposals, 0, [routed])
     everything = proposals
     for number in range(1, options.rounds):
         _mark(session, proposals)
         if len({proposal.key for proposal in proposals}) == 1:
             break
         before, proposals = proposals, [Proposal(proposal.reader) for proposal in proposals]
-        _propose(session, specialties, family, proposals, number, [p.turns[-1] for p in before], before)
+        _propose(session, specialties, field, proposals, number, [p.turns[-1] for p in before], before)
         _mark_changes(session, before, proposals)
         everything = [*everything, *proposals]
     return everything
 
 
 def _propose(
-    session: Session, specialties: Specialties, family: str, proposals: Sequence[Proposal],
+    session: Session, specialties: Specialties, field: str, proposals: Sequence[Proposal],
     number: int, after: Sequence[int], before: Sequence[Proposal] = (),
 ) -> None:  # fmt: skip
-    """One round: every reader writes the family's calls, all readers together, one call after the other."""
-    tools = specialties.tools(family)
+    """One round: every reader writes the field's calls, all readers together, one call after the other."""
+    tools = specialties.tools(field)
     question = session.question.question
     for step, tool in enumerate(tools):
         rules = grammar(session.tools, [tool], more=step + 1 < len(tools))
@@ -181,7 +181,7 @@ def _propose(
             says.append(
                 Say(
                     proposal.reader,
-                    [*_prompt(proposal.reader, specialties, family, step), {"role": "user", "content": text}],
+                    [*_prompt(proposal.reader, specialties, field, step), {"role": "user", "content": text}],
                     round=number,
                     grammar=copied(rules, " ".join([question, *proposal.results])),
                     after=[turn for turn in after if own is None or turn != own.turns[-1]] if step == 0 else (),
@@ -195,9 +195,9 @@ def _propose(
             proposal.uses.append(use)
 
 
-def _prompt(reader: AgentConfig, specialties: Specialties, family: str, step: int) -> list[Message]:
+def _prompt(reader: AgentConfig, specialties: Specialties, field: str, step: int) -> list[Message]:
     system: list[Message] = [{"role": "system", "content": reader.prompt}] if reader.prompt else []
-    return [*system, *specialties.demonstrations(reader, family, step)]
+    return [*system, *specialties.demonstrations(reader, field, step)]
 
 
 def _others(proposals: Sequence[Proposal], mine: Proposal, step: int) -> str:

@@ -14,7 +14,8 @@ from soloist.toolchain.traces.schema import Run
 
 
 class Options(Config):
-    """At most `samples` answers; `max_tokens_total`, if set, stops asking when that many tokens are spent."""
+    """At most `samples` answers, `batch` at a time. `max_tokens_total` is a budget: beyond the first sample
+    nothing is asked for that it is not expected to hold, going by what the samples so far have cost."""
 
     samples: int = Field(default=5, ge=1)
     max_tokens_total: int | None = Field(default=None, ge=1)
@@ -27,8 +28,8 @@ def run(session: Session, options: Options) -> Run:
     rules = grammar(session.tools, agent.tools) if agent.tools else None
     paths: list[list[int]] = []
     answers: list[str | None] = []
-    while len(paths) < options.samples:
-        seeds = [1000 * (len(paths) + i) for i in range(min(options.batch, options.samples - len(paths)))]
+    while size := _next_batch(session, options, len(paths)):
+        seeds = [1000 * (len(paths) + i) for i in range(size)]
         if agent.tools:
             attempts = [Attempt(agent, messages, rules, seed=seed) for seed in seeds]
             act(session, attempts)
@@ -39,12 +40,18 @@ def run(session: Session, options: Options) -> Run:
                 session.answer(turn, extract(session.turns[turn]["text"]))
                 paths.append([turn])
                 answers.append(session.turns[turn]["answer"])
-        if options.max_tokens_total is not None and _spent(session) >= options.max_tokens_total:
-            break
     answer, _ = majority(answers)
     same = [p for p, a in zip(paths, answers, strict=True) if answer and a and fold_answer(a) == fold_answer(answer)]
     return session.finish(answer, same[0] if same else [])
 
 
-def _spent(session: Session) -> int:
-    return sum(turn.get("tokens_in", 0) + turn.get("tokens_out", 0) for turn in session.turns)
+def _next_batch(session: Session, options: Options, asked: int) -> int:
+    """How many samples to ask for next; 0 ends it."""
+    size = min(options.batch, options.samples - asked)
+    if options.max_tokens_total is None:
+        return size
+    if not asked:  # all that is known yet is how long a reply may be
+        return max(1, min(size, options.max_tokens_total // session.team.agents[0].sampling.max_tokens))
+    spent = sum(turn.get("tokens_in", 0) + turn.get("tokens_out", 0) for turn in session.turns)
+    left = max(0, options.max_tokens_total - spent)
+    return min(size, left * asked // spent) if spent else size
