@@ -188,8 +188,8 @@ def test_rivals_are_on_the_teams_model_and_within_its_budget(sums, one_thread, t
     with Worker("self-consistency", drawn.team) as worker:
         run = worker.ask(sums.questions(1)[0], 0)
     spent = [turn.tokens_in + turn.tokens_out for turn in run.calls]
-    assert len(spent) > 4 and len(spent) % 4 == 0, "samples are drawn four at a time"
-    assert sum(spent[:-4]) < 200 <= sum(spent), "it goes on until the budget is used, and no further"
+    mean = sum(spent) / len(spent)
+    assert len(spent) > 2 and abs(sum(spent) - 200) <= mean, "the budget is used, within a sample's size"
 
 
 def test_a_lone_model_gets_few_slots_and_a_long_context(sums, tmp_path):

@@ -54,9 +54,11 @@ def test_batches_are_as_large_as_the_rest_of_the_budget(play, budget, batches):
 
 def test_the_rest_of_the_budget_is_reckoned_by_the_mean_so_far(play):
     replies = ["one two three four\n#### 5", "#### 5", "#### 5"]  # 11, 7 and 7 words with the question
-    options = {"samples": 9, "batch": 2, "max_tokens_total": 34}
+    options = {"samples": 9, "batch": 2, "max_tokens_total": 32}
     run, engine = play("self-consistency", [SAMPLER], replies, options=options)
-    assert [len(batch) for batch in engine.batches] == [2, 1], "16 are left, which is one more of 9 on average"
+    assert [len(batch) for batch in engine.batches] == [2, 1], (
+        "14 are left, which is one more of 9 on average; then 7, which is none"
+    )
     assert run.tokens_in + run.tokens_out == 25
 
 
