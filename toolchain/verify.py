@@ -6,10 +6,11 @@
 
 The student and the file go through the same worker, so that nothing but the model differs. A subprocess,
 because a broken file may take its runtime down with it; a crash, a hang or an error becomes the reason in
-the verdict. Compared, in this order: the text of the chat template, token ids of the prompts, answers
-and hostile texts, next-token distributions over the reference answers (KL divergence, same top-1).
-Greedy answers are compared too, as a number for the report and not as a gate: one flipped token early
-changes all that follows. Left out: accuracy on the task, which `bench` measures on every file.
+the verdict; it ends with the process that started it. Compared, in this order: the text of the chat
+template, token ids of the prompts, answers and hostile texts, next-token distributions over the reference
+answers (KL divergence, same top-1). Greedy answers are compared too, as a number for the report and not as
+a gate: one flipped token early changes all that follows. Left out: accuracy on the task, which `bench`
+measures on every file.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from soloist.targets.hostile import HOSTILE
 from soloist.targets.open import open_runtime
 from soloist.targets.tolerances import Tolerance
 from soloist.toolchain.artifact import write_atomic
+from soloist.toolchain.lifeline import Parent, lifeline
 
 RECORD = "record.json"
 LIMIT_S = 900
@@ -152,7 +154,10 @@ def _stamp(model: Path) -> list[tuple[str, int, int]]:
 def _run_worker(job: Path, limit_s: float) -> None:
     command = [sys.executable, "-P", "-m", "soloist.toolchain.verify", str(job)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit_s, check=False)
+        with lifeline() as stdin:
+            done = subprocess.run(
+                command, stdin=stdin, capture_output=True, text=True, errors="replace", timeout=limit_s, check=False
+            )
     except subprocess.TimeoutExpired as error:
         raise GateError(f"did not finish within {limit_s:g} s in its runtime") from error
     if done.returncode < 0:
@@ -248,6 +253,7 @@ def _first_difference(a: str, b: str) -> str:
 
 
 if __name__ == "__main__":
+    Parent()
     try:
         work(Path(sys.argv[1]))
     except SoloistError as problem:

@@ -1,7 +1,8 @@
 """One system in a process of its own: JSON lines in (questions), JSON lines out (runs).
 
 A process each, so that a system's peak memory is its own, a crash is one system's, and systems can take
-turns question by question on the same machine. Libraries that print to stdout are sent to stderr.
+turns question by question on the same machine. Libraries that print to stdout are sent to stderr. The
+process ends with the one that started it, in the middle of a question if need be.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 from soloist.kernels.errors import SoloistError
+from soloist.toolchain.lifeline import Parent
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.teams.team import Team
@@ -29,25 +31,25 @@ def peak_mb() -> float | None:
 
 
 def main() -> int:
-    """Serve one system until stdin ends."""
+    """Serve one system until its parent needs nothing more."""
+    parent = Parent()
     out = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
+
+    def tell(**answer: object) -> None:
+        parent.wait()
+        out.write(json.dumps(answer, ensure_ascii=False) + "\n")
+
     try:
-        team = Team(TeamConfig.model_validate_json(sys.stdin.readline()))
-    except SoloistError as error:
-        out.write(json.dumps({"failed": str(error)}) + "\n")
-        return error.exit_code
-    with team:
-        out.write(json.dumps({"ready": True}) + "\n")
-        for line in sys.stdin:
-            asked = json.loads(line)
-            try:
+        with Team(TeamConfig.model_validate_json(parent.line() or "")) as team:
+            tell(ready=True)
+            while (line := parent.line()) is not None:
+                asked = json.loads(line)
                 run = team.try_answer(Question.model_validate(asked["question"]), seed=asked["seed"])
-            except SoloistError as error:  # an engine's failure is a run; this is a team that cannot work
-                out.write(json.dumps({"failed": str(error)}) + "\n")
-                return error.exit_code
-            record = json.loads(run.model_dump_json(exclude_defaults=True, by_alias=True))
-            out.write(json.dumps({"run": record, "peak_mb": peak_mb()}, ensure_ascii=False) + "\n")
+                tell(run=json.loads(run.model_dump_json(exclude_defaults=True, by_alias=True)), peak_mb=peak_mb())
+    except SoloistError as error:  # an engine's failure is a run; this is a team that does not open or cannot work
+        tell(failed=str(error))
+        return error.exit_code
     return 0
 
 
