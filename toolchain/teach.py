@@ -38,7 +38,7 @@ def teach(
 ) -> Artifact:  # fmt: skip
     """Record the team on `questions`; `jobs` copies of the team work side by side, each in a process of its own.
 
-    Raises DataError if there are no questions, EngineError if the engine never opens.
+    Raises DataError if there are no questions, and what the team raises if it never opens.
     """
     if not questions:
         raise DataError("no questions to record: give at least one")

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from soloist.kernels.errors import EngineError
+from soloist.kernels.errors import ArtifactError, EngineError, MissingExtraError, SoloistError, UsageError
 from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.bench import measure as module
 from soloist.toolchain.bench.measure import measure, share_of
@@ -158,11 +158,11 @@ def test_a_process_that_dies_names_the_system_and_the_question_is_asked_again(
 
 def test_a_worker_explains_why_it_ended(sums, one_thread, tiny_smollm2_gguf, tmp_path):
     team = sums.team(tiny_smollm2_gguf)
-    with pytest.raises(EngineError, match=r"^'x': .*nowhere\.gguf: no such model file$"):
+    with pytest.raises(ArtifactError, match=r"^'x': .*nowhere\.gguf: no such model file$"):
         Worker("x", sums.team(tmp_path / "nowhere.gguf"))
     alien = team.model_copy(update={"agents": (team.agents[0].model_copy(update={"model": "gpt"}), team.agents[1])})
     worker = Worker("x", alien)
-    with pytest.raises(EngineError, match=r"^'x': the gguf engine runs one model .* an agent asks for 'gpt'$"):
+    with pytest.raises(UsageError, match=r"^'x': the gguf engine runs one model .* an agent asks for 'gpt'$"):
         worker.ask(sums.questions(1)[0], 0)
     worker.close()
     worker = Worker("x", team)
@@ -176,6 +176,20 @@ def test_a_worker_explains_why_it_ended(sums, one_thread, tiny_smollm2_gguf, tmp
     with pytest.raises(EngineError, match=r"^'x': its process ended with code 1: .*unpack"):
         worker.ask(sums.questions(1)[0].model_copy(update={"question": "no numbers here"}), 0)
     worker.close()
+
+
+def every_kind(kind=SoloistError):
+    return [kind, *(below for each in kind.__subclasses__() for below in every_kind(each))]
+
+
+@pytest.mark.parametrize("kind", every_kind(), ids=lambda kind: kind.__name__)
+def test_an_error_of_a_worker_ends_this_process_with_the_same_code(kind):
+    from soloist.toolchain.bench.process import _error
+
+    raised = kind("torch", "train") if kind is MissingExtraError else kind("no such thing; make it")
+    found = _error(raised.exit_code, f"'x': {raised}")
+    assert isinstance(raised, type(found)) and found.exit_code == raised.exit_code
+    assert str(found) == f"'x': {raised}"
 
 
 def test_rivals_are_on_the_teams_model_and_within_its_budget(sums, one_thread, tiny_smollm2_gguf, tmp_path):

@@ -16,7 +16,7 @@ from soloist.kernels.errors import DataError
 from soloist.toolchain.artifact import Artifact, stage
 from soloist.toolchain.traces.store import read_runs
 
-USAGE, DATA, ARTIFACT, ENGINE, RESOURCE = 2, 3, 4, 5, 7
+USAGE, DATA, ARTIFACT, RESOURCE = 2, 3, 4, 7
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_missing_and_an_alien_gguf_are_named(
         "-o",
         tmp_path / "traces",
     )
-    said = refused(ARTIFACT if jobs == 1 else ENGINE, "teach", *arguments, "--jobs", jobs)
+    said = refused(ARTIFACT, "teach", *arguments, "--jobs", jobs)
     assert str(model) in said and reason in said and "\n" not in said
     assert not (tmp_path / "traces").exists()
 

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from soloist.kernels.errors import EngineError
+from soloist.kernels.errors import EngineError, SoloistError
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.traces.schema import Run
@@ -22,7 +22,7 @@ _PATIENCE_S = 20  # for a process that was told to end
 
 @dataclass
 class Worker:
-    """A team's process. Raises EngineError when the team does not open, cannot go on, or its process dies."""
+    """A team's process. Raises EngineError when it dies, and what the team raised when that does not open or go on."""
 
     name: str
     team: TeamConfig
@@ -61,7 +61,7 @@ class Worker:
             raise EngineError(f"'{self.name}': its process {self._death(self.process.wait())}")
         answer: dict[str, Any] = json.loads(line)
         if "failed" in answer:
-            raise EngineError(f"'{self.name}': {answer['failed']}")
+            raise _error(answer["code"], f"'{self.name}': {answer['failed']}")
         return answer
 
     def _death(self, code: int) -> str:
@@ -93,3 +93,10 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _error(code: int, text: str) -> SoloistError:
+    """The error that ends the process with `code`: the same one, whether the team failed here or in a worker."""
+    kinds = {kind.exit_code: kind for kind in SoloistError.__subclasses__()}
+    found = kinds.get(code, SoloistError)
+    return found.__new__(found, text)  # not the constructor: that of MissingExtraError words the text itself

@@ -48,7 +48,7 @@ def main() -> int:
                 run = team.try_answer(Question.model_validate(asked["question"]), seed=asked["seed"])
                 tell(run=json.loads(run.model_dump_json(exclude_defaults=True, by_alias=True)), peak_mb=peak_mb())
     except SoloistError as error:  # an engine's failure is a run; this is a team that does not open or cannot work
-        tell(failed=str(error))
+        tell(failed=str(error), code=error.exit_code)
         return error.exit_code
     return 0
 
