@@ -75,11 +75,42 @@ def test_without_tools_a_student_answers_in_words(soloist, file, tmp_path, one_t
     assert given.exit_code == 0 and " = " in call_in(given.stdout)[1]
 
 
-def test_the_torch_student_knows_its_tools_too(soloist, whole_job, one_thread):
-    result = soloist(
-        "chat", whole_job.out / "student", "--tools", "soloist.toolchain.tools.desk:desk_tools", "What is 4 + 5?"
+def test_the_torch_student_finds_its_tools_beside_the_files_compiled_from_it(soloist, whole_job, one_thread):
+    result = soloist("chat", whole_job.out / "student", "What is 411 + 108?")
+    assert result.exit_code == 0, result.output
+    streamed, outcome, _ = call_in(result.stdout)
+    assert streamed.startswith("calc(") and outcome.startswith(f"  {streamed} = ")
+
+
+def test_a_torch_student_whose_tools_nobody_names_is_refused_and_not_answered_without_them(
+    refused, soloist, whole_job, tmp_path, one_thread
+):
+    """Alone; beside the files of another student; beside files without a list: where they are has to be said."""
+    student = shutil.copytree(whole_job.out / "student", tmp_path / "job" / "student")
+    wanted = f"{student}: this student calls tools (calc), and no file compiled from it lies in the folder beside it"
+    assert refused(2, "chat", student, "What is 4 + 5?").startswith(wanted)
+    beside = shutil.copytree(
+        whole_job.out / "compiled", student.parent / "files", ignore=shutil.ignore_patterns("*.gguf")
     )
-    assert result.exit_code == 0 and "calc(" in result.stdout
+    given = soloist("chat", student, "What is 4 + 5?")
+    assert given.exit_code == 0 and "  calc(" in given.stdout
+    manifest = json.loads((beside / "manifest.json").read_text())
+    (beside / "manifest.json").write_text(json.dumps(_of_another_student(manifest)))
+    assert refused(2, "chat", student, "What is 4 + 5?").startswith(wanted)
+    (beside / "manifest.json").write_text("{")
+    assert refused(2, "chat", student, "What is 4 + 5?").startswith(wanted)
+    given = soloist("chat", student, "--tools", "soloist.toolchain.tools.desk:desk_tools", "What is 4 + 5?")
+    assert given.exit_code == 0 and "calc(" in given.stdout
+    (student / "student.json").write_text("[]")
+    said = refused(4, "chat", student, "What is 4 + 5?")
+    assert said.startswith(f"{student / 'student.json'}: not the card of a student of ours") and "\n" not in said
+
+
+def _of_another_student(manifest):
+    from soloist.toolchain.artifact import _digest
+
+    changed = manifest | {"parents": [{"path": "student", "digest": "0" * 16}]}
+    return changed | {"digest": _digest(changed)}
 
 
 def test_what_is_no_model_and_tools_that_are_gone_are_refused(refused, file, compiled, tmp_path):

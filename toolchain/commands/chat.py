@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 
 @click.command(short_help="Talk to a student in the terminal.")
 @click.argument("student", type=click.Path(path_type=Path))
-@click.option("--tools", multiple=True, help="Entry point of tools  [default: those named beside the model]")
+@click.option("--tools", multiple=True, help="Entry point of tools  [default: those named by its job]")
 @click.argument("question", nargs=-1)
 def command(student: Path, tools: tuple[str, ...], question: tuple[str, ...]) -> None:
     """Answer QUESTION, or read questions from the terminal. STUDENT is a GGUF file, an ONNX folder, a Hugging
@@ -57,11 +58,48 @@ def _tools(path: Path, entries: tuple[str, ...]) -> tuple[tuple[str, ...], list[
     from soloist.kernels.errors import ArtifactError
     from soloist.toolchain.tools.files import load_tools
 
-    beside = (path if path.is_dir() else path.parent) / "tools.json"
-    if entries or not beside.is_file():
+    named = None if entries else _tools_file(path)
+    if named is None:
         return entries, list(load_tools(entries).tools)
     try:
-        known: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+        known: dict[str, Any] = json.loads(named.read_text(encoding="utf-8"))
         return tuple(known["entries"]), [tool["function"]["name"] for tool in known["tools"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{beside}: not a list of tools of ours ({error}); name them with --tools") from error
+        raise ArtifactError(f"{named}: not a list of tools of ours ({error}); name them with --tools") from error
+
+
+def _tools_file(path: Path) -> Path | None:
+    """The list of tools beside the model; for a torch student that of the files compiled from it, in the same job."""
+    from soloist.kernels.errors import ArtifactError, UsageError
+
+    folder = path if path.is_dir() else path.parent
+    beside, card = folder / "tools.json", folder / "student.json"
+    if beside.is_file() or not card.is_file():
+        return beside if beside.is_file() else None
+    try:
+        taught = json.loads(card.read_text(encoding="utf-8"))
+        tools = taught["tools"] if taught["mode"] == "acts" else []
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{card}: not the card of a student of ours ({error})") from error
+    found = _compiled_tools(folder) if tools else None
+    if tools and found is None:
+        raise UsageError(
+            f"{folder}: this student calls tools ({', '.join(tools)}), and no file compiled from it lies in the folder "
+            "beside it to say where they are: name them with --tools MODULE:NAME"
+        )
+    return found
+
+
+def _compiled_tools(student: Path) -> Path | None:
+    """The list of tools in the neighboring folder that was compiled from this very student."""
+    from soloist.kernels.errors import ArtifactError
+    from soloist.toolchain.artifact import MANIFEST, Artifact
+
+    with contextlib.suppress(ArtifactError):
+        digest = Artifact.open(student, stage="distill", verify=False).digest
+        for manifest in sorted(student.resolve().parent.glob(f"*/{MANIFEST}")):
+            with contextlib.suppress(ArtifactError):  # another stage, damaged, or of another program
+                compiled = Artifact.open(manifest.parent, stage="export", verify=False)
+                if digest in [parent["digest"] for parent in compiled.manifest["parents"]]:
+                    return next(compiled.path.glob("*/tools.json"), None)
+    return None
