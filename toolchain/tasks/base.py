@@ -13,14 +13,20 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+
+from soloist.toolchain.tasks.math_answers import final_answer, same_answer
 
 Split = Literal["train", "held-out", "unseen-wording", "test"]
 Scorer = Callable[[str, "Question"], bool]
 
 
 class Question(BaseModel):
-    """One question. `task` is its family; `scorer` a name in SCORERS or `module:function`."""
+    """One question. `task` is its family; `scorer` a name in SCORERS or `module:function`.
+
+    `benchmark` names the public benchmark whose *test* question this is: a student trained on such a
+    question is never reported on that benchmark, whatever `split` the question was imported under.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,6 +39,15 @@ class Question(BaseModel):
     scorer: str = "exact"
     choices: tuple[str, ...] = ()
     pattern: str | None = None
+    benchmark: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_benchmark(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A question of no benchmark is written, and so hashed into plans, without the field."""
+        found: dict[str, Any] = handler(self)
+        if self.benchmark is None:
+            found.pop("benchmark", None)
+        return found
 
 
 def question_key(text: str) -> str:
@@ -126,6 +141,13 @@ def score_choice(answer: str, question: Question) -> bool:
     return got is not None and got == want
 
 
+def score_math(answer: str, question: Question) -> bool:
+    """Equal as mathematics: fractions, LaTeX, units, thousands, lists; see `math_answers`."""
+    if question.gold is None:
+        return False
+    return any(same_answer(said, question.gold) for said in (answer, final_answer(answer)) if said)
+
+
 def score_regex(answer: str, question: Question) -> bool:
     """The whole answer matches the question's `pattern` (or its gold, as a pattern)."""
     pattern = question.pattern or question.gold
@@ -135,6 +157,7 @@ def score_regex(answer: str, question: Question) -> bool:
 SCORERS: Mapping[str, Scorer] = {
     "exact": score_exact,
     "number": score_number,
+    "math": score_math,
     "choice": score_choice,
     "regex": score_regex,
 }
