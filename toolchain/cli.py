@@ -14,7 +14,9 @@ from soloist.kernels.errors import SoloistError
 COMMANDS = {
     "run": "The main job: team, student, compiled files, comparison, report.",
     "teach": "Record a team at work: questions to traces.",
+    "gate": "Say before training whether distilling a team is likely to help.",
     "distill": "Train one student on recorded traces.",
+    "methods": "List the ways to distill, what they need and cost.",
     "export": "Compile a student to GGUF and ONNX, each file opened and checked.",
     "verify": "Compare a compiled file with the student it came from.",
     "bench": "Measure systems side by side on held-out questions.",

@@ -7,9 +7,9 @@ line of the file a field stands. `describe` words the faults of records that peo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,6 +42,15 @@ def _field(fault: ErrorDetails) -> str:
 
 def _message(fault: ErrorDetails, kind: str) -> str:
     return f"unknown {kind}" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
+
+
+def validated(model: type[C], values: Mapping[str, Any], where: str) -> C:
+    """`values` as `model`, or a UsageError with every fault: `where: field: message`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        known = ", ".join(model.model_fields) or "none"
+        raise UsageError(f"{where}: {describe(error)}; its options: {known}") from error
 
 
 def load_yaml(path: Path, model: type[C]) -> C:

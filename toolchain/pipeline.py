@@ -1,6 +1,7 @@
 """The main job: traces → student → compiled files → measurements → report, each stage an artifact.
 
     <out>/traces      recorded by the team, or the recording that ships with Soloist
+    <out>/gate        where asked for: whether distilling is advised, and the team's skill card
     <out>/student     distilled from them
     <out>/compiled    GGUF and ONNX, each opened and compared with the student
     <out>/measured    team, rivals, student and files on the same held-out questions
@@ -28,6 +29,7 @@ from soloist.toolchain.bench.records import load_measurements
 from soloist.toolchain.bench.systems import System, rivals, student_tools, students
 from soloist.toolchain.events import QUIET, EventLog
 from soloist.toolchain.export import export
+from soloist.toolchain.gate.stage import gate_of
 from soloist.toolchain.report.build import Context, build_report
 from soloist.toolchain.report.contract import Parity, Report, TrainingPoint
 from soloist.toolchain.report.stage import choose_anatomy, write_report
@@ -40,6 +42,7 @@ from soloist.toolchain.traces.store import read_runs
 
 FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q5_0", "gguf-q4_0", "onnx-int8", "onnx-int4")
 PROBES = 24
+GATE_QUESTIONS = 6  # the published operating point, six runs each
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Job:
     price: LocalPrice = field(default_factory=LocalPrice)
     usd_per_million: tuple[float, float] | None = None
     command: str = ""
+    gate: bool = False
 
 
 def run(job: Job, events: EventLog = QUIET) -> Report:
@@ -71,6 +75,8 @@ def run(job: Job, events: EventLog = QUIET) -> Report:
     base = _check(job)
     traces = _traces(job, events)
     overlap = _refuse_overlap((run.question.question for run in read_runs(traces.path / TRACES)), job.test)
+    if job.gate:
+        _gate(job, traces, events)
     student = _student(job, base, traces, events)
     compiled = _compiled(job, traces, student, events)
     measured = _measured(job, traces, student, compiled, events)
@@ -83,14 +89,14 @@ def run(job: Job, events: EventLog = QUIET) -> Report:
 def _check(job: Job) -> Path:
     """Refuse at once what would otherwise be refused after hours of recording; returns the base model's path."""
     from soloist.targets.from_gguf import find_base
-    from soloist.toolchain.distill.train import resolve_method
+    from soloist.toolchain.distill.methods.catalog import resolve
 
     if not job.test:
         raise DataError("no held-out questions: the comparison needs at least one")
     _refuse_overlap((question.question for question in job.train), job.test)
     for name in job.formats:
         tolerance_of(name)
-    resolve_method(job.method)
+    resolve(job.method)
     return Path(job.base) if Path(job.base).exists() else find_base(job.base)
 
 
@@ -100,6 +106,21 @@ def _traces(job: Job, events: EventLog) -> Artifact:
     traces = Artifact.open(job.recording, stage="teach")
     events.emit("teach", "end", reused=True, path=str(job.recording), digest=traces.digest)
     return traces
+
+
+def _gate(job: Job, traces: Artifact, events: EventLog) -> None:
+    """Ask before training whether it is advised; on questions the team was recorded on, never on test questions.
+
+    Advice never blocks: where there is nothing to compare, that is said and the job goes on.
+    """
+    from soloist.toolchain.gate.stage import GateConfig, gate, spread
+
+    config = GateConfig(seed=job.seed)
+    asked = spread([run.question for run in read_runs(traces.path / TRACES)], GATE_QUESTIONS)
+    try:
+        gate(config, job.team, job.out / "gate", questions=asked, known=[traces.path], events=events)
+    except DataError as error:
+        events.emit("gate", "warning", text=f"no advice before training: {error}")
 
 
 def _refuse_overlap(train: Iterable[str], test: Sequence[Question]) -> int:
@@ -119,7 +140,7 @@ def _student(job: Job, base: Path, traces: Artifact, events: EventLog) -> Artifa
     from soloist.toolchain.distill.train import TrainConfig
 
     config = DistillConfig(
-        mode=job.mode, train=TrainConfig(method=job.method, epochs=job.epochs, seed=job.seed), limit=job.limit
+        method=job.method, mode=job.mode, train=TrainConfig(epochs=job.epochs, seed=job.seed), limit=job.limit
     )
     return distill(config, traces, base, job.out / "student", events=events)
 
@@ -197,7 +218,9 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
     evaluation = sum(a.seconds for m in measurements if m.kind == "artifact" for a in m.answers)
     # the manifest's seconds are those since the last start, the steps' those of all starts
     training = max(student.manifest["seconds"], student.facts["training"]["seconds"])
-    spend = Spend.of_seconds(job.price, recording=traces.facts["seconds"], training=training, evaluation=evaluation)
+    advised = gate_of(job.out, job.team.name)
+    asked = traces.facts["seconds"] + (advised.seconds if advised else 0)
+    spend = Spend.of_seconds(job.price, recording=asked, training=training, evaluation=evaluation)
     context = Context(
         command=job.command,
         created=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
@@ -209,6 +232,7 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
         overlap=overlap,
         prices=_prices(job),
         notes=_notes(job, traces),
+        gate=advised,
     )
     return build_report(
         measurements, task=job.team.name, commit=commit(), device=device(), versions=versions(), price=job.price,

@@ -8,9 +8,11 @@ torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.toolchain.distill import packing  # noqa: E402
-from soloist.toolchain.distill.methods import METHODS, sft_loss, summed_cross_entropy  # noqa: E402
+from soloist.toolchain.distill.data import Group  # noqa: E402
+from soloist.toolchain.distill.methods.sft import CrossEntropy, summed_cross_entropy  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
+from soloist.toolchain.distill.train import parts  # noqa: E402
 
 
 @pytest.fixture(params=["written out", "torch"])
@@ -37,12 +39,17 @@ def reference_loss(base, examples, dtype):
     return total.item(), {name: value.grad for name, value in model.named_parameters()}
 
 
+def summed(student, examples, *, share=True):
+    """The loss as a sum: nothing to divide by."""
+    return CrossEntropy().terms(student, pack(examples, share=share), {"tokens": 1.0})["lm"]
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("share", [True, False])
 def test_packed_loss_and_gradients_equal_one_by_one(tiny_base, conversations, attention, dtype, tolerance, share):
     want, gradients = reference_loss(tiny_base, conversations, dtype)
     student = student_of(tiny_base, dtype)
-    loss = sft_loss(student, pack(conversations, share=share))
+    loss = summed(student, conversations, share=share)
     student.backward(loss)
     # the model's own norms compute in fp32 whatever the dtype, so float64 is exact only up to their rounding
     assert loss.item() == pytest.approx(want, rel=tolerance / 10)
@@ -65,8 +72,8 @@ def test_an_architecture_that_packs_wrongly_is_refused(tiny_base, monkeypatch):
 
 def test_parts_add_up_to_the_whole(tiny_base, conversations):
     student = student_of(tiny_base, torch.float64)
-    whole = sft_loss(student, pack(conversations)).item()
-    split = sum(sft_loss(student, pack(conversations[start : start + 5])).item() for start in (0, 5, 10))
+    whole = summed(student, conversations).item()
+    split = sum(summed(student, conversations[start : start + 5]).item() for start in (0, 5, 10))
     assert split == pytest.approx(whole, rel=1e-12)
 
 
@@ -99,10 +106,21 @@ def test_cross_entropy_is_torchs(tiny_base):
     assert torch.allclose(got, expected, atol=1e-12)
 
 
-def test_every_method_has_a_finite_loss_with_a_gradient(tiny_base, conversations):
-    for method in METHODS.values():
-        student = student_of(tiny_base)
-        loss = method.loss(student, pack(conversations))
-        student.backward(loss)
-        assert torch.isfinite(loss), method.name
-        assert all(value.grad is not None for _, value in student.named_parameters()), method.name
+def test_a_weight_scales_a_tokens_loss_and_gradient():
+    torch.manual_seed(0)
+    logits = torch.randn(5, 11, dtype=torch.float64, requires_grad=True)
+    labels, weights = torch.arange(5), torch.tensor([1.0, 0.3, 0.0, 2.0, 1.0])
+    (got,) = torch.autograd.grad(summed_cross_entropy(logits, labels, weights), logits)
+    each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    (expected,) = torch.autograd.grad((each * weights).sum(), logits)
+    assert torch.allclose(got, expected, atol=1e-7)
+
+
+def test_groups_stay_together_and_keep_their_facts(conversations):
+    groups = [Group(tuple(conversations[:3]), {"label": 1}), Group((conversations[3],), {"label": 2})]
+    batch = pack(groups)
+    assert batch.groups == (range(3), range(3, 4))
+    assert [facts["label"] for facts in batch.facts] == [1, 2]
+    assert batch.lengths.tolist() == [len(e.ids) - 1 for e in conversations[:4]]
+    assert batch.weights is None
+    assert {len(part) for part in parts(groups, 1)} == {1}

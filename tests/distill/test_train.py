@@ -18,8 +18,10 @@ from pydantic import ValidationError  # noqa: E402
 
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.toolchain.distill.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from soloist.toolchain.distill.data import as_groups  # noqa: E402
 from soloist.toolchain.distill.optimizer import MasterAdamW  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
+from soloist.toolchain.distill.stage import DistillConfig  # noqa: E402
 from soloist.toolchain.distill.student import Student, choose_precision, load_base  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, Trainer, learning_rate, parts, plan  # noqa: E402
 from soloist.toolchain.events import EventLog  # noqa: E402
@@ -187,7 +189,7 @@ def test_trainer_keeps_the_exact_weights_it_was_given(tiny_base):
 def test_gradients_are_clipped_to_the_norm(tiny_base, conversations, tmp_path):
     config = CONFIG.model_copy(update={"clip_norm": 1e-3, "epochs": 1})
     trainer = Trainer(tiny_base, config)
-    trainer.step(conversations[:4], 0, 1e-3)
+    trainer.step(as_groups(conversations[:4]), 0, 1e-3)
     squares = sum(float((moment / 0.1).square().sum()) for moment in trainer.optimizer.first.values())
     assert squares**0.5 == pytest.approx(1e-3, rel=1e-2)
 
@@ -201,7 +203,7 @@ def test_every_conversation_is_seen_once_an_epoch():
 
 
 def test_parts_respect_the_bound_and_lose_nothing(conversations):
-    made = list(parts(conversations, 200))
+    made = [[e for group in part for e in group.examples] for part in parts(as_groups(conversations), 200)]
     assert sorted(e.question_id for part in made for e in part) == sorted(e.question_id for e in conversations)
     assert all(len(part) == 1 or len(part) * max(len(e.ids) for e in part) <= 200 for part in made)
     assert len(made) > 1
@@ -230,7 +232,9 @@ def test_progress_and_metrics_are_events(tiny_base, conversations, tmp_path):
 
 def test_faults_are_explained(tiny_base, conversations, tmp_path):
     with pytest.raises(UsageError, match="unknown 'magic'; there are: sft"):
-        Trainer(tiny_base, TrainConfig(method="magic"))
+        DistillConfig(method="magic").settled()
+    with pytest.raises(UsageError, match="method sft: temperature: unknown field"):
+        DistillConfig(options={"temperature": 1}).settled()
     with pytest.raises(ValidationError, match="extra"):
         TrainConfig.model_validate({"learning_rte": 1})
     with pytest.raises(ArtifactError, match="neither a GGUF file nor a Hugging Face folder"):

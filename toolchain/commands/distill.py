@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,28 +13,49 @@ import click
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the student.")
 @click.option("-m", "--base", default="smollm2-135m", show_default=True, help="GGUF file, Hugging Face folder or name.")
 @click.option("--mode", type=click.Choice(["acts", "internalise"]), default="acts", show_default=True)
-@click.option("--method", default="sft", show_default=True)
-@click.option("--tuning", type=click.Choice(["full", "lora"]), default="full", show_default=True)
-@click.option("--epochs", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--method", default="sft", show_default=True, help="See `soloist methods`.")
+@click.option("--variant", type=click.Choice(["paper", "released"]), default="paper", show_default=True)
+@click.option("--set", "chosen", multiple=True, metavar="KEY=VALUE", help="An option of the method; repeatable.")
+@click.option("--tuning", type=click.Choice(["full", "lora"]), help="[default: the method's, else full]")
+@click.option("--epochs", type=click.IntRange(min=1), help="[default: the method's, else 1]")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: the method's]")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first traces.")
 @click.option("--seed", default=42, show_default=True)
 def command(
-    traces: Path, output: Path, base: str, mode: str, method: str, tuning: str, epochs: int,
-    learning_rate: float | None, limit: int | None, seed: int,
+    traces: Path, output: Path, base: str, mode: str, method: str, variant: str, chosen: tuple[str, ...],
+    tuning: str | None, epochs: int | None, learning_rate: float | None, limit: int | None, seed: int,
 ) -> None:  # fmt: skip
-    """Train a student on the artifact TRACES (a folder made by `soloist teach`). Goes on where it was killed."""
+    """Train a student on the artifact TRACES (made by `soloist teach` or `import`). Goes on where it was killed."""
     from soloist.targets.from_gguf import find_base
     from soloist.toolchain.artifact import Artifact
     from soloist.toolchain.distill.stage import DistillConfig, distill
     from soloist.toolchain.events import EventLog
     from soloist.toolchain.progress import Bars
 
-    train = {"method": method, "tuning": tuning, "epochs": epochs, "seed": seed}
-    if learning_rate is not None:
-        train["learning_rate"] = learning_rate
-    config = DistillConfig.model_validate({"mode": mode, "train": train, "limit": limit})
+    given = {"tuning": tuning, "epochs": epochs, "learning_rate": learning_rate}
+    train = {"seed": seed, **{key: value for key, value in given.items() if value is not None}}
+    config = DistillConfig.model_validate({
+        "method": method, "variant": variant, "options": _options(chosen), "mode": mode, "train": train, "limit": limit,
+    })  # fmt: skip
     source = Path(base) if Path(base).exists() else find_base(base)
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
         student = distill(config, Artifact.open(traces, stage="teach"), source, output, events=events)
     click.echo(f"{output}: student {student.digest}, {student.facts['data']['kept']} trajectories learned")
+
+
+def _options(chosen: tuple[str, ...]) -> dict[str, Any]:
+    """KEY=VALUE pairs, values as YAML would read them. Raises UsageError."""
+    import yaml
+
+    from soloist.kernels.errors import UsageError
+
+    options: dict[str, Any] = {}
+    for pair in chosen:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise UsageError(f"--set {pair}: expected KEY=VALUE")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            options[key] = value
+    return options

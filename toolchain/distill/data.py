@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from soloist.kernels.errors import DataError
@@ -37,32 +37,68 @@ STUDENT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation as tokens. `trained[i]` says that token i is one the student must produce."""
+    """One conversation as tokens. `trained[i]` says that token i is one the student must produce.
+
+    `weights` (of each token, empty for all 1) scale its share of the loss; `spans` (of each token, empty
+    for all 0) tell a method which kind of text it belongs to.
+    """
 
     messages: tuple[Message, ...]
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
     question_id: str = ""
+    weights: tuple[float, ...] = ()
+    spans: tuple[int, ...] = ()
 
     @property
     def targets(self) -> int:
         """How many tokens are trained."""
         return sum(self.trained)
 
+    @property
+    def weight(self) -> float:
+        """The sum of the trained tokens' weights."""
+        if not self.weights:
+            return float(self.targets)
+        return sum(weight for weight, trained in zip(self.weights, self.trained, strict=True) if trained)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is learned from together: one conversation, or all the nodes of one question's graph.
+
+    A group is never split over parts of a step. `facts` is what the method's objective knows about it beside
+    the tokens (labels, edges, pairs of its conversations by index); it must be plain data.
+    """
+
+    examples: tuple[Example, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def as_groups(items: Iterable[Example | Group]) -> list[Group]:
+    """Conversations as groups of one."""
+    return [item if isinstance(item, Group) else Group((item,)) for item in items]
+
 
 @dataclass(frozen=True)
 class Selection:
-    """The examples kept, and how many runs were rejected for which reason."""
+    """The groups kept, and how many runs were rejected for which reason."""
 
-    examples: tuple[Example, ...]
+    groups: tuple[Group, ...]
     rejected: Mapping[str, int]
 
     @property
+    def examples(self) -> tuple[Example, ...]:
+        return tuple(example for group in self.groups for example in group.examples)
+
+    @property
     def counts(self) -> dict[str, Any]:
-        """For manifests and reports."""
-        tokens, trained = sum(len(e.ids) for e in self.examples), sum(e.targets for e in self.examples)
-        kept = len(self.examples)
-        return {"kept": kept, "rejected": dict(self.rejected), "tokens": tokens, "trained_tokens": trained}
+        """For manifests and reports: groups kept, and the tokens of their conversations."""
+        examples = self.examples
+        tokens, trained = sum(len(e.ids) for e in examples), sum(e.targets for e in examples)
+        kept = len(self.groups)
+        return {"kept": kept, "rejected": dict(self.rejected), "tokens": tokens, "trained_tokens": trained,
+                "conversations": len(examples)}  # fmt: skip
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:  # noqa: ANN401 - transformers is untyped here
@@ -127,17 +163,24 @@ def act_messages(question: str, uses: Sequence[ToolUse]) -> list[Message]:
 
 def conversation(run: Run, mode: Mode) -> list[Message] | None:
     """What the student should have said to the run's question; None if the run shows nothing to say."""
-    question = run.question.question.strip()
-    uses = run.trajectory
+    return told(run.question.question, run.trajectory, _final_text(run), run.answer, mode)
+
+
+def told(question: str, uses: Sequence[ToolUse], text: str, answer: str | None, mode: Mode) -> list[Message] | None:
+    """A question and what was done about it, as a conversation of the student's; None if there is nothing to say.
+
+    Without tool calls `text` is said in both modes.
+    """
+    question = question.strip()
     if uses and mode == "acts":
         return act_messages(question, uses)
-    lines = [step for use in uses for step in use.steps] if uses else _final_text(run).splitlines()
-    if not lines or run.answer is None:
+    lines = [step for use in uses for step in use.steps] if uses else text.splitlines()
+    if not lines or answer is None:
         return None
-    text = "\n".join(line.rstrip() for line in lines).strip()
-    if extract(text) != run.answer or "####" not in text:
-        text += f"\n#### {run.answer}"
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+    said = "\n".join(line.rstrip() for line in lines).strip()
+    if extract(said) != answer or "####" not in said:
+        said += f"\n#### {answer}"
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
 
 
 def _final_text(run: Run) -> str:
@@ -175,14 +218,10 @@ def select(
     Raises:
         DataError: a question that is not of the training split, or nothing left to learn from.
     """
-    kept: list[Example] = []
+    kept: list[Group] = []
     rejected: Counter[str] = Counter()
     for run in runs:
-        if run.question.split != "train":
-            raise DataError(
-                f"question {run.question.id}: split '{run.question.split}' may not be trained on; "
-                "record traces from training questions only"
-            )
+        refuse_split(run)
         reason = reject(run, mode, check_steps)
         messages = None if reason else conversation(run, mode)
         if messages is None:
@@ -192,7 +231,21 @@ def select(
         if len(example.ids) > max_length:
             rejected[f"longer than {max_length} tokens"] += 1
             continue
-        kept.append(example)
+        kept.append(Group((example,)))
+    return selection(kept, rejected)
+
+
+def refuse_split(run: Run) -> None:
+    """Raise DataError for a question that may not be trained on."""
+    if run.question.split != "train":
+        raise DataError(
+            f"question {run.question.id}: split '{run.question.split}' may not be trained on; "
+            "record traces from training questions only"
+        )
+
+
+def selection(kept: Sequence[Group], rejected: Mapping[str, int]) -> Selection:
+    """What was kept, or a DataError that says why that is nothing."""
     if not kept:
         why = ", ".join(f"{count} x {reason}" for reason, count in rejected.items()) or "there are no traces"
         raise DataError(f"no trace to learn from ({why}); record more, or with a stronger team")

@@ -16,8 +16,9 @@ goes through transformers' attention interface. Left out: sliding windows, dropo
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from soloist.kernels.errors import ArtifactError
-from soloist.toolchain.distill.data import Example
+from soloist.toolchain.distill.data import Example, Group, as_groups
 
 ATTENTION = "soloist_packed"
 _SHORT = 256  # longest conversation whose L x L scores are worth writing out
@@ -43,19 +44,26 @@ class Batch:
     rows: Tensor  # (R,)
     labels: Tensor  # (R,)
     owners: Tensor  # (R,) which conversation a trained token belongs to
+    lengths: Tensor  # (B,) tokens of each conversation that are computed: all but its last
+    weights: Tensor | None  # (R,) of each trained token; None where all are 1
+    spans: Tensor  # (R,) the kind of text a trained token belongs to
     tokens: int  # real tokens, as if nothing were shared
+    groups: tuple[range, ...]  # the conversations of each group
+    facts: tuple[Mapping[str, Any], ...]  # of each group
 
     @property
     def targets(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device) -> Batch:
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Batch(**tensors, tokens=self.tokens)
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in fields.items()})
 
 
-def pack(examples: Sequence[Example], *, share: bool = True) -> Batch:
+def pack(items: Sequence[Example | Group], *, share: bool = True) -> Batch:
     """Lay conversations out as one trie. `share=False` keeps equal beginnings apart (for comparison)."""
+    gathered = as_groups(items)
+    examples = [example for group in gathered for example in group.examples]
     nodes: dict[tuple[int, int], int] = {}
     ids: list[int] = []
     positions: list[int] = []
@@ -63,6 +71,8 @@ def pack(examples: Sequence[Example], *, share: bool = True) -> Batch:
     rows: list[int] = []
     labels: list[int] = []
     owners: list[int] = []
+    weights: list[float] = []
+    spans: list[int] = []
     longest = max(len(example.ids) for example in examples) - 1  # the last token predicts nothing
     gather = torch.zeros((len(examples), longest), dtype=torch.long)
     for owner, example in enumerate(examples):
@@ -81,6 +91,9 @@ def pack(examples: Sequence[Example], *, share: bool = True) -> Batch:
                 rows.append(path[place - 1])
                 labels.append(example.ids[place])
                 owners.append(owner)
+                weights.append(example.weights[place] if example.weights else 1.0)
+                spans.append(example.spans[place] if example.spans else 0)
+    ends = list(itertools.accumulate(len(group.examples) for group in gathered))
     return Batch(
         ids=torch.tensor([ids]),
         positions=torch.tensor([positions]),
@@ -89,7 +102,12 @@ def pack(examples: Sequence[Example], *, share: bool = True) -> Batch:
         rows=torch.tensor(rows, dtype=torch.long),
         labels=torch.tensor(labels, dtype=torch.long),
         owners=torch.tensor(owners, dtype=torch.long),
+        lengths=torch.tensor([len(example.ids) - 1 for example in examples], dtype=torch.long),
+        weights=torch.tensor(weights) if any(example.weights for example in examples) else None,
+        spans=torch.tensor(spans, dtype=torch.long),
         tokens=sum(len(example.ids) for example in examples),
+        groups=tuple(range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)),
+        facts=tuple(group.facts for group in gathered),
     )
 
 

@@ -10,17 +10,20 @@ A kill loses at most `checkpoint_seconds` of training; the same call goes on fro
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from soloist.toolchain.artifact import Artifact, sha256_file, stage, write_atomic
-from soloist.toolchain.config import Config
-from soloist.toolchain.distill.data import CheckSteps, Mode, select
+from soloist.toolchain.config import Config, validated
+from soloist.toolchain.distill.data import CheckSteps, Mode
+from soloist.toolchain.distill.methods.base import Variant
+from soloist.toolchain.distill.methods.catalog import load
 from soloist.toolchain.distill.student import freed_memory_kept
-from soloist.toolchain.distill.train import CHECKPOINTS, STAGE, TrainConfig, Trainer
+from soloist.toolchain.distill.train import CHECKPOINTS, STAGE, TrainConfig
+from soloist.toolchain.distill.work import PHASES, Work
 from soloist.toolchain.events import QUIET, EventLog
 from soloist.toolchain.traces.store import read_runs
 
@@ -29,12 +32,28 @@ CARD = "student.json"
 
 
 class DistillConfig(Config):
-    """What the student learns (`mode`) and how (`train`). `limit` keeps only the first traces."""
+    """By which `method` the student learns, in which `mode`, and how it is trained. `limit`: only the first traces.
 
+    `options` are the method's own; `variant` "released" follows a paper's published code where it differs
+    from the paper.
+    """
+
+    method: str = "sft"
+    variant: Variant = "paper"
+    options: Mapping[str, Any] = Field(default_factory=dict)
     mode: Mode = "acts"
     train: TrainConfig = TrainConfig()
     tools: tuple[str, ...] = ()
     limit: int | None = Field(default=None, ge=1)
+
+    def settled(self) -> DistillConfig:
+        """With the method's own defaults filled in. Raises UsageError or ConfigError for what does not exist."""
+        method = load(self.method)
+        train = {**method.defaults, **self.train.model_dump(exclude_unset=True)}
+        options = validated(method.options, self.options, f"method {self.method}")
+        return self.model_copy(
+            update={"train": TrainConfig.model_validate(train), "options": options.model_dump(mode="json")}
+        )
 
 
 def recheck(steps: Sequence[str]) -> bool:
@@ -66,38 +85,31 @@ def distill(
         ArtifactError: a base model that cannot be loaded.
     """
 
+    config = config.settled()
+    method = load(config.method)
+
     def build(folder: Path) -> dict[str, Any]:
-        trainer = Trainer(base, config.train)
         runs = list(read_runs(traces.path / TRACES))[: config.limit]
-        chosen = select(
-            runs,
-            trainer.student.tokenizer,
-            check_steps=check_steps,
-            mode=config.mode,
-            max_length=config.train.max_length,
-        )
-        events.emit(STAGE, "note", text=_describe(chosen.counts), **chosen.counts)
-        trained = trainer.fit(chosen.examples, folder, events=events)
-        trainer.student.save(folder, trainer.optimizer.master)
+        work = Work(
+            method, runs, base, folder, config.mode, config.train, config.variant,
+            method.options.model_validate(config.options), check_steps, events,
+        )  # fmt: skip
+        facts = dict(method.train(work) if method.train else work.once())
+        training = facts.pop("training")
         card = {
-            "method": config.train.method,
+            "method": config.method,
+            "variant": config.variant,
+            "options": config.options,
             "mode": config.mode,
             "tuning": config.train.tuning,
             "base": base.name,
             "tools": list(config.tools) or sorted({use.name for run in runs for use in run.trajectory}),
-            "data": chosen.counts,
-            "precision": f"{trainer.dtype}".removeprefix("torch."),
-            "precision_reason": trainer.precision_reason,
+            **facts,
         }
         write_atomic(folder / CARD, json.dumps(card, indent=1, ensure_ascii=False))
-        return {**card, "training": trained.facts()}
+        return {**card, "training": training}
 
     plan = {**config.model_dump(mode="json"), "base": base_digest(base)}
     del plan["train"]["checkpoint_seconds"]  # when it was saved does not change what was learned
     with freed_memory_kept():
-        return stage(STAGE, out, plan, [traces], build, events=events, scratch=(CHECKPOINTS,))
-
-
-def _describe(counts: dict[str, Any]) -> str:
-    rejected = ", ".join(f"{count} {reason}" for reason, count in counts["rejected"].items())
-    return f"{counts['kept']} traces kept" + (f"; rejected: {rejected}" if rejected else "")
+        return stage(STAGE, out, plan, [traces], build, events=events, scratch=(CHECKPOINTS, PHASES))

@@ -180,15 +180,24 @@ class Student:
 
     def logits(self, batch: Batch) -> Tensor:
         """Next-token logits at the batch's trained positions, (R, vocabulary)."""
-        output = self.model(
-            **self._inputs(batch),
-            position_ids=batch.positions,
-            use_cache=False,
-            logits_to_keep=batch.rows,
-            soloist_batch=batch,
-        )
-        found: Tensor = output.logits[0]
+        found: Tensor = self._forward(batch).logits[0]
         return found
+
+    def logits_and_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The same, and the last hidden state of every node of the trie, (T, width)."""
+        output = self._forward(batch, output_hidden_states=True)
+        return output.logits[0], output.hidden_states[-1][0]
+
+    @property
+    def width(self) -> int:
+        """The size of a hidden state."""
+        return int(self.model.config.hidden_size)
+
+    def _forward(self, batch: Batch, **more: Any) -> Any:  # noqa: ANN401 - transformers is untyped here
+        return self.model(
+            **self._inputs(batch), **more, position_ids=batch.positions, use_cache=False, logits_to_keep=batch.rows,
+            soloist_batch=batch,
+        )  # fmt: skip
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         table = self.embedding

@@ -1,10 +1,10 @@
 """The one training loop: batches, schedule, log, checkpoints, exact resume. Methods plug in a loss.
 
-A step takes `batch_size` conversations, splits them into parts that fit in memory, sums the method's
-loss over each, divides by the trained tokens of the whole step, clips and updates. Everything random is
+A step takes `batch_size` groups (most methods: conversations), splits them into parts that fit in memory,
+sums the objective's terms over them, clips and updates. Everything random is
 a function of (seed, epoch, step), so a resumed run continues the very numbers of an uninterrupted one
 on a CPU with the same number of threads. Under `accelerate launch` each process takes its share of a
-step's conversations and gradients are summed. Left out: evaluation while training (the compiled files
+step's groups and gradients are summed. Left out: evaluation while training (the compiled files
 are what is measured), early stopping.
 """
 
@@ -27,8 +27,9 @@ from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.base import require
 from soloist.toolchain.config import Config
 from soloist.toolchain.distill.checkpoint import load_checkpoint, save_checkpoint
-from soloist.toolchain.distill.data import Example
-from soloist.toolchain.distill.methods import METHODS, Method
+from soloist.toolchain.distill.data import Example, Group, as_groups
+from soloist.toolchain.distill.methods.base import Objective
+from soloist.toolchain.distill.methods.sft import CrossEntropy
 from soloist.toolchain.distill.optimizer import MasterAdamW
 from soloist.toolchain.distill.packing import pack
 from soloist.toolchain.distill.student import Precision, Student, choose_precision, load_base
@@ -40,9 +41,8 @@ STAGE = "distill"
 
 
 class TrainConfig(Config):
-    """How to train. `batch_size` counts conversations per update; `part_tokens` bounds memory, not results."""
+    """How to train. `batch_size` counts groups per update; `part_tokens` bounds memory, not results."""
 
-    method: str = "sft"
     tuning: Literal["full", "lora"] = "full"
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: float = Field(default=32.0, gt=0)
@@ -60,10 +60,11 @@ class TrainConfig(Config):
     seed: int = 0
     checkpoint_seconds: float = Field(default=120.0, gt=0)
 
-    def fingerprint(self, examples: Sequence[Example]) -> str:
+    def fingerprint(self, groups: Sequence[Group]) -> str:
         """What a checkpoint must share with the run that resumes it."""
         settings = self.model_dump(exclude={"checkpoint_seconds"})
-        content = json.dumps([settings, [(e.ids, e.trained) for e in examples]], sort_keys=True)
+        data = [[group.facts, [(e.ids, e.trained, e.weights, e.spans) for e in group.examples]] for group in groups]
+        content = json.dumps([settings, data], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -92,7 +93,7 @@ class Trained:
 
 
 def plan(count: int, config: TrainConfig) -> list[list[int]]:
-    """The conversations of each step: every epoch its own shuffle of all of them."""
+    """The groups of each step: every epoch its own shuffle of all of them."""
     steps = []
     for epoch in range(config.epochs):
         order = list(range(count))
@@ -101,16 +102,25 @@ def plan(count: int, config: TrainConfig) -> list[list[int]]:
     return steps
 
 
-def parts(examples: Sequence[Example], part_tokens: int) -> Iterator[list[Example]]:
-    """Split a step's conversations so that each part, attention's padding included, stays within bounds."""
-    part: list[Example] = []
-    for example in sorted(examples, key=lambda e: len(e.ids)):
-        if part and (len(part) + 1) * len(example.ids) > part_tokens:
+def parts(groups: Sequence[Group], part_tokens: int) -> Iterator[list[Group]]:
+    """Split a step's groups so that each part, attention's padding included, stays within bounds.
+
+    A single group that exceeds them is a part of its own.
+    """
+    part: list[Group] = []
+    count = 0
+    for group in sorted(groups, key=_longest):
+        if part and (count + len(group.examples)) * _longest(group) > part_tokens:
             yield part
-            part = []
-        part.append(example)
+            part, count = [], 0
+        part.append(group)
+        count += len(group.examples)
     if part:
         yield part
+
+
+def _longest(group: Group) -> int:
+    return max(len(example.ids) for example in group.examples)
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -123,18 +133,16 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     return config.learning_rate * shape[config.schedule]
 
 
-def resolve_method(name: str) -> Method:
-    """A method by name. Raises UsageError with those there are."""
-    if name not in METHODS:
-        raise UsageError(f"method: unknown '{name}'; there are: {', '.join(METHODS)}")
-    return METHODS[name]
-
-
 class Trainer:
-    """A student, its optimizer and its examples, step by step."""
+    """A student, its objective and its optimizer, step by step."""
 
-    def __init__(self, base: Path, config: TrainConfig, accelerator: Any = None) -> None:  # noqa: ANN401
-        self.method = resolve_method(config.method)
+    def __init__(
+        self,
+        base: Path,
+        config: TrainConfig,
+        accelerator: Any = None,  # noqa: ANN401 - accelerate is untyped here
+        objective: Objective | None = None,
+    ) -> None:
         self.config = config
         accelerate = require("accelerate", "train")
         self.accelerator = accelerator or accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision="no")
@@ -145,47 +153,61 @@ class Trainer:
         self.student.verify_packing(config.max_length)
         if config.tuning == "lora":
             self.student.add_lora(config.lora_rank, config.lora_alpha)
+        self.optimize(objective or CrossEntropy())
+
+    def optimize(self, objective: Objective) -> None:
+        """Choose what is optimized, and start its optimizer; to be called before any step."""
+        self.objective = objective
+        beside = [(f"objective.{name}", value) for name, value in objective.parameters]
+        for _, value in beside:
+            value.data = value.data.to(self.student.device)
         self.optimizer = MasterAdamW(
-            self.student.named_parameters(), separate=self.dtype != torch.float32, weight_decay=config.weight_decay
+            [*self.student.named_parameters(), *beside],
+            separate=self.dtype != torch.float32,
+            weight_decay=self.config.weight_decay,
         )
         self.student.compute_in(self.dtype)
 
-    def step(self, examples: Sequence[Example], index: int, rate: float) -> dict[str, Any]:
-        """One update on `examples`; returns its record."""
+    def step(self, groups: Sequence[Group], index: int, rate: float) -> dict[str, Any]:
+        """One update on `groups`; returns its record."""
         torch.manual_seed(self.config.seed * 1_000_003 + index)
-        targets = sum(example.targets for example in examples)
+        counts = self.objective.counts(groups)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        total = torch.zeros((), device=self.student.device)
+        names = list(self.objective.names)
+        totals = torch.zeros(len(names), device=self.student.device)
         computed = 0
-        pieces = list(parts(examples[rank::processes], self.config.part_tokens))
+        pieces = list(parts(groups[rank::processes], self.config.part_tokens))
         for piece in pieces:
             batch = pack(piece).to(self.student.device)
-            loss = self.method.loss(self.student, batch) / targets
-            self.student.backward(loss)
-            total += loss.detach()
+            terms = self.objective.terms(self.student, batch, counts)
+            self.student.backward(torch.stack([terms[name] for name in names]).sum())
+            totals += torch.stack([terms[name].detach().float() for name in names])
             computed += batch.ids.numel()
             if len(pieces) > 1:
                 self.optimizer.accumulate()
         if processes > 1:
             self.optimizer.reduce(lambda tensor: self.accelerator.reduce(tensor, "sum"))
-            total = self.accelerator.reduce(total, "sum")
-        norm = float(self.optimizer.norm())
-        if not math.isfinite(norm) or not math.isfinite(float(total)):
-            raise UsageError(f"step {index}: the loss is {float(total)}, its gradient {norm}; lower learning_rate")
+            totals = self.accelerator.reduce(totals, "sum")
+        norm, total = float(self.optimizer.norm()), float(totals.sum())
+        if not math.isfinite(norm) or not math.isfinite(total):
+            raise UsageError(f"step {index}: the loss is {total}, its gradient {norm}; lower learning_rate")
         self.optimizer.step(rate, min(1.0, self.config.clip_norm / (norm + 1e-6)))
+        examples = [example for group in groups for example in group.examples]
+        named = {f"loss_{name}": round(float(value), 6) for name, value in zip(names, totals, strict=True)}
         return {
             "step": index,
-            "loss": round(float(total), 6),
+            "loss": round(total, 6),
+            **(named if len(names) > 1 else {}),
             "learning_rate": rate,
             "gradient_norm": round(norm, 4),
             "tokens": sum(len(example.ids) for example in examples),
-            "trained_tokens": targets,
+            "trained_tokens": sum(example.targets for example in examples),
             "computed_tokens": computed,
         }
 
     def fit(
         self,
-        examples: Sequence[Example],
+        items: Sequence[Example | Group],
         folder: Path,
         *,
         events: EventLog = QUIET,
@@ -196,8 +218,9 @@ class Trainer:
         The log `folder`/train.jsonl holds no times, so that the same work gives the same file; they are
         in the events and in what is returned.
         """
-        steps = plan(len(examples), self.config)
-        fingerprint = self.config.fingerprint(examples)
+        groups = as_groups(items)
+        steps = plan(len(groups), self.config)
+        fingerprint = self.config.fingerprint(groups)
         trained = self._resume(folder, fingerprint)
         trained.resumed_at = len(trained.steps)
         if trained.resumed_at:
@@ -208,7 +231,7 @@ class Trainer:
             for index in range(trained.resumed_at, len(steps)):
                 began = time.perf_counter()
                 rate = learning_rate(index, len(steps), self.config)
-                record = self.step([examples[i] for i in steps[index]], index, rate)
+                record = self.step([groups[i] for i in steps[index]], index, rate)
                 log.write(json.dumps(record) + "\n")
                 record["seconds"] = round(time.perf_counter() - began, 4)
                 trained.steps.append(record)

@@ -1,0 +1,30 @@
+"""`soloist methods`: the ways to distill."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command(short_help="List the ways to distill, what they need and cost.")
+@click.argument("name", required=False)
+def command(name: str | None) -> None:
+    """List the methods; with NAME, that method's options."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from soloist.toolchain.distill.methods.catalog import CATALOG, load, resolve
+
+    if name is not None:
+        entry = resolve(name)
+        click.echo(f"{name}: {entry.summary} ({entry.source}); needs {', '.join(entry.needs) or 'nothing more'}")
+        for key, field in load(name).options.model_fields.items():
+            click.echo(
+                f"  --set {key}={field.get_default(call_default_factory=True)}  {field.description or ''}".rstrip()
+            )
+        return
+    table = Table(box=None, header_style="bold")
+    for heading in ("method", "learns from", "source", "needs", "cost"):
+        table.add_column(heading)
+    for key, entry in CATALOG.items():
+        table.add_row(key, entry.summary, entry.source, ", ".join(entry.needs) or "-", entry.cost)
+    Console().print(table)

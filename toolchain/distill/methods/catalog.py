@@ -1,0 +1,49 @@
+"""The methods by name: what each is, where it comes from, what it needs and what it costs. Imports no torch.
+
+`cost` is the training time relative to `sft` on the same questions, as far as the method's form fixes it;
+measured ratios are in `benchmarks/`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from soloist.kernels.errors import UsageError
+
+if TYPE_CHECKING:
+    from soloist.toolchain.distill.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of `soloist methods`. `module` lies beside this file and holds a Method called `attribute`."""
+
+    module: str
+    summary: str
+    source: str
+    needs: tuple[str, ...] = ()
+    cost: str = "1x"
+    attribute: str = "METHOD"
+
+
+CATALOG: Mapping[str, Entry] = {
+    "sft": Entry("sft", "cross-entropy on one verified trajectory a question", "rejection sampling", ("a verifier",)),
+}
+
+
+def resolve(name: str) -> Entry:
+    """The catalog's entry of a method. Raises UsageError with those there are."""
+    if name not in CATALOG:
+        raise UsageError(f"method: unknown '{name}'; there are: {', '.join(CATALOG)}")
+    return CATALOG[name]
+
+
+def load(name: str) -> Method:
+    """A method, ready to use."""
+    entry = resolve(name)
+    module = importlib.import_module(f"soloist.toolchain.distill.methods.{entry.module}")
+    method: Method = getattr(module, entry.attribute)
+    return method

@@ -1,0 +1,109 @@
+"""A distillation at work: what a method is given, and the passes of training it may make.
+
+One pass: select groups, build a trainer on a base, fit, save a plain Hugging Face folder. A method with
+several passes names each (`phase`); a phase that is done is not done again, one that was killed goes on
+at its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soloist.toolchain.artifact import write_atomic
+from soloist.toolchain.distill.data import CheckSteps, Group, Mode
+from soloist.toolchain.distill.methods.base import Method, Objective, Setup, Variant
+from soloist.toolchain.distill.student import Student
+from soloist.toolchain.distill.train import STAGE, TrainConfig, Trainer
+from soloist.toolchain.events import EventLog
+from soloist.toolchain.traces.schema import Run
+
+PHASES = "phases"
+_DONE = "phase.json"
+
+
+@dataclass
+class Work:
+    """The inputs of one distillation. `folder` becomes the student's artifact; `scratch` is deleted at the end."""
+
+    method: Method
+    runs: Sequence[Run]
+    base: Path
+    folder: Path
+    mode: Mode
+    train: TrainConfig
+    variant: Variant
+    options: Any
+    check_steps: CheckSteps
+    events: EventLog
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder / PHASES
+
+    def trainer(self, base: Path | None = None, **changes: Any) -> Trainer:  # noqa: ANN401 - fields of TrainConfig
+        """A trainer on the base model, or on what an earlier phase left; `changes` to the training settings."""
+        return Trainer(base or self.base, self.train.model_copy(update=changes))
+
+    def setup(self, tokenizer: Any) -> Setup:  # noqa: ANN401 - transformers is untyped here
+        return Setup(
+            tokenizer, self.check_steps, self.mode, self.train.max_length, self.train.seed, self.variant, self.options
+        )
+
+    def note(self, text: str, **facts: Any) -> None:  # noqa: ANN401 - any fact
+        """A line in the event log."""
+        self.events.emit(STAGE, "note", text=text, **facts)
+
+    def once(self) -> dict[str, Any]:
+        """The single pass that most methods are: the selected groups, the method's objective, saved as the student."""
+        trainer = self.trainer()
+        setup = self.setup(trainer.student.tokenizer)
+        chosen = self.method.select(self.runs, setup)
+        self.note(_describe(chosen.counts), **chosen.counts)
+        facts = fit(self, trainer, chosen.groups, self.method.objective(trainer.student, setup), self.folder)
+        return {"data": chosen.counts, **facts}
+
+    def phase(self, name: str, build: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any]]:
+        """Do `build(folder)` unless it is done; returns its folder and its facts.
+
+        The folder lies in `scratch`; it is marked as done after `build` has returned, so a kill repeats only
+        what its own checkpoints do not hold.
+        """
+        folder = self.scratch / name
+        done = folder / _DONE
+        if done.is_file():
+            self.note(f"phase {name}: done before")
+            return folder, json.loads(done.read_text(encoding="utf-8"))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.note(f"phase {name}")
+        facts = dict(build(folder))
+        write_atomic(done, json.dumps(facts))
+        return folder, facts
+
+
+def fit(work: Work, trainer: Trainer, groups: Sequence[Group], objective: Objective, folder: Path) -> dict[str, Any]:
+    """Fit and save into `folder`; facts: `training`, `precision`."""
+    trainer.optimize(objective)
+    trained = trainer.fit(groups, folder, events=work.events)
+    trainer.student.save(folder, trainer.optimizer.master)
+    precision = f"{trainer.dtype}".removeprefix("torch.")
+    return {"training": trained.facts(), "precision": precision, "precision_reason": trainer.precision_reason}
+
+
+def frozen(path: Path, like: Student) -> Student:
+    """A model that is only read (a reference, a teacher), in the student's precision and place."""
+    from soloist.toolchain.distill.student import load_base
+
+    model, tokenizer = load_base(path)
+    reader = Student(model, tokenizer, like.device)
+    reader.compute_in(next(like.model.parameters()).dtype)
+    reader.model.eval().requires_grad_(False)
+    return reader
+
+
+def _describe(counts: Mapping[str, Any]) -> str:
+    rejected = ", ".join(f"{count} {reason}" for reason, count in counts["rejected"].items())
+    return f"{counts['kept']} kept" + (f"; rejected: {rejected}" if rejected else "")
