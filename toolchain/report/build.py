@@ -23,6 +23,7 @@ from soloist.toolchain.bench.statistics import (
     smallest_sample,
     wilson,
 )
+from soloist.toolchain.gate.result import Gate
 from soloist.toolchain.report.contract import (
     Details,
     Difference,
@@ -61,6 +62,7 @@ class Context:
     overlap: int | None = None
     simulated: bool = False
     notes: Sequence[str] = ()
+    gate: Gate | None = None
 
 
 def build_report(
@@ -101,6 +103,7 @@ def build_report(
         training=tuple(context.training),
         parity=tuple(context.parity),
         anatomy=anatomy,
+        gate=context.gate,
     )
     return Report(
         commit=commit,

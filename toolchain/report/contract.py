@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from soloist.kernels.errors import DataError
 from soloist.toolchain.bench.records import Kind, Label, TestSplit
 from soloist.toolchain.config import describe
+from soloist.toolchain.gate.result import Gate
 from soloist.toolchain.traces.schema import Run
 
 SCHEMA: Literal[1] = 1
@@ -156,6 +157,7 @@ class Details(_Part):
     training: tuple[TrainingPoint, ...] = ()
     parity: tuple[Parity, ...] = ()
     anatomy: Run | None = None
+    gate: Gate | None = None
 
 
 class Report(_Part):

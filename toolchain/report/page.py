@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib.resources import files
 
 from soloist.toolchain.bench.records import TestSplit
-from soloist.toolchain.report import anatomy, charts, tables
+from soloist.toolchain.report import advice, anatomy, charts, tables
 from soloist.toolchain.report.contract import Details, Report, System
 from soloist.toolchain.report.svg import esc
 from soloist.toolchain.report.words import SPLITS, find, names, number, pays, percent, seconds, usd
@@ -56,6 +56,7 @@ def _sections(report: Report) -> list[tuple[str, str, str]]:
         ("families", "By family of questions", _by_split(report, tables.families)),
         ("latency", "How long questions take", _latency(report)),
         ("anatomy", "Anatomy of the team", _anatomy(report)),
+        ("gate", "Was distilling advised?", advice.section(details.gate)),
         ("training", "Training of the student", _training(details)),
         ("files", "Do the compiled files match the student?", tables.parity(report)),
         ("cost", "Cost and break-even", _cost(report, details)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from soloist.toolchain.bench.records import TestSplit
+from soloist.toolchain.gate.result import sentence
 from soloist.toolchain.report.contract import Report, System
 from soloist.toolchain.report.words import SPLITS, find, names, number, percent, points, seconds, usd
 
@@ -68,6 +69,8 @@ def show(report: Report, console: Console) -> None:
         if report.of(split):
             console.print()
             console.print(_table(report, split))
+    if report.details and report.details.gate:
+        console.print(Text(f"Gate: {sentence(report.details.gate)}"))
     for caveat in report.details.caveats if report.details else ():
         console.print(Text(f"! {caveat}", style="yellow"))
 
@@ -85,6 +88,8 @@ def markdown(report: Report) -> str:
         lines += [f"| {' | '.join(_HEAD)} |", "|---|" + "---:|" * (len(_HEAD) - 1)]
         lines += [f"| {' | '.join(_plain(cell) for cell in row(s, short[s.id]))} |" for s in systems]
         lines.append("")
+    if report.details and report.details.gate:
+        lines += [f"Gate: {_plain(sentence(report.details.gate))}", ""]
     lines += [f"- {_plain(caveat)}" for caveat in (report.details.caveats if report.details else ())]
     facts = ", ".join(f"{key} {value}" for key, value in report.device.items() if value is not None)
     lines += ["", f"Machine: {_plain(facts)}. Commit: {_plain(report.commit or 'unknown')}."]

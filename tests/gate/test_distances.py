@@ -1,0 +1,98 @@
+"""Distances between runs, worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soloist.toolchain.gate.distances import (
+    edit_distance,
+    output_distances,
+    output_of,
+    tokens,
+    trace_distances,
+    trace_of,
+)
+from soloist.toolchain.traces.schema import Run, Turn
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "distance"),
+    [
+        ("kitten", "sitting", 3 / 7),
+        ("", "", 0),
+        ("", "abc", 1),
+        ("abc", "abc", 0),
+        ("ab", "cd", 1),
+        ("ab", "xaby", 0.5),
+    ],
+)
+def test_edit_distance_over_the_longer_length(first, second, distance):
+    assert edit_distance(first, second) == pytest.approx(distance)
+
+
+@given(*[st.lists(st.integers(0, 3), max_size=6)] * 3)
+def test_edits_are_a_distance(a, b, c):
+    assert edit_distance(a, b) == edit_distance(b, a) and (edit_distance(a, b) == 0) == (a == b)
+    unnormalized = [edit_distance(x, y) * max(len(x), len(y)) for x, y in ((a, c), (a, b), (b, c))]
+    assert unnormalized[0] <= unnormalized[1] + unnormalized[2] + 1e-9
+
+
+def test_tokens_are_words_numbers_and_signs():
+    assert tokens("Solve(3.5*x = -12)") == ("solve", "(", "3.5", "*", "x", "=", "-", "12", ")")
+
+
+def test_output_is_the_path_and_the_answer_and_nothing_after_it(run_of):
+    run = run_of([("calc(2 + 3) then", "5"), ("calc(5 * 2)", "10")])
+    scribe = Turn(id=2, agent="sam", role="scribe", text="long prose", model="script")
+    assert output_of(run.model_copy(update={"turns": (*run.turns, scribe)})) == "calc(2 + 3) then\ncalc(5 * 2)\n10"
+    assert output_of(run_of([("calc(2 +)", None)])) == ""
+
+
+def test_output_distances_count_tokens(run_of):
+    runs = [run_of([("calc(2 + 3)", "5")]), run_of([("calc(2 + 4)", "6")]), run_of([("calc(", None)])]
+    found = output_distances(runs)
+    assert found[0, 1] == pytest.approx(2 / 7)  # calc ( 2 + 3 ) 5: the 3 and the 5
+    assert found[0, 2] == 1 and found.diagonal().tolist() == [0, 0, 0] and (found == found.T).all()
+
+
+def test_trace_is_roles_and_calls(run_of):
+    run = run_of([("calc(2 + 3) then", "5"), ("calc(5 * 2)", "10")])
+    assert trace_of(run) == (
+        ("role", "reader"), ("call", "calc(2 + 3) then"), ("role", "reader"), ("call", "calc(5 * 2)"),
+    )  # fmt: skip
+
+
+def test_trace_distances_see_calls_and_extra_turns(run_of):
+    one, two = run_of([("calc(2 + 3)", "5")]), run_of([("calc(3 + 2)", "5")])
+    longer = run_of([("calc(2 + 3)", "5"), ("calc(2 + 3)", "5")])
+    found = trace_distances([one, two, longer])
+    assert found[0, 1] == pytest.approx(1 / 2) and found[0, 2] == pytest.approx(2 / 4)
+
+
+class Angles:
+    """Shows a text as a direction; counts what it was asked."""
+
+    def __init__(self, angles):
+        self.angles, self.seen = angles, []
+
+    def embed(self, text):
+        self.seen.append(text)
+        angle = self.angles[text]
+        return 7 * np.array([np.cos(angle), np.sin(angle)], np.float32), 1
+
+
+def test_hidden_states_give_one_minus_the_cosine_and_equal_texts_nothing(run_of):
+    a, b = run_of([("calc(1)", "1")]), run_of([("calc(2)", "2")])
+    states = Angles({"calc(1)\n1": 0.3, "calc(2)\n2": 0.3 + np.pi / 3})
+    found = output_distances([a, b, a, run_of([("calc(", None)])], states)
+    assert found[0, 1] == pytest.approx(0.5, abs=1e-6)
+    assert found[0, 2] == 0 and found[1, 3] == 1
+    assert sorted(states.seen) == ["calc(1)\n1", "calc(2)\n2"], "each text once, and never an empty one"
+
+
+def test_runs_without_turns_do_not_differ(question):
+    runs = [Run(question=question(1), team="t", verdict="absent")] * 2
+    assert output_distances(runs).max() == trace_distances(runs).max() == 0

@@ -1,0 +1,55 @@
+"""`soloist gate`: before any training, is distilling this team likely to help?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Say before training whether distilling a team is likely to help.")
+@click.argument("sources", nargs=-1, metavar="[TEAM | TRACES...]")
+@click.option(
+    "--questions", "file", type=click.Path(path_type=Path), help="JSON lines  [default for the desk: its own]"
+)
+@click.option("--count", type=click.IntRange(min=1), default=6, show_default=True, help="Questions to ask.")
+@click.option("--runs", type=click.IntRange(min=2), default=6, show_default=True, help="Runs of each question.")
+@click.option("--temperature", type=click.FloatRange(0, 2, min_open=True), default=0.7, show_default=True)
+@click.option("--approach", "approaches", multiple=True, help="Hint for a run's prompts; given again, one per run.")
+@click.option("--rule", type=click.Choice(["v3", "v1"]), default="v3", show_default=True, help="Published version.")
+@click.option("--score", type=click.Choice(["verdict", "turns"]), default="verdict", show_default=True)
+@click.option("--distance", type=click.Choice(["auto", "edit", "embedding"]), default="auto", show_default=True)
+@click.option("--examples", type=click.IntRange(min=0), default=1, show_default=True, help="Per family, in the card.")
+@click.option("--known", multiple=True, type=click.Path(path_type=Path), help="More traces, for the card alone.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder  [default: runs/TEAM/gate]")
+@click.option("--seed", default=42, show_default=True)
+def command(
+    sources: tuple[str, ...], file: Path | None, count: int, known: tuple[Path, ...], output: Path | None,
+    **options: object,
+) -> None:  # fmt: skip
+    """Run TEAM (default: the desk) several times per question, or read recorded runs from TRACES, and say how
+    free its score is of what it says (Metric Freedom), what that advises, and what to keep. Never blocks anything.
+    """
+    from soloist.kernels.errors import UsageError
+    from soloist.toolchain.events import EventLog
+    from soloist.toolchain.gate.result import GATE, kept, read_gate, sentence
+    from soloist.toolchain.gate.stage import GateConfig, gate, questions_for
+    from soloist.toolchain.progress import Bars
+    from soloist.toolchain.teams.config import load_team
+
+    config = GateConfig.model_validate(options)
+    recordings = [Path(name) for name in sources if Path(name).exists() and Path(name).suffix not in (".yaml", ".yml")]
+    if recordings and (len(recordings) < len(sources) or file is not None):
+        raise UsageError("give one team, or recorded traces: recordings are not asked questions")
+    if len(sources) > 1 and not recordings:
+        raise UsageError(f"one team at a time, got {', '.join(sources)}")
+    name = sources[0] if sources else "desk"
+    team = None if recordings else load_team(name)
+    out = output or Path("runs") / (team.name if team else Path(name).name.partition(".")[0]) / "gate"
+    with Bars() as bars, EventLog(out.parent / "events.jsonl", (bars,)) as events:
+        questions = questions_for(team, file, count) if team else []
+        made = gate(config, team, out, questions=questions, recordings=recordings, known=known, events=events)
+    found = read_gate(made.path / GATE)
+    for line in (sentence(found), kept(found.advice), *found.advice.reasons, *(f"! {w}" for w in found.warnings)):
+        click.echo(line)
+    click.echo(f"\nSkill card: {made.path / 'skill_card.md'}", err=True)
