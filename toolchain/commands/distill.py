@@ -27,9 +27,9 @@ def command(
 ) -> None:  # fmt: skip
     """Train a student on the artifact TRACES (made by `soloist teach` or `import`). Goes on where it was killed."""
     from soloist.targets.from_gguf import find_base
-    from soloist.toolchain.artifact import Artifact
     from soloist.toolchain.distill.stage import DistillConfig, distill
     from soloist.toolchain.events import EventLog
+    from soloist.toolchain.importers.stage import open_traces
     from soloist.toolchain.progress import Bars
 
     given = {"tuning": tuning, "epochs": epochs, "learning_rate": learning_rate}
@@ -39,7 +39,7 @@ def command(
     })  # fmt: skip
     source = Path(base) if Path(base).exists() else find_base(base)
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
-        student = distill(config, Artifact.open(traces, stage="teach"), source, output, events=events)
+        student = distill(config, open_traces(traces), source, output, events=events)
     click.echo(f"{output}: student {student.digest}, {student.facts['data']['kept']} trajectories learned")
 
 

@@ -47,7 +47,7 @@ def final_answer(text: str) -> str | None:
     found = [next(filter(None, match.groups())) for match in _MATH.finditer(text)]
     numbers = _PLAIN_NUMBER.findall(text)
     if found and (not numbers or text.rfind(found[-1]) + len(found[-1]) > text.rfind(numbers[-1])):
-        return found[-1].strip()
+        return str(found[-1]).strip()
     return str(numbers[-1]).strip() if numbers else None
 
 
