@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 from typing import Any
 
@@ -15,6 +16,7 @@ COMMANDS = {
     "run": "The main job: team, student, compiled files, comparison, report.",
     "teach": "Record a team at work: questions to traces.",
     "gate": "Say before training whether distilling a team is likely to help.",
+    "import": "Read traces that others recorded.",
     "distill": "Train one student on recorded traces.",
     "methods": "List the ways to distill, what they need and cost.",
     "export": "Compile a student to GGUF and ONNX, each file opened and checked.",
@@ -23,6 +25,7 @@ COMMANDS = {
     "report": "Write the report page of a measurement again.",
     "chat": "Talk to a student in the terminal.",
     "teams": "List teams and topologies, or show a team file.",
+    "knowledge": "Build a knowledge graph; verify traces against one.",
     "doctor": "Say what this machine has and what is missing.",
 }
 
@@ -36,7 +39,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"soloist.toolchain.commands.{cmd_name}").command
+        module = cmd_name + "_" * keyword.iskeyword(cmd_name)  # Python keeps `import` for itself
+        command: click.Command = importlib.import_module(f"soloist.toolchain.commands.{module}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

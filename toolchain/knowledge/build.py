@@ -1,0 +1,121 @@
+"""What `soloist knowledge` does: graphs from sources of all kinds, and verdicts over a whole recording."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from soloist.kernels.errors import DataError, UsageError
+from soloist.toolchain.artifact import write_atomic
+from soloist.toolchain.knowledge import desk
+from soloist.toolchain.knowledge.annotate import Annotation, annotated
+from soloist.toolchain.knowledge.extract import T_MAX, AgentExtractor
+from soloist.toolchain.knowledge.files import add_documents, load_graph
+from soloist.toolchain.knowledge.graph import FORMATS, KnowledgeGraph
+from soloist.toolchain.knowledge.triples import Aliases
+from soloist.toolchain.knowledge.verify import Judgment, Rates, rates
+from soloist.toolchain.tools.base import Toolbox
+from soloist.toolchain.traces.schema import Run
+from soloist.toolchain.traces.store import read_runs
+
+TRACES = "traces.jsonl.gz"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A graph, and how the reading of documents went."""
+
+    graph: KnowledgeGraph
+    passages: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A recording under verification. `clean` runs have nothing unverified, `silent` ones no triple at all."""
+
+    runs: int
+    clean: int
+    silent: int
+    rates: Rates
+
+
+def find_graph(name: str) -> KnowledgeGraph:
+    """The desk's own graph, or that of a file. Raises DataError."""
+    return desk.desk_graph() if name == desk.NAME else load_graph(Path(name))
+
+
+def build_graph(
+    sources: Sequence[str], aliases: Aliases | None = None, single_valued: Iterable[str] = (), *,
+    team: str | None = None, t_max: int = T_MAX,
+) -> Built:  # fmt: skip
+    """One graph of triples files, the desk and documents; documents are read by the agents of `team`.
+
+    Raises:
+        UsageError: a document, and no team to read it.
+        DataError: a source that cannot be read, or nothing found in any.
+    """
+    ready = [source for source in sources if source == desk.NAME or Path(source).suffix in FORMATS]
+    documents = [Path(source) for source in sources if source not in ready]
+    missing = [str(path) for path in documents if not path.is_file()]
+    if missing:
+        raise DataError(f"{', '.join(missing)}: no such file")
+    if documents and team is None:
+        raise UsageError(f"{documents[0]}: a document needs agents that read it: --team FILE.yaml")
+    parts = [find_graph(source) for source in ready]
+    groups = [*(aliases.groups if aliases else ()), *(group for part in parts for group in part.aliases.groups)]
+    single = [*single_valued, *(relation for part in parts for relation in part.single_valued)]
+    graph = KnowledgeGraph(aliases=Aliases(dict.fromkeys(groups)), single_valued=single)
+    for part in parts:
+        for row, triple in zip(part.records(), part, strict=True):
+            graph.add(triple, row.get("source", ""))
+    built = _read_documents(graph, documents, team, t_max) if documents and team else Built(graph)
+    if not len(built.graph):
+        raise DataError(f"{', '.join(sources)}: no fact found; the graph would be empty")
+    return built
+
+
+def _read_documents(graph: KnowledgeGraph, documents: Sequence[Path], team: str, t_max: int) -> Built:
+    from soloist.toolchain.teams.config import load_team
+    from soloist.toolchain.teams.team import open_engine
+
+    config = load_team(team)
+    engine = open_engine(config)
+    try:
+        extractor = AgentExtractor(engine, config.agents, t_max=t_max)
+        add_documents(graph, documents, extractor)
+    finally:
+        engine.close()
+    return Built(graph, extractor.passages, extractor.dropped)
+
+
+def verify_traces(
+    traces: Path, graph: KnowledgeGraph, *, tools: Toolbox | None = None, output: Path | None = None
+) -> Counts:
+    """Annotate every run of a recording; with `output` also write what was found. Raises DataError."""
+    graph.require_facts()
+    file = traces / TRACES if traces.is_dir() else traces
+    judgments: list[Judgment] = []
+    lines = []
+    runs = clean = silent = 0
+    for run in read_runs(file):
+        annotation = annotated(run, graph, tools=tools)
+        judgments += annotation.judgments
+        runs, clean, silent = runs + 1, clean + annotation.clean, silent + (not annotation.judgments)
+        lines.append(_record(run, annotation))
+    if output is not None:
+        write_atomic(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return Counts(runs, clean, silent, rates(judgments))
+
+
+def _record(run: Run, annotation: Annotation) -> dict[str, object]:
+    return {
+        "question": run.question.id,
+        "triples": [
+            {"triple": list(judgment.triple.parts), "verdict": judgment.verdict, "how": judgment.how,
+             "reason": judgment.reason}
+            for judgment in annotation.judgments
+        ],
+    }  # fmt: skip

@@ -1,0 +1,197 @@
+"""The knowledge graph: what is known, asked for by fact, by name, and by the names in a text.
+
+A node is a name up to its aliases; an edge is a fact, kept with its source, in a networkx MultiDiGraph. That
+a fact is not in the graph does not make its opposite true; only a relation declared single-valued lets the
+graph contradict anybody. Files of graphs are read by `files.py`. Left out: reasoning over relations
+(inverses, transitivity).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from soloist.kernels.errors import DataError
+from soloist.targets.base import require
+from soloist.toolchain.artifact import write_atomic
+from soloist.toolchain.knowledge.triples import Aliases, Triple, words
+
+Match = Literal["exact", "alias"]
+FORMATS = (".tsv", ".jsonl", ".json")
+_PLAIN = Aliases()
+
+
+# Never a name in prose: `how much is that in yd` has no inches.
+_FUNCTION_WORDS = frozenset(
+    words(
+        "a an and as at be by do for from go he how i if in is it me my no not of off on or our out so than that the "
+        "their then this to up us was we what with you"
+    )
+)
+
+
+def is_quantity(node: str) -> bool:
+    """`8`, `1000 m`: facts meet there without having anything to do with each other."""
+    return node.lstrip("-−.")[:1].isdigit()
+
+
+def _counts(said: tuple[str, ...], start: int, end: int, prose: bool, letters: bool) -> bool:
+    """Whether a name found among words is meant as one."""
+    word = said[start]
+    if end - start > 1 or len(said) == 1:
+        return True
+    if prose and word in _FUNCTION_WORDS:
+        return False
+    return letters or len(word) > 1 or (start > 0 and said[start - 1][0].isdigit())
+
+
+class KnowledgeGraph:
+    """Facts, each once up to aliases, in the order in which they came."""
+
+    def __init__(
+        self, triples: Iterable[Triple] = (), aliases: Aliases | None = None, single_valued: Iterable[str] = ()
+    ) -> None:
+        self.aliases = aliases or Aliases()
+        self.single_valued = tuple(dict.fromkeys(single_valued))
+        self._single = {self.aliases.root(relation) for relation in self.single_valued}
+        self._facts: dict[tuple[str, str, str], Triple] = {}
+        self._names: dict[tuple[str, ...], set[str]] = {}
+        self._longest = 1
+        self._about: dict[str, list[Triple]] | None = None
+        for group in self.aliases.groups:
+            self._index(group[0])
+        self.network: Any = require("networkx", "train").MultiDiGraph()
+        for triple in triples:
+            self.add(triple)
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    def __iter__(self) -> Iterator[Triple]:
+        return iter(self._facts.values())
+
+    def __contains__(self, triple: object) -> bool:
+        return isinstance(triple, Triple) and self.aliases.key(triple) in self._facts
+
+    def add(self, triple: Triple, source: str = "") -> bool:
+        """Add a fact; False if it is there already, in whatever words."""
+        key = self.aliases.key(triple)
+        if key in self._facts:
+            return False
+        self._facts[key] = triple
+        head, relation, tail = key
+        for node, name in ((head, triple.head), (tail, triple.tail)):
+            if node not in self.network:
+                self.network.add_node(node, name=name)
+                self._index(name)
+        self.network.add_edge(head, tail, key=relation, triple=triple, source=source)
+        self._about = None
+        return True
+
+    def _index(self, name: str) -> None:
+        for alias in (*self.aliases.names(name), name):
+            if key := words(alias):
+                self._names.setdefault(key, set()).add(self.aliases.root(name))
+                self._longest = max(self._longest, len(key))
+
+    def find(self, triple: Triple) -> tuple[Triple, Match] | None:
+        """The fact a triple states, and whether in its own words or by an alias."""
+        fact = self._facts.get(self.aliases.key(triple))
+        if fact is None:
+            return None
+        return fact, "exact" if _PLAIN.key(fact) == _PLAIN.key(triple) else "alias"
+
+    def against(self, triple: Triple) -> Triple | None:
+        """A fact that contradicts a triple: same head, same single-valued relation, another tail."""
+        head, relation, tail = self.aliases.key(triple)
+        if relation not in self._single or head not in self.network:
+            return None
+        edges = self.network.out_edges(head, keys=True, data="triple")
+        facts: dict[str, Triple] = {node: fact for _, node, key, fact in edges if key == relation}
+        return None if not facts or tail in facts else next(iter(facts.values()))
+
+    def mentioned(self, text: str, *, prose: bool = False, letters: bool = False) -> dict[str, int]:
+        """The names a text mentions, each by its node and the place of the first mention.
+
+        A name of one letter counts only after a number, as a unit does, or if it is the whole text, or where
+        `letters` says so. In `prose` a name within a longer name is no mention, and neither is a word like `in`.
+        """
+        said, found, start = words(text), dict[str, int](), 0
+        while start < len(said):
+            step = 1
+            for end in range(min(len(said), start + self._longest), start, -1):
+                key = said[start:end]
+                if key not in self._names or not _counts(said, start, end, prose, letters):
+                    continue
+                for node in sorted(self._names[key]):
+                    found.setdefault(node, start)
+                if prose:
+                    step = end - start
+                    break
+            start += step
+        return found
+
+    def entities_of(self, triple: Triple) -> frozenset[str]:
+        """What a fact is about: its ends, or the names within them where they are numbers and quantities."""
+        found = set[str]()
+        for name in (triple.head, triple.tail):
+            found |= {self.aliases.root(name), *self.mentioned(name)}
+        return frozenset(node for node in found if not is_quantity(node))
+
+    def facts_of(self, entity: str) -> tuple[Triple, ...]:
+        """The facts about an entity (as a node), in the order in which they came."""
+        if self._about is None:
+            self._about = {}
+            for triple in self:
+                for node in self.entities_of(triple):
+                    self._about.setdefault(node, []).append(triple)
+        return tuple(self._about.get(entity, ()))
+
+    def require_facts(self) -> KnowledgeGraph:
+        """The graph itself. Raises DataError if it holds nothing to verify against."""
+        if not self._facts:
+            raise DataError(
+                "the knowledge graph is empty: there is nothing to verify against; "
+                "build one from a triples file or documents with `soloist knowledge build`"
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Hash of what the graph says, whatever the order in which it was said."""
+        said = {
+            "triples": sorted(list(triple.parts) for triple in self),
+            "aliases": sorted(map(list, self.aliases.groups)),
+            "single_valued": sorted(self.single_valued),
+        }
+        return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()[:16]
+
+    def records(self) -> list[dict[str, str]]:
+        """The facts as plain data."""
+        found = []
+        for key, triple in self._facts.items():
+            source = self.network.edges[key[0], key[2], key[1]]["source"]
+            row = {"head": triple.head, "relation": triple.relation, "tail": triple.tail}
+            found.append({**row, "source": source} if source else row)
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write the graph in the format of the file's suffix. Raises DataError if that format would lose something."""
+        if path.suffix not in FORMATS:
+            raise DataError(f"{path}: a graph is saved as {', '.join(FORMATS)}")
+        if path.suffix != ".json" and (self.aliases.groups or self.single_valued):
+            raise DataError(f"{path}: only .json keeps aliases and single-valued relations; save the graph as .json")
+        rows = self.records()
+        if path.suffix == ".tsv":
+            write_atomic(path, "".join(f"{row['head']}\t{row['relation']}\t{row['tail']}\n" for row in rows))
+        elif path.suffix == ".jsonl":
+            write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        else:
+            lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
+            aliases = ",\n  ".join(json.dumps(group, ensure_ascii=False) for group in self.aliases.groups)
+            single = json.dumps(self.single_valued, ensure_ascii=False)
+            text = f'{{"triples": [\n  {lines}\n],\n"aliases": [\n  {aliases}\n],\n"single_valued": {single}}}\n'
+            write_atomic(path, text)

@@ -1,0 +1,62 @@
+"""The facts that belong to a question: by the names in its text, then hop by hop.
+
+    hops 0    facts about nothing but what the question names     (spider, has legs, 8), (km, is, 1000 m)
+    hops 1    then facts that lead from there to something else
+    hops 2    then the facts about that, and so on
+
+Only facts of the graph ever come out of here, so what a student is shown before a question is verified by
+construction, and needs neither the question's answer nor its trace: the same facts are found again when
+the student is asked. (Triples of a trace are no such thing: a tool call with its result gives the answer
+away.) A fact that leads elsewhere is left out where another says more about the same: of thirteen facts
+about kilometers or meters, a question about both needs the one that ties them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from soloist.toolchain.knowledge.graph import KnowledgeGraph
+from soloist.toolchain.knowledge.triples import Triple
+
+LIMIT = 8
+
+
+def entities_in(question: str, graph: KnowledgeGraph) -> dict[str, int]:
+    """What a question names, as nodes, with the place where.
+
+    A single letter is a name where a fact ties it to one that was named: `97000 mg in g`, but not `solve for g`.
+    """
+    found = graph.mentioned(question, prose=True)
+    for node, place in graph.mentioned(question, prose=True, letters=True).items():
+        if node not in found and any(graph.entities_of(fact) & found.keys() for fact in graph.facts_of(node)):
+            found[node] = place
+    return found
+
+
+def triples_for(question: str, graph: KnowledgeGraph, limit: int = LIMIT, *, hops: int = 1) -> tuple[Triple, ...]:
+    """The facts of the graph that belong to a question, the closest first, at most `limit`."""
+    anchors = entities_in(question, graph)
+    near = {triple: graph.entities_of(triple) for node in anchors for triple in graph.facts_of(node)}
+    named = {triple: entities & set(anchors) for triple, entities in near.items()}
+    whole = [triple for triple, entities in near.items() if entities <= set(anchors)]
+    leading = [
+        triple for triple, mine in named.items()
+        if triple not in whole and not any(mine <= named[other] for other in whole)
+        and not any(mine < theirs for theirs in named.values())
+    ]  # fmt: skip
+    for found in (whole, leading):
+        found.sort(key=lambda triple: (min(anchors[node] for node in named[triple]), -len(named[triple])))
+    kept = dict.fromkeys([*whole, *(leading if hops else [])])
+    seen, border = set(anchors), leading
+    for _ in range(hops - 1):
+        ends = dict.fromkeys(node for triple in border for node in sorted(graph.entities_of(triple) - seen))
+        seen |= set(ends)
+        border = [triple for node in ends for triple in graph.facts_of(node) if triple not in near]
+        kept |= dict.fromkeys(border)
+    return tuple(kept)[:limit]
+
+
+def facts_text(triples: Iterable[Triple]) -> str:
+    """Facts as they stand before a question; empty without any."""
+    lines = [str(triple) for triple in triples]
+    return "\n".join(["Facts:", *lines]) if lines else ""
