@@ -11,6 +11,7 @@ NAMES = {
     "teach": "record the team",
     "distill": "distill the student",
     "export": "compile and check",
+    "gate": "ask whether to distill",
     "bench": "measure side by side",
     "report": "write the report",
 }

@@ -27,7 +27,7 @@ def make_job(team: str, out: Path, options: Mapping[str, Any], *, command: str) 
     more = {
         "mode": options["mode"], "method": options["method"], "formats": formats, "epochs": options["epochs"],
         "seed": options["seed"], "command": command, "usd_per_million": _api_price(options["api_price"]),
-        "price": price,
+        "price": price, "gate": options["gate"],
     }  # fmt: skip
     if options["test"] is not None:
         return own_job(team, options["base"], out, options["train"], options["test"], **more)
