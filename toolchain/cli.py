@@ -17,7 +17,6 @@ COMMANDS = {
     "teach": "Record a team at work: questions to traces.",
     "gate": "Say before training whether distilling a team is likely to help.",
     "import": "Read traces that others recorded.",
-    "import": "Read traces that others recorded.",
     "distill": "Train one student on recorded traces.",
     "methods": "List the ways to distill, what they need and cost.",
     "export": "Compile a student to GGUF and ONNX, each file opened and checked.",
