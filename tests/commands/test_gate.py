@@ -1,0 +1,114 @@
+"""`soloist gate` on recordings and on a team that is run, and `soloist run --gate` up to the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from soloist.toolchain.artifact import Artifact
+from soloist.toolchain.events import EventLog
+from soloist.toolchain.gate.result import read_gate, sentence
+from soloist.toolchain.traces.schema import Run, Turn
+from soloist.toolchain.traces.store import write_runs
+
+
+@pytest.fixture
+def recording(sums, tmp_path):
+    """Six runs of six questions; whoever says something else is wrong."""
+
+    def write(runs=6, name="runs.jsonl.gz"):
+        made = []
+        for question in sums.questions(6):
+            for seed in range(runs):
+                right = seed % 2 == 0
+                answer = question.gold if right else "7"
+                verdict = "correct" if right else "wrong"
+                turn = Turn(id=0, agent="ann", role="solver", text=f"#### {answer}", model="m", answer=answer,
+                            verdict=verdict)  # fmt: skip
+                made.append(Run(question=question, team="sums", turns=(turn,), path=(0,), answer=answer,
+                                verdict=verdict, seed=seed))  # fmt: skip
+        path = tmp_path / name
+        write_runs(made, path)
+        return path
+
+    return write
+
+
+def test_recorded_runs_give_a_verdict_and_a_card(soloist, recording, tmp_path):
+    result = soloist("gate", recording(), "-o", tmp_path / "gate")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("Metric Freedom 0.00 (0.00 to 0.00), rigid: rule v3 says distilling is 'likely to")
+    assert "keep: structure, instructions, skills, tools, knowledge" in result.stdout
+    assert "pairs of runs tie in score" in result.stdout
+    assert str(tmp_path / "gate" / "skill_card.md") in result.stderr
+    other = soloist("gate", recording(), "--rule", "v1", "-o", tmp_path / "v1")
+    assert "rule v1" in other.stdout and "rule v1 says distilling is 'likely to help', refine." in other.stdout
+    assert "# Skill card: sums" in (tmp_path / "gate" / "skill_card.md").read_text()
+
+
+def test_one_run_per_question_is_refused_in_one_line(refused, recording, tmp_path):
+    said = refused(3, "gate", recording(runs=1), "-o", tmp_path / "gate")
+    assert said.startswith("one run per question: Metric Freedom compares at least 3") and "\n" not in said
+    assert not (tmp_path / "gate").exists()
+
+
+def test_sources_that_cannot_be(refused, recording, question_file, sums, team_file, tmp_path):
+    asked = question_file(sums.questions(2))
+    assert "recordings are not asked questions" in refused(2, "gate", recording(), "--questions", asked)
+    assert "recordings are not asked questions" in refused(2, "gate", recording(), "desk")
+    assert "one team at a time, got desk, other" in refused(2, "gate", "desk", "other")
+    assert "no such file; teams that ship" in refused(2, "gate", "no-such-team")
+    team = team_file(sums.team(tmp_path / "never-opened.gguf"))
+    assert "--questions FILE.jsonl" in refused(2, "gate", team)
+
+
+def test_a_team_is_run_and_its_card_is_a_team(soloist, sums, one_thread, tiny_smollm2_gguf, team_file, question_file,
+                                              tmp_path):  # fmt: skip
+    team, asked = team_file(sums.team(tiny_smollm2_gguf)), question_file(sums.questions(8))
+    result = soloist("gate", team, "--questions", asked, "--count", 3, "--runs", 4, "-o", tmp_path / "gate")
+    assert result.exit_code == 0, result.output
+    found = read_gate(tmp_path / "gate" / "gate.json")
+    assert (found.runs, found.questions, found.team) == (12, 3, "sums")
+    assert found.distance == "1 - cosine of hidden states"
+    assert sentence(found) in result.stdout
+    assert "every run has the score 1" in result.stdout, "an exact tool computes: there is nothing to tell apart"
+    assert "3 of 3 questions have fewer than 6 runs (down to 4)" in result.stdout
+    shown = soloist("teams", tmp_path / "gate" / "skill_agent.yaml")
+    assert shown.exit_code == 0 and shown.stdout.startswith("sums-card: topology solo")
+
+
+def test_a_job_asks_first_and_reports_what_was_said(whole_job, tmp_path):
+    from soloist.toolchain.pipeline import run
+
+    out = shutil.copytree(whole_job.out, tmp_path / "job")
+    job, seen = dataclasses.replace(whole_job.job, out=out, gate=True), []
+    report = run(job, EventLog(None, (seen.append,)))
+    found = read_gate(Artifact.open(out / "gate", stage="gate").path / "gate.json")
+    assert report.details.gate == found and (found.runs, found.questions) == (36, 6)
+    ended = [event["stage"] for event in seen if event["event"] == "end"]
+    assert ended.index("gate") == ended.index("teach") + 1 < ended.index("distill")
+    assert sentence(found) in (out / "report.md").read_text()
+    assert 'id="gate"' in (out / "report.html").read_text()
+    card = json.loads((out / "gate" / "skill_card.json").read_text())
+    assert card["runs"] == 36 + 24, "the recording adds to the card"
+    assert {question.question for question in found.freedom[0].questions} <= {q.id for q in job.train}
+
+
+def test_a_gate_with_nothing_to_compare_does_not_stop_the_job(whole_job, tmp_path, monkeypatch):
+    from soloist.kernels.errors import DataError
+    from soloist.toolchain.gate import stage
+    from soloist.toolchain.pipeline import run
+
+    def refuses(*_, **__):
+        raise DataError("no run ended with a verdict")
+
+    monkeypatch.setattr(stage, "gate", refuses)
+    out = shutil.copytree(whole_job.out, tmp_path / "job")
+    seen = []
+    report = run(dataclasses.replace(whole_job.job, out=out, gate=True), EventLog(None, (seen.append,)))
+    assert report.details.gate is None
+    said = [event["text"] for event in seen if event["event"] == "warning" and event["stage"] == "gate"]
+    assert said == ["no advice before training: no run ended with a verdict"]
