@@ -13,14 +13,15 @@ the last tool's result is the answer. Left out: rewriting or repairing rejected 
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from soloist.kernels.errors import DataError
 from soloist.targets.base import Message
-from soloist.toolchain.tasks.base import extract, score
+from soloist.toolchain.tasks.base import Question, extract, score
 from soloist.toolchain.tools.calls import MORE
 from soloist.toolchain.traces.schema import Run, ToolUse
 
@@ -82,10 +83,11 @@ def as_groups(items: Iterable[Example | Group]) -> list[Group]:
 
 @dataclass(frozen=True)
 class Selection:
-    """The groups kept, and how many runs were rejected for which reason."""
+    """The groups kept, how many runs were rejected for which reason, and what else the method says about its choice."""
 
     groups: tuple[Group, ...]
     rejected: Mapping[str, int]
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -98,7 +100,7 @@ class Selection:
         tokens, trained = sum(len(e.ids) for e in examples), sum(e.targets for e in examples)
         kept = len(self.groups)
         return {"kept": kept, "rejected": dict(self.rejected), "tokens": tokens, "trained_tokens": trained,
-                "conversations": len(examples)}  # fmt: skip
+                "conversations": len(examples), **({"notes": dict(self.notes)} if self.notes else {})}  # fmt: skip
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:  # noqa: ANN401 - transformers is untyped here
@@ -190,17 +192,21 @@ def _final_text(run: Run) -> str:
 
 def reject(run: Run, mode: Mode, check_steps: CheckSteps) -> str | None:
     """Why a run must not be learned from; None if it may be."""
-    uses = run.trajectory
     if run.verdict != "correct":
         return "no correct answer"
+    return unsound(run.question, run.trajectory, _final_text(run), mode, check_steps)
+
+
+def unsound(question: Question, uses: Sequence[ToolUse], text: str, mode: Mode, check_steps: CheckSteps) -> str | None:
+    """Why what led to a correct answer must not be learned from; None if it may be."""
     if any(use.error is not None for use in uses):
         return "a call on the answer's path failed"
-    steps = [step for use in uses for step in use.steps] if uses else _final_text(run).splitlines()
+    steps = [step for use in uses for step in use.steps] if uses else text.splitlines()
     if not check_steps(steps):
         return "a worked step does not re-check"
     if uses and mode == "acts":
         result = uses[-1].result
-        if not (score(result, run.question) or score(extract(result or ""), run.question)):
+        if not (score(result, question) or score(extract(result or ""), question)):
             return "the last tool's result is not the answer"
     return None
 
@@ -244,9 +250,32 @@ def refuse_split(run: Run) -> None:
         )
 
 
-def selection(kept: Sequence[Group], rejected: Mapping[str, int]) -> Selection:
+def selection(kept: Sequence[Group], rejected: Mapping[str, int], notes: Mapping[str, Any] | None = None) -> Selection:
     """What was kept, or a DataError that says why that is nothing."""
     if not kept:
         why = ", ".join(f"{count} x {reason}" for reason, count in rejected.items()) or "there are no traces"
         raise DataError(f"no trace to learn from ({why}); record more, or with a stronger team")
-    return Selection(tuple(kept), dict(rejected))
+    return Selection(tuple(kept), dict(rejected), dict(notes or {}))
+
+
+def within(chosen: Selection, tokens: int | None, seed: int) -> Selection:
+    """At most `tokens` trained tokens of a selection: groups are taken in random order while they still fit.
+
+    Raises:
+        DataError: not even one group fits.
+    """
+    sizes = [sum(example.targets for example in group.examples) for group in chosen.groups]
+    if tokens is None or sum(sizes) <= tokens:
+        return chosen
+    order = list(range(len(sizes)))
+    random.Random(f"{seed}/tokens").shuffle(order)  # noqa: S311 - not cryptography
+    left, taken = tokens, set()
+    for index in order:
+        if sizes[index] <= left:
+            taken.add(index)
+            left -= sizes[index]
+    if not taken:
+        raise DataError(f"a budget of {tokens} trained tokens is too small: the shortest group has {min(sizes)}")
+    kept = tuple(group for index, group in enumerate(chosen.groups) if index in taken)
+    dropped = {f"over the budget of {tokens} trained tokens": len(sizes) - len(kept)}
+    return replace(chosen, groups=kept, rejected={**chosen.rejected, **dropped})

@@ -33,6 +33,7 @@ CARD = "student.json"
 
 class DistillConfig(Config):
     """By which `method` the student learns, in which `mode`, and how it is trained. `limit`: only the first traces.
+    `tokens`: at most so many trained tokens, of groups drawn at random, so that methods can be compared.
 
     `options` are the method's own; `variant` "released" follows a paper's published code where it differs
     from the paper.
@@ -45,6 +46,7 @@ class DistillConfig(Config):
     train: TrainConfig = TrainConfig()
     tools: tuple[str, ...] = ()
     limit: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
 
     def settled(self) -> DistillConfig:
         """With the method's own defaults filled in. Raises UsageError or ConfigError for what does not exist."""
@@ -92,7 +94,7 @@ def distill(
         runs = list(read_runs(traces.path / TRACES))[: config.limit]
         work = Work(
             method, runs, base, folder, config.mode, config.train, config.variant,
-            method.options.model_validate(config.options), check_steps, events,
+            method.options.model_validate(config.options), check_steps, events, config.tokens,
         )  # fmt: skip
         facts = dict(method.train(work) if method.train else work.once())
         training = facts.pop("training")
@@ -111,5 +113,7 @@ def distill(
 
     plan = {**config.model_dump(mode="json"), "base": base_digest(base)}
     del plan["train"]["checkpoint_seconds"]  # when it was saved does not change what was learned
+    if config.tokens is None:
+        del plan["tokens"]  # students made before there was a budget stay what they are
     with freed_memory_kept():
         return stage(STAGE, out, plan, [traces], build, events=events, scratch=(CHECKPOINTS, PHASES))

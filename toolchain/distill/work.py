@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from soloist.toolchain.artifact import write_atomic
-from soloist.toolchain.distill.data import CheckSteps, Group, Mode
-from soloist.toolchain.distill.methods.base import Method, Objective, Setup, Variant
+from soloist.toolchain.distill.data import CheckSteps, Group, Mode, Selection, within
+from soloist.toolchain.distill.methods.base import Method, Objective, Select, Setup, Variant
 from soloist.toolchain.distill.student import Student
 from soloist.toolchain.distill.train import STAGE, TrainConfig, Trainer
 from soloist.toolchain.events import EventLog
@@ -27,7 +27,10 @@ _DONE = "phase.json"
 
 @dataclass
 class Work:
-    """The inputs of one distillation. `folder` becomes the student's artifact; `scratch` is deleted at the end."""
+    """The inputs of one distillation. `folder` becomes the student's artifact; `scratch` is deleted at the end.
+
+    `tokens` is how many trained tokens any one pass may be given.
+    """
 
     method: Method
     runs: Sequence[Run]
@@ -39,6 +42,7 @@ class Work:
     options: Any
     check_steps: CheckSteps
     events: EventLog
+    tokens: int | None = None
 
     @property
     def scratch(self) -> Path:
@@ -50,8 +54,15 @@ class Work:
 
     def setup(self, tokenizer: Any) -> Setup:  # noqa: ANN401 - transformers is untyped here
         return Setup(
-            tokenizer, self.check_steps, self.mode, self.train.max_length, self.train.seed, self.variant, self.options
-        )
+            tokenizer, self.check_steps, self.mode, self.train.max_length, self.train.seed, self.variant, self.options,
+            self.tokens,
+        )  # fmt: skip
+
+    def chosen(self, setup: Setup, select: Select | None = None) -> Selection:
+        """What the method (or `select`, of one of its phases) takes from the runs, within the budget of tokens."""
+        found = within((select or self.method.select)(self.runs, setup), self.tokens, setup.seed)
+        self.note(_describe(found.counts), **found.counts)
+        return found
 
     def note(self, text: str, **facts: Any) -> None:  # noqa: ANN401 - any fact
         """A line in the event log."""
@@ -61,8 +72,7 @@ class Work:
         """The single pass that most methods are: the selected groups, the method's objective, saved as the student."""
         trainer = self.trainer()
         setup = self.setup(trainer.student.tokenizer)
-        chosen = self.method.select(self.runs, setup)
-        self.note(_describe(chosen.counts), **chosen.counts)
+        chosen = self.chosen(setup)
         facts = fit(self, trainer, chosen.groups, self.method.objective(trainer.student, setup), self.folder)
         return {"data": chosen.counts, **facts}
 

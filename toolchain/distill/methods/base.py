@@ -31,7 +31,7 @@ Variant = Literal["paper", "released"]
 
 @dataclass(frozen=True)
 class Setup:
-    """All that selecting and optimizing may depend on."""
+    """All that selecting and optimizing may depend on. What exceeds `tokens` trained tokens is cut by `Work.chosen`."""
 
     tokenizer: Any
     check_steps: CheckSteps
@@ -40,6 +40,7 @@ class Setup:
     seed: int = 0
     variant: Variant = "paper"
     options: Config = field(default_factory=Config)
+    tokens: int | None = None
 
 
 class Objective(Protocol):
