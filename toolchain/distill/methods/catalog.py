@@ -31,6 +31,13 @@ class Entry:
 
 CATALOG: Mapping[str, Entry] = {
     "sft": Entry("sft", "cross-entropy on one verified trajectory a question", "rejection sampling", ("a verifier",)),
+    "tdpo": Entry(
+        "tdpo",
+        "correct attempts, then correct preferred to wrong ones of the same round",
+        "D&R, arXiv 2506.03541",
+        ("a verifier", "several agents"),
+        "2-8x",
+    ),
 }
 
 

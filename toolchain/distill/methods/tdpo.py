@@ -1,0 +1,266 @@
+"""Preference pairs from the same round of a debate (T-DPO, arXiv 2506.03541).
+
+    1. sft     every correct attempt of every agent -> the phase-1 student
+    2. pairs   correct against wrong attempts at the same question in the same round, starting from it
+
+        L = -mean log s(b (log pi/ref)(chosen) - b (log pi/ref)(rejected))
+
+`ref` is the phase-1 student. It never changes, so its log-probabilities are computed once, before training,
+and travel with the pairs: no second model is in memory while the student trains. Log-probabilities are sums
+over a conversation's trained tokens, prompts and tool results left out. A pair's prompt is the question and,
+where the debate showed them, the answers of the round before; both conversations of a pair share it.
+
+Paper: b, the learning rates, epochs, warm-up. Ours, because nothing is published: the wording of the earlier
+answers, identical conversations count once, at most `pairs` pairs a round. Left out: the paper's
+self-reflections and feedback, which our debates do not have; label smoothing and the other losses of DPO's
+family.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from soloist.kernels.errors import DataError
+from soloist.targets.base import Message
+from soloist.toolchain.config import Config
+from soloist.toolchain.distill.data import Example, Group, Selection, encode, refuse_split, selection, told, unsound
+from soloist.toolchain.distill.methods.base import Method, SelfContained, Setup
+from soloist.toolchain.distill.methods.sft import CrossEntropy
+from soloist.toolchain.distill.packing import Batch, pack
+from soloist.toolchain.distill.student import Student
+from soloist.toolchain.distill.train import parts
+from soloist.toolchain.distill.work import Work, fit, frozen
+from soloist.toolchain.traces.graph import Graph, Node, graph_of
+from soloist.toolchain.traces.schema import Run
+
+
+class Options(Config):
+    """Of the second phase; TrainConfig is that of the first."""
+
+    beta: float = Field(default=0.1, gt=0, description="how far the student may go from the reference (paper)")
+    learning_rate: float = Field(default=5e-6, gt=0, description="of the preference phase (paper)")
+    epochs: int = Field(default=3, ge=1, description="of the preference phase (paper)")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the preference phase's steps (paper)")
+    context: bool = Field(default=True, description="show the answers of the round before, as the debate did (paper)")
+    pairs: int = Field(default=4, ge=1, description="most pairs taken from one round (our choice)")
+
+
+def _options(setup: Setup) -> Options:
+    assert isinstance(setup.options, Options)
+    return setup.options
+
+
+class _LogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch's types are not followed
+    """Log-probability of each row's label, added up by owner, with the gradient kept in one copy of the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, owners: Tensor, count: int) -> Tensor:  # noqa: ANN401
+        gradient = torch.empty_like(logits)
+        precise = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        each = torch.empty(len(labels), dtype=precise, device=logits.device)
+        rows = 16 if logits.device.type == "cpu" else 1024
+        for start in range(0, len(labels), rows):
+            z = logits[start : start + rows].to(precise).log_softmax(-1)
+            y = labels[start : start + rows, None]
+            each[start : start + rows] = z.gather(1, y)[:, 0]
+            gradient[start : start + rows] = z.exp_().neg_().scatter_add_(1, y, torch.ones_like(y, dtype=precise))
+        ctx.save_for_backward(gradient, owners)
+        return torch.zeros(count, dtype=precise, device=logits.device).index_add_(0, owners, each)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+        gradient, owners = ctx.saved_tensors
+        return gradient * upstream.to(gradient.dtype)[owners, None], None, None, None
+
+
+def log_probs(student: Student, batch: Batch) -> Tensor:
+    """Of each conversation of a batch, (B,): the sum over its trained tokens."""
+    found: Tensor = _LogProbs.apply(student.logits(batch), batch.labels, batch.owners, len(batch.lengths))
+    return found
+
+
+class Preference(SelfContained):
+    """-log s(b margin), averaged over a step's pairs. A group is (chosen, rejected); fact `reference`: ref's two."""
+
+    names = ("dpo",)
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+
+    def counts(self, groups: Sequence[Group]) -> Mapping[str, float]:
+        return {"pairs": float(len(groups))}
+
+    def terms(self, student: Student, batch: Batch, counts: Mapping[str, float]) -> Mapping[str, Tensor]:
+        said = log_probs(student, batch).view(-1, 2)
+        reference = torch.tensor([facts["reference"] for facts in batch.facts], dtype=said.dtype, device=said.device)
+        ratio = said - reference
+        return {"dpo": -functional.logsigmoid(self.beta * (ratio[:, 0] - ratio[:, 1])).sum() / counts["pairs"]}
+
+
+def _not_right(node: Node, run: Run, setup: Setup) -> str | None:
+    if node.verdict != "correct":
+        return "no correct answer"
+    return unsound(run.question, node.uses, node.text, setup.mode, setup.check_steps)
+
+
+def _encoded(node: Node, run: Run, shown: str, setup: Setup) -> Example | str:
+    """An attempt as a conversation that begins with the question and what was `shown`, or why it cannot be one."""
+    question = run.question.question.strip() + shown
+    messages: list[Message] | None = told(question, node.uses, node.text, node.answer, setup.mode)
+    if messages is None:
+        return "nothing was said"
+    example = encode(messages, setup.tokenizer, run.question.id)
+    return example if len(example.ids) <= setup.max_length else f"longer than {setup.max_length} tokens"
+
+
+def correct_attempts(runs: Sequence[Run], setup: Setup) -> Selection:
+    """Every correct attempt of every run, each as a conversation of its own; identical ones of a run once."""
+    kept: list[Group] = []
+    rejected: Counter[str] = Counter()
+    for run in runs:
+        refuse_split(run)
+        found: dict[tuple[int, ...], Example] = {}
+        for node in graph_of(run).nodes:
+            made = _not_right(node, run, setup) or _encoded(node, run, "", setup)
+            if isinstance(made, str):
+                rejected[made] += 1
+            else:
+                found.setdefault(made.ids, made)
+        kept += [Group((example,)) for example in found.values()]
+    return selection(kept, rejected)
+
+
+def shown_before(graph: Graph, pair: Sequence[int]) -> str:
+    """The answers of the round before that either of the pair's attempts saw; nothing where they saw none."""
+    seen = {
+        link.source
+        for link in graph.links
+        if link.target in pair and graph.nodes[link.source].attempt == graph.nodes[link.target].attempt - 1
+    }
+    answers = dict.fromkeys(answer for index in sorted(seen) if (answer := graph.nodes[index].answer))
+    return f"\n(Earlier answers: {'; '.join(answers)})" if answers else ""
+
+
+def _round(node: Node) -> tuple[int, int]:
+    return node.turns[0].round, node.attempt
+
+
+def _rounds(graph: Graph) -> Iterator[tuple[list[int], list[int]]]:
+    """The correct and the wrong attempts of each round that has both.
+
+    A round is the team's count and the agent's own: a team may begin again after a failure, and then the
+    second first round is not the first.
+    """
+    for place in dict.fromkeys(map(_round, graph.nodes)):
+        mine = [index for index, node in enumerate(graph.nodes) if _round(node) == place]
+        right = [index for index in mine if graph.nodes[index].verdict == "correct"]
+        wrong = [index for index in mine if graph.nodes[index].verdict == "wrong"]
+        if right and wrong:
+            yield right, wrong
+
+
+def preference_pairs(runs: Sequence[Run], setup: Setup) -> Selection:
+    """Groups (chosen, rejected) of the same question and round.
+
+    Raises:
+        DataError: no round in which one attempt is right and another is wrong.
+    """
+    options = _options(setup)
+    kept: list[Group] = []
+    rejected: Counter[str] = Counter()
+    for run in runs:
+        refuse_split(run)
+        graph = graph_of(run)
+        mixed = list(_rounds(graph))
+        if not mixed:
+            graded = any(node.verdict in ("correct", "wrong") for node in graph.nodes)
+            rejected["no round with both a right and a wrong attempt" if graded else "attempts are not graded"] += 1
+        for right, wrong in mixed:
+            found: dict[tuple[tuple[int, ...], tuple[int, ...]], Group] = {}
+            for made in (_pair(run, graph, r, w, setup, options.context) for r in right for w in wrong):
+                if isinstance(made, str):
+                    rejected[made] += 1
+                else:
+                    found.setdefault((made.examples[0].ids, made.examples[1].ids), made)
+            kept += list(found.values())[: options.pairs]
+    if not kept:
+        why = ", ".join(f"{count} x {reason}" for reason, count in rejected.items()) or "there are no traces"
+        raise DataError(
+            f"no pair to prefer within ({why}); T-DPO needs several agents that disagree in the same round: "
+            "record more, or choose another method"
+        )
+    return Selection(tuple(kept), dict(rejected))
+
+
+def _pair(run: Run, graph: Graph, right: int, wrong: int, setup: Setup, context: bool) -> Group | str:
+    shown = shown_before(graph, (right, wrong)) if context else ""
+    reason = _not_right(graph.nodes[right], run, setup)
+    if reason:
+        return f"the right attempt: {reason}"
+    chosen = _encoded(graph.nodes[right], run, shown, setup)
+    other = _encoded(graph.nodes[wrong], run, shown, setup)
+    if isinstance(chosen, str) or isinstance(other, str):
+        return next(reason for reason in (chosen, other) if isinstance(reason, str))
+    if chosen.ids == other.ids:
+        return "both attempts say the same"
+    return Group((chosen, other), {"shown": bool(shown)})
+
+
+def reference_log_probs(reader: Student, groups: Sequence[Group], part_tokens: int) -> list[list[float]]:
+    """The two log-probabilities of each pair under a model that is only read, a part at a time."""
+    numbered = [Group(group.examples, {"at": at}) for at, group in enumerate(groups)]
+    found: list[list[float]] = [[] for _ in groups]
+    with torch.no_grad():
+        for part in parts(numbered, part_tokens):
+            batch = pack(part).to(reader.device)
+            for facts, values in zip(batch.facts, log_probs(reader, batch).view(-1, 2).tolist(), strict=True):
+                found[facts["at"]] = values
+    return found
+
+
+def train(work: Work) -> dict[str, Any]:
+    """Both phases. The second reads the first from disk, as bf16, so student and reference begin equal."""
+    options: Options = work.options
+
+    def imitate(folder: Path) -> dict[str, Any]:
+        trainer = work.trainer()
+        chosen = work.chosen(work.setup(trainer.student.tokenizer), correct_attempts)
+        return {"data": chosen.counts, **fit(work, trainer, chosen.groups, CrossEntropy(), folder)}
+
+    first, sft = work.phase("sft", imitate)
+    trainer = work.trainer(
+        first, learning_rate=options.learning_rate, epochs=options.epochs, warmup=options.warmup
+    )  # fmt: skip
+    chosen = work.chosen(work.setup(trainer.student.tokenizer), preference_pairs)
+
+    def read(_: Path) -> dict[str, Any]:
+        reader = frozen(first, trainer.student)
+        reader.compute_in(trainer.dtype)  # as the student will compute
+        return {"reference": reference_log_probs(reader, chosen.groups, work.train.part_tokens)}
+
+    _, known = work.phase("reference", read)
+    groups = [
+        replace(group, facts={"reference": values})
+        for group, values in zip(chosen.groups, known["reference"], strict=True)
+    ]
+    facts = fit(work, trainer, groups, Preference(options.beta), work.folder)
+    pairs = {**chosen.counts, "shown_earlier_answers": sum(group.facts["shown"] for group in chosen.groups)}
+    return {**facts, "data": {**sft["data"], "pairs": pairs}, "phases": {"sft": sft["training"]}}
+
+
+METHOD = Method(
+    select=correct_attempts,
+    objective=lambda _student, setup: Preference(_options(setup).beta),
+    options=Options,
+    defaults={"epochs": 2},
+    train=train,
+)
