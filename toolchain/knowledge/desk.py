@@ -50,7 +50,7 @@ def _units() -> Iterator[Triple]:
 
 def _alias_groups() -> Iterator[tuple[str, ...]]:
     for animal in world.LEGS:
-        yield animal, _plural(animal)
+        yield tuple(dict.fromkeys((animal, _plural(animal), f"{animal}s")))  # generated questions add a bare s
     for word, unit in world.UNIT_WORDS.items():
         names = [word, _SINGULARS.get(word, word.removesuffix("s"))]
         spelled = [name.replace("meter", "metre").replace("liter", "litre") for name in names]

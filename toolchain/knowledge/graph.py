@@ -17,7 +17,7 @@ from typing import Any, Literal
 from soloist.kernels.errors import DataError
 from soloist.targets.base import require
 from soloist.toolchain.artifact import write_atomic
-from soloist.toolchain.knowledge.triples import Aliases, Triple, words
+from soloist.toolchain.knowledge.triples import Aliases, Triple, spelled, words
 
 Match = Literal["exact", "alias"]
 FORMATS = (".tsv", ".jsonl", ".json")
@@ -38,16 +38,6 @@ def is_quantity(node: str) -> bool:
     return node.lstrip("-−.")[:1].isdigit()
 
 
-def _counts(said: tuple[str, ...], start: int, end: int, prose: bool, letters: bool) -> bool:
-    """Whether a name found among words is meant as one."""
-    word = said[start]
-    if end - start > 1 or len(said) == 1:
-        return True
-    if prose and word in _FUNCTION_WORDS:
-        return False
-    return letters or len(word) > 1 or (start > 0 and said[start - 1][0].isdigit())
-
-
 class KnowledgeGraph:
     """Facts, each once up to aliases, in the order in which they came."""
 
@@ -59,6 +49,7 @@ class KnowledgeGraph:
         self._single = {self.aliases.root(relation) for relation in self.single_valued}
         self._facts: dict[tuple[str, str, str], Triple] = {}
         self._names: dict[tuple[str, ...], set[str]] = {}
+        self._spellings: set[str] = set()
         self._longest = 1
         self._about: dict[str, list[Triple]] | None = None
         for group in self.aliases.groups:
@@ -92,8 +83,11 @@ class KnowledgeGraph:
         return True
 
     def _index(self, name: str) -> None:
+        if is_quantity(self.aliases.root(name)):
+            return  # `1000 m` in a text names the meter
         for alias in (*self.aliases.names(name), name):
             if key := words(alias):
+                self._spellings.add(alias.strip())
                 self._names.setdefault(key, set()).add(self.aliases.root(name))
                 self._longest = max(self._longest, len(key))
 
@@ -117,15 +111,21 @@ class KnowledgeGraph:
         """The names a text mentions, each by its node and the place of the first mention.
 
         A name of one letter counts only after a number, as a unit does, or if it is the whole text, or where
-        `letters` says so. In `prose` a name within a longer name is no mention, and neither is a word like `in`.
+        `letters` says so. In `prose` a name within a longer name is no mention, and neither is a word like `in`,
+        nor one or two letters in another case than the name's, unless after a number: HH:MM is no millimeter.
         """
-        said, found, start = words(text), dict[str, int](), 0
+        said, written, found, start = words(text), spelled(text), dict[str, int](), 0
+        written = written if len(written) == len(said) else said  # folding may split a word of some scripts
         while start < len(said):
-            step = 1
+            step, before = 1, said[start - 1] if start else ""
             for end in range(min(len(said), start + self._longest), start, -1):
                 key = said[start:end]
-                if key not in self._names or not _counts(said, start, end, prose, letters):
+                if key not in self._names:
                     continue
+                if len(key) == 1 and len(said) > 1:
+                    unit = len(key[0]) > 1 or before[:1].isdigit()
+                    if not (self._meant(key[0], written[start], before, letters) if prose else unit):
+                        continue
                 for node in sorted(self._names[key]):
                     found.setdefault(node, start)
                 if prose:
@@ -133,6 +133,15 @@ class KnowledgeGraph:
                     break
             start += step
         return found
+
+    def _meant(self, word: str, written: str, before: str, letters: bool) -> bool:
+        """Whether a lone word of prose that could be a name is meant as one."""
+        spelled_so = written in self._spellings
+        if word in _FUNCTION_WORDS:
+            return spelled_so and written != word
+        if before[:1].isdigit():
+            return True
+        return (letters or len(word) > 1) and (len(word) > 2 or spelled_so)
 
     def entities_of(self, triple: Triple) -> frozenset[str]:
         """What a fact is about: its ends, or the names within them where they are numbers and quantities."""

@@ -89,6 +89,11 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(_singular(word.replace(",", "")) for word in _WORD.findall(folded))
 
 
+def spelled(text: str) -> tuple[str, ...]:
+    """The same words as they are written."""
+    return tuple(_WORD.findall(unicodedata.normalize("NFKC", text)))
+
+
 def _singular(word: str) -> str:
     if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
         return word
