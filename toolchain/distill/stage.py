@@ -66,7 +66,7 @@ def recheck(steps: Sequence[str]) -> bool:
 
 
 def base_digest(base: Path) -> str:
-    """What the base model is: the hash of its GGUF file or of its weights, not where it lies."""
+    """What a model (or a file) is: the hash of the file or of its weights, not where it lies."""
     files = [base] if base.is_file() else sorted([*base.glob("*.safetensors"), *base.glob("config.json")])
     return "+".join(sha256_file(file)[:16] for file in files)
 
@@ -89,19 +89,21 @@ def distill(
 
     config = config.settled()
     method = load(config.method)
+    options = method.options.model_validate(config.options)
+    files = {name: value for name, value in options if isinstance(value, Path)}
 
     def build(folder: Path) -> dict[str, Any]:
         runs = list(read_runs(traces.path / TRACES))[: config.limit]
         work = Work(
-            method, runs, base, folder, config.mode, config.train, config.variant,
-            method.options.model_validate(config.options), check_steps, events, config.tokens,
+            method, runs, base, folder, config.mode, config.train, config.variant, options, check_steps, events,
+            config.tokens,
         )  # fmt: skip
         facts = dict(method.train(work) if method.train else work.once())
         training = facts.pop("training")
         card = {
             "method": config.method,
             "variant": config.variant,
-            "options": config.options,
+            "options": {**config.options, **{name: path.name for name, path in files.items()}},
             "mode": config.mode,
             "tuning": config.train.tuning,
             "base": base.name,
@@ -111,7 +113,10 @@ def distill(
         write_atomic(folder / CARD, json.dumps(card, indent=1, ensure_ascii=False))
         return {**card, "training": training}
 
-    plan = {**config.model_dump(mode="json"), "base": base_digest(base)}
+    digests = {name: base_digest(path) for name, path in files.items()}
+    plan = {**config.model_dump(mode="json"), "base": base_digest(base), "options": {**config.options, **digests}}
+    if config.train.order == "shuffled":
+        del plan["train"]["order"]  # nor was there an order
     del plan["train"]["checkpoint_seconds"]  # when it was saved does not change what was learned
     if config.tokens is None:
         del plan["tokens"]  # students made before there was a budget stay what they are

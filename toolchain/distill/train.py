@@ -28,7 +28,7 @@ from soloist.targets.base import require
 from soloist.toolchain.config import Config
 from soloist.toolchain.distill.checkpoint import load_checkpoint, save_checkpoint
 from soloist.toolchain.distill.data import Example, Group, as_groups
-from soloist.toolchain.distill.methods.base import Objective
+from soloist.toolchain.distill.methods.base import Objective, Observing, Refreshing
 from soloist.toolchain.distill.methods.sft import CrossEntropy
 from soloist.toolchain.distill.optimizer import MasterAdamW
 from soloist.toolchain.distill.packing import pack
@@ -41,7 +41,10 @@ STAGE = "distill"
 
 
 class TrainConfig(Config):
-    """How to train. `batch_size` counts groups per update; `part_tokens` bounds memory, not results."""
+    """How to train. `batch_size` counts groups per update; `part_tokens` bounds memory, not results.
+
+    `order` "given" takes the groups as a method has sorted them, in every epoch.
+    """
 
     tuning: Literal["full", "lora"] = "full"
     lora_rank: int = Field(default=16, ge=1)
@@ -57,6 +60,7 @@ class TrainConfig(Config):
     precision: Precision = "auto"
     device: Literal["auto", "cpu"] = "auto"
     max_length: int = Field(default=1024, ge=16)
+    order: Literal["shuffled", "given"] = "shuffled"
     seed: int = 0
     checkpoint_seconds: float = Field(default=120.0, gt=0)
 
@@ -93,11 +97,12 @@ class Trained:
 
 
 def plan(count: int, config: TrainConfig) -> list[list[int]]:
-    """The groups of each step: every epoch its own shuffle of all of them."""
+    """The groups of each step: every epoch its own shuffle of all of them, or the order they have."""
     steps = []
     for epoch in range(config.epochs):
         order = list(range(count))
-        random.Random(f"{config.seed}/{epoch}").shuffle(order)  # noqa: S311 - not cryptography
+        if config.order == "shuffled":
+            random.Random(f"{config.seed}/{epoch}").shuffle(order)  # noqa: S311 - not cryptography
         steps += [order[start : start + config.batch_size] for start in range(0, count, config.batch_size)]
     return steps
 
@@ -171,33 +176,38 @@ class Trainer:
     def step(self, groups: Sequence[Group], index: int, rate: float) -> dict[str, Any]:
         """One update on `groups`; returns its record."""
         torch.manual_seed(self.config.seed * 1_000_003 + index)
+        if isinstance(self.objective, Refreshing):
+            groups = self.objective.refresh(self.student, groups, index)
         counts = self.objective.counts(groups)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         names = list(self.objective.names)
-        totals = torch.zeros(len(names), device=self.student.device)
+        logged = [*names, *(self.objective.observed if isinstance(self.objective, Observing) else ())]
+        totals = torch.zeros(len(logged), device=self.student.device)
         computed = 0
         pieces = list(parts(groups[rank::processes], self.config.part_tokens))
         for piece in pieces:
             batch = pack(piece).to(self.student.device)
             terms = self.objective.terms(self.student, batch, counts)
             self.student.backward(torch.stack([terms[name] for name in names]).sum())
-            totals += torch.stack([terms[name].detach().float() for name in names])
+            totals += torch.stack([terms[name].detach().float() for name in logged])
             computed += batch.ids.numel()
             if len(pieces) > 1:
                 self.optimizer.accumulate()
         if processes > 1:
             self.optimizer.reduce(lambda tensor: self.accelerator.reduce(tensor, "sum"))
             totals = self.accelerator.reduce(totals, "sum")
-        norm, total = float(self.optimizer.norm()), float(totals.sum())
+        norm, total = float(self.optimizer.norm()), float(totals[: len(names)].sum())
         if not math.isfinite(norm) or not math.isfinite(total):
             raise UsageError(f"step {index}: the loss is {total}, its gradient {norm}; lower learning_rate")
         self.optimizer.step(rate, min(1.0, self.config.clip_norm / (norm + 1e-6)))
         examples = [example for group in groups for example in group.examples]
-        named = {f"loss_{name}": round(float(value), 6) for name, value in zip(names, totals, strict=True)}
+        values = {name: round(float(value), 6) for name, value in zip(logged, totals, strict=True)}
+        named = {f"loss_{name}": values[name] for name in names}
         return {
             "step": index,
             "loss": round(total, 6),
             **(named if len(names) > 1 else {}),
+            **{name: values[name] for name in logged[len(names) :]},
             "learning_rate": rate,
             "gradient_norm": round(norm, 4),
             "tokens": sum(len(example.ids) for example in examples),

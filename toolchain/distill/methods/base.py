@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -67,6 +67,28 @@ class Objective(Protocol):
 
     def terms(self, student: Student, batch: Batch, counts: Mapping[str, float]) -> Mapping[str, Tensor]:
         """This part's share of each term, a scalar."""
+        ...
+
+
+@runtime_checkable
+class Refreshing(Protocol):
+    """What an objective also is if it replaces the groups of a step, by the student's own words for instance."""
+
+    def refresh(self, student: Student, groups: Sequence[Group], step: int) -> Sequence[Group]:
+        """The groups to take instead: a function of the student and the step, because a resumed run asks again.
+
+        torch's random numbers are seeded for the step before.
+        """
+        ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """What an objective also is if its `terms` hold more than the loss: shares that are added up and logged only."""
+
+    @property
+    def observed(self) -> Sequence[str]:
+        """Their names, as they stand in a step's record."""
         ...
 
 
