@@ -64,11 +64,27 @@ def test_what_is_dropped_is_not_in_the_prompt_but_in_the_card(runs, team):
         make_card(runs, advice(), team),
         make_card(runs, advice(structure="drop", instructions="drop"), team),
     )
-    assert "Only add." in kept.system and "Work as the team did" in kept.system
+    assert "As ann: Only add." in kept.system and "Work as the team did: reader.\n" in kept.system
     assert "Only add." not in dropped.system and "Work as the team did" not in dropped.system
     fates = {(item.kind, item.name): item.fate for item in dropped.items}
     assert fates["instructions", "ann"] == "drop" and fates["structure", "sam"] == "drop"
     assert fates["tools", "all tools"] == "keep"
+
+
+def test_the_prompt_has_no_counts_and_no_scribe(runs, team):
+    told = team.model_copy(
+        update={"agents": (team.agents[0], team.agents[1].model_copy(update={"prompt": "Write prose."}))}
+    )
+    card = make_card(runs, advice(), told)
+    assert "- chains: calc, then gcd\n" in card.system and "correct runs" not in card.system
+    assert "Write prose." not in card.system, "it may write nothing but calls"
+    assert ("instructions", "sam", "keep") in [(item.kind, item.name, item.fate) for item in card.items]
+
+
+def test_examples_are_of_usual_length(run_of, team):
+    runs = [run_of([(f"calc({n} + 3)", str(n + 3))], number=n) for n in (1, 10**8, 10**4, 10**4 + 1, 2)]
+    (skill,) = make_card(runs, advice(), team).skills
+    assert skill.example.reply == "calc(10000 + 3)"
 
 
 def test_the_card_is_one_agent_that_answers(runs, team, script, question):

@@ -77,5 +77,9 @@ def test_the_sentence_names_the_version_and_that_it_is_advice():
         "Advice only."
     )
     assert "rule v1" in sentence(gate(0.1, "v1")) and "cannot make certain" in sentence(gate(0.1, "v1"))
+    part = gate(0.1)
+    silent = part.freedom[0].questions[0].model_copy(update={"r": None, "why": "every run has the score 1"})
+    found = part.freedom[0].model_copy(update={"questions": (*part.freedom[0].questions, silent)})
+    assert "0.10 on 1 of 2 questions, rigid" in sentence(part.model_copy(update={"freedom": (found,)}))
     said = sentence(gate(None))
     assert said.startswith("Metric Freedom is undefined (0 of 1 questions") and "rule v3 cannot say" in said

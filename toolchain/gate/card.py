@@ -15,18 +15,22 @@ Held-out questions never become demonstrations. Left out: skills rewritten in wo
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from soloist.toolchain.bench.systems import BASE_PROMPT, lone
 from soloist.toolchain.config import Config
+from soloist.toolchain.gate.record import HAND_ON
 from soloist.toolchain.gate.result import Advice, Fate
 from soloist.toolchain.teams.config import AgentConfig, Demonstration, Followup, SamplingConfig, TeamConfig
 from soloist.toolchain.tools.base import Toolbox
 from soloist.toolchain.traces.schema import Run, ToolUse
 
 _SHOWN = 400  # characters of one text: a card is read by small models
+_COUNTS = re.compile(r" \((?:\d+ of \d+ correct runs|[\d.]+ turns)\)")
 _LEAST_WORDS = 3  # a step of fewer is a line of working, not a statement
 _ACTING = (
     "Answer by calling tools. Write one call and nothing else; its values are separated by ' | '. End the call with "
@@ -55,12 +59,13 @@ class Skill(Config):
 
 
 class Item(Config):
-    """A part of the team with its fate."""
+    """A part of the team with its fate; `role` where it is an agent's."""
 
     kind: str
     name: str
     text: str
     fate: Fate
+    role: str = ""
 
 
 class Card(Config):
@@ -150,7 +155,7 @@ def _statements(runs: Sequence[Run]) -> list[str]:
 
 
 def _skills(runs: Sequence[Run], examples: int) -> list[Skill]:
-    """Of each family the shortest correct runs on different questions that may be shown."""
+    """Of each family the correct runs of most usual length, on different questions that may be shown."""
     families: dict[str, list[Run]] = {}
     for run in runs:
         families.setdefault(run.question.task, []).append(run)
@@ -158,7 +163,9 @@ def _skills(runs: Sequence[Run], examples: int) -> list[Skill]:
     for family, own in families.items():
         correct = _correct(own)
         shown: dict[str, Demonstration] = {}
-        for run in sorted((run for run in correct if run.question.split == "train"), key=_length):
+        usual = median(map(_length, correct)) if correct else 0.0
+        may = [run for run in correct if run.question.split == "train"]
+        for run in sorted(may, key=lambda run: abs(_length(run) - usual)):
             example = _demonstration(run)
             if example is not None and len(shown) < examples:
                 shown.setdefault(run.question.question, example)
@@ -193,9 +200,13 @@ def _items(runs: Sequence[Run], advice: Advice, team: TeamConfig | None) -> list
         shown = agent.demonstrations
         count = len(shown) if isinstance(shown, tuple) else shown.count
         text = f"{agent.role}, {count} demonstrations" + (f" of {shown.task}" if not isinstance(shown, tuple) else "")
-        found.append(Item(kind="structure", name=agent.name, text=text, fate=keep["structure"]))
+        found.append(Item(kind="structure", name=agent.name, text=text, fate=keep["structure"], role=agent.role))
         if agent.prompt:
-            found.append(Item(kind="instructions", name=agent.name, text=agent.prompt, fate=keep["instructions"]))
+            found.append(
+                Item(
+                    kind="instructions", name=agent.name, text=agent.prompt, fate=keep["instructions"], role=agent.role
+                )
+            )
     found.append(Item(kind="skills", name="worked examples", text="one or more per family", fate=keep["skills"]))
     found.append(Item(kind="tools", name="all tools", text="with their schemas", fate=keep["tools"]))
     found.append(Item(kind="knowledge", name="ways and statements", text="from correct runs", fate=keep["knowledge"]))
@@ -218,18 +229,19 @@ def _signature(tool: ToolCard) -> str:
 
 
 def _system(tools: Sequence[ToolCard], toolbox: Toolbox | None, knowledge: Sequence[str], items: Sequence[Item]) -> str:
-    """The prompt of the one agent. A tool that no run used is left out of it, not out of the card."""
+    """The prompt of the one agent, without counts. A tool that no run used is left out of it, not out of the card,
+    and so are the instructions of a scribe where the agent acts: it may write nothing but calls."""
     used = [tool for tool in tools if tool.used]
     parts = [_ACTING if used else BASE_PROMPT]
     if used:
         parts.append("Tools:\n" + "\n".join(f"- {_signature(tool)}" for tool in used))
     if knowledge:
-        parts.append("What is known:\n" + "\n".join(f"- {line}" for line in knowledge))
+        parts.append("What is known:\n" + "\n".join(f"- {_COUNTS.sub('', line)}" for line in knowledge))
     kept = [item for item in items if item.fate == "keep"]
     steps = [item for item in kept if item.kind == "structure"]
     if steps:
-        parts.append("Work as the team did: " + steps[0].text + ".")
-    rules = [item for item in kept if item.kind == "instructions"]
+        parts.append("Work as the team did: " + _COUNTS.sub("", steps[0].text) + ".")
+    rules = [item for item in kept if item.kind == "instructions" and not (used and item.role in HAND_ON)]
     if rules:
         parts.append("\n".join(f"As {item.name}: {item.text[:_SHOWN]}" for item in rules))
     return "\n\n".join(parts)

@@ -107,11 +107,12 @@ def sentence(gate: Gate) -> str:
             f"Metric Freedom is undefined ({found.defined} of {len(found.questions)} questions can show it): rule "
             f"{advice.rule} cannot say whether distilling helps. Advice only."
         )
+    part = "" if found.defined == len(found.questions) else f" on {found.defined} of {len(found.questions)} questions"
     span = f" ({found.low:.2f} to {found.high:.2f})" if found.low is not None and found.high is not None else ""
     refining = "refine" if advice.refine else "do not refine"
     sure = "" if advice.certain else ", which so few runs cannot make certain"
     return (
-        f"Metric Freedom {found.value:.2f}{span}, {advice.side}{sure}: rule {advice.rule} says distilling is "
+        f"Metric Freedom {found.value:.2f}{span}{part}, {advice.side}{sure}: rule {advice.rule} says distilling is "
         f"'{advice.outlook}', {refining}. Advice only."
     )
 
