@@ -1,0 +1,113 @@
+"""The peers' attempts of a run as conversations, and how different two of them are.
+
+    distance(a, b) = 1/2 edits(operations of a, of b) + 1/2 edits(words of a, of b)
+
+Operations are the tools in the order of their calls; in a text without tools, the signs between numbers.
+Words are what the student would say, case folded, the answer masked: two attempts that differ only in how
+they state the answer are 0 apart. Where neither has an operation, the words decide alone. Edits are counted
+over the longer length, so a distance lies in 0..1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from soloist.toolchain.distill.data import Example, encode, told, unsound
+from soloist.toolchain.distill.methods.base import Setup
+from soloist.toolchain.gate.distances import edit_distance, tokens
+from soloist.toolchain.traces.graph import Graph, Node, graph_of
+from soloist.toolchain.traces.schema import Run
+
+_SIGN = re.compile(r"(?<=[\d)%])\s*([-+*/×÷^−])\s*(?=[\d($-])")
+_STATED = re.compile(r"^\s*####.*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One peer's attempt at a question, as the student would have to say it."""
+
+    node: Node
+    example: Example
+    corrective: bool
+
+    @cached_property
+    def said(self) -> str:
+        return "\n".join(message["content"] for message in self.example.messages if message["role"] == "assistant")
+
+    @cached_property
+    def operations(self) -> tuple[str, ...]:
+        return tuple(use.name for use in self.node.uses) or tuple(_SIGN.findall(self.said))
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        text = _STATED.sub("", self.said)
+        if self.node.answer:
+            text = re.sub(rf"(?<!\w){re.escape(self.node.answer)}(?!\w)", "ANSWER", text)
+        return tokens(text)
+
+
+def distance(one: Attempt, other: Attempt) -> float:
+    """How differently two attempts came to their answers, 0..1."""
+    words = edit_distance(one.words, other.words)
+    if not one.operations and not other.operations:
+        return words
+    return (edit_distance(one.operations, other.operations) + words) / 2
+
+
+def conversation_of(node: Node, run: Run, setup: Setup) -> Example | str:
+    """An attempt as a conversation, right or wrong; or why it cannot be one."""
+    if node.answer is None:
+        return "an attempt without an answer"
+    messages = told(run.question.question, node.uses, node.text, node.answer, setup.mode)
+    if messages is None:
+        return "nothing to learn from"
+    example = encode(messages, setup.tokenizer, run.question.id)
+    return example if len(example.ids) <= setup.max_length else f"longer than {setup.max_length} tokens"
+
+
+def spoken(run: Run, setup: Setup) -> list[Attempt] | str:
+    """The attempts that gave an answer, right or wrong, in order; or why there is none."""
+    graph = graph_of(run)
+    made = [conversation_of(node, run, setup) for node in graph.nodes]
+    return _kept(graph, made)
+
+
+def sound(run: Run, setup: Setup) -> list[Attempt] | str:
+    """The right attempts that pass the same tests as a run's answer does, in order; or why there is none."""
+    graph = graph_of(run)
+    return _kept(graph, [_checked(node, run, setup) for node in graph.nodes])
+
+
+def _checked(node: Node, run: Run, setup: Setup) -> Example | str:
+    if node.verdict != "correct":
+        return "attempts are not graded" if node.verdict == "unknown" else "no correct attempt"
+    reason = unsound(run.question, node.uses, node.text, setup.mode, setup.check_steps)
+    return reason or conversation_of(node, run, setup)
+
+
+def _kept(graph: Graph, made: Sequence[Example | str]) -> list[Attempt] | str:
+    """What was made of the nodes; where that is nothing, the reason that a right attempt failed for counts most."""
+    found = [
+        Attempt(node, example, graph.corrective(index))
+        for index, (node, example) in enumerate(zip(graph.nodes, made, strict=True))
+        if isinstance(example, Example)
+    ]
+    if found:
+        return found
+    reasons = Counter(reason for reason in made if isinstance(reason, str))
+    late = [reason for reason, _ in reasons.most_common() if reason != "no correct attempt"]
+    return (late or list(reasons) or ["no attempt of an answering agent"])[0]
+
+
+def lasts(graph: Graph) -> list[Node]:
+    """Each agent's last attempt: what it stands by when the team is done."""
+    return list({node.agent: node for node in graph.nodes}.values())
+
+
+def firsts(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """The attempts made before anything was seen of anyone."""
+    return [attempt for attempt in attempts if attempt.node.attempt == 0]
