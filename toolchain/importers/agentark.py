@@ -45,10 +45,12 @@ _HEADERS = {
 _TOKENS = "most tokens that token_stats counted"
 
 
-def fits(document: Document) -> bool:
-    """Whether any row has a query and what became of it."""
-    return any(
-        isinstance(row.value, dict) and "query" in row.value and {"response", "solutions", "error"} & set(row.value)
+def fits(document: Document) -> int:
+    """How many rows have a query and what became of it."""
+    return sum(
+        isinstance(row.value, dict)
+        and "query" in row.value
+        and not {"response", "solutions", "error"}.isdisjoint(row.value)
         for row in document.rows
     )
 

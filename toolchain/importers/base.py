@@ -101,12 +101,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Importer:
-    """One format. `fits` recognises a file; `check` may refuse it whole; `convert` makes a row a run."""
+    """One format. `fits` counts the records it knows; `check` may refuse a file; `convert` makes a row a run."""
 
     name: str
     about: str
     origin: str
-    fits: Callable[[Document], bool]
+    fits: Callable[[Document], int]
     convert: Callable[[Row, Reading], Run]
     rows: Callable[[Document], Sequence[Row]] = lambda document: document.rows
     check: Callable[[Reading], None] = lambda reading: None

@@ -33,9 +33,9 @@ def _parts(value: object) -> tuple[Any, Any] | None:
     return (value, None) if _are_contexts(value) else None
 
 
-def fits(document: Document) -> bool:
-    """Whether any entry holds contexts of messages."""
-    return any(_parts(row.value[1]) for row in document.entries)
+def fits(document: Document) -> int:
+    """How many entries hold contexts of messages."""
+    return sum(_parts(row.value[1]) is not None for row in document.entries)
 
 
 def convert(row: Row, reading: Reading) -> Run:

@@ -56,11 +56,11 @@ def _mmlu_rows(document: Document) -> list[Row]:
     return list(document.rows)
 
 
-def fits(document: Document) -> bool:
-    """Whether any record is one of DyLAN's two kinds."""
-    return any(_is_math(row.value) for row in document.entries) or any(
-        _is_mmlu(row.value) for row in _mmlu_rows(document) if not document.entries
-    )
+def fits(document: Document) -> int:
+    """How many records are of one of DyLAN's two kinds."""
+    if document.entries:
+        return sum(_is_math(row.value) for row in document.entries)
+    return sum(_is_mmlu(row.value) for row in _mmlu_rows(document))
 
 
 def rows(document: Document) -> list[Row]:

@@ -39,9 +39,9 @@ class Step:
     observation: str
 
 
-def fits(document: Document) -> bool:
-    """Whether any row is an episode of either form."""
-    return any(isinstance(row.value, dict) and (_is_alpaca(row.value) or _is_chat(row.value)) for row in document.rows)
+def fits(document: Document) -> int:
+    """How many rows are an episode of either form."""
+    return sum(isinstance(row.value, dict) and (_is_alpaca(row.value) or _is_chat(row.value)) for row in document.rows)
 
 
 def _is_alpaca(record: dict[str, Any]) -> bool:

@@ -31,9 +31,9 @@ from soloist.toolchain.traces.schema import Run
 _OUTPUT = re.compile(r"(.+)_output_(\d{1,2})")
 
 
-def fits(document: Document) -> bool:
-    """Whether any row has a question and an agent's output of a round."""
-    return any(
+def fits(document: Document) -> int:
+    """How many rows have a question and an agent's output of a round."""
+    return sum(
         isinstance(row.value, dict) and "question" in row.value and any(_OUTPUT.fullmatch(key) for key in row.value)
         for row in document.rows
     )

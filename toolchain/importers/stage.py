@@ -83,13 +83,14 @@ def _same_place(file: Path, questions: Path) -> bool:
 
 
 def detect(document: Document) -> Importer:
-    """The one format whose records a file holds. Raises DataError."""
-    fitting = [importer for importer in IMPORTERS.values() if importer.fits(document)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        names = ", ".join(importer.name for importer in fitting)
-        raise DataError(f"{document.path}: looks like {names}; say which with --format")
+    """The format that most records of a file are of. Raises DataError where there is none, or are two."""
+    counts = {importer.name: importer.fits(document) for importer in IMPORTERS.values()}
+    most = max(counts.values())
+    names = [name for name, count in counts.items() if count == most]
+    if most and len(names) == 1:
+        return IMPORTERS[names[0]]
+    if most:
+        raise DataError(f"{document.path}: looks like {' and '.join(names)}; say which with --format")
     raise DataError(
         f"{document.path}: no trace format that is known ({', '.join(IMPORTERS)}); leave it out, or force --format"
     )

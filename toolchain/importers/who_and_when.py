@@ -28,9 +28,9 @@ _ROLE = re.compile(r"(.+?)\s*\((.+)\)")
 _GAIA = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def fits(document: Document) -> bool:
-    """Whether any row has a history and a mistake in it."""
-    return any(
+def fits(document: Document) -> int:
+    """How many rows have a history and a mistake in it."""
+    return sum(
         isinstance(row.value, dict) and {"history", "mistake_step", "mistake_agent"} <= set(row.value)
         for row in document.rows
     )

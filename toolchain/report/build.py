@@ -38,6 +38,7 @@ from soloist.toolchain.report.contract import (
     System,
     TrainingPoint,
 )
+from soloist.toolchain.report.lineage import Lineage, refuse_trained
 from soloist.toolchain.traces.schema import Run
 
 ORDER: tuple[Kind, ...] = ("team", "self-consistency", "tool-agent", "base", "student", "artifact")
@@ -48,7 +49,8 @@ class Context:
     """Everything a report says that is not a measurement.
 
     `overlap` is the number of held-out questions whose text was found in the training data; None means
-    nobody looked. `simulated` says that the team's agents were not real models.
+    nobody looked. `lineage` is what the students descend from. `simulated` says that the team's agents were
+    not real models.
     """
 
     command: str = ""
@@ -60,6 +62,7 @@ class Context:
     parity: Sequence[Parity] = ()
     runs: Sequence[Run] = ()
     overlap: int | None = None
+    lineage: Lineage = field(default_factory=Lineage)
     simulated: bool = False
     notes: Sequence[str] = ()
     gate: Gate | None = None
@@ -77,9 +80,15 @@ def build_report(
     context: Context | None = None,
     anatomy: Run | None = None,
 ) -> Report:
-    """The report of these measurements. Raises DataError where they cannot be compared."""
+    """The report of these measurements.
+
+    Raises:
+        DataError: they cannot be compared, or a student was trained on the benchmark it is measured on.
+    """
     context = context or Context()
     _check(measurements)
+    if any(m.kind in ("student", "artifact") for m in measurements):
+        refuse_trained(context.lineage, (run.question.benchmark for run in context.runs))
     ordered = sorted(measurements, key=lambda m: (m.split, ORDER.index(m.kind)))
     teams = {m.split: m for m in ordered if m.kind == "team"}
     pairs = {(m.split, m.system_id): _against(m, teams.get(m.split)) for m in ordered}
@@ -255,6 +264,14 @@ def _caveats(measurements: Sequence[Measurement], systems: Sequence[System], con
         said.append("Nobody checked whether test questions also occur in the training data.")
     elif context.overlap:
         said.append(f"{context.overlap} test questions also occur in the training data: accuracies are too high.")
+    if context.lineage.benchmarks:
+        trained = ", ".join(context.lineage.benchmarks)
+        said.append(
+            f"The student was trained on test questions of {trained}; it is never measured on those benchmarks."
+        )
+    if context.lineage.missing:
+        gone = ", ".join(context.lineage.missing)
+        said.append(f"What the student was trained on is not known in full: {gone} is no longer there.")
     for label, words in (("recorded", "comes from an earlier run"), ("predicted", "is predicted, not run")):
         names = sorted({m.system_id for m in measurements if m.label == label})
         if names:

@@ -1,0 +1,79 @@
+import shutil
+
+import pytest
+
+from soloist.kernels.errors import DataError
+from soloist.toolchain.artifact import stage
+from soloist.toolchain.report.lineage import Lineage, artifact_around, lineage_of, refuse_trained
+
+
+@pytest.fixture
+def family(tmp_path):
+    """Imported traces, a student of them, its compiled file, in two folders."""
+
+    def build(folder):
+        (folder / "model.gguf").write_bytes(b"weights")
+        return {}
+
+    traces = stage("import", tmp_path / "data" / "traces", {}, [], lambda folder: {"benchmarks": {"MATH": "test"}})
+    student = stage("distill", tmp_path / "run" / "student", {}, [traces], lambda folder: {})
+    return traces, student, stage("export", tmp_path / "run" / "compiled", {}, [student], build)
+
+
+def test_benchmarks_are_found_through_the_parents(family):
+    compiled = family[-1]
+    for artifact in family:
+        assert lineage_of([artifact]) == Lineage(("MATH",))
+    assert artifact_around(compiled.path / "model.gguf").digest == compiled.digest
+    assert artifact_around(compiled.path).digest == compiled.digest
+    assert artifact_around(compiled.path.parent / "foreign.gguf") is None
+
+
+def test_a_parent_that_is_gone_is_told(family):
+    traces, student, compiled = family
+    shutil.rmtree(traces.path)
+    found = lineage_of([compiled])
+    assert found.benchmarks == () and len(found.missing) == 1 and traces.digest in found.missing[0]
+    assert lineage_of([traces, student, compiled]) == Lineage(("MATH",))  # given, so not looked for
+
+
+def test_another_artifact_in_its_place_is_not_taken_for_it(family, tmp_path):
+    traces, student, _ = family
+    shutil.rmtree(traces.path)
+    stage("import", traces.path, {"other": 1}, [], lambda folder: {"benchmarks": {}})
+    assert lineage_of([student]).missing
+
+
+def test_refuse_trained():
+    refuse_trained(Lineage(("MATH",)), [None, "GSM8K"])
+    refuse_trained(Lineage(), ["MATH"])
+    with pytest.raises(DataError, match="trained on test questions of GSM8K, MATH"):
+        refuse_trained(Lineage(("GSM8K", "MATH")), ["MATH", None, "GSM8K", "MATH"])
+
+
+def _marked(context, benchmark):
+    return tuple(
+        run.model_copy(update={"question": run.question.model_copy(update={"benchmark": benchmark})})
+        for run in context.runs
+    )
+
+
+def test_the_report_refuses_a_benchmark_that_the_student_was_trained_on(builder, make_context):
+    runs = _marked(make_context(), "MATH")
+    with pytest.raises(DataError, match="trained on test questions of MATH"):
+        builder(context=make_context(runs=runs, lineage=Lineage(("MATH",))))
+
+
+def test_the_report_quotes_another_benchmark_and_says_what_was_trained_on(builder, make_context):
+    runs = _marked(make_context(), "GSM8K")
+    caveats = builder(context=make_context(runs=runs, lineage=Lineage(("MATH",), ("traces (1f)",)))).details.caveats
+    assert any("trained on test questions of MATH" in said for said in caveats)
+    assert any("traces (1f) is no longer there" in said for said in caveats)
+    assert not any("test questions of" in said for said in builder().details.caveats)
+
+
+def test_a_report_without_students_is_not_refused(builder, make_context, measured, system_rows):
+    runs = _marked(make_context(), "MATH")
+    team = measured(system_rows["team"], "held-out", 80)
+    report = builder(measurements=[team], context=make_context(runs=runs, lineage=Lineage(("MATH",))))
+    assert report.systems[0].kind == "team"
