@@ -14,10 +14,10 @@ def command(name: str | None) -> None:
     from pydantic import ValidationError
 
     from soloist.kernels.errors import UsageError
+    from soloist.toolchain.config import describe
     from soloist.toolchain.teams.config import load_team
     from soloist.toolchain.teams.team import find_topology, topology_names
     from soloist.toolchain.tools.files import load_tools
-    from soloist.toolchain.traces.store import describe
 
     if name is None:
         shipped = sorted(path.name for path in files("soloist.toolchain.teams.specs").iterdir())

@@ -10,6 +10,7 @@ from typing import Protocol, cast
 from pydantic import BaseModel, ValidationError
 
 from soloist.kernels.errors import EngineError, UsageError
+from soloist.toolchain.config import describe
 from soloist.toolchain.tasks.base import Question, resolve_entry_point
 from soloist.toolchain.teams import topologies
 from soloist.toolchain.teams.config import GgufEngineConfig, StudentEngineConfig, TeamConfig
@@ -17,7 +18,6 @@ from soloist.toolchain.teams.engines.base import Engine
 from soloist.toolchain.teams.session import Session
 from soloist.toolchain.tools.base import Toolbox
 from soloist.toolchain.traces.schema import Run
-from soloist.toolchain.traces.store import describe
 
 
 class Topology(Protocol):

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.artifact import explain_disk_errors
-from soloist.toolchain.config import describe as describe  # noqa: PLC0414 - teams read it from here
+from soloist.toolchain.config import describe
 from soloist.toolchain.events import append_line
 from soloist.toolchain.tasks.base import question_key
 from soloist.toolchain.traces.schema import SCHEMA, Run
