@@ -31,6 +31,46 @@ class Entry:
 
 CATALOG: Mapping[str, Entry] = {
     "sft": Entry("sft", "cross-entropy on one verified trajectory a question", "rejection sampling", ("a verifier",)),
+    "rsft": Entry(
+        "agentark",
+        "one right trace of the debate's consensus a question, corrective ones first",
+        "AgentArk, arXiv 2602.03955",
+        ("a verifier", "several agents"),
+        attribute="RSFT",
+    ),
+    "da": Entry(
+        "agentark",
+        "several different right traces a question, each weighing 1/k",
+        "AgentArk, arXiv 2602.03955",
+        ("a verifier", "several agents"),
+        "1-3x",
+        attribute="DA",
+    ),
+    "magdi": Entry(
+        "magdi",
+        "right attempts said, all attempts classified in their graph, right ranked above wrong",
+        "MAGDi, arXiv 2402.01620",
+        ("a verifier", "several agents"),
+        "3-6x",
+    ),
+    "answer-only": Entry(
+        "rivals", "the bare answer of runs that are right", "rival", ("a verifier",), "0.5-1x", "ANSWER_ONLY"
+    ),
+    "random-trace": Entry("rivals", "any attempt of any agent, drawn at random", "rival", attribute="RANDOM_TRACE"),
+    "single-agent": Entry(
+        "rivals",
+        "right first attempts of the strongest agent, at sft's tokens",
+        "rival",
+        ("a verifier",),
+        attribute="SINGLE_AGENT",
+    ),
+    "majority-vote": Entry(
+        "rivals",
+        "a first attempt that gives the majority's answer, right or wrong",
+        "rival",
+        ("several agents",),
+        attribute="MAJORITY_VOTE",
+    ),
     "tdpo": Entry(
         "tdpo",
         "correct attempts, then correct preferred to wrong ones of the same round",
