@@ -75,6 +75,11 @@ class MagdiOptions(Config):
     )
 
 
+def _options(setup: Setup) -> MagdiOptions:
+    assert isinstance(setup.options, MagdiOptions)
+    return setup.options
+
+
 # ---------------------------------------------------------------- selecting
 
 
@@ -178,7 +183,7 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
     kept: list[Group] = []
     rejected: Counter[str] = Counter()
     for run, graph in graphs:
-        grid = grids[run.team] if setup.options.grid == "team" else Grid.of([graph])
+        grid = grids[run.team] if _options(setup).grid == "team" else Grid.of([graph])
         group = _group(run, graph, grid, setup)
         if isinstance(group, str):
             rejected[group] += 1
@@ -196,10 +201,10 @@ def _notes(kept: Sequence[Group]) -> dict[str, int]:
 
 def _group(run: Run, graph: Graph, grid: Grid, setup: Setup) -> Group | str:
     """A question's graph, or why there is none."""
-    level, question = setup.options.level, run.question.question
+    level, question = _options(setup).level, run.question.question
     cells: list[Node | None] = [None] * len(grid)
-    for node in graph.nodes:
-        cells[grid.cell(node)] = node
+    for attempt in graph.nodes:
+        cells[grid.cell(attempt)] = attempt
     labels = [ABSENT if node is None else _LABELS.get(node.verdict, UNGRADED) for node in cells]
     if len(grid.agents) < 2:
         return "one agent only"
@@ -236,16 +241,17 @@ def _facts(
     run: Run, graph: Graph, grid: Grid, labels: Sequence[int], of_cell: Mapping[int, int], setup: Setup
 ) -> dict[str, Any]:
     """What the terms need: conversations of the cells, their labels, edges between cells, pairs of conversations."""
+    options = _options(setup)
     facts: dict[str, Any] = {"question": run.question.id}
-    if setup.options.level >= 3:
+    if options.level >= 3:
         right, wrong = ([of_cell[cell] for cell, label in enumerate(labels) if label == want] for want in (1, 0))
         facts["pairs"] = paired(right, wrong)
-    if setup.options.level == 4:
+    if options.level == 4:
         seen = [[grid.cell(graph.nodes[link.source]), grid.cell(graph.nodes[link.target])] for link in graph.links]
         full = grid_edges(len(grid.agents), len(grid.columns), setup.variant)
         facts["nodes"] = [of_cell[cell] for cell in range(len(grid))]
         facts["labels"] = list(labels)
-        facts["edges"] = full if setup.options.edges == "grid" else seen
+        facts["edges"] = full if options.edges == "grid" else seen
     return facts
 
 
@@ -343,7 +349,7 @@ class GraphObjective:
 
 def objective(student: Student, setup: Setup) -> GraphObjective:
     """The loss for a student of this width."""
-    return GraphObjective(student.width, setup.options, variant=setup.variant, seed=setup.seed)
+    return GraphObjective(student.width, _options(setup), variant=setup.variant, seed=setup.seed)
 
 
 METHOD = Method(select=select, objective=objective, options=MagdiOptions)
