@@ -71,6 +71,13 @@ CATALOG: Mapping[str, Entry] = {
         ("several agents",),
         attribute="MAJORITY_VOTE",
     ),
+    "sad": Entry(
+        "sad",
+        "reasoning and acting imitated apart, from easy to hard; observations only read",
+        "SAD, arXiv 2505.13820",
+        ("a verifier", "optionally a local teacher's logits"),
+        "1x; 2-3x with a teacher",
+    ),
     "tdpo": Entry(
         "tdpo",
         "correct attempts, then correct preferred to wrong ones of the same round",
