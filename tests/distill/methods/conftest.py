@@ -1,0 +1,77 @@
+"""Hand-made debates: several agents, several rounds, with calls or in plain text."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+from soloist.toolchain.artifact import stage
+from soloist.toolchain.tasks.base import Question, score
+from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn
+from soloist.toolchain.traces.store import write_runs
+
+
+def use(text):
+    """`name(arguments) = result`, or `name(arguments) ! error`, as a call that was made."""
+    call, sign, outcome = text.partition(" = ") if " = " in text else text.partition(" ! ")
+    inner = call.partition("(")[2].rstrip(")")
+    ended = {"result": outcome, "steps": (f"{inner} = {outcome}",)} if sign == " = " else {"error": outcome}
+    return ToolUse(name=call.partition("(")[0], arguments={}, call=call, **ended)
+
+
+def made(rounds, *, gold="12", number=1, split="train", graded=True, answer=None):
+    """A run. `rounds`: for each round what every agent a, b, c, … said: text, or a tuple of calls; None: silent.
+
+    The team's answer is that of the first agent's last turn unless `answer` is given.
+    """
+    question = Question(id=f"q{number}", question=f"What is {number}, asked?", gold=gold, split=split, scorer="number")
+    turns, edges, before = [], [], {}
+    for index, spoken in enumerate(rounds):
+        now = {}
+        for agent, said in zip("abcdef", spoken, strict=False):
+            if said is None:
+                continue
+            uses = tuple(use(call) for call in said) if isinstance(said, tuple) else ()
+            text = uses[-1].call if uses else said
+            given = uses[-1].result if uses else said.rpartition(" ")[2]
+            verdict = ("correct" if score(given, question) else "wrong") if graded and given else "unknown"
+            turn = Turn(id=len(turns), agent=agent, role="solver", round=index, model="m", text=text, tools=uses,
+                        answer=given, verdict=verdict)  # fmt: skip
+            for other, source in before.items():
+                kind = "continuity" if other == agent else "influence"
+                edges.append(Edge(source=source, target=turn.id, kind=kind))
+            now[agent] = turn.id
+            turns.append(turn)
+        before |= now
+    path = [turn.id for turn in turns if turn.agent == "a"][-1:]
+    answer = answer or (turns[path[0]].answer if path else None)
+    verdict = ("correct" if score(answer, question) else "wrong") if graded else "unknown"
+    return Run(question=question, team="t", turns=tuple(turns), edges=tuple(edges), path=tuple(path), answer=answer,
+               verdict=verdict)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def debate_of():
+    """Builder of debates: `debate_of(rounds, gold=…, number=…, split=…, graded=…, answer=…)`."""
+    return made
+
+
+@pytest.fixture
+def traces_of(tmp_path):
+    """Builder of an artifact of traces: `traces_of(runs)`."""
+
+    def build(runs):
+        return stage("teach", tmp_path / "traces", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
+
+    return build
+
+
+@pytest.fixture
+def trained():
+    """The trained tokens of an example as text."""
+
+    def text(example, tokenizer):
+        return tokenizer.decode([i for i, own in zip(example.ids, example.trained, strict=True) if own])
+
+    return text
