@@ -7,7 +7,16 @@ from types import SimpleNamespace
 import pytest
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.distill.data import STUDENT_TEMPLATE, conversation, encode, prepare_tokenizer, render_ids, select
+from soloist.toolchain.distill.data import (
+    STUDENT_TEMPLATE,
+    conversation,
+    encode,
+    prepare_tokenizer,
+    render_ids,
+    select,
+    selection,
+    within,
+)
 from soloist.toolchain.traces.schema import Run, Turn
 
 
@@ -121,6 +130,29 @@ def test_no_correct_trace_is_an_error(tokenizer, run_of):
         select([run_of(1, verdict="wrong"), run_of(2, verdict="absent")], tokenizer, check_steps=agree)
     with pytest.raises(DataError, match="there are no traces"):
         select([], tokenizer, check_steps=agree)
+
+
+def test_a_budget_of_tokens_takes_whole_groups_at_random(tokenizer, run_of):
+    chosen = select([run_of(number, calls=1 + number % 3) for number in range(30)], tokenizer, check_steps=agree)
+    sizes = [group.examples[0].targets for group in chosen.groups]
+    assert within(chosen, None, 0) is chosen is within(chosen, sum(sizes), 0)
+    for budget in (min(sizes), 200, sum(sizes) - 1):
+        cut = within(chosen, budget, seed=3)
+        used = sum(example.targets for example in cut.examples)
+        left_out = [group.examples[0].targets for group in chosen.groups if group not in cut.groups]
+        assert budget - min(left_out) < used <= budget, "nothing more fits"
+        assert list(cut.groups) == [group for group in chosen.groups if group in cut.groups], "in their order"
+        assert cut.rejected == {f"over the budget of {budget} trained tokens": 30 - len(cut.groups)}
+    assert within(chosen, 200, seed=3).groups == within(chosen, 200, seed=3).groups
+    assert within(chosen, 200, seed=3).groups != within(chosen, 200, seed=4).groups
+    with pytest.raises(DataError, match=f"a budget of 3 trained tokens is too small.* has {min(sizes)}"):
+        within(chosen, 3, seed=0)
+
+
+def test_notes_are_counted_only_where_there_are_any(tokenizer, run_of):
+    kept = select([run_of(1)], tokenizer, check_steps=agree).groups
+    assert "notes" not in selection(kept, {}).counts
+    assert selection(kept, {}, {"mean_k": 1.5}).counts["notes"] == {"mean_k": 1.5}
 
 
 class Alien:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -9,10 +11,16 @@ torch = pytest.importorskip("torch")
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.toolchain.distill import packing  # noqa: E402
 from soloist.toolchain.distill.data import Group  # noqa: E402
+from soloist.toolchain.distill.methods.attempts import spoken  # noqa: E402
+from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.sft import CrossEntropy, summed_cross_entropy  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.train import parts  # noqa: E402
+from soloist.toolchain.traces.graph import graph_of  # noqa: E402
+from soloist.toolchain.traces.store import read_runs  # noqa: E402
+
+RECORDED = Path(__file__).resolve().parents[2] / "toolchain" / "traces" / "recorded" / "traces.jsonl.gz"
 
 
 @pytest.fixture(params=["written out", "torch"])
@@ -84,6 +92,26 @@ def test_shared_beginnings_are_computed_once(conversations):
     assert batch.ids.numel() == len(distinct) < apart.ids.numel()
     assert batch.tokens == apart.tokens == sum(len(e.ids) for e in conversations)
     assert batch.targets == sum(e.targets for e in conversations)
+
+
+def test_a_whole_recorded_graph_equals_its_attempts_one_by_one(tiny_base, tokenizer, attention):
+    run = max(read_runs(RECORDED), key=lambda run: len(graph_of(run).nodes))
+    attempts = [attempt.example for attempt in spoken(run, Setup(tokenizer, lambda _: True, max_length=512))]
+    batch = pack([Group(tuple(attempts))])
+    assert len(attempts) >= 6
+    assert batch.ids.numel() < 0.7 * batch.tokens
+    student, plain = student_of(tiny_base), load_base(tiny_base)[0]
+    with torch.no_grad():
+        packed = student.logits(batch)
+        for owner, example in enumerate(attempts):
+            alone = plain(torch.tensor([example.ids])).logits[0, :-1][torch.tensor(example.trained[1:])]
+            assert (packed[batch.owners == owner] - alone).abs().max() < 1e-4 * alone.abs().max()
+    want, gradients = reference_loss(tiny_base, attempts, torch.float32)
+    loss = summed(student, [Group(tuple(attempts))])
+    student.backward(loss)
+    assert loss.item() == pytest.approx(want, rel=1e-4)
+    for name, value in student.named_parameters():
+        assert (value.grad - gradients[name]).abs().max() < 1e-4 * gradients[name].abs().max(), name
 
 
 def test_conversations_do_not_see_each_other(tiny_base, conversations):

@@ -55,6 +55,18 @@ def test_a_student_that_is_there_is_not_trained_again(tiny_base, traces, tmp_pat
     assert (first.path / "model.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_a_budget_of_tokens_is_kept_and_is_part_of_the_plan(tiny_base, traces, tmp_path):
+    whole = distill(CONFIG, traces, tiny_base, tmp_path / "whole")
+    budget = whole.facts["data"]["trained_tokens"] // 2
+    config = CONFIG.model_copy(update={"tokens": budget})
+    half = distill(config, traces, tiny_base, tmp_path / "half")
+    assert 0.7 * budget < half.facts["data"]["trained_tokens"] <= budget
+    assert half.facts["training"]["trained_tokens"] == half.facts["data"]["trained_tokens"]
+    assert half.facts["data"]["rejected"][f"over the budget of {budget} trained tokens"] > 0
+    assert half.digest != whole.digest
+    assert "tokens" not in whole.manifest["config"]
+
+
 def test_held_out_questions_stop_the_stage(tiny_base, tmp_path, run_of):
     held = stage(
         "teach",
