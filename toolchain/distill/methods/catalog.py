@@ -78,6 +78,13 @@ CATALOG: Mapping[str, Entry] = {
         ("a verifier", "optionally a local teacher's logits"),
         "1x; 2-3x with a teacher",
     ),
+    "gkd": Entry(
+        "gkd",
+        "a local teacher's next-token distributions, partly on the student's own words",
+        "GKD, arXiv 2306.13649",
+        ("a verifier", "a local teacher's logits"),
+        "2-4x",
+    ),
     "tdpo": Entry(
         "tdpo",
         "correct attempts, then correct preferred to wrong ones of the same round",
