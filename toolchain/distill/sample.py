@@ -38,7 +38,8 @@ def sample(
     positions = getattr(student.model.config, "max_position_embeddings", None) or width + max_new_tokens
     config = require("transformers", "train").GenerationConfig(
         max_new_tokens=max(1, min(max_new_tokens, positions - width)), do_sample=temperature > 0,
-        temperature=temperature or None, top_k=0, top_p=1.0, eos_token_id=student.tokenizer.eos_token_id, pad_token_id=student.tokenizer.pad_token_id,
+        temperature=temperature or None, top_k=0, top_p=1.0, eos_token_id=student.tokenizer.eos_token_id,
+        pad_token_id=student.tokenizer.pad_token_id,
     )  # fmt: skip
     ids = torch.full((len(prompts), width), student.tokenizer.pad_token_id, dtype=torch.long)
     seen = torch.zeros_like(ids)
