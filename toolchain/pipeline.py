@@ -32,6 +32,7 @@ from soloist.toolchain.export import export
 from soloist.toolchain.gate.stage import gate_of
 from soloist.toolchain.report.build import Context, build_report
 from soloist.toolchain.report.contract import Parity, Report, TrainingPoint
+from soloist.toolchain.report.lineage import lineage_of, refuse_trained
 from soloist.toolchain.report.stage import choose_anatomy, write_report
 from soloist.toolchain.tasks.base import Question, question_key
 from soloist.toolchain.teach import TRACES, teach
@@ -77,6 +78,7 @@ def run(job: Job, events: EventLog = QUIET) -> Report:
     overlap = _refuse_overlap((run.question.question for run in read_runs(traces.path / TRACES)), job.test)
     if job.gate:
         _gate(job, traces, events)
+    refuse_trained(lineage_of([traces]), (question.benchmark for question in job.test))
     student = _student(job, base, traces, events)
     compiled = _compiled(job, traces, student, events)
     measured = _measured(job, traces, student, compiled, events)
@@ -230,6 +232,7 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
         parity=_parity(compiled),
         runs=runs,
         overlap=overlap,
+        lineage=lineage_of(artifacts),
         prices=_prices(job),
         notes=_notes(job, traces),
         gate=advised,

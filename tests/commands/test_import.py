@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from soloist.toolchain.artifact import Artifact
+from soloist.toolchain.artifact import Artifact, stage
 
 USAGE, DATA, ARTIFACT = 2, 3, 4
 EPISODE = (
@@ -59,3 +59,16 @@ def test_other_mistakes_have_their_codes(refused, episodes, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear")
     assert "is no artifact of ours" in refused(ARTIFACT, "import", episodes, "-o", tmp_path / "mine")
+
+
+def test_bench_refuses_the_benchmark_that_a_file_descends_from(refused, soloist, episodes, tmp_path):
+    def build(folder):
+        (folder / "model.gguf").write_bytes(b"weights")
+        return {}
+
+    soloist("import", episodes, "-o", tmp_path / "traces", "--benchmark", "HotpotQA", "--train-on-test")
+    stage("export", tmp_path / "compiled", {}, [Artifact.open(tmp_path / "traces")], build)
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"question": "Who?", "answer": "me", "benchmark": "HotpotQA"}) + "\n")
+    said = refused(DATA, "bench", tmp_path / "compiled" / "model.gguf", "--questions", test)
+    assert "the student was trained on test questions of HotpotQA" in said and "\n" not in said

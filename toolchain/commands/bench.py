@@ -21,10 +21,13 @@ def command(models: tuple[Path, ...], questions: Path, tools: tuple[str, ...], o
     from soloist.toolchain.bench.systems import System, student_team
     from soloist.toolchain.events import EventLog
     from soloist.toolchain.progress import Bars
+    from soloist.toolchain.report.lineage import artifact_around, lineage_of, refuse_trained
     from soloist.toolchain.tasks.files import load_questions
     from soloist.toolchain.tools.files import load_tools
 
     asked = [q.model_copy(update={"split": "held-out"}) for q in load_questions(questions).questions]
+    made = [artifact for model in models if (artifact := artifact_around(model)) is not None]
+    refuse_trained(lineage_of(made), (question.benchmark for question in asked))
     names = list(load_tools(tools).tools)
     systems = [
         System(id=f"{i}-{model.stem}", kind="artifact", format=model.suffix or "folder",

@@ -1,12 +1,12 @@
 """Users' own questions, one JSON object per line.
 
     {"question": "...", "answer": "...", "scorer": "number", "id": "q7", "task": "...",
-     "choices": ["..."], "pattern": "..."}
+     "choices": ["..."], "pattern": "...", "benchmark": "..."}
 
 `question` and `answer` are needed (with scorer `regex`, `pattern` may stand for the answer), the rest
-is optional. The file is checked strictly and all its faults are reported at once, each with its line
-and field. A question whose text was there before is dropped and counted; the same text with another
-answer is a fault.
+is optional; `benchmark` names the public benchmark whose test question this is. The file is checked
+strictly and all its faults are reported at once, each with its line and field. A question whose text was
+there before is dropped and counted; the same text with another answer is a fault.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from soloist.kernels.errors import DataError, UsageError
 from soloist.toolchain.tasks.base import Question, Split, question_key, resolve_scorer
 
 MOST_FAULTS_SHOWN = 20
-_TEXTS = ("question", "answer", "scorer", "id", "task", "pattern")
+_TEXTS = ("question", "answer", "scorer", "id", "task", "pattern", "benchmark")
 _FIELDS = (*_TEXTS, "choices")
 
 
@@ -104,6 +104,7 @@ def _question(row: dict[str, Any], number: int, path: Path, split: Split) -> Que
         scorer=row.get("scorer", "exact"),
         choices=tuple(row.get("choices", ())),
         pattern=row.get("pattern"),
+        benchmark=row.get("benchmark"),
     )
 
 

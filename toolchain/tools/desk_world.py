@@ -68,6 +68,7 @@ _PLURALS = {
     "woodlice": "woodlouse",
     "praying mantises": "praying mantis",
     "leeches": "leech",
+    "cockroaches": "cockroach",
     "people": "human",
 }
 ANIMAL_GRAMMAR = DIGITS + ' " " (' + " | ".join(f'"{animal}"' for animal in LEGS) + ")"
