@@ -130,6 +130,16 @@ def test_a_right_answer_by_a_wrong_step_is_not_preferred(setup):
         preference_pairs([run], setup)
 
 
+def test_a_student_that_acts_learns_nothing_from_words_beside_calls(setup):
+    run = debate(7, [["7", "8"], ["7", "8"]])
+    spoken = run.turns[1].model_copy(update={"tools": (), "text": "8 + 0 = 8"})
+    run = run.model_copy(update={"turns": (run.turns[0], spoken, *run.turns[2:])})
+    chosen = preference_pairs([run], setup)
+    assert chosen.rejected == {"in words, where others called tools": 1}
+    assert len(chosen.groups) == 1
+    assert len(preference_pairs([run], replace(setup, mode="internalise")).groups) == 2
+
+
 @pytest.mark.parametrize(
     ("run", "message"),
     [
@@ -294,7 +304,8 @@ def test_both_phases_make_a_student(tiny_base, tmp_path):
     assert made.facts["training"]["steps"] == 6
     assert made.facts["training"]["first_loss"] == pytest.approx(np.log(2), abs=1e-5)  # the reference is phase 1
     assert made.facts["training"]["last_loss"] < np.log(2)
-    assert card["phases"]["sft"]["steps"] == 1
+    assert made.facts["training"]["phases"]["sft"]["steps"] == 1
+    assert "seconds" not in json.dumps(card)  # the same work gives the same files
     assert not any(name.startswith("phases") for name in made.manifest["files"])
     stamp = (made.path / "model.safetensors").stat().st_mtime_ns
     assert distill(config, traces, tiny_base, tmp_path / "student").digest == made.digest

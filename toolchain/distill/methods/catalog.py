@@ -46,6 +46,13 @@ CATALOG: Mapping[str, Entry] = {
         "1-3x",
         attribute="DA",
     ),
+    "pad": Entry(
+        "pad",
+        "a reward model learns which steps are good, then the student practises by GRPO",
+        "AgentArk, arXiv 2602.03955",
+        ("a verifier", "several agents", "trl"),
+        "20-100x",
+    ),
     "magdi": Entry(
         "magdi",
         "right attempts said, all attempts classified in their graph, right ranked above wrong",
@@ -70,6 +77,13 @@ CATALOG: Mapping[str, Entry] = {
         "rival",
         ("several agents",),
         attribute="MAJORITY_VOTE",
+    ),
+    "kg-masd": Entry(
+        "kg_masd",
+        "runs whose facts a knowledge graph bears out; its facts before the question",
+        "KG-MASD, arXiv 2510.06240",
+        ("a verifier", "a knowledge graph"),
+        "1x; 1-2x with facts",
     ),
     "sad": Entry(
         "sad",

@@ -106,6 +106,12 @@ class Preference(SelfContained):
         return {"dpo": -functional.logsigmoid(self.beta * (ratio[:, 0] - ratio[:, 1])).sum() / counts["pairs"]}
 
 
+def other_kind(node: Node, graph: Graph, setup: Setup) -> str | None:
+    """Why a student that acts cannot have made this attempt: it is in words, where others called tools."""
+    words = setup.mode == "acts" and not node.uses and any(other.uses for other in graph.nodes)
+    return "in words, where others called tools" if words else None
+
+
 def _not_right(node: Node, run: Run, setup: Setup) -> str | None:
     if node.verdict != "correct":
         return "no correct answer"
@@ -129,8 +135,10 @@ def correct_attempts(runs: Sequence[Run], setup: Setup) -> Selection:
     for run in runs:
         refuse_split(run)
         found: dict[tuple[int, ...], Example] = {}
-        for node in graph_of(run).nodes:
-            made = _not_right(node, run, setup) or _encoded(node, run, "", setup)
+        graph = graph_of(run)
+        for node in graph.nodes:
+            reason = _not_right(node, run, setup) or other_kind(node, graph, setup)
+            made = reason or _encoded(node, run, "", setup)
             if isinstance(made, str):
                 rejected[made] += 1
             else:
@@ -203,9 +211,10 @@ def preference_pairs(runs: Sequence[Run], setup: Setup) -> Selection:
 
 def _pair(run: Run, graph: Graph, right: int, wrong: int, setup: Setup, context: bool) -> Group | str:
     shown = shown_before(graph, (right, wrong)) if context else ""
-    reason = _not_right(graph.nodes[right], run, setup)
-    if reason:
+    if reason := _not_right(graph.nodes[right], run, setup):
         return f"the right attempt: {reason}"
+    if reason := next((r for i in (right, wrong) if (r := other_kind(graph.nodes[i], graph, setup))), None):
+        return reason
     chosen = _encoded(graph.nodes[right], run, shown, setup)
     other = _encoded(graph.nodes[wrong], run, shown, setup)
     if isinstance(chosen, str) or isinstance(other, str):
@@ -254,7 +263,8 @@ def train(work: Work) -> dict[str, Any]:
     ]
     facts = fit(work, trainer, groups, Preference(options.beta), work.folder)
     pairs = {**chosen.counts, "shown_earlier_answers": sum(group.facts["shown"] for group in chosen.groups)}
-    return {**facts, "data": {**sft["data"], "pairs": pairs}, "phases": {"sft": sft["training"]}}
+    training = {**facts["training"], "phases": {"sft": sft["training"]}}
+    return {**facts, "training": training, "data": {**sft["data"], "pairs": pairs}}
 
 
 METHOD = Method(

@@ -1,0 +1,249 @@
+"""GRPO of a student by TRL, in short segments: each begins at a folder and ends with one.
+
+    segment: policy <- folder · reference <- the same folder for all segments · S updates · policy -> folder
+
+TRL samples through our rollouts, so that a student that acts calls its tools and their results are masked,
+and its rewards are a reward model's and a verifier's. Advantages are computed here (`credit.py`), because TRL's
+own divide by std + 1e-4 and know one number per solution; `released` gives every step its own.
+
+TRL's checkpoints hold pickled optimizer states, which we neither write nor read: a killed run repeats its
+segment, and AdamW's moments begin anew with every segment. Weights are fp32 throughout, on disk as well: an
+update at a learning rate of 5e-7 is smaller than the last bit of bf16. Left out: several processes (a group's
+rewards would lie on several), LoRA in this phase, vLLM.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from soloist.kernels.errors import UsageError
+from soloist.targets.base import Message, require
+from soloist.toolchain.config import Config
+from soloist.toolchain.distill.credit import Solution, released, softmin, z_scores
+from soloist.toolchain.distill.data import Example, prepare_tokenizer, render_ids
+from soloist.toolchain.distill.methods.base import Variant
+from soloist.toolchain.distill.prm import RewardModel
+from soloist.toolchain.distill.rollouts import Rollout, Sampler
+from soloist.toolchain.distill.steps import step_ends
+from soloist.toolchain.distill.student import load_base
+from soloist.toolchain.tasks.base import Question
+from soloist.toolchain.tools.base import Toolbox
+
+
+class GrpoConfig(Config):
+    """The policy phase. The defaults marked released are those of AgentArk's published scripts."""
+
+    generations: int = Field(default=8, ge=2, description="G, solutions sampled per question (released)")
+    temperature: float = Field(default=0.5, gt=0, description="of sampling (released)")
+    learning_rate: float = Field(default=5e-7, gt=0, description="of the policy (released)")
+    kl: float = Field(default=0.001, ge=0, description="beta, weight of the KL to the reference (released)")
+    clip: float = Field(default=0.2, gt=0, description="epsilon (released)")
+    questions: int = Field(default=8, ge=1, description="per update; our choice, for small machines (released: 64)")
+    steps: int | None = Field(default=None, ge=1, description="updates; default one pass over the questions (released)")
+    segment: int = Field(default=16, ge=1, description="updates that a kill repeats at most (our choice)")
+    step_weight: float = Field(default=1.0, ge=0, description="of the reward model's softmin over steps (our choice)")
+    answer_weight: float = Field(default=1.0, ge=0, description="of the verified answer (released)")
+    tau: float = Field(default=0.1, gt=0, description="of softmin and of min-form credit (released)")
+    new_tokens: int | None = Field(default=None, ge=1, description="most tokens per turn; 64 acting, 256 in words")
+
+
+@dataclass
+class Judge:
+    """What a sampled solution is worth: its steps by the reward model, its answer by the question's scorer."""
+
+    model: RewardModel
+    config: GrpoConfig
+    variant: Variant
+
+    def __post_init__(self) -> None:
+        self.judged: list[tuple[list[int], Solution]] = []  # step ends within the completion, in sampled order
+
+    def judge(self, prompts: Sequence[Sequence[int]], made: Sequence[Rollout], asked: Sequence[Question]) -> None:
+        """Score a whole batch; TRL asks for the numbers afterwards."""
+        tokenizer = self.model.student.tokenizer
+        ends = [step_ends(one.ids, one.own, tokenizer) for one in made]
+        examples = [
+            Example((), (*prompt, *one.ids), (*(False for _ in prompt), *one.own))
+            for prompt, one in zip(prompts, made, strict=True)
+        ]
+        shifted = [[len(prompt) + end for end in stops] for prompt, stops in zip(prompts, ends, strict=True)]
+        scores = self.model.scores(examples, shifted)
+        self.judged = []
+        for one, stops, values, question in zip(made, ends, scores, asked, strict=True):
+            begins = [0, *(stop + 1 for stop in stops[:-1])]
+            tokens = tuple(sum(one.own[b : e + 1]) for b, e in zip(begins, stops, strict=True))
+            self.judged.append((stops, Solution(tuple(values), tokens, one.right(question))))
+
+    def step_reward(self, **_: Any) -> list[float]:  # noqa: ANN401 - TRL's columns
+        """Softmin of the steps' scores, for TRL."""
+        return [softmin(solution.rewards, self.config.tau) for _, solution in self.judged]
+
+    def answer_reward(self, **_: Any) -> list[float]:  # noqa: ANN401
+        """1 for a right answer, for TRL."""
+        return [float(solution.solved) for _, solution in self.judged]
+
+    def advantages(self, width: int) -> torch.Tensor:
+        """(B, 1) of the paper, one number a solution; (B, width) of the released code, one a token."""
+        size = self.config.generations
+        groups = [self.judged[at : at + size] for at in range(0, len(self.judged), size)]
+        if self.variant == "paper":
+            weights = self.config.step_weight, self.config.answer_weight
+            totals = [
+                [weights[0] * softmin(s.rewards, self.config.tau) + weights[1] * s.solved for _, s in group]
+                for group in groups
+            ]
+            return torch.tensor([value for group in totals for value in z_scores(group)])[:, None]
+        found = torch.zeros(len(self.judged), width)
+        for start, group in enumerate(groups):
+            signed = [Solution(tuple(2 * r - 1 for r in s.rewards), s.tokens, s.solved) for _, s in group]
+            credits = released(signed, tau=self.config.tau, coefficient=self.config.answer_weight)
+            for row, ((stops, _), values) in enumerate(zip(group, credits, strict=True), start=start * size):
+                begins = [0, *(stop + 1 for stop in stops[:-1])]
+                for begin, end, value in zip(begins, stops, values, strict=True):
+                    found[row, begin : end + 1] = value
+        return found
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment: where it begins, what it must stay near to, and the questions of its updates in order."""
+
+    start: Path
+    reference: Path
+    questions: Sequence[Question]
+    seed: int
+    cpu: bool
+    limit: int
+    tools: Toolbox | None
+
+    def run(self, judge: Judge, folder: Path) -> dict[str, Any]:
+        """Train and save; facts: `records`, one per update."""
+        config = judge.config
+        model, tokenizer = load_base(self.start)
+        prepare_tokenizer(tokenizer)
+        model.config._name_or_path = str(self.reference)  # where TRL takes the reference from
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        began = time.perf_counter()
+        with _quiet():
+            trainer = self._trainer(model, tokenizer, judge, folder)
+            trainer.train()
+        records = _records(trainer.state.log_history, time.perf_counter() - began)
+        steps = len(self.questions) // config.questions
+        assert len(records) == steps, f"TRL logged {len(records)} of {steps} updates"
+        model.config._name_or_path = ""
+        # TRL patches `forward` of this very object; what is saved are weights and config
+        model.save_pretrained(str(folder), safe_serialization=True)
+        tokenizer.save_pretrained(str(folder))
+        return {"records": records}
+
+    def _trainer(self, model: Any, tokenizer: Any, judge: Judge, folder: Path) -> Any:  # noqa: ANN401 - trl is untyped
+        config = judge.config
+        trl, datasets = require("trl", "rl"), require("datasets", "rl")
+        if not hasattr(trl.GRPOTrainer, "_generate_and_score_completions"):
+            raise UsageError("this trl has no GRPOTrainer that takes our advantages: install trl 1.16")
+
+        class Trainer(trl.GRPOTrainer):  # type: ignore[misc,name-defined]  # trl's types are not followed
+            def _generate_and_score_completions(self, inputs: Any) -> Any:  # noqa: ANN401
+                made = super()._generate_and_score_completions(inputs)
+                made["advantages"] = judge.advantages(made["completion_ids"].shape[1]).to(made["completion_ids"].device)
+                return made
+
+        size = config.questions * config.generations
+        args = trl.GRPOConfig(
+            output_dir=str(folder / "trl"), save_strategy="no", report_to="none", logging_steps=1, disable_tqdm=True,
+            use_cpu=self.cpu, bf16=False, gradient_checkpointing=False, seed=self.seed, shuffle_dataset=False,
+            per_device_train_batch_size=size, gradient_accumulation_steps=1, num_generations=config.generations,
+            max_steps=len(self.questions) // config.questions, learning_rate=config.learning_rate,
+            lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, beta=config.kl, epsilon=config.clip,
+            temperature=config.temperature, loss_type="grpo", max_completion_length=self.limit,
+            reward_weights=[config.step_weight, config.answer_weight],
+        )  # fmt: skip
+        if args.world_size > 1:
+            raise UsageError("pad: the policy phase runs in one process; start it without accelerate launch")
+        rows = [
+            {"prompt": [{"role": "user", "content": q.question.strip()}], "at": at}
+            for at, q in enumerate(self.questions)
+        ]
+        trainer = Trainer(
+            model, [judge.step_reward, judge.answer_reward], args=args, train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer, rollout_func=self._rollouts(judge),
+        )  # fmt: skip
+        import transformers
+
+        trainer.remove_callback(transformers.PrinterCallback)
+        return trainer
+
+    def _rollouts(self, judge: Judge) -> Any:  # noqa: ANN401 - TRL's type
+        known = {q.question.strip(): q for q in self.questions}
+        config = judge.config
+
+        def roll(prompts: Sequence[list[Message]], trainer: Any) -> Mapping[str, Any]:  # noqa: ANN401
+            policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+            sampler = Sampler(
+                policy, trainer.processing_class, self.tools, config.temperature,
+                turn_tokens(config, self.tools), self.limit,
+            )  # fmt: skip
+            ids = [render_ids(trainer.processing_class, prompt, prompt=True) for prompt in prompts]
+            was_training = policy.training
+            policy.eval()
+            made = sampler.roll(ids)
+            policy.train(was_training)
+            judge.judge(ids, made, [known[prompt[0]["content"]] for prompt in prompts])
+            masks = [[int(own) for own in one.own] for one in made]
+            return {"prompt_ids": ids, "completion_ids": [one.ids for one in made], "logprobs": None, "env_mask": masks}
+
+        return roll
+
+
+def turn_tokens(config: GrpoConfig, tools: Toolbox | None) -> int:
+    """The most tokens a student may say at once."""
+    return config.new_tokens or (256 if tools is None else 64)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out two warnings that are not ours to act on.
+
+    TRL calls every rollout function experimental (our tests pin its API), and names a setting of transformers
+    by the name before last. Nor does loading the reference need a progress bar.
+    """
+    logging = require("transformers", "train").utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="You are using 'rollout_func'", category=UserWarning)
+        try:
+            yield
+        finally:
+            if shown:
+                logging.enable_progress_bar()
+
+
+def _records(history: Sequence[Mapping[str, Any]], seconds: float) -> list[dict[str, Any]]:
+    """TRL's log as ours: one record per update."""
+    steps = [entry for entry in history if "loss" in entry]
+    found = []
+    for index, entry in enumerate(steps):
+        seen = entry["num_tokens"] - (steps[index - 1]["num_tokens"] if index else 0)
+        found.append({
+            "loss": round(entry["loss"], 6),
+            "reward": round(entry["reward"], 6),
+            "reward_steps": round(entry["rewards/step_reward/mean"], 6),
+            "reward_answer": round(entry["rewards/answer_reward/mean"], 6),
+            "kl": round(entry.get("kl", 0.0), 8),
+            "learning_rate": entry["learning_rate"],
+            "gradient_norm": round(entry["grad_norm"], 6),
+            "tokens": int(seen),
+            "seconds": round(seconds / len(steps), 4),
+        })  # fmt: skip
+    return found

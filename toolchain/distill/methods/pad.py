@@ -1,0 +1,317 @@
+"""AgentArk's process-aware distillation (PAD, arXiv 2602.03955): learn which steps are good, then practise.
+
+    1. sft        a first student on the verified trajectories (`start: base` leaves this out, as the paper does)
+    2. labels     every step of every attempt gets a label (`steps.py`)
+    3. prm-head   a reward model from the first student: its last block and a reward head
+    4. prm-all    the same model, all weights
+    5. grpo-…     the first student practises by GRPO: reward = softmin of its steps' scores + verified answer
+
+Each phase, and of labels and GRPO each part, is done once and survives a kill. The first student is needed
+because students of our size do not solve anything untaught, and practice without a success teaches nothing;
+the paper begins with models that already solve half of the questions. `--variant released` follows the
+published code: answer labels on every step, cross-entropy on them, head and last block only, advantages per
+step against a token baseline. Its other defects (whole solutions as steps, a contrastive term that reaches no
+trained weight) are not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from soloist.kernels.errors import DataError, UsageError
+from soloist.targets.base import require
+from soloist.toolchain.artifact import write_atomic
+from soloist.toolchain.distill.data import Group, Selection, encode, refuse_split, told
+from soloist.toolchain.distill.grpo import GrpoConfig, Judge, Segment, turn_tokens
+from soloist.toolchain.distill.methods.base import Method, Setup
+from soloist.toolchain.distill.methods.sft import CrossEntropy, verified
+from soloist.toolchain.distill.methods.tdpo import other_kind
+from soloist.toolchain.distill.prm import (
+    Binary,
+    Pairwise,
+    RewardHead,
+    RewardModel,
+    compared,
+    rated_group,
+    train_last_block_only,
+)
+from soloist.toolchain.distill.rollouts import Sampler
+from soloist.toolchain.distill.steps import Labeller, Tried, step_ends
+from soloist.toolchain.distill.student import Student, choose_precision, load_base
+from soloist.toolchain.distill.train import LOG, Trained
+from soloist.toolchain.distill.work import Work, fit
+from soloist.toolchain.tasks.base import Question
+from soloist.toolchain.tools.base import Toolbox
+from soloist.toolchain.traces.graph import graph_of
+from soloist.toolchain.traces.schema import Run
+
+_LABELLED_AT_ONCE = 16  # questions, and so what a kill while labelling repeats
+
+
+class Options(GrpoConfig):
+    """Of PAD's three parts; TrainConfig is that of the first student."""
+
+    start: Literal["sft", "base"] = Field(default="sft", description="practise from a taught student (our choice)")
+    tools: tuple[str, ...] = Field(
+        default=("soloist.toolchain.tools.desk:desk_tools",),
+        description="entry points of the tools it acts with, as in the team's file (default: the desk's)",
+    )
+    rollouts: int = Field(default=8, ge=0, description="completions per step label (Math-Shepherd); 0: answer labels")
+    labels: Literal["soft", "hard"] = Field(default="soft", description="share of completions, or any (our choice)")
+    head_epochs: int = Field(default=3, ge=1, description="of the reward model's first stage (released)")
+    head_learning_rate: float = Field(default=1e-4, gt=0, description="of the first stage (released)")
+    all_epochs: int = Field(default=1, ge=0, description="of the second stage, all weights (PURE's); 0 leaves it out")
+    all_learning_rate: float = Field(default=1e-6, gt=0, description="of the second stage (PURE's)")
+
+
+def attempts(runs: Sequence[Run], setup: Setup) -> Selection:
+    """Each run's graded attempts as one group; facts: `run`, and of each conversation its `node` and `right`.
+
+    Raises:
+        DataError: no question with both a right and a wrong attempt.
+    """
+    kept: list[Group] = []
+    rejected: Counter[str] = Counter()
+    for number, run in enumerate(runs):
+        refuse_split(run)
+        found: dict[tuple[int, ...], tuple[Any, int, bool]] = {}
+        graph = graph_of(run)
+        for index, node in enumerate(graph.nodes):
+            messages = told(run.question.question, node.uses, node.text, node.answer, setup.mode)
+            reason = other_kind(node, graph, setup)
+            if node.verdict not in ("correct", "wrong") or messages is None or reason:
+                rejected[reason or "not graded, or nothing was said"] += 1
+                continue
+            example = encode(messages, setup.tokenizer, run.question.id)
+            if len(example.ids) > setup.max_length:
+                rejected[f"longer than {setup.max_length} tokens"] += 1
+                continue
+            found.setdefault(example.ids, (example, index, node.verdict == "correct"))
+        if found:
+            examples, nodes, right = zip(*found.values(), strict=True)
+            kept.append(Group(examples, {"run": number, "nodes": list(nodes), "right": list(right)}))
+    mixed = [group for group in kept if len(set(group.facts["right"])) > 1]
+    if not mixed:
+        why = ", ".join(f"{count} x {reason}" for reason, count in rejected.items()) or f"{len(kept)} with attempts"
+        raise DataError(
+            f"no question with both a right and a wrong attempt ({why}): a reward model learns from comparing them; "
+            "record a team whose agents disagree, or choose another method"
+        )
+    return Selection(tuple(kept), dict(rejected))
+
+
+@dataclass
+class _Pad:
+    """The phases, each a function of what lies on disk before it."""
+
+    work: Work
+
+    def __post_init__(self) -> None:
+        self.options: Options = self.work.options
+        self.released = self.work.variant == "released"
+        self.tools = self._toolbox()
+
+    def _toolbox(self) -> Toolbox | None:
+        """The tools the student acts with; None where it answers in words."""
+        used = {use.name for run in self.work.runs for turn in run.turns for use in turn.tools if use.name}
+        if self.work.mode != "acts" or not used:
+            return None
+        from soloist.toolchain.tools.files import load_tools
+
+        tools = load_tools(self.options.tools)
+        if unknown := sorted(used - set(tools.tools)):
+            raise UsageError(
+                f"method pad: the student has to call its tools, and {', '.join(unknown)} of the traces are not among "
+                "them; set the option tools to the entry points in the team's file"
+            )
+        return tools
+
+    def first(self) -> tuple[Path, dict[str, Any]]:
+        """The student that is judged and practises: taught, or the base as it is."""
+        work = self.work
+
+        def teach(folder: Path) -> dict[str, Any]:
+            trainer = work.trainer()
+            chosen = work.chosen(work.setup(trainer.student.tokenizer), verified)
+            return {"data": chosen.counts, **fit(work, trainer, chosen.groups, CrossEntropy(), folder)}
+
+        def copy(folder: Path) -> dict[str, Any]:
+            _reader(work, work.base).save(folder, {})
+            return {}
+
+        return work.phase("sft", teach) if self.options.start == "sft" else work.phase("base", copy)
+
+    def rated(self, first: Path) -> tuple[list[Group], dict[str, Any]]:
+        """The attempts with a label on every step, and how the labels came to be."""
+        work = self.work
+        reader = _reader(work, first)
+        tokenizer = reader.tokenizer
+        setup = work.setup(tokenizer)
+        chosen = work.chosen(setup, attempts)
+        rollouts = 0 if self.released else self.options.rollouts
+        sampler = None
+        if rollouts:
+            reader.model.set_attn_implementation(reader.native_attention)
+            new = turn_tokens(self.options, self.tools)
+            sampler = Sampler(
+                reader.model, tokenizer, self.tools, self.options.temperature, new, setup.max_length
+            )  # fmt: skip
+        labeller = Labeller(
+            tokenizer, setup.check_steps, self.tools, sampler, rollouts, self.options.labels == "hard"
+        )  # fmt: skip
+        groups, counts = [], Counter[str]()
+        for start in range(0, len(chosen.groups), _LABELLED_AT_ONCE):
+            part = chosen.groups[start : start + _LABELLED_AT_ONCE]
+            _, facts = work.phase(f"labels-{start:06d}", partial(self._label, part, labeller, setup, start))
+            counts.update(facts["counts"])
+            for group, labels in zip(part, facts["labels"], strict=True):
+                ends = [step_ends(e.ids, e.trained, tokenizer) for e in group.examples]
+                groups.append(rated_group(group.examples, ends, labels, tokenizer.eos_token_id))
+        useful = groups if self.released else [group for group in groups if compared(group) > 0]
+        if not useful:
+            raise DataError(
+                "pad: no question has a good step and a bad one to compare it with; raise the option rollouts, "
+                "or record a team whose agents disagree"
+            )
+        counted = {**chosen.counts, "labels": dict(counts), "compared": len(useful)}
+        return useful, counted
+
+    def _label(self, part: Sequence[Group], labeller: Labeller, setup: Setup, start: int, _: Path) -> dict[str, Any]:
+        import torch
+
+        torch.manual_seed(setup.seed * 1_000_003 + start)
+        labeller.counts.clear()
+        tried = []
+        for group in part:
+            run = self.work.runs[group.facts["run"]]
+            nodes = graph_of(run).nodes
+            for example, node, right in zip(group.examples, group.facts["nodes"], group.facts["right"], strict=True):
+                uses = nodes[node].uses if setup.mode == "acts" else ()
+                tried.append(Tried(run.question, example, right, uses))
+        labels = iter(labeller.label(tried))
+        return {"labels": [[next(labels) for _ in group.examples] for group in part], "counts": dict(labeller.counts)}
+
+    def reward_model(self, first: Path, groups: Sequence[Group]) -> tuple[Path, dict[str, Any]]:
+        """Stage I and, in the paper, stage II. Returns the folder of the finished reward model."""
+        options, facts = self.options, {}
+
+        def stage(base: Path, head_from: Path | None, rate: float, epochs: int, folder: Path) -> dict[str, Any]:
+            trainer = self.work.trainer(base, tuning="full", learning_rate=rate, epochs=epochs)
+            head = RewardHead(trainer.student.width) if head_from is None else RewardHead.read(head_from)
+            if head_from is None:
+                train_last_block_only(trainer.student)
+            objective = (Binary if self.released else Pairwise)(head, options.tau)
+            made = fit(self.work, trainer, groups, objective, folder)
+            head.write(folder)
+            return made
+
+        folder, facts["prm_head"] = self.work.phase(
+            "prm-head", lambda out: stage(first, None, options.head_learning_rate, options.head_epochs, out)
+        )
+        if options.all_epochs and not self.released:
+            base = folder
+            folder, facts["prm_all"] = self.work.phase(
+                "prm-all", lambda out: stage(base, base, options.all_learning_rate, options.all_epochs, out)
+            )
+        return folder, {name: made["training"] for name, made in facts.items()}
+
+    def practise(self, first: Path, rewards: Path, questions: Sequence[Question]) -> tuple[Path, list[dict[str, Any]]]:
+        """GRPO, segment by segment; returns the last folder and a record per update."""
+        options, config = self.options, self.work.train
+        size = options.questions
+        total = options.steps or -(-len(questions) // size)
+        asked = _in_order(questions, total * size, config.seed)
+        at, records = first, []
+        judge: Judge | None = None
+        for begin in range(0, total, options.segment):
+
+            def run(folder: Path, start: Path = at, begin: int = begin) -> dict[str, Any]:
+                nonlocal judge
+                judge = judge or self._judge(rewards)
+                stop = min(begin + options.segment, total)
+                segment = Segment(
+                    start, first, asked[begin * size : stop * size], config.seed * 100_003 + begin,
+                    config.device == "cpu", config.max_length, self.tools,
+                )  # fmt: skip
+                return segment.run(judge, folder)
+
+            at, facts = self.work.phase(f"grpo-{begin:06d}", run)
+            records += facts["records"]
+            last = records[-1]
+            self.work.note(f"grpo: {len(records)} of {total} updates, reward {last['reward']}", **last)
+        return at, records
+
+    def _judge(self, rewards: Path) -> Judge:
+        model = RewardModel(_reader(self.work, rewards), RewardHead.read(rewards), self.work.train.part_tokens)
+        return Judge(model, self.options, self.work.variant)
+
+
+def _reader(work: Work, path: Path) -> Student:
+    """A model that is only read, in the place and the precision of training."""
+    accelerate = require("accelerate", "train")
+    device = accelerate.Accelerator(cpu=work.train.device == "cpu", mixed_precision="no").device
+    reader = Student(*load_base(path), device)
+    reader.compute_in(choose_precision(work.train.precision, device)[0])
+    reader.model.eval().requires_grad_(False)
+    return reader
+
+
+def _in_order(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
+    """`count` questions, every pass its own shuffle."""
+    found: list[Question] = []
+    while len(found) < count:
+        order = list(questions)
+        random.Random(f"{seed}/{len(found)}").shuffle(order)  # noqa: S311 - not cryptography
+        found += order
+    return found[:count]
+
+
+def _questions(runs: Sequence[Run]) -> list[Question]:
+    """The questions of the runs that can be verified, each once."""
+    found = {run.question.question.strip(): run.question for run in runs if run.question.gold is not None}
+    if not found:
+        raise DataError("pad: no question has a known answer; practice needs answers to verify")
+    return list(found.values())
+
+
+def train(work: Work) -> dict[str, Any]:
+    """All phases; the last segment's policy becomes the student."""
+    require("trl", "rl")  # said now, not after hours
+    pad = _Pad(work)
+    questions = _questions(work.runs)
+    first, taught = pad.first()
+    groups, counts = pad.rated(first)
+    rewards, stages = pad.reward_model(first, groups)
+    last, records = pad.practise(first, rewards, questions)
+    _reader(work, last).save(work.folder, {})
+    lines = [json.dumps({"step": i, **_without_times(record)}) + "\n" for i, record in enumerate(records)]
+    write_atomic(work.folder / LOG, "".join(lines))
+    trained = Trained([{**r, "trained_tokens": r["tokens"], "computed_tokens": r["tokens"]} for r in records])
+    return {
+        "training": {**trained.facts(), "phases": {**({"sft": taught["training"]} if taught else {}), **stages}},
+        "data": {**counts, "questions": len(questions)},
+        "reward": {"first": records[0]["reward"], "last": records[-1]["reward"]},
+        "precision": "float32",
+        "precision_reason": "updates of the policy are smaller than the last bit of bf16",
+    }
+
+
+def _without_times(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "seconds"}
+
+
+METHOD = Method(
+    select=attempts,
+    objective=lambda student, _setup: Pairwise(RewardHead(student.width)),
+    options=Options,
+    train=train,
+)

@@ -1,0 +1,120 @@
+"""A student sampled as it will act: it writes, its tools answer, it goes on, until a call is the last.
+
+    prompt ids ── student ──► own tokens ── tool ──► read tokens ── student ──► own tokens …
+
+The loop of `teams/acting.py` on token ids instead of messages, because whoever trains on what was sampled
+needs the very tokens and which of them are the student's own. Without tools one answer in words is the whole
+solution. Tools parse their arguments; nothing is evaluated as code. Left out: engines other than
+transformers' own generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from soloist.targets.base import Message
+from soloist.toolchain.distill.data import render_ids
+from soloist.toolchain.tasks.base import Question, extract, score
+from soloist.toolchain.tools.base import Toolbox, ToolError
+from soloist.toolchain.tools.calls import MORE, parse_call, run_call
+
+
+@dataclass
+class Rollout:
+    """What followed a prompt. `own[i]` says that token i is the student's, not a tool's or the template's."""
+
+    ids: list[int] = field(default_factory=list)
+    own: list[bool] = field(default_factory=list)
+    answer: str | None = None
+
+    def right(self, question: Question) -> bool:
+        """Whether the answer is the question's."""
+        return self.answer is not None and (
+            score(self.answer, question) or score(extract(self.answer), question)
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a student is sampled. Without `tools` it answers in words. `limit` is of the whole conversation."""
+
+    model: Any
+    tokenizer: Any
+    tools: Toolbox | None = None
+    temperature: float = 0.5
+    new_tokens: int = 64
+    limit: int = 1024
+    max_calls: int = 4
+    batch: int = 64
+
+    def roll(self, prompts: Sequence[Sequence[int]]) -> list[Rollout]:
+        """One solution from each prompt; torch's random numbers decide."""
+        found = [Rollout() for _ in prompts]
+        active = [i for i, prompt in enumerate(prompts) if len(prompt) < self.limit]
+        for _ in range(self.max_calls if self.tools is not None else 1):
+            if not active:
+                break
+            said = self._generate([[*prompts[i], *found[i].ids] for i in active])
+            going = []
+            for i, ids in zip(active, said, strict=True):
+                found[i].ids += ids
+                found[i].own += [True] * len(ids)
+                if self._goes_on(found[i], self.tokenizer.decode(ids, skip_special_tokens=True)):
+                    going.append(i)
+            active = [i for i in going if len(prompts[i]) + len(found[i].ids) < self.limit]
+        for i in active:  # more was announced than there was room for: an intermediate result is no answer
+            found[i].answer = None
+        return found
+
+    def _goes_on(self, rollout: Rollout, text: str) -> bool:
+        """Act on what was said; True if the student is to go on."""
+        if self.tools is None:
+            rollout.answer = text.strip() or None
+            return False
+        rollout.answer = None
+        try:
+            call = parse_call(text, self.tools)
+            rollout.answer = run_call(call, self.tools).value
+        except ToolError:
+            return False
+        if call.more:
+            seen = read_tokens(self.tokenizer, rollout.answer)
+            rollout.ids += seen
+            rollout.own += [False] * len(seen)
+        return call.more
+
+    def _generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        found: list[list[int]] = []
+        for start in range(0, len(prompts), self.batch):
+            found += self._generate_batch(prompts[start : start + self.batch])
+        return found
+
+    def _generate_batch(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        from transformers import GenerationConfig
+
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        device = next(self.model.parameters()).device
+        config = GenerationConfig(
+            do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0, eos_token_id=eos, pad_token_id=pad,
+            max_new_tokens=max(1, min(self.new_tokens, self.limit - longest)), disable_compile=True,
+        )  # fmt: skip
+        with torch.no_grad():
+            made = self.model.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
+        new = made[:, longest:].tolist()
+        return [row[: row.index(eos) + 1] if eos in row else row for row in new]
+
+
+def read_tokens(tokenizer: Any, result: str) -> list[int]:  # noqa: ANN401 - transformers is untyped here
+    """What stands between the end of a call and the student's next word: the tool's turn, and the opened next one."""
+    called: list[Message] = [{"role": "user", "content": "?"}]
+    start = len(render_ids(tokenizer, called, prompt=True))
+    called += [{"role": "assistant", "content": "f()" + MORE}, {"role": "tool", "content": result.strip()}]
+    ids = render_ids(tokenizer, called, prompt=True)
+    return ids[ids.index(tokenizer.eos_token_id, start) + 1 :]

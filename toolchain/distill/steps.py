@@ -1,0 +1,135 @@
+"""The steps of a solution, and how good each is.
+
+A step is a real one: a line of what the student says, so also a tool call. It ends at the line's last token,
+where a process reward model reads it. Its label is decided, in this order, by
+
+    rechecked    a call that failed, whose tool's own check refuses it, or arithmetic that does not hold: 0
+    answer       the last step: whether the answer is right
+    rollouts     the share (soft) of completions sampled after it that reach the right answer, or whether any
+                 did (hard): Math-Shepherd
+    propagated   without rollouts, the answer's label
+
+That arithmetic holds decides nothing: exact sums of the wrong numbers are wrong too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from soloist.toolchain.distill.data import CheckSteps, Example
+from soloist.toolchain.distill.rollouts import Sampler
+from soloist.toolchain.tasks.base import Question
+from soloist.toolchain.tools.base import Toolbox
+from soloist.toolchain.traces.schema import ToolUse
+
+Kind = Literal["rechecked", "answer", "rollouts", "propagated"]
+
+
+def step_ends(ids: Sequence[int], own: Sequence[bool], tokenizer: Any) -> list[int]:  # noqa: ANN401
+    """The places of the tokens that end a step: a newline after words, or the end of a turn."""
+    ends: list[int] = []
+    words = False
+    for place, token in enumerate(ids):
+        if not own[place]:
+            continue
+        piece = "" if token == tokenizer.eos_token_id else tokenizer.decode([token])
+        words = words or bool(piece.strip())
+        last = place + 1 == len(ids) or not own[place + 1]
+        if words and ("\n" in piece or last):
+            ends.append(place)
+            words = False
+    return ends
+
+
+def read_at(example: Example, ends: Sequence[int], end_token: int) -> Example:
+    """The example with its step ends as the only places that are read, so that nothing else costs logits.
+
+    The token after a place is what a batch "trains" there; the last place needs one more to stand before.
+    """
+    ids = (*example.ids, end_token)
+    after = {end + 1 for end in ends}
+    return Example(example.messages, ids, tuple(place in after for place in range(len(ids))), example.question_id)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One attempt as the student would have made it. `uses` are its calls where it acts, else empty."""
+
+    question: Question
+    example: Example
+    right: bool
+    uses: tuple[ToolUse, ...] = ()
+
+
+@dataclass
+class Labeller:
+    """Labels attempts. Equal beginnings are sampled from once. `counts` says how many steps each kind decided."""
+
+    tokenizer: Any
+    check_steps: CheckSteps
+    tools: Toolbox | None = None
+    sampler: Sampler | None = None
+    rollouts: int = 8
+    hard: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+    _known: dict[tuple[str, tuple[int, ...]], float] = field(default_factory=dict)
+
+    def label(self, tried: Sequence[Tried]) -> list[list[float]]:
+        """A label in 0..1 for every step of every attempt."""
+        ends = [step_ends(one.example.ids, one.example.trained, self.tokenizer) for one in tried]
+        if self.sampler is not None:
+            self._sample(tried, ends)
+        found = []
+        for one, places in zip(tried, ends, strict=True):
+            labels = []
+            for index in range(len(places)):
+                label, kind = self._decided(one, places, index) or self._otherwise(one, places, index)
+                self.counts[kind] += 1
+                labels.append(label)
+            found.append(labels)
+        return found
+
+    def _decided(self, one: Tried, ends: Sequence[int], index: int) -> tuple[float, Kind] | None:
+        if self._refuted(one, ends, index):
+            return 0.0, "rechecked"
+        return (float(one.right), "answer") if index + 1 == len(ends) else None
+
+    def _refuted(self, one: Tried, ends: Sequence[int], index: int) -> bool:
+        if one.uses:
+            use = one.uses[index]
+            if use.error is not None or not self.check_steps(use.steps):
+                return True
+            check = self.tools[use.name].check if self.tools is not None else None
+            return check is not None and not check(use.arguments, use.result or "")
+        start = ends[index - 1] + 1 if index else 0
+        pieces = range(start, ends[index] + 1)
+        said = [one.example.ids[place] for place in pieces if one.example.trained[place]]
+        return not self.check_steps([self.tokenizer.decode(said, skip_special_tokens=True)])
+
+    def _otherwise(self, one: Tried, ends: Sequence[int], index: int) -> tuple[float, Kind]:
+        if self.sampler is None:
+            return float(one.right), "propagated"
+        return self._known[one.question.id, _prefix(one.example, ends[index])], "rollouts"
+
+    def _sample(self, tried: Sequence[Tried], ends: Sequence[Sequence[int]]) -> None:
+        """Complete every beginning that nothing else decides and that is not known yet."""
+        assert self.sampler is not None
+        wanted: dict[tuple[str, tuple[int, ...]], Question] = {}
+        for one, places in zip(tried, ends, strict=True):
+            for index, end in enumerate(places):
+                key = one.question.id, _prefix(one.example, end)
+                if key not in self._known and self._decided(one, places, index) is None:
+                    wanted[key] = one.question
+        made = self.sampler.roll([prefix for _, prefix in wanted for _ in range(self.rollouts)])
+        for number, (key, question) in enumerate(wanted.items()):
+            reached = sum(r.right(question) for r in made[number * self.rollouts : (number + 1) * self.rollouts])
+            self._known[key] = float(reached > 0) if self.hard else reached / self.rollouts
+
+
+def _prefix(example: Example, end: int) -> tuple[int, ...]:
+    """Everything before the student's next own token after a step."""
+    after = next((place for place in range(end + 1, len(example.ids)) if example.trained[place]), len(example.ids))
+    return example.ids[:after]
