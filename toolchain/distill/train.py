@@ -11,6 +11,7 @@ are what is measured), early stopping.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -43,13 +44,16 @@ STAGE = "distill"
 class TrainConfig(Config):
     """How to train. `batch_size` counts groups per update; `part_tokens` bounds memory, not results.
 
-    `order` "given" takes the groups as a method has sorted them, in every epoch.
+    `order` "given" takes the groups as a method has sorted them, in every epoch. `spend`: read so many tokens
+    of conversations, however many or few epochs that makes, so that methods with more and with less data can
+    be compared at one cost.
     """
 
     tuning: Literal["full", "lora"] = "full"
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: float = Field(default=32.0, gt=0)
     epochs: int = Field(default=1, ge=1)
+    spend: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=16, ge=1)
     part_tokens: int = Field(default=2048, ge=64)
     learning_rate: float = Field(default=2e-4, gt=0)
@@ -96,14 +100,22 @@ class Trained:
         }
 
 
-def plan(count: int, config: TrainConfig) -> list[list[int]]:
-    """The groups of each step: every epoch its own shuffle of all of them, or the order they have."""
-    steps = []
-    for epoch in range(config.epochs):
+def plan(count: int, config: TrainConfig, tokens: Sequence[int] = ()) -> list[list[int]]:
+    """The groups of each step: every epoch its own shuffle of all of them, or the order they have.
+
+    `tokens` of each group are needed only where `config.spend` says how many to read in all.
+    """
+    steps: list[list[int]] = []
+    read = 0
+    for epoch in itertools.count() if config.spend else range(config.epochs):
         order = list(range(count))
         if config.order == "shuffled":
             random.Random(f"{config.seed}/{epoch}").shuffle(order)  # noqa: S311 - not cryptography
-        steps += [order[start : start + config.batch_size] for start in range(0, count, config.batch_size)]
+        for start in range(0, count, config.batch_size):
+            if config.spend and read >= config.spend:
+                return steps
+            steps.append(order[start : start + config.batch_size])
+            read += sum(tokens[i] for i in steps[-1]) if config.spend else 0
     return steps
 
 
@@ -229,7 +241,7 @@ class Trainer:
         in the events and in what is returned.
         """
         groups = as_groups(items)
-        steps = plan(len(groups), self.config)
+        steps = plan(len(groups), self.config, [sum(len(e.ids) for e in group.examples) for group in groups])
         fingerprint = self.config.fingerprint(groups)
         trained = self._resume(folder, fingerprint)
         trained.resumed_at = len(trained.steps)
