@@ -25,6 +25,7 @@ from soloist.targets.to_onnx import compile_onnx
 from soloist.targets.tolerances import TOLERANCES, tolerance_of
 from soloist.toolchain.artifact import Artifact, stage, write_atomic
 from soloist.toolchain.events import QUIET, EventLog
+from soloist.toolchain.knowledge.context import FILE
 from soloist.toolchain.verify import Probe, judge
 
 STAGE = "export"
@@ -60,7 +61,7 @@ def export(
     formats = tuple(dict.fromkeys(formats))
     limits = {format: vars(tolerance_of(format)) for format in formats}
     folder = model_folder(student)
-    beside = dict(beside or {})
+    beside = {**_knowledge(student.path), **(beside or {})}
     asked = json.dumps([[list(messages) for messages in probe.prompts], list(probe.references)], ensure_ascii=False)
     config = {
         "formats": limits,
@@ -86,6 +87,12 @@ def export(
         return {"formats": found}
 
     return stage(STAGE, out, config, [student], build, events=events, scratch=(_WORK,))
+
+
+def _knowledge(student: Path) -> dict[str, str]:
+    """The graph whose facts the student must be given with each question, if it was taught so."""
+    path = student / FILE
+    return {FILE: path.read_text(encoding="utf-8")} if path.is_file() else {}
 
 
 def _marker(partial: Path, format: str) -> Path:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from soloist.targets.base import Reply
+from soloist.targets.base import Message, Reply
+from soloist.toolchain.knowledge.context import graph_beside, informed
 from soloist.toolchain.teams.config import StudentEngineConfig
 from soloist.toolchain.teams.engines.base import Ask
 
 
 class StudentEngine:
-    """Opens a GGUF file, an ONNX folder or a Hugging Face folder; calls run one after the other."""
+    """Opens a GGUF file, an ONNX folder or a Hugging Face folder; calls run one after the other.
+
+    A student that was taught with facts before the question has its graph beside it and is asked so.
+    """
 
     def __init__(self, config: StudentEngineConfig, on_text: Callable[[str], None] | None = None) -> None:
         from soloist.targets.open import open_runtime
@@ -19,11 +23,16 @@ class StudentEngine:
         self.runtime = open_runtime(Path(config.path), config.format)
         self.model = self.runtime.name
         self.on_text = on_text
+        self.graph = graph_beside(Path(config.path))
 
     def ask(self, asks: Sequence[Ask]) -> list[Reply]:
         return [
-            self.runtime.chat(ask.messages, ask.sampling, grammar=ask.grammar, on_text=self.on_text) for ask in asks
+            self.runtime.chat(self._shown(ask.messages), ask.sampling, grammar=ask.grammar, on_text=self.on_text)
+            for ask in asks
         ]
+
+    def _shown(self, messages: Sequence[Message]) -> Sequence[Message]:
+        return messages if self.graph is None else informed(messages, self.graph)
 
     def close(self) -> None:
         self.runtime.close()

@@ -1,0 +1,114 @@
+"""KG-MASD (arXiv 2510.06240), its training side: only what a knowledge graph bears out is learned.
+
+    run ── its triples (calls with results, facts in the working, facts in texts) ── verified? ── drop, weigh or keep
+    input    Facts: (spider, has legs, 8) ...  + question          loss    cross-entropy of reasoning and answer
+
+The team that extracts and verifies triples while it answers is `topology: kg`; runs of any other team are
+verified here. A run with a triple that is not verified is dropped, or weighs `unverified_weight` (both from the
+description of the method; the 0.3 is our choice, nothing is published). `unverified: keep` is the rival.
+
+The facts put before the question are those the graph holds about what the question names, not the triples of
+the run: a call with its result would give the answer away, and at run time there is no run. The graph is saved
+beside the student, and whoever asks the student through Soloist puts the same facts in (`knowledge/context.py`).
+`context` is on as in the paper where the student must know (internalise). Where it acts it is off, our choice:
+the tool holds the facts, the call needs none, and every fact costs tokens of each question.
+Tuning is that of all methods here, not the LoRA of the paper's experiments, so that methods can be compared.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from soloist.toolchain.config import Config
+from soloist.toolchain.distill.data import Group, Mode, Selection, conversation, encode, refuse_split, reject, selection
+from soloist.toolchain.distill.methods.base import Method, Setup
+from soloist.toolchain.distill.methods.sft import CrossEntropy
+from soloist.toolchain.distill.work import Work
+from soloist.toolchain.knowledge.annotate import annotated
+from soloist.toolchain.knowledge.context import FILE, informed
+from soloist.toolchain.knowledge.desk import desk_graph
+from soloist.toolchain.knowledge.files import load_graph
+from soloist.toolchain.knowledge.graph import KnowledgeGraph
+from soloist.toolchain.knowledge.verify import Judgment, rates
+from soloist.toolchain.tools.desk import desk_tools
+from soloist.toolchain.tools.files import load_tools
+from soloist.toolchain.traces.schema import Run
+
+
+class Options(Config):
+    """What KG-MASD can be told."""
+
+    graph: Path | None = Field(default=None, description="triples file (.tsv, .jsonl, .json); none: the desk's tables")
+    unverified: Literal["drop", "weight", "keep"] = Field(
+        default="drop", description="what becomes of a run with a triple that is not verified"
+    )
+    unverified_weight: float = Field(default=0.3, gt=0, le=1, description="its weight under `weight` (ours)")
+    context: bool | None = Field(
+        default=None, description="facts before the question (the paper's); unset: only in internalise mode (ours)"
+    )
+    tools: tuple[str, ...] = Field(
+        default=(), description="entry points of own tools whose calls may be run again, beside the desk's"
+    )
+
+    def knowledge(self) -> KnowledgeGraph:
+        """The graph. Raises DataError if it cannot be read or says nothing."""
+        return (desk_graph() if self.graph is None else load_graph(self.graph)).require_facts()
+
+    def informs(self, mode: Mode) -> bool:
+        """Whether facts stand before the question."""
+        return mode == "internalise" if self.context is None else self.context
+
+
+def select(runs: Sequence[Run], setup: Setup) -> Selection:
+    """Runs that pass rejection sampling and whose triples are verified; the rates are of all runs."""
+    options = setup.options
+    assert isinstance(options, Options)
+    graph, tools = options.knowledge(), load_tools(options.tools, desk_tools())
+    kept: list[Group] = []
+    rejected: Counter[str] = Counter()
+    judgments: list[Judgment] = []
+    counted: Counter[str] = Counter()
+    for run in runs:
+        refuse_split(run)
+        found = annotated(run, graph, tools=tools)
+        judgments += found.judgments
+        reason = reject(run, setup.mode, setup.check_steps)
+        if not reason and not found.clean and options.unverified == "drop":
+            reason = "a triple that is not verified"
+        messages = None if reason else conversation(run, setup.mode)
+        if messages is None:
+            rejected[reason or "nothing to learn from"] += 1
+            continue
+        asked = informed(messages, graph) if options.informs(setup.mode) else messages
+        example = encode(asked, setup.tokenizer, run.question.id)
+        if len(example.ids) > setup.max_length:
+            rejected[f"longer than {setup.max_length} tokens"] += 1
+            continue
+        if not found.clean and options.unverified == "weight":
+            example = replace(example, weights=(options.unverified_weight,) * len(example.ids))
+        counted.update(informed=asked != messages, unverified=not found.clean)
+        kept.append(Group((example,)))
+    notes = {
+        **rates(judgments).as_facts(), "graph": graph.digest, "graph_facts": len(graph),
+        "with_facts": counted["informed"], "with_an_unverified_triple": counted["unverified"],
+    }  # fmt: skip
+    return selection(kept, rejected, notes)
+
+
+def train(work: Work) -> dict[str, Any]:
+    """One pass; the graph is put beside a student that needs it to be asked."""
+    options: Options = work.options
+    facts = work.once()
+    informs = options.informs(work.mode)
+    if informs:
+        options.knowledge().save(work.folder / FILE)
+    return {**facts, "context": informs}
+
+
+METHOD = Method(select=select, objective=lambda _student, _setup: CrossEntropy(), options=Options, train=train)
