@@ -157,11 +157,11 @@ class Segment:
                 made["advantages"] = judge.advantages(made["completion_ids"].shape[1]).to(made["completion_ids"].device)
                 return made
 
-        size = config.questions * config.generations
         args = trl.GRPOConfig(
             output_dir=str(folder / "trl"), save_strategy="no", report_to="none", logging_steps=1, disable_tqdm=True,
             use_cpu=self.cpu, bf16=False, gradient_checkpointing=False, seed=self.seed, shuffle_dataset=False,
-            per_device_train_batch_size=size, gradient_accumulation_steps=1, num_generations=config.generations,
+            per_device_train_batch_size=config.generations, gradient_accumulation_steps=config.questions,
+            num_generations=config.generations,
             max_steps=len(self.questions) // config.questions, learning_rate=config.learning_rate,
             lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, beta=config.kl, epsilon=config.clip,
             temperature=config.temperature, loss_type="grpo", max_completion_length=self.limit,

@@ -63,19 +63,22 @@ class Sampler:
             for i, ids in zip(active, said, strict=True):
                 found[i].ids += ids
                 found[i].own += [True] * len(ids)
-                if self._goes_on(found[i], self.tokenizer.decode(ids, skip_special_tokens=True)):
+                if self._goes_on(found[i], ids):
                     going.append(i)
             active = [i for i in going if len(prompts[i]) + len(found[i].ids) < self.limit]
         for i in active:  # more was announced than there was room for: an intermediate result is no answer
             found[i].answer = None
         return found
 
-    def _goes_on(self, rollout: Rollout, text: str) -> bool:
-        """Act on what was said; True if the student is to go on."""
+    def _goes_on(self, rollout: Rollout, ids: Sequence[int]) -> bool:
+        """Act on what was said; True if the student is to go on. A call that did not end is none."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
         if self.tools is None:
             rollout.answer = text.strip() or None
             return False
         rollout.answer = None
+        if ids[-1] != self.tokenizer.eos_token_id:
+            return False
         try:
             call = parse_call(text, self.tools)
             rollout.answer = run_call(call, self.tools).value

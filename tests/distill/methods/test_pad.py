@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from soloist.kernels.errors import ArtifactError, DataError  # noqa: E402
+from soloist.kernels.errors import ArtifactError, DataError, MissingExtraError, UsageError  # noqa: E402
 from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
 from soloist.toolchain.distill.data import encode  # noqa: E402
 from soloist.toolchain.distill.grpo import GrpoConfig, Judge  # noqa: E402
@@ -383,10 +384,8 @@ def test_released_advantages_lie_on_the_tokens_of_each_step(tokenizer):
 
 def test_attempts_of_a_question_form_a_group(setup):
     chosen = attempts([debate(3), debate(4, same=True)], setup)
-    assert [group.facts for group in chosen.groups] == [
-        {"run": 0, "nodes": [0, 1], "right": [True, False]},
-        {"run": 1, "nodes": [0], "right": [True]},
-    ]
+    assert [group.facts for group in chosen.groups] == [{"run": 0, "nodes": [0, 1], "right": [True, False]}]
+    assert chosen.rejected == {"attempts all right or all wrong": 1}
 
 
 def test_attempts_of_the_recorded_desk(setup):
@@ -394,7 +393,8 @@ def test_attempts_of_the_recorded_desk(setup):
     runs = [run for run, _ in zip(read_runs(path), range(60), strict=False)]
     for mode in ("acts", "internalise"):
         chosen = attempts(runs, replace(setup, mode=mode, max_length=4096))
-        assert sum(len(set(group.facts["right"])) == 2 for group in chosen.groups) >= 5
+        assert len(chosen.groups) >= 5
+        assert all(set(group.facts["right"]) == {True, False} for group in chosen.groups)
     for group in attempts(runs, replace(setup, max_length=4096)).groups[:20]:
         run = runs[group.facts["run"]]
         from soloist.toolchain.traces.graph import graph_of
@@ -421,7 +421,7 @@ def test_traces_that_compare_nothing_are_refused(setup, runs, message):
 
 TRAIN = TrainConfig(batch_size=6, learning_rate=3e-3, precision="fp32", device="cpu", max_length=200)
 SMALL = {
-    "rollouts": 2, "head_epochs": 1, "generations": 2, "questions": 1, "steps": 2, "segment": 1, "new_tokens": 12,
+    "rollouts": 2, "head_epochs": 1, "generations": 2, "questions": 2, "steps": 2, "segment": 1, "new_tokens": 12,
     "temperature": 1.0, "learning_rate": 1e-4,
 }  # fmt: skip
 
@@ -442,7 +442,7 @@ def needs_trl():
 
 
 @pytest.mark.parametrize(("mode", "variant"), [("acts", "paper"), ("internalise", "released")])
-def test_all_phases_make_a_student(needs_trl, tiny_base, tmp_path, mode, variant, monkeypatch):
+def test_all_phases_make_a_student(needs_trl, tiny_base, tmp_path, mode, variant):
     traces = traces_of(tmp_path, [debate(n) for n in range(10, 16)])
     config = config_of(mode=mode, variant=variant)
     made = distill(config, traces, tiny_base, tmp_path / "student")
@@ -463,3 +463,63 @@ def test_all_phases_make_a_student(needs_trl, tiny_base, tmp_path, mode, variant
     assert distill(config, traces, tiny_base, tmp_path / "student").digest == made.digest
     assert (made.path / "model.safetensors").stat().st_mtime_ns == stamp
     assert Artifact.open(tmp_path / "student", stage="distill").digest == made.digest
+
+
+def test_a_kill_repeats_one_segment_and_changes_nothing(needs_trl, tiny_base, tmp_path, monkeypatch):
+    from soloist.toolchain.distill import grpo
+
+    traces = traces_of(tmp_path, [debate(n) for n in range(10, 16)])
+    config = config_of()
+    whole = distill(config, traces, tiny_base, tmp_path / "whole")
+    run, ran = grpo.Segment.run, []
+
+    def dies(self, judge, folder):
+        if len(ran) == 1:
+            (folder / "half").write_text("of a segment")
+            raise KeyboardInterrupt
+        ran.append(self.start.name)
+        return run(self, judge, folder)
+
+    monkeypatch.setattr(grpo.Segment, "run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        distill(config, traces, tiny_base, tmp_path / "cut")
+    ran.clear()
+    monkeypatch.setattr(grpo.Segment, "run", lambda self, *a: ran.append(self.start.name) or run(self, *a))
+    made = distill(config, traces, tiny_base, tmp_path / "cut")
+    assert ran == ["grpo-000000"]
+    assert made.manifest["files"] == whole.manifest["files"]
+    lines = [json.loads(line) for line in (made.path / "train.jsonl").read_text().splitlines()]
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-7)
+    assert lines[1]["kl"] > 1e-6  # the second segment is still held to the first student
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_the_advantages_that_train_are_ours(needs_trl, tiny_base, tmp_path, monkeypatch, silent):
+    if silent:
+        monkeypatch.setattr(Judge, "advantages", lambda self, width: torch.zeros(len(self.judged), 1))
+    traces = traces_of(tmp_path, [debate(n) for n in range(10, 13)])
+    config = config_of(mode="internalise", options={"kl": 0.0, "rollouts": 0, "start": "base", "all_epochs": 0})
+    made = distill(config, traces, tiny_base, tmp_path / "student")
+    norms = [json.loads(line)["gradient_norm"] for line in (made.path / "train.jsonl").read_text().splitlines()]
+    assert all((norm == 0) == silent for norm in norms)
+    assert set(made.facts["training"]["phases"]) == {"prm_head"}
+
+
+def test_tools_of_the_traces_must_be_there(needs_trl, tiny_base, tmp_path, run_of):
+    run = debate(3)
+    other = run.turns[1].tools[0].model_copy(update={"name": "add", "call": "add(3 | 1)"})
+    turns = (run.turns[0], run.turns[1].model_copy(update={"tools": (other,)}))
+    traces = traces_of(tmp_path, [run.model_copy(update={"turns": turns})])
+    with pytest.raises(UsageError, match="add of the traces are not among them; set the option tools"):
+        distill(config_of(), traces, tiny_base, tmp_path / "student")
+
+
+def test_questions_without_answers_are_refused(needs_trl, tiny_base, tmp_path):
+    with pytest.raises(DataError, match="no question has a known answer"):
+        distill(config_of(), traces_of(tmp_path, [debate(3, gold=False)]), tiny_base, tmp_path / "student")
+
+
+def test_without_trl_the_extra_is_named_at_once(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(MissingExtraError, match=r"soloist\[rl\]"):
+        distill(config_of(), traces_of(tmp_path, [debate(3)]), tiny_base, tmp_path / "student")

@@ -51,7 +51,7 @@ CATALOG: Mapping[str, Entry] = {
         "a reward model learns which steps are good, then the student practises by GRPO",
         "AgentArk, arXiv 2602.03955",
         ("a verifier", "several agents", "trl"),
-        "20-100x",
+        "20x and more",
     ),
     "magdi": Entry(
         "magdi",

@@ -74,7 +74,7 @@ class Options(GrpoConfig):
 
 
 def attempts(runs: Sequence[Run], setup: Setup) -> Selection:
-    """Each run's graded attempts as one group; facts: `run`, and of each conversation its `node` and `right`.
+    """Each disputed run's graded attempts as one group; facts: `run`, and of its conversations `nodes` and `right`.
 
     Raises:
         DataError: no question with both a right and a wrong attempt.
@@ -96,12 +96,13 @@ def attempts(runs: Sequence[Run], setup: Setup) -> Selection:
                 rejected[f"longer than {setup.max_length} tokens"] += 1
                 continue
             found.setdefault(example.ids, (example, index, node.verdict == "correct"))
-        if found:
-            examples, nodes, right = zip(*found.values(), strict=True)
-            kept.append(Group(examples, {"run": number, "nodes": list(nodes), "right": list(right)}))
-    mixed = [group for group in kept if len(set(group.facts["right"])) > 1]
-    if not mixed:
-        why = ", ".join(f"{count} x {reason}" for reason, count in rejected.items()) or f"{len(kept)} with attempts"
+        if len({right for _, _, right in found.values()}) < 2:
+            rejected["no attempt" if not found else "attempts all right or all wrong"] += 1
+            continue
+        examples, nodes, right = zip(*found.values(), strict=True)
+        kept.append(Group(examples, {"run": number, "nodes": list(nodes), "right": list(right)}))
+    if not kept:
+        why = ", ".join(f"{count} x {reason}" for reason, count in rejected.items()) or "there are no traces"
         raise DataError(
             f"no question with both a right and a wrong attempt ({why}): a reward model learns from comparing them; "
             "record a team whose agents disagree, or choose another method"
