@@ -240,6 +240,7 @@ def test_the_files_compiled_from_it_have_the_graph_beside_them(tmp_path, monkeyp
     monkeypatch.setattr(module, "compile_gguf", compiled)
     monkeypatch.setattr(module, "_check", lambda *arguments: arguments[3].update(verdict="pass"))
     student = stage("distill", tmp_path / "student", {}, [], build)
-    made = module.export(student, tmp_path / "files", ["gguf-f16"], Probe([], []))
+    probe = Probe([[{"role": "user", "content": "q"}]], ["a"])
+    made = module.export(student, tmp_path / "files", ["gguf-f16"], probe)
     beside = graph_beside(made.path / made.facts["formats"]["gguf-f16"]["path"])
     assert (beside.digest if beside else None) == (desk_graph().digest if informed_student else None)
