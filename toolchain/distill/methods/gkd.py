@@ -6,7 +6,8 @@
 Each step draws once, as in the paper's algorithm 1. On-policy, one turn of each conversation is drawn: what came
 before it is the trace's, the turn is sampled from the student as it is at that step, and nothing after it is
 trained, for no tool has answered it. No gradient goes through the sampling. Draws and samples are
-functions of (seed, step) and of the weights, so a resumed run samples what the uninterrupted one did.
+functions of (seed, step) and of the weights, so a resumed run samples what the uninterrupted one did. Of several
+processes each samples the whole step, so that they agree on it.
 
 Defaults are TRL's (JSD, beta 0.5, lmbda 0.5, 128 new tokens) but for the temperature, 1 as in the paper, where TRL
 has 0.9. The paper averages over a sequence before it averages over sequences; here, as in TRL, every
