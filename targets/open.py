@@ -1,4 +1,7 @@
-"""Open any model by what lies on disk: a GGUF file, an onnxruntime-genai folder, a Hugging Face folder."""
+"""Open any model by what lies on disk: a GGUF file, an onnxruntime-genai folder, a Hugging Face folder.
+
+A student may be two models that answer as one: a folder with a folder `decomposer` and a folder `solver`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,22 @@ from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import Runtime
 
 FORMATS = ("gguf", "onnx", "torch")
+PARTS = ("decomposer", "solver")
+
+
+def parts(path: Path) -> dict[str, Path]:
+    """The models of a student that is two, by what they do; empty for a single model.
+
+    Raises ArtifactError where a part is no model.
+    """
+    if not all((path / name).is_dir() for name in PARTS):
+        return {}
+    found = {}
+    for name in PARTS:
+        files = sorted((path / name).glob("*.gguf"))
+        found[name] = files[0] if len(files) == 1 else path / name
+        format_of(found[name])
+    return found
 
 
 def format_of(path: Path) -> str:

@@ -5,8 +5,9 @@
     <out>/manifest.json                   facts: size, KL, top-1, tolerance, verdict of each file
 
 A format that is compiled and has passed leaves a marker, so that a killed export goes on with the next
-one. A format that fails is removed and named at the end, after the others were done. Left out: choosing
-among the files, which is for whoever has measured them on the task.
+one. A format that fails is removed and named at the end, after the others were done. A student of two models
+becomes <format>/decomposer and <format>/solver: each is checked, and the worse one counts. Left out:
+choosing among the files, which is for whoever has measured them on the task.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import ArtifactError, GateError, UsageError
+from soloist.targets.open import parts
 from soloist.targets.to_gguf import compile_gguf
 from soloist.targets.to_onnx import compile_onnx
 from soloist.targets.tolerances import TOLERANCES, tolerance_of
@@ -41,6 +43,11 @@ def model_folder(student: Artifact) -> Path:
     raise ArtifactError(f"{student.path}: holds no model (no config.json); run the distill stage again")
 
 
+def model_folders(student: Artifact) -> dict[str, Path]:
+    """The student's model by the name "", or its two models by what they do."""
+    return parts(student.path) or {"": model_folder(student)}
+
+
 def export(
     student: Artifact,
     out: Path,
@@ -60,7 +67,7 @@ def export(
         raise UsageError(f"no format to export: name at least one of {', '.join(TOLERANCES)}")
     formats = tuple(dict.fromkeys(formats))
     limits = {format: vars(tolerance_of(format)) for format in formats}
-    folder = model_folder(student)
+    models = model_folders(student)
     beside = {**_knowledge(student.path), **(beside or {})}
     asked = json.dumps([[list(messages) for messages in probe.prompts], list(probe.references)], ensure_ascii=False)
     config = {
@@ -76,8 +83,8 @@ def export(
             events.progress(STAGE, done, len(formats), format=format)
             facts = _finished(partial, format)
             if facts is None:
-                facts = _compile(folder, partial, format, name, beside)
-                _check(folder, partial, format, facts, probe)
+                facts = _compile(models, partial, format, name, beside)
+                _check(models, partial, format, facts, probe)
             events.emit(STAGE, "metric", format=format, **facts)
             found[format] = facts
         events.progress(STAGE, len(formats), len(formats))
@@ -108,29 +115,49 @@ def _finished(partial: Path, format: str) -> dict[str, Any] | None:
     return None
 
 
-def _compile(folder: Path, partial: Path, format: str, name: str, beside: Mapping[str, str]) -> dict[str, Any]:
+def _compile(
+    models: Mapping[str, Path], partial: Path, format: str, name: str, beside: Mapping[str, str]
+) -> dict[str, Any]:
     family, _, precision = format.partition("-")
     shutil.rmtree(partial / format, ignore_errors=True)
-    if family == "gguf":
-        made = compile_gguf(folder, partial / format, precision.upper(), name)
-        path = f"{format}/{made['file']}"
-    else:
-        compile_onnx(folder, partial / format, precision)
-        path = format
+    path = format
+    for part, folder in models.items():
+        out = partial / format / part
+        if family == "gguf":
+            file = compile_gguf(folder, out, precision.upper(), f"{name}-{part.capitalize()}" if part else name)["file"]
+            path = format if part else f"{format}/{file}"
+        else:
+            compile_onnx(folder, out, precision)
     for file, text in beside.items():
         write_atomic(partial / format / file, text)
     return {"path": path, "size_mb": _size_mb(partial / path)}
 
 
-def _check(folder: Path, partial: Path, format: str, facts: dict[str, Any], probe: Probe) -> None:
+def _check(models: Mapping[str, Path], partial: Path, format: str, facts: dict[str, Any], probe: Probe) -> None:
     """Compare a compiled format with the student; keep it with its marker, or remove it."""
     scratch = partial / _WORK / "verify"
-    facts.update(judge(folder, partial / facts["path"], probe, scratch, tolerance_of(format)))
-    shutil.rmtree(scratch / "file", ignore_errors=True)
+    files = parts(partial / format) if len(models) > 1 else {"": partial / facts["path"]}
+    judged = {
+        part: judge(folder, files[part], probe, scratch / part, tolerance_of(format)) for part, folder in models.items()
+    }
+    facts.update(_worse(judged))
+    for part in models:
+        shutil.rmtree(scratch / part / "file", ignore_errors=True)
     if facts["verdict"] != "pass":
         shutil.rmtree(partial / format)
         return
     write_atomic(_marker(partial, format), json.dumps(facts))
+
+
+def _worse(judged: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The verdict on all parts: the first refusal, else the numbers of the part that drifted most."""
+    if len(judged) == 1:
+        return next(iter(judged.values()))
+    for part, facts in judged.items():
+        if facts["verdict"] != "pass":
+            return {**facts, "reason": f"{part}: {facts['reason']}"}
+    worst = max(judged.values(), key=lambda facts: float(facts["kl_mean"]))
+    return {**worst, "top1": min(facts["top1"] for facts in judged.values()), "parts": dict(judged)}
 
 
 def _size_mb(path: Path) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from soloist.targets.open import PARTS, parts
 from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.bench.records import Kind
 from soloist.toolchain.config import Config
@@ -81,19 +82,30 @@ def rivals(team: TeamConfig, examples: Sequence[Demonstration], tools: Sequence[
 
 
 def student_team(path: Path, tools: Sequence[str], entries: Sequence[str]) -> TeamConfig:
-    """A student, alone: no prompt, no demonstrations, the same tools as its team (none: it answers in words)."""
-    limit = 64 if tools else 256
-    agent = AgentConfig(name="student", role="student", tools=tuple(tools), sampling=SamplingConfig(max_tokens=limit))
+    """A student, alone: no prompt, no demonstrations, the same tools as its team (none: it answers in words).
+
+    A student of two models is one system as well: its decomposer asks, its solver calls the tools.
+    """
+    sampling = SamplingConfig(max_tokens=64 if tools else 256)
+    student = AgentConfig(name="student", role="student", tools=tuple(tools), sampling=sampling)
+    topology, agents = "solo", [student]
+    if parts(path):
+        topology = "socratic"
+        agents = [
+            student.model_copy(update={"name": name, "role": name, "model": name, "tools": called})
+            for name, called in zip(PARTS, ((), student.tools), strict=True)
+        ]
     return TeamConfig(
-        name="student", topology="solo", engine=StudentEngineConfig(kind="student", path=str(path)), agents=(agent,),
-        tools=tuple(entries) if tools else (),
+        name="student", topology=topology, engine=StudentEngineConfig(kind="student", path=str(path)),
+        agents=tuple(agents), tools=tuple(entries) if tools else (),
     )  # fmt: skip
 
 
 def students(student: Artifact, compiled: Artifact, entries: Sequence[str]) -> list[System]:
     """The torch student and every compiled file of it."""
     tools = student_tools(student)
-    size = (student.path / "model.safetensors").stat().st_size / 1e6
+    models = parts(student.path).values() or [student.path]
+    size = sum((model / "model.safetensors").stat().st_size for model in models) / 1e6
     found = [
         System(
             id="student-torch", kind="student", format="torch", size_mb=round(size, 1), share=0.25,

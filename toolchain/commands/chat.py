@@ -21,14 +21,14 @@ def command(student: Path, tools: tuple[str, ...], question: tuple[str, ...]) ->
     from soloist.toolchain.bench.systems import student_team
     from soloist.toolchain.tasks.base import Question
     from soloist.toolchain.teams.config import StudentEngineConfig
-    from soloist.toolchain.teams.engines.student import StudentEngine
+    from soloist.toolchain.teams.engines.pair import open_student
     from soloist.toolchain.teams.team import Team
 
     path = _model(student)
     entries, names = _tools(path, tools)
     team = student_team(path, names, entries)
     assert isinstance(team.engine, StudentEngineConfig)
-    engine = StudentEngine(team.engine, on_text=lambda text: click.echo(text, nl=False))
+    engine = open_student(team.engine, on_text=lambda text: click.echo(text, nl=False))
     with Team(team, engine=engine) as opened:
         asked = [" ".join(question)] if question else iter(_ask, None)
         for text in asked:
@@ -46,10 +46,15 @@ def _ask() -> str | None:
 
 
 def _model(path: Path) -> Path:
-    """The model itself: `path`, or the smallest GGUF below it."""
+    """The model itself: `path`, or the smallest GGUF below it (of a student of two models, their folder)."""
+    from soloist.targets.open import parts
+
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "genai_config.json")):
+        if parts(path):
+            return path
         found = sorted(path.rglob("*.gguf"), key=lambda file: file.stat().st_size)
-        return found[0] if found else path
+        folder = found[0].parent.parent if found else path
+        return folder if found and parts(folder) else found[0] if found else path
     return path
 
 

@@ -23,6 +23,8 @@ from torch.nn import functional
 
 from soloist.toolchain.distill.packing import Batch
 
+UNLABELED = -1
+
 
 def embed(states: Tensor, batch: Batch) -> Tensor:
     """The embedding of every conversation of a batch, (B, width), from the states of the trie's nodes (T, width).
@@ -36,6 +38,16 @@ def embed(states: Tensor, batch: Batch) -> Tensor:
     shares = shares / shares.sum(1, keepdim=True)
     spread = torch.zeros((len(batch.lengths), len(states)), dtype=precise, device=states.device)
     spread.scatter_add_(1, batch.gather, shares)
+    return spread @ states.to(precise)
+
+
+def pooled(states: Tensor, batch: Batch, spans: Sequence[Sequence[int]]) -> Tensor:
+    """The same mean over parts of conversations, (S, width): spans are (conversation, first place, place after)."""
+    precise = torch.promote_types(states.dtype, torch.float32)
+    spread = torch.zeros((len(spans), len(states)), dtype=precise, device=states.device)
+    for row, (conversation, start, stop) in enumerate(spans):
+        shares = torch.arange(1, stop - start + 1, device=states.device, dtype=precise)
+        spread[row, batch.gather[conversation, start:stop]] = shares / shares.sum()
     return spread @ states.to(precise)
 
 
@@ -55,7 +67,7 @@ def kept(shape: tuple[int, int], rate: float, key: str) -> Tensor:
     return (torch.rand(shape, generator=generator) >= rate).float() / (1 - rate)
 
 
-def _matrix(rows: int, columns: int, generator: torch.Generator) -> nn.Parameter:
+def matrix(rows: int, columns: int, generator: torch.Generator) -> nn.Parameter:
     """Glorot's uniform start."""
     bound = math.sqrt(6 / (rows + columns))
     return nn.Parameter((torch.rand((rows, columns), generator=generator) * 2 - 1) * bound)
@@ -67,8 +79,8 @@ class GraphNetwork:
     def __init__(self, width: int, classes: int, *, hidden: int = 512, dropout: float = 0.5, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.dropout = dropout
-        self.w1, self.b1 = _matrix(hidden, width, generator), nn.Parameter(torch.zeros(hidden))
-        self.w2, self.b2 = _matrix(classes, hidden, generator), nn.Parameter(torch.zeros(classes))
+        self.w1, self.b1 = matrix(hidden, width, generator), nn.Parameter(torch.zeros(hidden))
+        self.w2, self.b2 = matrix(classes, hidden, generator), nn.Parameter(torch.zeros(classes))
 
     @property
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -91,7 +103,7 @@ class Score:
 
     def __init__(self, width: int, *, hidden: int = 512, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.w1, self.w2 = _matrix(hidden, width, generator), _matrix(1, hidden, generator)
+        self.w1, self.w2 = matrix(hidden, width, generator), matrix(1, hidden, generator)
 
     @property
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -100,6 +112,12 @@ class Score:
     def __call__(self, embedded: Tensor) -> Tensor:
         hidden = functional.relu(functional.linear(embedded, self.w1.to(embedded.dtype)))
         return torch.tanh(functional.linear(hidden, self.w2.to(embedded.dtype)))[:, 0]
+
+
+def judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Cross-entropy summed over the nodes with a label (0 or more), how many of them are right, how many there are."""
+    loss = functional.cross_entropy(logits, labels, ignore_index=UNLABELED, reduction="sum")
+    return loss, (logits.argmax(1) == labels).sum(), int((labels != UNLABELED).sum())
 
 
 def ranked(better: Tensor, worse: Tensor, margin: float) -> Tensor:

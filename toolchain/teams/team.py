@@ -52,9 +52,9 @@ def open_engine(config: TeamConfig) -> Engine:
 
         return GgufEngine(config.engine)
     if isinstance(config.engine, StudentEngineConfig):
-        from soloist.toolchain.teams.engines.student import StudentEngine
+        from soloist.toolchain.teams.engines.pair import open_student
 
-        return StudentEngine(config.engine)
+        return open_student(config.engine)
     from soloist.toolchain.teams.engines.openai import OpenAIEngine
 
     return OpenAIEngine(config.engine)

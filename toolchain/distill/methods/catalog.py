@@ -60,6 +60,13 @@ CATALOG: Mapping[str, Entry] = {
         ("a verifier", "several agents"),
         "3-6x",
     ),
+    "smagdi": Entry(
+        "smagdi",
+        "a decomposer and a solver; right and wrong steps classified, ranked and aligned in their graph",
+        "SMAGDi, arXiv 2511.05528",
+        ("a verifier",),
+        "4-7x",
+    ),
     "answer-only": Entry(
         "rivals", "the bare answer of runs that are right", "rival", ("a verifier",), "0.5-1x", "ANSWER_ONLY"
     ),

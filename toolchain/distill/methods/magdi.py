@@ -32,13 +32,21 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.targets.base import Message
 from soloist.toolchain.config import Config
 from soloist.toolchain.distill.data import Example, Group, Selection, encode, refuse_split, selection, told, unsound
-from soloist.toolchain.distill.graph_network import GraphNetwork, Score, adjacency, embed, paired, ranked
+from soloist.toolchain.distill.graph_network import (
+    UNLABELED,
+    GraphNetwork,
+    Score,
+    adjacency,
+    embed,
+    judged,
+    paired,
+    ranked,
+)
 from soloist.toolchain.distill.methods.base import Method, Setup, Variant
 from soloist.toolchain.distill.methods.sft import summed_cross_entropy
 from soloist.toolchain.distill.packing import Batch
@@ -46,7 +54,7 @@ from soloist.toolchain.distill.student import Student
 from soloist.toolchain.traces.graph import Graph, Node, graph_of
 from soloist.toolchain.traces.schema import Run
 
-WRONG, CORRECT, ABSENT, UNGRADED = 0, 1, 2, -1
+WRONG, CORRECT, ABSENT, UNGRADED = 0, 1, 2, UNLABELED
 _LABELS = {"wrong": WRONG, "correct": CORRECT}
 _STANCE = re.compile(r"(?:^[ \t]*|(?<=[.!?][ \t]))I (?:dis)?agree\b.*?(?:[.!?](?=\s|$)|$)[ \t]*", re.MULTILINE)
 
@@ -324,9 +332,8 @@ class GraphObjective:
         loss, hits, seen = embedded.new_zeros(()), embedded.new_zeros(()), 0
         source = embedded.detach() if self.variant == "released" else embedded
         for logits, labels in self.node_logits(source, batch, training=True):
-            loss = loss + functional.cross_entropy(logits, labels, ignore_index=UNGRADED, reduction="sum")
-            hits = hits + (logits.argmax(1) == labels).sum()
-            seen += int((labels != UNGRADED).sum())
+            more, right, labeled = judged(logits, labels)
+            loss, hits, seen = loss + more, hits + right, seen + labeled
         nodes = max(1.0, counts["nodes"])
         share = counts["majority"] / nodes * seen / nodes
         return {

@@ -1,0 +1,419 @@
+"""SMAGDi: steps and their labels, what the solver may see, four losses by hand, the pair trained and asked as one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from soloist.kernels.errors import DataError, UsageError  # noqa: E402
+from soloist.targets.open import parts  # noqa: E402
+from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.bench.systems import student_team, student_tools  # noqa: E402
+from soloist.toolchain.distill.methods import smagdi  # noqa: E402
+from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
+from soloist.toolchain.distill.methods.smagdi import CORRECT, WRONG, SmagdiOptions, StepObjective  # noqa: E402
+from soloist.toolchain.distill.packing import pack  # noqa: E402
+from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
+from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
+from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
+from soloist.toolchain.tasks.base import Question  # noqa: E402
+from soloist.toolchain.teams.team import Team  # noqa: E402
+from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn  # noqa: E402
+from soloist.toolchain.traces.store import read_runs, write_runs  # noqa: E402
+
+RECORDED = Path(__file__).parents[3] / "toolchain" / "traces" / "recorded" / "traces.jsonl.gz"
+TOOLS = ("soloist.toolchain.tools.desk:desk_tools",)
+
+
+def calc(expression, result, *, more=False):
+    return ToolUse(
+        name="calc", arguments={"expression": expression}, call=f"calc({expression}){' then' if more else ''}",
+        result=result, steps=(f"{expression} = {result}",),
+    )  # fmt: skip
+
+
+def acting(number, attempts):
+    """Agents that call in turn: `attempts` maps an agent to its calls (expression, result) and its verdict."""
+    turns, path = [], ()
+    for agent, (calls, verdict) in attempts.items():
+        uses = tuple(calc(*call, more=i + 1 < len(calls)) for i, call in enumerate(calls))
+        turns.append(Turn(id=len(turns), agent=agent, role="reader", text=uses[-1].call, tools=uses, model="m",
+                          answer=uses[-1].result, verdict=verdict))  # fmt: skip
+        if verdict == "correct" and not path:
+            path = (turns[-1].id,)
+    question = Question(id=f"q{number}", question=f"What is {number} + 3, doubled?", gold=str(2 * (number + 3)),
+                        scorer="number")  # fmt: skip
+    answer = turns[path[0]].answer if path else turns[-1].answer
+    return Run(question=question, team="desk", turns=turns, path=path, answer=answer,
+               verdict="correct" if path else "wrong")  # fmt: skip
+
+
+def sums(number):
+    """One agent right in two calls, one wrong in its second, one wrong from the beginning."""
+    total = number + 3
+    first = (f"{number} + 3", str(total))
+    return acting(number, {
+        "a": ([first, (f"{total} * 2", str(2 * total))], "correct"),
+        "b": ([first, (f"{total} * 3", str(3 * total))], "wrong"),
+        "c": ([(f"{number} * 2", str(2 * number))], "wrong"),
+    })  # fmt: skip
+
+
+def words(number, *, rounds=1):
+    """Two agents in plain words; the wrong one changes its mind if there is a second round."""
+    right, turns, edges = number + 3, [], []
+    for column in range(rounds):
+        for agent, good in (("a", True), ("b", column > 0)):
+            answer = str(right if good else right + 1)
+            text = f"First {number}.\n{number} + 3 = {answer}" if good else f"First {number}.\nThat makes {answer}."
+            turns.append(Turn(id=len(turns), agent=agent, role="solver", round=column, text=text, model="m",
+                              answer=answer, verdict="correct" if good else "wrong"))  # fmt: skip
+            for other in turns[:-1]:
+                if other.round == column - 1:
+                    kind = "continuity" if other.agent == agent else "influence"
+                    edges.append(Edge(source=other.id, target=turns[-1].id, kind=kind))
+    question = Question(id=f"w{number}", question=f"What is {number} plus 3?", gold=str(right), scorer="number")
+    return Run(question=question, team="debate", turns=turns, edges=edges, path=(0,), answer=str(right),
+               verdict="correct")  # fmt: skip
+
+
+def setup_of(tokenizer, *, mode="acts", max_length=512, variant="paper", check=recheck, **options):
+    return Setup(tokenizer, check, mode, max_length, 0, variant, SmagdiOptions(**options))
+
+
+def student_of(base, dtype=torch.float32):
+    model, tokenizer = load_base(base)
+    return Student(model.to(dtype), tokenizer, torch.device("cpu"))
+
+
+def said(example):
+    return [(message["role"], message["content"]) for message in example.messages]
+
+
+def step_texts(group, tokenizer):
+    return [tokenizer.decode(group.examples[c].ids[start:stop]) for c, start, stop in group.facts["steps"]]
+
+
+# ---------------------------------------------------------------- decomposer and solver
+
+
+def test_calls_become_sub_questions_and_their_answers(tokenizer):
+    run = sums(4)
+    (group,) = smagdi.select([run], setup_of(tokenizer)).groups
+    question = "What is 4 + 3, doubled?"
+    second = "With that result: which expression goes to calc?"
+    assert said(group.examples[0]) == [
+        ("user", f"{question}\nWhich expression goes to calc?"), ("assistant", "calc(4 + 3)"), ("tool", "7"),
+        ("user", second), ("assistant", "calc(7 * 2)"),
+    ]  # fmt: skip
+    (asked,) = smagdi.select_decompositions([run], setup_of(tokenizer)).examples
+    assert said(asked) == [("user", question), ("assistant", f"Which expression goes to calc?\n{second}")]
+
+
+def test_worked_steps_answer_the_sub_questions_of_a_student_without_tools(tokenizer):
+    (group,) = smagdi.select([sums(4)], setup_of(tokenizer, mode="internalise")).groups
+    assert [text for role, text in said(group.examples[0]) if role == "assistant"] == [
+        "4 + 3 = 7", "7 * 2 = 14\n#### 14",
+    ]  # fmt: skip
+    assert said(group.examples[0])[0][1].endswith("\nWhat does calc of the expression give?")
+
+
+@pytest.mark.parametrize("mode", ["acts", "internalise"])
+def test_the_solver_never_sees_a_later_sub_question_or_answer(tokenizer, mode):
+    (group,) = smagdi.select([sums(4)], setup_of(tokenizer, mode=mode)).groups
+    example = group.examples[0]
+    later = {"acts": ("With that result", "7 * 2"), "internalise": ("With that result", "14")}[mode]
+    first = example.trained.index(True)
+    before = tokenizer.decode(example.ids[:first])
+    assert not any(text in before for text in later)
+    assert "4 + 3 = 7" not in before and "calc(4" not in before
+    for place in range(first, len(example.ids)):  # what is read before the first answer ends holds nothing later
+        if not example.trained[place]:
+            break
+        assert not any(text in tokenizer.decode(example.ids[:place]) for text in later)
+
+
+def test_one_step_is_the_question_itself(tokenizer):
+    run = words(4)
+    (group,) = smagdi.select([run], setup_of(tokenizer)).groups
+    assert [role for role, _ in said(group.examples[0])] == ["user", "assistant"]
+    assert said(group.examples[0])[0][1] == "What is 4 plus 3?"
+    (asked,) = smagdi.select_decompositions([run], setup_of(tokenizer)).examples
+    assert said(asked)[1] == ("assistant", "What is 4 plus 3?")
+    lone = acting(1, {"a": ([("4 + 4", "8")], "correct")})
+    (asked,) = smagdi.select_decompositions([lone], setup_of(tokenizer)).examples
+    assert len(said(asked)[1][1].splitlines()) == 1
+
+
+def test_only_runs_that_may_be_learned_from_are_taken_apart(tokenizer):
+    wrong = acting(6, {"a": ([("6 + 1", "7")], "wrong")})
+    chosen = smagdi.select_decompositions([sums(4), wrong], setup_of(tokenizer))
+    assert (len(chosen.groups), chosen.rejected) == (1, {"no correct answer": 1})
+    held = sums(4).question.model_copy(update={"split": "test"})
+    with pytest.raises(DataError, match="may not be trained on"):
+        smagdi.select_decompositions([sums(4).model_copy(update={"question": held})], setup_of(tokenizer))
+
+
+def test_decompositions_that_people_wrote_are_added(tokenizer, tmp_path):
+    file = tmp_path / "socratic.jsonl"
+    file.write_text(json.dumps({"question": "Q?", "answer": "A? ** 1 + 1 = <<1+1=2>>2\nB? ** so 2\n#### 2"}) + "\n")
+    runs = [words(4)]
+    asked = smagdi.select_decompositions(runs, setup_of(tokenizer, decompositions=file))
+    assert said(asked.examples[0]) == [("user", "Q?"), ("assistant", "A?\nB?")]
+    assert asked.counts["notes"] == {"decompositions written by people": 1}
+    worked = smagdi.select(runs, setup_of(tokenizer, decompositions=file)).groups[-1]
+    assert said(worked.examples[0]) == [
+        ("user", "Q?\nA?"), ("assistant", "1 + 1 = 2"), ("user", "B?"), ("assistant", "so 2\n#### 2"),
+    ]  # fmt: skip
+    assert worked.facts["steps"] == [] and worked.examples[0].targets
+    assert len(smagdi.select([sums(4)], setup_of(tokenizer, decompositions=file)).groups) == 1  # it calls tools
+
+
+# ---------------------------------------------------------------- steps, labels, edges
+
+
+def test_steps_are_calls_labeled_by_propagation(tokenizer):
+    (group,) = smagdi.select([sums(4)], setup_of(tokenizer)).groups
+    texts = [text.removesuffix("<|im_end|>") for text in step_texts(group, tokenizer)]
+    assert texts == ["calc(4 + 3)", "calc(7 * 2)", "calc(4 + 3)", "calc(7 * 3)", "calc(4 * 2)"]
+    assert group.facts["labels"] == [CORRECT, CORRECT, CORRECT, WRONG, WRONG]
+    assert group.facts["edges"] == [[0, 1], [2, 3]]
+    assert group.facts["pairs"] == [[0, 3], [1, 4], [2, 3]]
+    assert [example.targets > 0 for example in group.examples] == [True, False, False]
+
+
+def test_steps_are_lines_and_attempts_are_joined_in_time(tokenizer):
+    (group,) = smagdi.select([words(4, rounds=2)], setup_of(tokenizer)).groups
+    texts = [text.strip().removesuffix("<|im_end|>") for text in step_texts(group, tokenizer)]
+    assert texts[:3] == ["First 4.", "4 + 3 = 7", "#### 7"]
+    assert len(texts) == 12
+    chains = [[at + i, at + i + 1] for at in (0, 3, 6, 9) for i in (0, 1)]
+    crossing = [[2, 6], [2, 9], [5, 6], [5, 9]]
+    assert group.facts["edges"] == sorted(chains + crossing)
+    assert all(source < target for source, target in group.facts["edges"])
+    # the wrong attempt begins as the right ones do: its first line is right
+    assert group.facts["labels"][3:6] == [CORRECT, WRONG, WRONG]
+
+
+def test_a_step_that_does_not_recheck_is_wrong_even_in_a_correct_attempt(tokenizer):
+    run = words(4)
+    turn = run.turns[0].model_copy(update={"text": "4 + 3 = 8\nno, 4 + 3 = 7"})
+    (group,) = smagdi.select(
+        [run.model_copy(update={"turns": (turn, run.turns[1].model_copy(update={"verdict": "correct"}))})],
+        setup_of(tokenizer),
+    ).groups
+    assert group.facts["labels"][:3] == [WRONG, CORRECT, CORRECT]
+    assert not group.examples[0].targets
+
+
+def test_a_cut_attempt_keeps_the_steps_before_the_cut(tokenizer):
+    whole = smagdi.select([words(4)], setup_of(tokenizer)).groups[0]
+    length = min(len(example.ids) for example in whole.examples)
+    longer = max(range(2), key=lambda i: len(whole.examples[i].ids))
+    run = words(4)
+    turn = run.turns[longer].model_copy(update={"text": run.turns[longer].text + "\nand so on" * 9})
+    turns = tuple(turn if i == longer else t for i, t in enumerate(run.turns))
+    (group,) = smagdi.select([run.model_copy(update={"turns": turns})], setup_of(tokenizer, max_length=length)).groups
+    assert len(group.examples[longer].ids) == length
+    kept = [span for span in group.facts["steps"] if span[0] == longer]
+    assert 1 <= len(kept) < 12 and all(stop <= length - 1 for _, _, stop in kept)
+
+
+def test_recorded_desk_runs_make_groups_in_both_modes(tokenizer):
+    runs = list(itertools.islice(read_runs(RECORDED), 60))
+    for mode in ("acts", "internalise"):
+        chosen = smagdi.select(runs, setup_of(tokenizer, mode=mode, max_length=4096))
+        assert len(chosen.groups) > 30
+        for group in chosen.groups:
+            assert len(group.facts["labels"]) == len(group.facts["steps"]) > 0
+            assert all(0 < start < stop < len(group.examples[c].ids) for c, start, stop in group.facts["steps"])
+            assert all(source < target for source, target in group.facts["edges"])
+            json.dumps(group.facts)
+        asked = smagdi.select_decompositions(runs, setup_of(tokenizer, mode=mode, max_length=4096))
+        assert {len(e.messages[1]["content"].splitlines()) for e in asked.examples} <= {1, 2}
+
+
+def test_bad_input_is_refused(tokenizer):
+    ungraded = acting(4, {"a": ([("4 + 3", "7")], "unknown")})
+    wrong = acting(6, {"a": ([("6 + 1", "7")], "wrong")})
+    with pytest.raises(DataError, match="1 x no graded attempt, 1 x no correct attempt"):
+        smagdi.select([ungraded, wrong], setup_of(tokenizer))
+    with pytest.raises(UsageError, match="no code of it was released"):
+        smagdi.objective(type("S", (), {"width": 4})(), setup_of(tokenizer, variant="released"))
+    with pytest.raises(UsageError, match="set l1"):
+        StepObjective(4, SmagdiOptions(l1=0, l2=0, l3=0, l4=0))
+
+
+# ---------------------------------------------------------------- losses
+
+
+def reference(base, objective, groups, options):
+    """The four losses from the formulas of the docstring, in float64 numpy, one sequence at a time."""
+    model = load_base(base)[0].to(torch.float64)
+    weights = {name: value.detach().double().numpy() for name, value in objective.parameters}
+    sums, counts = dict.fromkeys(("lm", "nodes", "contrast", "align"), 0.0), dict.fromkeys(("t", "n", "p", "s"), 0)
+    for group in groups:
+        states = []
+        for example in group.examples:
+            with torch.no_grad():
+                out = model(torch.tensor([example.ids]), output_hidden_states=True)
+            states.append(out.hidden_states[-1][0].numpy())
+            logits = out.logits[0].numpy()
+            for place in np.flatnonzero(example.trained):
+                row = logits[place - 1]
+                sums["lm"] += np.log(np.exp(row).sum()) - row[example.ids[place]]
+                counts["t"] += 1
+        x = []
+        for conversation, start, stop in group.facts["steps"]:
+            t = np.arange(1, stop - start + 1)
+            x.append((t[:, None] * states[conversation][start:stop]).sum(0) / t.sum())
+        x, heard = np.stack(x), np.eye(len(x))
+        for source, target in group.facts["edges"]:
+            heard[target, source] = 1
+        scale = np.diag(heard.sum(1) ** -0.5)
+        heard = scale @ heard @ scale
+        e = np.maximum(heard @ x @ weights["network.w1"].T + weights["network.b1"], 0)
+        z = heard @ e @ weights["network.w2"].T + weights["network.b2"]
+        s = np.tanh(np.maximum(x @ weights["score.w1"].T, 0) @ weights["score.w2"].T)[:, 0]
+        made = x @ weights["projection"].T
+        for i, label in enumerate(group.facts["labels"]):
+            sums["nodes"] += np.log(np.exp(z[i]).sum()) - z[i, label]
+            sums["align"] += 1 - made[i] @ e[i] / np.linalg.norm(made[i]) / np.linalg.norm(e[i])
+        sums["contrast"] += sum(max(0, options.margin - (s[a] - s[b])) for a, b in group.facts["pairs"])
+        counts["n"] += len(x)
+        counts["s"] += len(x)
+        counts["p"] += len(group.facts["pairs"])
+    factors = (options.l1, options.l2, options.l3, options.l4)
+    pairs = zip(sums, factors, ("t", "n", "p", "s"), strict=True)
+    return {name: factor * sums[name] / counts[count] for name, factor, count in pairs}
+
+
+@pytest.fixture
+def groups(tokenizer):
+    setup = setup_of(tokenizer)
+    return [smagdi.select([run], setup).groups[0] for run in (sums(4), words(5, rounds=2), sums(9))]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+def test_losses_are_the_formulas_on_separate_sequences(tiny_base, groups, dtype, tolerance):
+    options = SmagdiOptions(l1=0.7, l2=1.3, l3=0.4, l4=0.6, margin=0.9, hidden=8, dropout=0.0)
+    student = student_of(tiny_base, dtype)
+    objective = StepObjective(student.width, options)
+    with torch.no_grad():
+        objective.network.b1.copy_(torch.linspace(0.1, 1, 8))
+    found = objective.terms(student, pack(groups), objective.counts(groups))
+    for name, value in reference(tiny_base, objective, groups, options).items():
+        assert found[name].item() == pytest.approx(value, abs=tolerance), name
+
+
+def gradients(base, groups, term, *, split=None, **options):
+    student = student_of(base, torch.float64)
+    objective = StepObjective(student.width, SmagdiOptions(hidden=8, **options))
+    torch.manual_seed(3)
+    counts = objective.counts(groups)
+    for part in split or [groups]:
+        terms = objective.terms(student, pack(part), counts)
+        chosen = [terms[name] for name in objective.names if term in (None, name)]
+        student.backward(torch.stack(chosen).sum())
+    found = {f"student.{name}": value.grad for name, value in student.named_parameters()}
+    found |= {name: value.grad for name, value in objective.parameters}
+    return {name: gradient for name, gradient in found.items() if gradient is not None and gradient.abs().max() > 0}
+
+
+def test_the_alignment_teaches_the_student_and_not_the_network(tiny_base, groups):
+    reached = gradients(tiny_base, groups, "align")
+    assert "projection" in reached and any(name.startswith("student.") for name in reached)
+    assert not any(name.startswith(("network", "score")) for name in reached)
+    assert "network.w1" in gradients(tiny_base, groups, "nodes")
+
+
+@pytest.mark.parametrize("term", ["lm", "nodes", "contrast"])
+def test_every_loss_reaches_the_student(tiny_base, groups, term):
+    assert any(name.startswith("student.") for name in gradients(tiny_base, groups, term))
+
+
+@pytest.mark.parametrize(("weight", "term"), [("l1", "lm"), ("l2", "nodes"), ("l3", "contrast"), ("l4", "align")])
+def test_a_weight_of_zero_removes_exactly_its_term(tiny_base, groups, weight, term):
+    whole, without = (
+        StepObjective(32, SmagdiOptions(hidden=8, dropout=0.0, **options)) for options in ({}, {weight: 0.0})
+    )
+    assert set(whole.names) - set(without.names) == {term}
+    student, batch, counts = student_of(tiny_base), pack(groups), whole.counts(groups)
+    one, two = whole.terms(student, batch, counts), without.terms(student, batch, counts)
+    assert term not in two
+    assert all(torch.equal(one[name], two[name]) for name in without.names)
+
+
+def test_splitting_a_step_changes_no_gradient(tiny_base, groups, tokenizer):
+    bare = smagdi.Group(groups[0].examples[:1], {"question": "f", "steps": [], "labels": [], "edges": [], "pairs": []})
+    every = [*groups, bare]  # one without a graph
+    want, got = (gradients(tiny_base, every, None, split=split) for split in (None, [[group] for group in every]))
+    assert set(want) == set(got)
+    for name, value in want.items():
+        assert torch.allclose(value, got[name], atol=1e-7), name
+
+
+# ---------------------------------------------------------------- the pair
+
+
+@pytest.fixture
+def pair(tiny_base, tmp_path):
+    runs = [sums(number) for number in range(5)] + [acting(9, {"a": ([("9 + 1", "10")], "wrong")})]
+    traces = stage("teach", tmp_path / "traces", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
+    file = tmp_path / "strategy.json"
+    file.write_text(json.dumps([{"question": "Is it?", "decomposition": ["What is it?", "Is #1 so?"], "answer": True}]))
+    train = TrainConfig(batch_size=3, learning_rate=3e-3, precision="fp32", device="cpu")
+    options = {"hidden": 8, "decompositions": str(file)}
+    config = DistillConfig(method="smagdi", options=options, train=train)
+    return lambda: distill(config, traces, tiny_base, tmp_path / "student")
+
+
+def test_both_models_are_trained_and_asked_as_one(pair):
+    made = pair()
+    card = json.loads((made.path / "student.json").read_text())
+    assert (card["method"], card["parts"], card["data"]["kept"]) == ("smagdi", ["decomposer", "solver"], 5)
+    assert card["decomposer"]["data"]["kept"] == 6
+    assert card["options"]["decompositions"] == "strategy.json"
+    files = set(made.manifest["files"])
+    for part in ("decomposer", "solver"):
+        assert {f"{part}/config.json", f"{part}/model.safetensors", f"{part}/tokenizer.json"} <= files
+    assert not any("checkpoints" in name or "phase" in name for name in files)
+    log = [json.loads(line) for line in (made.path / "train.jsonl").read_text().splitlines()]
+    assert len(log) == made.facts["training"]["steps"] == 2
+    assert {"loss_lm", "loss_nodes", "loss_contrast", "loss_align", "node_accuracy"} <= set(log[0])
+    assert (made.path / "decomposer/model.safetensors").read_bytes() != (
+        made.path / "solver/model.safetensors"
+    ).read_bytes()
+    assert set(parts(made.path)) == {"decomposer", "solver"}
+    team = student_team(made.path, student_tools(made), TOOLS)
+    assert (team.topology, [agent.tools for agent in team.agents]) == ("socratic", [(), ("calc",)])
+    with Team(team) as opened:
+        run = opened.answer(Question(id="x", question="What is 2 + 3, doubled?", gold="10", scorer="number"))
+    assert [turn.model for turn in run.turns][:2] == ["decomposer", "solver"]
+    assert run.turns[0].messages[-1].content == "What is 2 + 3, doubled?"
+
+
+def test_a_killed_pair_goes_on_where_it_was(pair, tmp_path, monkeypatch):
+    whole = smagdi.fit
+    calls = []
+
+    def killed(work, trainer, groups, objective, folder):
+        calls.append(folder.name)
+        if calls == ["decomposer", "solver"]:
+            raise KeyboardInterrupt
+        return whole(work, trainer, groups, objective, folder)
+
+    monkeypatch.setattr(smagdi, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pair()
+    made = pair()
+    assert calls == ["decomposer", "solver", "solver"]
+    stamp = (made.path / "solver/model.safetensors").stat().st_mtime_ns
+    assert pair().digest == made.digest == Artifact.open(tmp_path / "student", stage="distill").digest
+    assert (made.path / "solver/model.safetensors").stat().st_mtime_ns == stamp
