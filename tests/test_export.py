@@ -1,15 +1,21 @@
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
 
 from soloist.kernels.errors import ArtifactError, GateError, UsageError
+from soloist.targets.open import parts
 from soloist.targets.tolerances import Tolerance
 from soloist.toolchain import export as module
 from soloist.toolchain.artifact import Artifact, stage
+from soloist.toolchain.bench.systems import student_team
+from soloist.toolchain.commands.chat import _model
 from soloist.toolchain.events import EventLog
 from soloist.toolchain.export import export
+from soloist.toolchain.tasks.base import Question
+from soloist.toolchain.teams.team import Team
 from soloist.toolchain.verify import Probe
 
 for package in ("torch", "transformers", "gguf", "llama_cpp"):
@@ -120,3 +126,36 @@ def test_unknown_formats_no_formats_and_no_model_are_refused(student, tmp_path):
     with pytest.raises(ArtifactError, match="holds no model"):
         export(empty, tmp_path / "out", ["gguf-f16"], PROBE)
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.fixture(scope="module")
+def pair(student, tmp_path_factory) -> Artifact:
+    """A student of two models."""
+
+    def build(folder):
+        for part in ("decomposer", "solver"):
+            shutil.copytree(student.path / "model", folder / part)
+        return {}
+
+    return stage("distill", tmp_path_factory.mktemp("pair") / "student", {}, [], build)
+
+
+def test_both_models_of_a_pair_are_compiled_checked_and_asked_as_one(pair, tmp_path):
+    made = export(pair, tmp_path / "out", ["gguf-q8_0"], PROBE, name="Tiny", beside={"tools.json": "{}"})
+    facts = made.facts["formats"]["gguf-q8_0"]
+    assert facts["path"] == "gguf-q8_0" and facts["verdict"] == "pass"
+    assert facts["kl_mean"] == max(part["kl_mean"] for part in facts["parts"].values())
+    models = parts(made.path / "gguf-q8_0")
+    assert [model.name.split("-")[:2] for model in models.values()] == [["Tiny", "Decomposer"], ["Tiny", "Solver"]]
+    assert facts["size_mb"] == pytest.approx(sum(model.stat().st_size for model in models.values()) / 1e6, abs=1e-3)
+    assert _model(made.path) == made.path / "gguf-q8_0"
+    with Team(student_team(made.path / facts["path"], (), ())) as team:
+        run = team.answer(Question(id="q", question="What is 12 + 30?", gold="42", scorer="number"))
+    assert run.turns[0].text == "The sum of 12 and 30 is 42."
+    assert [turn.model for turn in run.turns] == ["decomposer", "solver"]
+
+
+def test_a_pair_is_refused_where_one_part_is(pair, tmp_path, judged):
+    judged["bad"] = {"solver"}
+    with pytest.raises(GateError, match="gguf-q8_0: solver: drifted far"):
+        export(pair, tmp_path / "out", ["gguf-q8_0"], PROBE)

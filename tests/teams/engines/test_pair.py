@@ -60,7 +60,7 @@ def test_one_question_is_one_call_from_outside(folder):
     engine = open_student(StudentEngineConfig(kind="student", path=str(folder)), heard.append)
     assert isinstance(engine, PairEngine) and engine.model == "gguf-q8_0"
     engine.ask([Ask([], Sampling(), model="solver")])
-    assert heard == ["#### 0"]
+    assert heard == ["#### 0", "\n"]
 
 
 def test_an_agent_must_name_its_part(folder):

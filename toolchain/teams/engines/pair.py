@@ -19,6 +19,7 @@ class PairEngine:
         self, name: str, models: dict[str, StudentEngineConfig], on_text: Callable[[str], None] | None = None
     ) -> None:
         self.model = name
+        self.on_text = on_text
         self.parts: dict[str, StudentEngine] = {}
         try:
             for part, config in models.items():
@@ -28,7 +29,13 @@ class PairEngine:
             raise
 
     def ask(self, asks: Sequence[Ask]) -> list[Reply]:
-        return [self._part(ask).ask([ask])[0] for ask in asks]
+        return [self._answer(ask) for ask in asks]
+
+    def _answer(self, ask: Ask) -> Reply:
+        (reply,) = self._part(ask).ask([ask])
+        if self.on_text is not None:
+            self.on_text("\n")  # what the parts say is told apart
+        return reply
 
     def _part(self, ask: Ask) -> StudentEngine:
         if ask.model not in self.parts:
