@@ -8,7 +8,7 @@ import time
 from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.bench.records import load_measurements
 from soloist.toolchain.events import EventLog
-from soloist.toolchain.pipeline import run
+from soloist.toolchain.pipeline import enough_epochs, run
 from soloist.toolchain.report.contract import read_report
 from soloist.toolchain.traces.store import read_runs
 
@@ -49,10 +49,10 @@ def test_the_team_was_recorded_and_the_student_learned_every_trace(whole_job):
     assert all(run.verdict == "correct" and len(run.calls) == 1 for run in runs)
     assert {run.trajectory[0].name for run in runs} == {"calc"}
     assert found["student"].facts["data"] | {"tokens": 0, "trained_tokens": 0} == {
-        "kept": 24, "rejected": {}, "tokens": 0, "trained_tokens": 0,
+        "kept": 24, "rejected": {}, "tokens": 0, "trained_tokens": 0, "conversations": 24,
     }  # fmt: skip
     log = [json.loads(line) for line in (whole_job.out / "student" / "train.jsonl").read_text().splitlines()]
-    assert len(log) == 6 and log[-1]["loss"] < log[0]["loss"]
+    assert len(log) == 9 and log[-1]["loss"] < log[0]["loss"]
 
 
 def test_every_compiled_file_passed_its_gate_and_has_its_tools_beside_it(whole_job):
@@ -132,3 +132,8 @@ def test_a_second_run_makes_nothing_again(whole_job):
     assert {name: made.digest for name, made in artifacts(whole_job.out).items()} == before
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert report.systems == whole_job.report.systems
+
+
+def test_passes_follow_from_the_number_of_trajectories():
+    assert [enough_epochs(count, None) for count in (0, 50, 356, 500, 1054, 9000)] == [3, 3, 3, 2, 1, 1]
+    assert enough_epochs(1054, 400) == 2

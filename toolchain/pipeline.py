@@ -43,6 +43,7 @@ from soloist.toolchain.traces.store import read_runs
 
 FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q5_0", "gguf-q4_0", "onnx-int8", "onnx-int4")
 PROBES = 24
+ENOUGH = 1000  # trajectories to read while training; see benchmarks/LOG.md
 GATE_QUESTIONS = 6  # the published operating point, six runs each
 
 
@@ -61,7 +62,7 @@ class Job:
     mode: Literal["acts", "internalise"] = "acts"
     method: str = "sft"
     formats: Sequence[str] = FORMATS
-    epochs: int = 1
+    epochs: int | None = None
     limit: int | None = None
     seed: int = 42
     price: LocalPrice = field(default_factory=LocalPrice)
@@ -141,10 +142,14 @@ def _student(job: Job, base: Path, traces: Artifact, events: EventLog) -> Artifa
     from soloist.toolchain.distill.stage import DistillConfig, distill
     from soloist.toolchain.distill.train import TrainConfig
 
-    config = DistillConfig(
-        method=job.method, mode=job.mode, train=TrainConfig(epochs=job.epochs, seed=job.seed), limit=job.limit
-    )
+    train = TrainConfig(epochs=job.epochs or enough_epochs(traces.facts["correct"], job.limit), seed=job.seed)
+    config = DistillConfig(method=job.method, mode=job.mode, train=train, limit=job.limit)
     return distill(config, traces, base, job.out / "student", events=events)
+
+
+def enough_epochs(correct: int, limit: int | None) -> int:
+    """Passes that read about a thousand trajectories, three at most: more passes of few make a student of those few."""
+    return min(3, max(1, round(ENOUGH / max(1, min(correct, limit or correct)))))
 
 
 def _compiled(job: Job, traces: Artifact, student: Artifact, events: EventLog) -> Artifact:

@@ -19,6 +19,7 @@ from pydantic import ValidationError  # noqa: E402
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.toolchain.distill.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from soloist.toolchain.distill.data import as_groups  # noqa: E402
+from soloist.toolchain.distill.methods.sft import CrossEntropy  # noqa: E402
 from soloist.toolchain.distill.optimizer import MasterAdamW  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig  # noqa: E402
@@ -184,6 +185,17 @@ def test_trainer_keeps_the_exact_weights_it_was_given(tiny_base):
     for name, value in trainer.student.named_parameters():
         assert torch.equal(trainer.optimizer.master[name], exact[name]), name
         assert torch.equal(value, exact[name].to(torch.bfloat16)), name
+
+
+def test_another_objective_starts_from_the_exact_weights_too(tiny_base):
+    base = load_base(tiny_base)[0]
+    uneven = {name: value.detach() * (1 + 1e-4) for name, value in base.named_parameters()}  # no bf16 numbers
+    trainer = Trainer(tiny_base, CONFIG.model_copy(update={"precision": "bf16"}))
+    trainer.optimizer.master.update(uneven)
+    trainer.optimize(CrossEntropy())
+    for name, value in trainer.student.named_parameters():
+        assert torch.equal(trainer.optimizer.master[name], uneven[name]), name
+        assert torch.equal(value, uneven[name].to(torch.bfloat16)), name
 
 
 def test_gradients_are_clipped_to_the_norm(tiny_base, conversations, tmp_path):

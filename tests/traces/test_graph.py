@@ -68,3 +68,14 @@ def test_where_every_role_has_one_agent_all_who_answered_are_nodes():
     turns = (said(0, "planner", "planner", 0), said(1, "solver", "solver", 0, "4"), said(2, "critic", "critic", 0, "5"))
     assert [n.agent for n in graph_of(Run(question=QUESTION, team="t", turns=turns)).nodes] == ["solver", "critic"]
     assert graph_of(Run(question=QUESTION, team="t")).nodes == ()
+
+
+def test_readers_whose_calls_failed_are_peers_still():
+    broken = ToolUse(name="add", arguments={}, call="add(", error="not a call")
+    turns = (
+        said(0, "a", "reader", 0, "4", "correct"),
+        said(1, "b", "reader", 0, tools=(broken,)),
+        said(2, "scribe", "scribe", 0, "4", "correct"),
+    )
+    run = Run(question=QUESTION, team="t", turns=turns)
+    assert [(n.agent, n.verdict) for n in graph_of(run).nodes] == [("a", "correct"), ("b", "wrong")]

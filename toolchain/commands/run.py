@@ -28,7 +28,7 @@ import click
 @click.option("--mode", type=click.Choice(["acts", "internalise"]), default="acts", show_default=True)
 @click.option("--method", default="sft", show_default=True, help="How to distill.")
 @click.option("--gate", is_flag=True, help="First ask whether distilling is likely to help: 6 runs of 6 questions.")
-@click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), help="[default: to read about 1,000 trajectories, at most 3]")
 @click.option("--formats", default="", help="Formats to compile, comma-separated  [default: all]")
 @click.option("--api-price", help="Dollars per million tokens of a hosted model: IN,OUT  [default: genai-prices]")
 @click.option("--usd-per-hour", type=float, help="Price of this machine.")

@@ -220,15 +220,20 @@ class Student:
             table.weight.grad.index_add_(0, ids[keep], gradient[keep])
         self._pending = []
 
+    def restore(self, master: Mapping[str, Tensor]) -> None:
+        """Put exact fp32 weights in the place of the rounded ones that computed."""
+        self.model.float()
+        with torch.no_grad():
+            for name, value in self.named_parameters():
+                value.copy_(master[name])
+
     def save(self, folder: Path, master: Mapping[str, Tensor]) -> None:
         """Write a plain Hugging Face folder in bf16: fp32 `master` weights put in, LoRA merged, rounded once.
 
         The student can be saved once; it does not train on afterwards.
         """
-        model = self.model.float()
-        with torch.no_grad():
-            for name, value in self.named_parameters():
-                value.copy_(master[name])
+        self.restore(master)
+        model = self.model
         if self.lora:
             model = model.merge_and_unload()
         model.set_attn_implementation(self.native_attention)

@@ -54,7 +54,7 @@ class TrainConfig(Config):
     lora_alpha: float = Field(default=32.0, gt=0)
     epochs: int = Field(default=1, ge=1)
     spend: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     part_tokens: int = Field(default=2048, ge=64)
     learning_rate: float = Field(default=2e-4, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -174,6 +174,8 @@ class Trainer:
 
     def optimize(self, objective: Objective) -> None:
         """Choose what is optimized, and start its optimizer; to be called before any step."""
+        if hasattr(self, "optimizer"):  # the exact weights are there: the model's own are rounded by now
+            self.student.restore(self.optimizer.master)
         self.objective = objective
         beside = [(f"objective.{name}", value) for name, value in objective.parameters]
         for _, value in beside:

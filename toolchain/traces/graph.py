@@ -101,8 +101,9 @@ def graph_of(run: Run) -> Graph:
 
 
 def _peer_role(run: Run) -> str | None:
-    """The role that most agents who answered have; None where every role has one agent (all are peers then)."""
-    agents = {(turn.agent, turn.role) for turn in run.turns if turn.model is not None and turn.answer is not None}
+    """The role that most agents who tried have; None where every role has one agent (all are peers then)."""
+    tried = [turn for turn in run.turns if turn.model is not None and (turn.answer is not None or turn.tools)]
+    agents = {(turn.agent, turn.role) for turn in tried}
     roles = Counter(role for _, role in agents)
     most = roles.most_common(1)
     return most[0][0] if most and most[0][1] > 1 else None
