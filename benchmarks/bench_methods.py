@@ -99,18 +99,17 @@ def teacher(mode, options, work):
 
 def cell(setting, method, seed, options, work, asked):
     """Train, compile, ask: one row."""
-    from soloist.targets.to_gguf import compile_gguf
     from soloist.toolchain.artifact import commit, device, versions
     from soloist.toolchain.bench.systems import student_team, student_tools
-    from soloist.toolchain.export import model_folder
+    from soloist.toolchain.export import compile_format, knowledge, model_folders
     from soloist.toolchain.teams.config import load_team
 
     student = train(setting, method, seed, options, work)
     gc.collect()
     compiled = work / f"{student.path.name}-gguf"
-    made = compile_gguf(model_folder(student), compiled, "Q8_0", name="student")
+    made = compile_format(model_folders(student), compiled, "gguf-q8_0", "student", knowledge(student.path))
     right, asking = ask(
-        student_team(compiled / made["file"], student_tools(student), load_team("desk").tools), asked, method
+        student_team(compiled / made["path"], student_tools(student), load_team("desk").tools), asked, method
     )
     facts = student.facts
     shutil.rmtree(compiled)

@@ -1,12 +1,15 @@
 """Writes the measured tables and the file tree of README.md between their markers; `--check` only compares.
 
-Numbers come from `results/*.jsonl`: the newest job of `pipeline.jsonl`, the newest row of `train.jsonl`.
+Numbers come from `results/*.jsonl`: the newest job of `pipeline.jsonl`, the newest row of `train.jsonl`, all cells
+of `methods.jsonl` with the newest number of tokens spent. Needs Soloist installed (the catalog of methods).
 """
 
 from __future__ import annotations
 
 import json
+import random
 import re
+import statistics
 import sys
 import textwrap
 from pathlib import Path
@@ -82,6 +85,75 @@ def training() -> str:
     )
 
 
+COLUMNS = (("few", "held-out"), ("few", "unseen-wording"), ("internalise", "held-out"))
+METHODS_HEAD = [
+    "| method | learns from | needs | few traces, % | against `sft` | unseen wordings, % | against `sft` "
+    "| without tools, % | against `sft` | training, min |",
+    "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+]
+
+
+def answers(rows: list[dict], split: str) -> list[float]:
+    """Of every question of a split, the share of seeds that got it right."""
+    chosen = [i for i, name in enumerate(rows[0]["splits"]) if name == split]
+    return [statistics.fmean(row["right"][i] for row in rows) for i in chosen]
+
+
+def bootstrap(values: list[float], draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of a mean over questions."""
+    rng = random.Random(0)
+    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(draws))
+    return means[draws * 25 // 1000], means[draws * 975 // 1000 - 1]
+
+
+def cell(rows: list[dict], sft: list[dict], split: str) -> tuple[str, str]:
+    """Accuracy with its interval, and the paired difference to `sft` with its own."""
+    if not rows:
+        return "", ""
+    own = answers(rows, split)
+    low, high = bootstrap(own)
+    said = f"{percent(statistics.fmean(own))} ({percent(low)}–{percent(high)})"
+    if not sft or rows is sft:
+        return said, ""
+    apart = [a - b for a, b in zip(own, answers(sft, split), strict=True)]
+    low, high = bootstrap(apart)
+    return said, f"{100 * statistics.fmean(apart):+.0f} ({100 * low:+.0f} to {100 * high:+.0f})"
+
+
+def methods() -> str:
+    from soloist.toolchain.distill.methods.catalog import CATALOG
+
+    rows = read("methods.jsonl")
+    rows = [row for row in rows if (row["spend"], len(row["right"])) == (rows[-1]["spend"], len(rows[-1]["right"]))]
+    lines = list(METHODS_HEAD)
+    for name, entry in CATALOG.items():
+        told = [name, entry.summary, ", ".join(entry.needs) or "–"]
+        for setting, split in COLUMNS:
+            mine, sft = (
+                [row for row in rows if row["setting"] == setting and row["method"] == which] for which in (name, "sft")
+            )
+            told += cell(sft if name == "sft" else mine, sft, split)
+        spent = [row["train_seconds"] / 60 for row in rows if row["method"] == name]
+        told.append(f"{statistics.median(spent):.1f}" if spent else "")
+        lines.append("| " + " | ".join(told) + " |")
+    return "\n".join([*lines, "", methods_note(rows)])
+
+
+def methods_note(rows: list[dict]) -> str:
+    if not rows:
+        return "Accuracies: not measured yet (`benchmarks/bench_methods.py`, a night on two cores)."
+    seeds = sorted({row["seed"] for row in rows})
+    asked = rows[0]["splits"]
+    team = [[row["team_right"][i] for i, s in enumerate(asked) if s == split] for row in rows[:1]
+            for split in ("held-out", "unseen-wording")]  # fmt: skip
+    return (
+        f"Measured with seeds {', '.join(map(str, seeds))}, {asked.count('held-out')} held-out questions and "
+        f"{asked.count('unseen-wording')} unseen wordings, every method reading {rows[0]['spend']:,} tokens; the team "
+        f"answers {percent(statistics.fmean(team[0]))} % and {percent(statistics.fmean(team[1]))} % of them. "
+        "Intervals: bootstrap over questions, seeds averaged."
+    )
+
+
 def tree() -> str:
     lines = ["```"]
     for layer in ("kernels", "targets", "toolchain"):
@@ -101,7 +173,7 @@ def first_sentence(path: Path) -> str:
 
 
 def render(text: str) -> str:
-    for name, make in (("pipeline", pipeline), ("training", training), ("tree", tree)):
+    for name, make in (("pipeline", pipeline), ("training", training), ("methods", methods), ("tree", tree)):
         pattern = re.compile(rf"<!-- {name}:start -->\n.*?<!-- {name}:end -->", re.DOTALL)
         assert pattern.search(text), f"README.md has no markers for {name}"
         start, end = pattern.search(text).span()

@@ -68,7 +68,7 @@ def export(
     formats = tuple(dict.fromkeys(formats))
     limits = {format: vars(tolerance_of(format)) for format in formats}
     models = model_folders(student)
-    beside = {**_knowledge(student.path), **(beside or {})}
+    beside = {**knowledge(student.path), **(beside or {})}
     asked = json.dumps([[list(messages) for messages in probe.prompts], list(probe.references)], ensure_ascii=False)
     config = {
         "formats": limits,
@@ -83,7 +83,7 @@ def export(
             events.progress(STAGE, done, len(formats), format=format)
             facts = _finished(partial, format)
             if facts is None:
-                facts = _compile(models, partial, format, name, beside)
+                facts = compile_format(models, partial, format, name, beside)
                 _check(models, partial, format, facts, probe)
             events.emit(STAGE, "metric", format=format, **facts)
             found[format] = facts
@@ -96,7 +96,7 @@ def export(
     return stage(STAGE, out, config, [student], build, events=events, scratch=(_WORK,))
 
 
-def _knowledge(student: Path) -> dict[str, str]:
+def knowledge(student: Path) -> dict[str, str]:
     """The graph whose facts the student must be given with each question, if it was taught so."""
     path = student / FILE
     return {FILE: path.read_text(encoding="utf-8")} if path.is_file() else {}
@@ -115,9 +115,10 @@ def _finished(partial: Path, format: str) -> dict[str, Any] | None:
     return None
 
 
-def _compile(
+def compile_format(
     models: Mapping[str, Path], partial: Path, format: str, name: str, beside: Mapping[str, str]
 ) -> dict[str, Any]:
+    """Write one format of a student's model or models, without checking it; returns its path and size."""
     family, _, precision = format.partition("-")
     shutil.rmtree(partial / format, ignore_errors=True)
     path = format

@@ -6,7 +6,7 @@
 Both are the cross-entropy of `sft` on other conversations: every right attempt of every peer is a candidate,
 not only the one that became the team's answer. The consensus is the majority of the agents' last attempts
 (first spoken wins a tie); where it is wrong, `rsft` has no trace. `da` takes right attempts whatever the
-majority said, and drops a question with fewer than two different ones. Each of its k traces weighs 1/k, so
+majority said, and drops a question with fewer than two of them. Each of its k traces weighs 1/k, so
 no question counts more than another; with k = 1 it is `rsft` token for token.
 
 Paper: k of 1 to 3, correct traces only, corrective ones (wrong before, right later, by the same agent)
@@ -56,9 +56,9 @@ class DiverseOptions(Options):
         default=0.1, ge=0, le=1, description="least distance of a further trace from those taken (our choice)"
     )
     alike: Literal["drop", "keep"] = Field(
-        default="drop",
-        description="questions whose right traces are all the same: dropped as if there were one (paper: fewer than "
-        "2 right traces), or kept with k = 1 (our choice where agents agree word for word)",
+        default="keep",
+        description="questions whose right traces, two or more (paper), are word for word the same: kept with k = 1, "
+        "or dropped as if there were one",
     )
 
 
@@ -137,6 +137,8 @@ def diverse(runs: Sequence[Run], setup: Setup) -> Selection:
 
     def choose(_run: Run, found: list[Attempt]) -> list[Attempt] | str:
         found = ranked(found, corrective=first)
+        if len(found) < 2:
+            return "fewer than two correct traces"
         if options.alike == "drop" and all(distance(found[0], other) == 0 for other in found[1:]):
             return "fewer than two different correct traces"
         return spread(found, options.k_max, options.apart, corrective=first)
