@@ -4,7 +4,7 @@
                                                             └─ counts: what each term is averaged over
 
 A method is one file: a `METHOD` that says how to select and what to optimize, and the options it has.
-Most train once, through `Work.fit`. One that trains several models, or one model several times, gives
+Most train once, through `Work.once`. One that trains several models, or one model several times, gives
 `train` and does so phase by phase, each phase an own folder that is not done again after a kill.
 The catalog (`catalog.py`) says what each needs without importing torch.
 """
@@ -100,7 +100,9 @@ class Method:
     """A way to distill. `defaults` are its own settings of TrainConfig where the user gives none.
 
     `objective` gets the student, so that it can build what depends on its width. `train`, where given,
-    replaces the single pass of select and fit, and returns facts for the manifest.
+    replaces the single pass of select and fit, and returns facts for the manifest. `passes` says over how many
+    trainings a `spend` of TrainConfig is divided. `released`: there is a variant of that name. `check` refuses
+    options, or a machine, that cannot work, before anything is recorded or loaded.
     """
 
     select: Select
@@ -108,6 +110,9 @@ class Method:
     options: type[Config] = Config
     defaults: Mapping[str, Any] = field(default_factory=dict)
     train: Callable[[Work], Mapping[str, Any]] | None = None
+    passes: int = 1
+    released: bool = False
+    check: Callable[[Any], object] | None = None
 
 
 class SelfContained:

@@ -100,7 +100,6 @@ def turn_starts(example: Example) -> list[int]:
 def train(work: Work) -> dict[str, Any]:
     """One pass; notes how many of its steps were on-policy."""
     options: Options = work.options
-    _needed(options)
     facts = work.once()
     steps = range(facts["training"]["steps"])
     return {**facts, "on_policy_steps": sum(on_policy(options.lmbda, work.train.seed, step) for step in steps)}
@@ -122,4 +121,4 @@ def _needed(options: Options) -> Path:
     return options.teacher
 
 
-METHOD = Method(select=verified, objective=objective, options=Options, train=train)
+METHOD = Method(select=verified, objective=objective, options=Options, train=train, check=_needed)

@@ -273,4 +273,5 @@ METHOD = Method(
     options=Options,
     defaults={"epochs": 2},
     train=train,
+    passes=2,
 )
