@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from soloist.toolchain.artifact import Artifact, sha256_file, stage, write_atomic
+from soloist.kernels.errors import UsageError
 from soloist.toolchain.config import Config, validated
 from soloist.toolchain.distill.data import CheckSteps, Mode
 from soloist.toolchain.distill.methods.base import Variant
@@ -35,8 +36,8 @@ class DistillConfig(Config):
     """By which `method` the student learns, in which `mode`, and how it is trained. `limit`: only the first traces.
     `tokens`: at most so many trained tokens, of groups drawn at random, so that methods can be compared.
 
-    `options` are the method's own; `variant` "released" follows a paper's published code where it differs
-    from the paper.
+    `options` are the method's own; `variant` "released" follows a paper's published code where there is such a
+    variant.
     """
 
     method: str = "sft"
@@ -59,6 +60,13 @@ class DistillConfig(Config):
 
 
 def recheck(steps: Sequence[str]) -> bool:
+        if self.variant == "released" and not method.released:
+            raise UsageError(f"method {self.method}: there is no released code to follow; leave variant at 'paper'")
+        for name, value in options:
+            if isinstance(value, Path) and not value.exists():
+                raise UsageError(f"method {self.method}: {name}: {value}: no such file or folder")
+        if method.check is not None:
+            method.check(options)
     """Whether every equality in the worked steps holds, recomputed exactly."""
     from soloist.toolchain.tools.arithmetic import check_steps
 

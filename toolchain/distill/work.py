@@ -49,8 +49,13 @@ class Work:
         return self.folder / PHASES
 
     def trainer(self, base: Path | None = None, **changes: Any) -> Trainer:  # noqa: ANN401 - fields of TrainConfig
-        """A trainer on the base model, or on what an earlier phase left; `changes` to the training settings."""
-        return Trainer(base or self.base, self.train.model_copy(update=changes))
+        """A trainer on the base model, or on what an earlier phase left; `changes` to the training settings.
+
+        Of a number of tokens to spend each of the method's passes gets an equal share.
+        """
+        if self.train.spend is not None:
+            changes = {"spend": max(1, self.train.spend // self.method.passes), **changes}
+        return Trainer(base or self.base, self.train.model_copy(update=changes), self.processes)
 
     def setup(self, tokenizer: Any) -> Setup:  # noqa: ANN401 - transformers is untyped here
         return Setup(

@@ -111,4 +111,10 @@ def train(work: Work) -> dict[str, Any]:
     return {**facts, "context": informs}
 
 
-METHOD = Method(select=select, objective=lambda _student, _setup: CrossEntropy(), options=Options, train=train)
+METHOD = Method(
+    select=select,
+    objective=lambda _student, _setup: CrossEntropy(),
+    options=Options,
+    train=train,
+    check=Options.knowledge,
+)

@@ -359,4 +359,4 @@ def objective(student: Student, setup: Setup) -> GraphObjective:
     return GraphObjective(student.width, _options(setup), variant=setup.variant, seed=setup.seed)
 
 
-METHOD = Method(select=select, objective=objective, options=MagdiOptions)
+METHOD = Method(select=select, objective=objective, options=MagdiOptions, released=True)

@@ -286,7 +286,8 @@ def _questions(runs: Sequence[Run]) -> list[Question]:
 
 def train(work: Work) -> dict[str, Any]:
     """All phases; the last segment's policy becomes the student."""
-    require("trl", "rl")  # said now, not after hours
+    if work.processes.several:
+        raise UsageError("method pad: its policy phase runs in one process; start it without accelerate launch")
     pad = _Pad(work)
     questions = _questions(work.runs)
     first, taught = pad.first()
@@ -315,4 +316,7 @@ METHOD = Method(
     objective=lambda student, _setup: Pairwise(RewardHead(student.width)),
     options=Options,
     train=train,
+    passes=3,  # the first student, the reward model's two stages; what practice samples is not counted
+    released=True,
+    check=lambda _options: require("trl", "rl"),
 )

@@ -370,4 +370,4 @@ def train(work: Work) -> dict[str, Any]:
     return {**solved, "parts": [DECOMPOSER, SOLVER], DECOMPOSER: asked}
 
 
-METHOD = Method(select=select, objective=objective, options=SmagdiOptions, train=train)
+METHOD = Method(select=select, objective=objective, options=SmagdiOptions, train=train, passes=2)
