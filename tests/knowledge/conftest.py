@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("networkx")
-
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.triples import Aliases, Triple
 from soloist.toolchain.tasks.base import Question

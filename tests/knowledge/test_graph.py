@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,6 @@ NAMES = st.sampled_from(["ant", "bee", "cat", "dog, hot", "e|f", 'g "h"', "1000 
 def test_a_fact_is_kept_once_whatever_its_words(toy):
     assert not toy.add(Triple("The Kilometer", "is", "1000 m")) and len(toy) == 5
     assert toy.add(Triple("kilometer", "is", "1000000 mm")) and len(toy) == 6
-    assert toy.network.number_of_edges() == 6
 
 
 def test_exact_and_by_alias(toy):
@@ -62,10 +62,23 @@ def test_an_empty_graph_verifies_nothing():
         KnowledgeGraph().require_facts()
 
 
-def test_without_networkx_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "networkx", None)
+def test_networkx_is_given_nodes_up_to_aliases_and_facts_with_their_sources(toy):
+    pytest.importorskip("networkx")
+    toy.add(Triple("kilometer", "is", "1000000 mm"), "a table")
+    made = toy.network()
+    assert made.number_of_edges() == len(toy) == 6
+    assert sorted(made.successors("km")) == ["1000 m", "1000000 mm"]
+    assert made.edges["km", "1000000 mm", "is"] == {
+        "triple": Triple("kilometer", "is", "1000000 mm"), "source": "a table"
+    }  # fmt: skip
+
+
+def test_without_networkx_only_its_own_view_is_missing_and_names_the_extra(monkeypatch, toy):
+    monkeypatch.setitem(sys.modules, "networkx", None)
+    plain = KnowledgeGraph(toy, toy.aliases, toy.single_valued)
+    assert plain.against(Triple("spider", "has legs", "6")) == Triple("spider", "has legs", "8")
     with pytest.raises(MissingExtraError, match=r"networkx.*soloist\[train\]"):
-        KnowledgeGraph()
+        plain.network()
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,9 +1,9 @@
 """The knowledge graph: what is known, asked for by fact, by name, and by the names in a text.
 
-A node is a name up to its aliases; an edge is a fact, kept with its source, in a networkx MultiDiGraph. That
-a fact is not in the graph does not make its opposite true; only a relation declared single-valued lets the
-graph contradict anybody. Files of graphs are read by `files.py`. Left out: reasoning over relations
-(inverses, transitivity).
+A node is a name up to its aliases; an edge is a fact, kept with its source. That a fact is not in the graph does
+not make its opposite true; only a relation declared single-valued lets the graph contradict anybody. Files of
+graphs are read by `files.py`. Plain dictionaries hold it, for a student taught with facts is asked with them
+wherever it runs; `network` hands it to networkx. Left out: reasoning over relations (inverses, transitivity).
 """
 
 from __future__ import annotations
@@ -48,13 +48,15 @@ class KnowledgeGraph:
         self.single_valued = tuple(dict.fromkeys(single_valued))
         self._single = {self.aliases.root(relation) for relation in self.single_valued}
         self._facts: dict[tuple[str, str, str], Triple] = {}
+        self._sources: dict[tuple[str, str, str], str] = {}
+        self._tails: dict[tuple[str, str], dict[str, Triple]] = {}  # of a head and a relation
+        self._nodes: set[str] = set()
         self._names: dict[tuple[str, ...], set[str]] = {}
         self._spellings: set[str] = set()
         self._longest = 1
         self._about: dict[str, list[Triple]] | None = None
         for group in self.aliases.groups:
             self._index(group[0])
-        self.network: Any = require("networkx", "train").MultiDiGraph()
         for triple in triples:
             self.add(triple)
 
@@ -74,11 +76,12 @@ class KnowledgeGraph:
             return False
         self._facts[key] = triple
         head, relation, tail = key
+        self._sources[key] = source
+        self._tails.setdefault((head, relation), {})[tail] = triple
         for node, name in ((head, triple.head), (tail, triple.tail)):
-            if node not in self.network:
-                self.network.add_node(node, name=name)
+            if node not in self._nodes:
+                self._nodes.add(node)
                 self._index(name)
-        self.network.add_edge(head, tail, key=relation, triple=triple, source=source)
         self._about = None
         return True
 
@@ -101,10 +104,7 @@ class KnowledgeGraph:
     def against(self, triple: Triple) -> Triple | None:
         """A fact that contradicts a triple: same head, same single-valued relation, another tail."""
         head, relation, tail = self.aliases.key(triple)
-        if relation not in self._single or head not in self.network:
-            return None
-        edges = self.network.out_edges(head, keys=True, data="triple")
-        facts: dict[str, Triple] = {node: fact for _, node, key, fact in edges if key == relation}
+        facts = self._tails.get((head, relation), {}) if relation in self._single else {}
         return None if not facts or tail in facts else next(iter(facts.values()))
 
     def mentioned(self, text: str, *, prose: bool = False, letters: bool = False) -> dict[str, int]:
@@ -182,10 +182,16 @@ class KnowledgeGraph:
         """The facts as plain data."""
         found = []
         for key, triple in self._facts.items():
-            source = self.network.edges[key[0], key[2], key[1]]["source"]
             row = {"head": triple.head, "relation": triple.relation, "tail": triple.tail}
-            found.append({**row, "source": source} if source else row)
+            found.append({**row, "source": self._sources[key]} if self._sources[key] else row)
         return found
+
+    def network(self) -> Any:  # noqa: ANN401 - networkx is untyped here
+        """A copy as networkx MultiDiGraph: nodes up to aliases, each edge with its `triple` and `source`."""
+        made = require("networkx", "train").MultiDiGraph()
+        for (head, relation, tail), triple in self._facts.items():
+            made.add_edge(head, tail, key=relation, triple=triple, source=self._sources[head, relation, tail])
+        return made
 
     def save(self, path: Path) -> None:
         """Write the graph in the format of the file's suffix. Raises DataError if that format would lose something."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("networkx")
 
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
 from soloist.toolchain.artifact import stage  # noqa: E402

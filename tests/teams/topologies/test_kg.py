@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("networkx")
-
 from soloist.kernels.errors import DataError, UsageError
 from soloist.toolchain.knowledge.annotate import annotated
 from soloist.toolchain.knowledge.desk import desk_graph
