@@ -55,7 +55,7 @@ class Work:
         """
         if self.train.spend is not None:
             changes = {"spend": max(1, self.train.spend // self.method.passes), **changes}
-        return Trainer(base or self.base, self.train.model_copy(update=changes), self.processes)
+        return Trainer(base or self.base, self.train.model_copy(update=changes))
 
     def setup(self, tokenizer: Any) -> Setup:  # noqa: ANN401 - transformers is untyped here
         return Setup(

@@ -286,8 +286,6 @@ def _questions(runs: Sequence[Run]) -> list[Question]:
 
 def train(work: Work) -> dict[str, Any]:
     """All phases; the last segment's policy becomes the student."""
-    if work.processes.several:
-        raise UsageError("method pad: its policy phase runs in one process; start it without accelerate launch")
     pad = _Pad(work)
     questions = _questions(work.runs)
     first, taught = pad.first()
