@@ -27,6 +27,7 @@ def command(
 ) -> None:  # fmt: skip
     """Train a student on the artifact TRACES (made by `soloist teach` or `import`). Goes on where it was killed."""
     from soloist.targets.from_gguf import find_base
+    from soloist.toolchain.distill.processes import follows, leave
     from soloist.toolchain.distill.stage import DistillConfig, distill
     from soloist.toolchain.events import EventLog
     from soloist.toolchain.importers.stage import open_traces
@@ -38,8 +39,13 @@ def command(
         "method": method, "variant": variant, "options": _options(chosen), "mode": mode, "train": train, "limit": limit,
     })  # fmt: skip
     source = Path(base) if Path(base).exists() else find_base(base)
+    if follows():  # one of several processes: the first shows, logs and writes for all of them
+        distill(config, open_traces(traces), source, output)
+        leave()
+        return
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
         student = distill(config, open_traces(traces), source, output, events=events)
+    leave()
     click.echo(f"{output}: student {student.digest}, {student.facts['data']['kept']} trajectories learned")
 
 

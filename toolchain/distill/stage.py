@@ -4,24 +4,26 @@
     student.json      method, mode, base, what was kept and rejected: what compiling and running need
     train.jsonl       one line per step
 
-A kill loses at most `checkpoint_seconds` of training; the same call goes on from there.
+A kill loses at most `checkpoint_seconds` of training; the same call goes on from there. Of several processes
+(`processes.py`) the main one makes the artifact, and the others train along where it says so.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from soloist.toolchain.artifact import Artifact, sha256_file, stage, write_atomic
 from soloist.kernels.errors import UsageError
+from soloist.toolchain.artifact import Artifact, sha256_file, stage, write_atomic
 from soloist.toolchain.config import Config, validated
 from soloist.toolchain.distill.data import CheckSteps, Mode
 from soloist.toolchain.distill.methods.base import Variant
 from soloist.toolchain.distill.methods.catalog import load
+from soloist.toolchain.distill.processes import Processes, launched
 from soloist.toolchain.distill.student import freed_memory_kept
 from soloist.toolchain.distill.train import CHECKPOINTS, STAGE, TrainConfig
 from soloist.toolchain.distill.work import PHASES, Work
@@ -50,16 +52,14 @@ class DistillConfig(Config):
     tokens: int | None = Field(default=None, ge=1)
 
     def settled(self) -> DistillConfig:
-        """With the method's own defaults filled in. Raises UsageError or ConfigError for what does not exist."""
+        """With the method's own defaults filled in.
+
+        Raises:
+            SoloistError: what does not exist, or could not work; nothing has been read or trained yet.
+        """
         method = load(self.method)
         train = {**method.defaults, **self.train.model_dump(exclude_unset=True)}
         options = validated(method.options, self.options, f"method {self.method}")
-        return self.model_copy(
-            update={"train": TrainConfig.model_validate(train), "options": options.model_dump(mode="json")}
-        )
-
-
-def recheck(steps: Sequence[str]) -> bool:
         if self.variant == "released" and not method.released:
             raise UsageError(f"method {self.method}: there is no released code to follow; leave variant at 'paper'")
         for name, value in options:
@@ -67,6 +67,12 @@ def recheck(steps: Sequence[str]) -> bool:
                 raise UsageError(f"method {self.method}: {name}: {value}: no such file or folder")
         if method.check is not None:
             method.check(options)
+        return self.model_copy(
+            update={"train": TrainConfig.model_validate(train), "options": options.model_dump(mode="json")}
+        )
+
+
+def recheck(steps: Sequence[str]) -> bool:
     """Whether every equality in the worked steps holds, recomputed exactly."""
     from soloist.toolchain.tools.arithmetic import check_steps
 
@@ -99,12 +105,14 @@ def distill(
     method = load(config.method)
     options = method.options.model_validate(config.options)
     files = {name: value for name, value in options if isinstance(value, Path)}
+    processes = launched(cpu=config.train.device == "cpu")
+    events = events if processes.main else QUIET
 
     def build(folder: Path) -> dict[str, Any]:
         runs = list(read_runs(traces.path / TRACES))[: config.limit]
         work = Work(
             method, runs, base, folder, config.mode, config.train, config.variant, options, check_steps, events,
-            config.tokens,
+            config.tokens, processes,
         )  # fmt: skip
         facts = dict(method.train(work) if method.train else work.once())
         training = facts.pop("training")
@@ -118,7 +126,8 @@ def distill(
             "tools": list(config.tools) or sorted({use.name for run in runs for use in run.trajectory}),
             **facts,
         }
-        write_atomic(folder / CARD, json.dumps(card, indent=1, ensure_ascii=False))
+        if processes.main:
+            write_atomic(folder / CARD, json.dumps(card, indent=1, ensure_ascii=False))
         return {**card, "training": training}
 
     digests = {name: base_digest(path) for name, path in files.items()}
@@ -128,5 +137,23 @@ def distill(
     del plan["train"]["checkpoint_seconds"]  # when it was saved does not change what was learned
     if config.tokens is None:
         del plan["tokens"]  # students made before there was a budget stay what they are
+
+    def lead(folder: Path) -> dict[str, Any]:
+        processes.share(str(folder))
+        return build(folder)
+
     with freed_memory_kept():
-        return stage(STAGE, out, plan, [traces], build, events=events, scratch=(CHECKPOINTS, PHASES))
+        if not processes.main:
+            return _follow(processes, build, out)
+        made = stage(STAGE, out, plan, [traces], lead, events=events, scratch=(CHECKPOINTS, PHASES))
+        processes.share(None)
+        return made
+
+
+def _follow(processes: Processes, build: Callable[[Path], object], out: Path) -> Artifact:
+    """Train along if the main process finds that there is something to train; the artifact it has made."""
+    folder = processes.share(None)
+    if folder is not None:
+        build(Path(folder))
+        processes.share(None)  # until the artifact is whole
+    return Artifact.open(out, stage=STAGE, verify=False)

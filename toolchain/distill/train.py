@@ -3,29 +3,38 @@
 A step takes `batch_size` groups (most methods: conversations), splits them into parts that fit in memory,
 sums the objective's terms over them, clips and updates. Everything random is
 a function of (seed, epoch, step), so a resumed run continues the very numbers of an uninterrupted one
-on a CPU with the same number of threads. Under `accelerate launch` each process takes its share of a
-step's groups and gradients are summed. Left out: evaluation while training (the compiled files
-are what is measured), early stopping.
+on a CPU with the same number of threads.
+
+Under `accelerate launch` (`processes.py`) each process takes its share of a step's groups, gradients are summed
+and the losses are those of one process up to rounding. Sharded are the fp32 weights, both moments and the summed
+gradients: each tensor lies with one owner (`optimizer.py`). Not sharded are the weights that compute and the
+activations, so a student must fit every device in its working precision. That is why it is not torch's FSDP: it
+gathers weights layer by layer in every forward pass, and so all processes must make equally many passes, where
+here each packs its own groups into as many parts as they need, sometimes none. Checkpoints are whole, whoever
+owned what: a run may go on with another number of processes.
+
+Left out: evaluation while training (the compiled files are what is measured), early stopping.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from soloist.kernels.errors import ArtifactError, UsageError
-from soloist.targets.base import require
 from soloist.toolchain.config import Config
 from soloist.toolchain.distill.checkpoint import load_checkpoint, save_checkpoint
 from soloist.toolchain.distill.data import Example, Group, as_groups
@@ -33,6 +42,7 @@ from soloist.toolchain.distill.methods.base import Objective, Observing, Refresh
 from soloist.toolchain.distill.methods.sft import CrossEntropy
 from soloist.toolchain.distill.optimizer import MasterAdamW
 from soloist.toolchain.distill.packing import pack
+from soloist.toolchain.distill.processes import Processes, launched
 from soloist.toolchain.distill.student import Precision, Student, choose_precision, load_base
 from soloist.toolchain.events import QUIET, EventLog
 
@@ -82,6 +92,7 @@ class Trained:
 
     steps: list[dict[str, Any]] = field(default_factory=list)
     resumed_at: int = 0
+    processes: int = 1
 
     def facts(self) -> dict[str, Any]:
         """Totals for the manifest. Tokens per second leave checkpoints out."""
@@ -91,6 +102,7 @@ class Trained:
         }
         return {
             "steps": len(self.steps),
+            "processes": self.processes,
             **totals,
             "seconds": round(seconds, 2),
             "tokens_per_second": round(totals["tokens"] / seconds, 1) if seconds else None,
@@ -157,16 +169,15 @@ class Trainer:
         self,
         base: Path,
         config: TrainConfig,
-        accelerator: Any = None,  # noqa: ANN401 - accelerate is untyped here
+        processes: Processes | None = None,
         objective: Objective | None = None,
     ) -> None:
         self.config = config
-        accelerate = require("accelerate", "train")
-        self.accelerator = accelerator or accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision="no")
-        self.dtype, self.precision_reason = choose_precision(config.precision, self.accelerator.device)
+        self.processes = processes or launched(cpu=config.device == "cpu")
+        self.dtype, self.precision_reason = choose_precision(config.precision, self.processes.device)
         torch.manual_seed(config.seed)
         model, tokenizer = load_base(base)
-        self.student = Student(model, tokenizer, self.accelerator.device)
+        self.student = Student(model, tokenizer, self.processes.device)
         self.student.verify_packing(config.max_length)
         if config.tuning == "lora":
             self.student.add_lora(config.lora_rank, config.lora_alpha)
@@ -175,7 +186,7 @@ class Trainer:
     def optimize(self, objective: Objective) -> None:
         """Choose what is optimized, and start its optimizer; to be called before any step."""
         if hasattr(self, "optimizer"):  # the exact weights are there: the model's own are rounded by now
-            self.student.restore(self.optimizer.master)
+            self.student.restore(self.optimizer.exact())
         self.objective = objective
         beside = [(f"objective.{name}", value) for name, value in objective.parameters]
         for _, value in beside:
@@ -184,6 +195,7 @@ class Trainer:
             [*self.student.named_parameters(), *beside],
             separate=self.dtype != torch.float32,
             weight_decay=self.config.weight_decay,
+            processes=self.processes,
         )
         self.student.compute_in(self.dtype)
 
@@ -193,12 +205,11 @@ class Trainer:
         if isinstance(self.objective, Refreshing):
             groups = self.objective.refresh(self.student, groups, index)
         counts = self.objective.counts(groups)
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         names = list(self.objective.names)
         logged = [*names, *(self.objective.observed if isinstance(self.objective, Observing) else ())]
         totals = torch.zeros(len(logged), device=self.student.device)
-        computed = 0
-        pieces = list(parts(groups[rank::processes], self.config.part_tokens))
+        computed = torch.zeros((), device=self.student.device)
+        pieces = list(parts(groups[self.processes.rank :: self.processes.count], self.config.part_tokens))
         for piece in pieces:
             batch = pack(piece).to(self.student.device)
             terms = self.objective.terms(self.student, batch, counts)
@@ -207,9 +218,9 @@ class Trainer:
             computed += batch.ids.numel()
             if len(pieces) > 1:
                 self.optimizer.accumulate()
-        if processes > 1:
-            self.optimizer.reduce(lambda tensor: self.accelerator.reduce(tensor, "sum"))
-            totals = self.accelerator.reduce(totals, "sum")
+        if self.processes.several:
+            self.optimizer.reduce()
+            totals, computed = self.processes.sum(totals), self.processes.sum(computed)
         norm, total = float(self.optimizer.norm()), float(totals[: len(names)].sum())
         if not math.isfinite(norm) or not math.isfinite(total):
             raise UsageError(f"step {index}: the loss is {total}, its gradient {norm}; lower learning_rate")
@@ -226,7 +237,7 @@ class Trainer:
             "gradient_norm": round(norm, 4),
             "tokens": sum(len(example.ids) for example in examples),
             "trained_tokens": sum(example.targets for example in examples),
-            "computed_tokens": computed,
+            "computed_tokens": int(computed),
         }
 
     def fit(
@@ -240,32 +251,45 @@ class Trainer:
         """Train to the end, resuming from what `folder` holds.
 
         The log `folder`/train.jsonl holds no times, so that the same work gives the same file; they are
-        in the events and in what is returned.
+        in the events and in what is returned. Only the main process writes it.
         """
         groups = as_groups(items)
         steps = plan(len(groups), self.config, [sum(len(e.ids) for e in group.examples) for group in groups])
         fingerprint = self.config.fingerprint(groups)
-        trained = self._resume(folder, fingerprint)
-        trained.resumed_at = len(trained.steps)
-        if trained.resumed_at:
-            events.emit(STAGE, "note", text=f"resumed after step {trained.resumed_at} of {len(steps)}")
+        trained = self._resume(folder, fingerprint, len(steps), events)
         saved = time.monotonic()
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
+        with self._log(folder) as write:
             for index in range(trained.resumed_at, len(steps)):
                 began = time.perf_counter()
                 rate = learning_rate(index, len(steps), self.config)
                 record = self.step([groups[i] for i in steps[index]], index, rate)
-                log.write(json.dumps(record) + "\n")
+                write(json.dumps(record) + "\n")
                 record["seconds"] = round(time.perf_counter() - began, 4)
                 trained.steps.append(record)
                 self._report(record, len(steps), events)
                 if on_step is not None:
                     on_step(record)
-                if time.monotonic() - saved >= self.config.checkpoint_seconds and index + 1 < len(steps):
+                due = time.monotonic() - saved >= self.config.checkpoint_seconds and index + 1 < len(steps)
+                if self.processes.share(due):
                     self._save(folder, trained, fingerprint)
                     saved = time.monotonic()
         return trained
+
+    def save(self, folder: Path) -> None:
+        """Write the trained student, once and at the end; it lies there whole when this returns, in any process."""
+        exact = self.optimizer.exact()
+        if self.processes.main:
+            self.student.save(folder, exact)
+        self.processes.share(None)
+
+    @contextlib.contextmanager
+    def _log(self, folder: Path) -> Iterator[Callable[[str], object]]:
+        if not self.processes.main:
+            yield lambda line: None
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOG).open("a", encoding="utf-8", buffering=1) as log:
+            yield log.write
 
     def _report(self, record: dict[str, Any], total: int, events: EventLog) -> None:
         speed = record["tokens"] / record["seconds"] if record["seconds"] else 0.0
@@ -275,21 +299,38 @@ class Trainer:
         events.progress(STAGE, record["step"] + 1, total, loss=record["loss"], **rates)
 
     def _save(self, folder: Path, trained: Trained, fingerprint: str) -> None:
-        if self.accelerator.is_main_process:
-            facts = {"fingerprint": fingerprint, "seconds": [step["seconds"] for step in trained.steps]}
-            save_checkpoint(folder / CHECKPOINTS, len(trained.steps), self.optimizer.state(), facts)
+        state = self.optimizer.state()
+        if self.processes.main:
+            seconds = [step["seconds"] for step in trained.steps]
+            facts = {"fingerprint": fingerprint, "seconds": seconds, "processes": self.processes.count}
+            save_checkpoint(folder / CHECKPOINTS, len(trained.steps), state, facts)
 
-    def _resume(self, folder: Path, fingerprint: str) -> Trained:
-        log = folder / LOG
-        found = load_checkpoint(folder / CHECKPOINTS)
-        if found is None:
-            log.unlink(missing_ok=True)
-            return Trained()
-        facts, tensors = found
-        if facts["fingerprint"] != fingerprint:
-            raise ArtifactError(f"{folder}: its checkpoint is of other settings or data; delete the folder")
-        self.optimizer.load(tensors, facts["step"])
-        lines = log.read_text(encoding="utf-8").splitlines()[: facts["step"]]
-        log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        timed = zip(lines, facts["seconds"], strict=True)
-        return Trained([{**json.loads(line), "seconds": seconds} for line, seconds in timed])
+    def _resume(self, folder: Path, fingerprint: str, total: int, events: EventLog) -> Trained:
+        """What the folder holds of this run, read by the main process and told to the others."""
+        steps: list[dict[str, Any]] = []
+        tensors: dict[str, Tensor] = {}
+        before = self.processes.count
+        if self.processes.main and (found := load_checkpoint(folder / CHECKPOINTS)) is not None:
+            facts, tensors = found
+            if facts["fingerprint"] != fingerprint:
+                raise ArtifactError(f"{folder}: its checkpoint is of other settings or data; delete the folder")
+            before = facts.get("processes", 1)
+            steps = _cut_log(folder / LOG, facts)
+        elif self.processes.main:
+            (folder / LOG).unlink(missing_ok=True)
+        steps = self.processes.share(steps)
+        if steps:
+            self.optimizer.load(tensors, len(steps))
+            events.emit(STAGE, "note", text=f"resumed after step {len(steps)} of {total}")
+        if before != self.processes.count:
+            text = f"{before} processes before, {self.processes.count} now: the same steps, other rounding"
+            events.emit(STAGE, "note", text=text)
+        return Trained(steps, len(steps), self.processes.count)
+
+
+def _cut_log(log: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records up to a checkpoint; what the log says of later steps is removed, for they come again."""
+    lines = log.read_text(encoding="utf-8").splitlines()[: facts["step"]]
+    log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    timed = zip(lines, facts["seconds"], strict=True)
+    return [{**json.loads(line), "seconds": seconds} for line, seconds in timed]

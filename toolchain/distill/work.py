@@ -2,7 +2,8 @@
 
 One pass: select groups, build a trainer on a base, fit, save a plain Hugging Face folder. A method with
 several passes names each (`phase`); a phase that is done is not done again, one that was killed goes on
-at its last checkpoint.
+at its last checkpoint. Of several processes all make every pass, and only the main one writes: a method that
+writes files of its own asks `processes.main`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from soloist.toolchain.artifact import write_atomic
 from soloist.toolchain.distill.data import CheckSteps, Group, Mode, Selection, within
 from soloist.toolchain.distill.methods.base import Method, Objective, Select, Setup, Variant
+from soloist.toolchain.distill.processes import ALONE, Processes
 from soloist.toolchain.distill.student import Student
 from soloist.toolchain.distill.train import STAGE, TrainConfig, Trainer
 from soloist.toolchain.events import EventLog
@@ -43,6 +45,7 @@ class Work:
     check_steps: CheckSteps
     events: EventLog
     tokens: int | None = None
+    processes: Processes = ALONE
 
     @property
     def scratch(self) -> Path:
@@ -55,7 +58,7 @@ class Work:
         """
         if self.train.spend is not None:
             changes = {"spend": max(1, self.train.spend // self.method.passes), **changes}
-        return Trainer(base or self.base, self.train.model_copy(update=changes))
+        return Trainer(base or self.base, self.train.model_copy(update=changes), self.processes)
 
     def setup(self, tokenizer: Any) -> Setup:  # noqa: ANN401 - transformers is untyped here
         return Setup(
@@ -85,17 +88,22 @@ class Work:
         """Do `build(folder)` unless it is done; returns its folder and its facts.
 
         The folder lies in `scratch`; it is marked as done after `build` has returned, so a kill repeats only
-        what its own checkpoints do not hold.
+        what its own checkpoints do not hold. Of several processes the main one's facts are everybody's.
         """
         folder = self.scratch / name
         done = folder / _DONE
-        if done.is_file():
+        whole = self.processes.main and done.is_file()
+        known: dict[str, Any] | None = json.loads(done.read_text(encoding="utf-8")) if whole else None
+        known = self.processes.share(known)
+        if known is not None:
             self.note(f"phase {name}: done before")
-            return folder, json.loads(done.read_text(encoding="utf-8"))
-        folder.mkdir(parents=True, exist_ok=True)
+            return folder, known
+        if self.processes.main:
+            folder.mkdir(parents=True, exist_ok=True)
         self.note(f"phase {name}")
-        facts = dict(build(folder))
-        write_atomic(done, json.dumps(facts))
+        facts: dict[str, Any] = self.processes.share(dict(build(folder)))
+        if self.processes.main:
+            write_atomic(done, json.dumps(facts))
         return folder, facts
 
 
@@ -103,7 +111,7 @@ def fit(work: Work, trainer: Trainer, groups: Sequence[Group], objective: Object
     """Fit and save into `folder`; facts: `training`, `precision`."""
     trainer.optimize(objective)
     trained = trainer.fit(groups, folder, events=work.events)
-    trainer.student.save(folder, trainer.optimizer.master)
+    trainer.save(folder)
     precision = f"{trainer.dtype}".removeprefix("torch.")
     return {"training": trained.facts(), "precision": precision, "precision_reason": trainer.precision_reason}
 
