@@ -67,7 +67,7 @@ def rivals(team: TeamConfig, examples: Sequence[Demonstration], tools: Sequence[
     found = [
         System(id="base", kind="base", team=lone("base", team, alone)),
         System(
-            id="self-consistency", kind="self-consistency", share=0.06, warmup=0,
+            id="self-consistency", kind="self-consistency", share=0.04, warmup=0,
             team=lone("self-consistency", team, drawn, topology="self-consistency",
                       samples=64, max_tokens_total=budget),
         ),
@@ -108,7 +108,7 @@ def students(student: Artifact, compiled: Artifact, entries: Sequence[str]) -> l
     size = sum((model / "model.safetensors").stat().st_size for model in models) / 1e6
     found = [
         System(
-            id="student-torch", kind="student", format="torch", size_mb=round(size, 1), share=0.25,
+            id="student-torch", kind="student", format="torch", size_mb=round(size, 1), share=0.1,
             team=student_team(student.path, tools, entries),
         )
     ]  # fmt: skip

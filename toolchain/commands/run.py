@@ -16,7 +16,7 @@ import click
     "--questions", type=click.IntRange(min=1), default=100, show_default=True, help="Held-out questions of the desk."
 )
 @click.option(
-    "--unseen", type=click.IntRange(0, 90), default=45, show_default=True, help="Its questions in unseen wordings."
+    "--unseen", type=click.IntRange(0, 90), default=30, show_default=True, help="Its questions in unseen wordings."
 )
 @click.option("--fresh", is_flag=True, help="Record the desk anew instead of using the recording that ships with it.")
 @click.option(
