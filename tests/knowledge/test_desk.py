@@ -78,3 +78,4 @@ def test_working_of_other_tools_states_no_fact(use):
     assert list(used_facts(use("calc(2 * 3)"))) == []
     assert list(used_facts(use("legs(2 spiders, 1 dog)"))) == [Triple("spider", LEGS, "8"), Triple("dog", LEGS, "4")]
     assert list(used_facts(use("convert(5000 | meters | kilometers)"))) == [Triple("km", IS, "1000 m")]
+    assert list(used_facts(use("convert(5000 | liters | l)"))) == []

@@ -71,5 +71,5 @@ def used_facts(use: ToolUse) -> Iterator[Triple]:
         legs, unit = _LEGS_STEP.fullmatch(step), _UNIT_STEP.fullmatch(step)
         if use.name == "legs" and legs:
             yield Triple(legs[1], LEGS, legs[2])
-        elif use.name == "convert" and unit:
+        elif use.name == "convert" and unit and unit[2] != f"1 {unit[1]}":  # that a unit is itself is no fact
             yield Triple(unit[1], IS, unit[2])
