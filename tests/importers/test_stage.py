@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 
 from soloist.kernels.errors import ArtifactError, DataError, UsageError
@@ -127,6 +129,12 @@ def test_real_debates_are_graphs_that_methods_can_read(load, shared_data):
 
     runs = load(shared_data / "traces" / "dylan_math").runs
     graphs = [graph_of(run) for run in runs]
-    assert sum(len(graph.nodes) for graph in graphs) == sum(t.answer is not None for run in runs for t in run.turns)
-    assert all(link.source < link.target for graph in graphs for link in graph.links)
+    assert sum(len(graph.nodes) for graph in graphs) == sum(len(run.turns) for run in runs)
+    for run, graph in zip(runs, graphs, strict=True):
+        assert all(node.attempt == node.turns[0].round and len(node.turns) == 1 for node in graph.nodes)
+        assert {(link.source, link.target) for link in graph.links} == {(e.source, e.target) for e in run.edges}
+    steps = Counter(
+        graph.nodes[link.target].attempt - graph.nodes[link.source].attempt for graph in graphs for link in graph.links
+    )
+    assert set(steps) == {0, 1} and steps[0] > 500  # speaking in turn, many read what was said in their own round
     assert sum(graph.corrective(i) for graph in graphs for i in range(len(graph.nodes))) > 50

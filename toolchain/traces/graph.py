@@ -3,8 +3,10 @@
     Node   one attempt of one agent: its turns (several where it called several tools), its answer
     edge   node i came before node j and j saw it: `continuity` (the same agent) or `influence` (another)
 
-Only agents that answered the question are nodes: routers, critics and scribes are not peers of those who
-tried. An agent that did not speak has no node; methods that need a full grid add the absent ones.
+Only agents that tried to answer the question are nodes: routers, critics and scribes are not peers of those
+who tried. A peer that spoke without an answer is a node that nobody graded; one that did not speak has no
+node, and methods that need a full grid add the absent ones. Agents who speak in turn see what was said
+before them in the same round, so a link may lie within a round.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ class Graph:
 
 
 def graph_of(run: Run) -> Graph:
-    """The interaction graph of a run. A run without answering agents gives an empty one."""
+    """The interaction graph of a run. A run in which nobody tried gives an empty one."""
     role = _peer_role(run)
     turns = [turn for turn in run.turns if turn.model is not None and (turn.role == role or role is None)]
     attempts: list[list[Turn]] = []
@@ -90,23 +92,28 @@ def graph_of(run: Run) -> Graph:
             continue
         open_at[turn.agent] = len(attempts)
         attempts.append([turn])
-    answered = [tried for tried in attempts if tried[-1].answer is not None or tried[-1].tools]
-    answered.sort(key=lambda tried: tried[-1].id)
+    if role is None:  # all who tried are peers, so who only spoke is none
+        attempts = [tried for tried in attempts if _tried(tried[-1])]
+    attempts.sort(key=lambda tried: tried[-1].id)
     count: Counter[str] = Counter()
     nodes = []
-    for tried in answered:
+    for tried in attempts:
         nodes.append(Node(tried[0].agent, count[tried[0].agent], tuple(tried)))
         count[tried[0].agent] += 1
     return Graph(tuple(nodes), _links(run, nodes))
 
 
 def _peer_role(run: Run) -> str | None:
-    """The role that most agents who tried have; None where every role has one agent (all are peers then)."""
-    tried = [turn for turn in run.turns if turn.model is not None and (turn.answer is not None or turn.tools)]
-    agents = {(turn.agent, turn.role) for turn in tried}
-    roles = Counter(role for _, role in agents)
-    most = roles.most_common(1)
+    """The role that most agents have, of those in which somebody tried; None where each has one agent."""
+    spoke = [turn for turn in run.turns if turn.model is not None]
+    tried = {turn.role for turn in spoke if _tried(turn)}
+    agents = dict.fromkeys((turn.agent, turn.role) for turn in spoke if turn.role in tried)
+    most = Counter(role for _, role in agents).most_common(1)  # of equally many the role that spoke first
     return most[0][0] if most and most[0][1] > 1 else None
+
+
+def _tried(turn: Turn) -> bool:
+    return turn.answer is not None or bool(turn.tools)
 
 
 def _links(run: Run, nodes: list[Node]) -> tuple[Link, ...]:

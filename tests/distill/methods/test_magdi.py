@@ -116,6 +116,24 @@ def test_edges_of_the_run_are_who_saw_whom(tokenizer):
     assert group.facts["edges"] == [[0, 1], [2, 3]]
 
 
+def test_edges_within_a_round_are_kept_by_the_run_and_unknown_to_the_grid(tokenizer):
+    run = debate(1, ["cc", "wc"])  # turns: both of round 0, both of round 1
+    in_turn = [e for e in run.edges if (e.source, e.target) != (0, 3)] + [Edge(source=2, target=3, kind="influence")]
+    spoken = run.model_copy(update={"edges": tuple(in_turn)})
+    (seen,) = magdi.select([spoken], setup_of(tokenizer, edges="run", grid="run")).groups
+    assert sorted(seen.facts["edges"]) == [[0, 1], [1, 3], [2, 1], [2, 3]]  # cells: agent 0's two, then agent 1's
+    (grid,) = magdi.select([spoken], setup_of(tokenizer)).groups
+    assert grid.facts["edges"] == grid_edges(2, 2) == [[0, 1], [0, 3], [2, 1], [2, 3]]
+
+
+def test_an_agent_that_spoke_without_an_answer_is_not_called_absent(tokenizer):
+    run = debate(5, ["wc", "cc"])
+    mute = run.turns[0].model_copy(update={"answer": None, "verdict": "unknown", "text": "Hard to say."})
+    (group,) = magdi.select([run.model_copy(update={"turns": (mute, *run.turns[1:])})], setup_of(tokenizer)).groups
+    assert group.facts["labels"] == [magdi.UNGRADED, CORRECT, CORRECT, CORRECT]
+    assert said_by(group.examples[0]) == "Hard to say." and not group.examples[0].targets
+
+
 # ---------------------------------------------------------------- conversations
 
 
@@ -168,6 +186,13 @@ def test_a_text_of_nothing_but_agreement_stays(tokenizer):
     run = run.model_copy(update={"turns": (run.turns[0], run.turns[1].model_copy(update={"answer": "I agree."}))})
     (group,) = magdi.select([run], setup_of(tokenizer)).groups
     assert "I agree." in said_by(group.examples[1])
+
+
+def test_a_correct_attempt_of_nothing_but_agreement_is_not_learned(tokenizer):
+    run = debate(5, ["c", "c"], texts={(0, 0): "I agree, it is 8."})
+    (group,) = magdi.select([run], setup_of(tokenizer)).groups
+    assert [e.targets > 0 for e in group.examples] == [False, True]
+    assert group.facts["labels"] == [CORRECT, CORRECT]
 
 
 def test_a_correct_attempt_whose_steps_do_not_recheck_is_read_not_learned(tokenizer):

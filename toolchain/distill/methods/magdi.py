@@ -9,12 +9,12 @@
 A group is one question's graph: agents x rounds, each node an attempt as the student would say it. An agent
 that did not speak is the bare question, labeled absent: no text of anybody stands in it. An attempt nobody
 graded stays in the graph without a label. A correct attempt that is too long, contains a failed call or a step
-that does not re-check is a node, but is not learned to say. Embeddings come from the student being trained
-(`graph_network.embed`), prompt included as in the paper's code, so L_I and L- shape it; network and score are
-thrown away afterwards.
+that does not re-check, or says nothing beside whom it agrees with, is a node, but is not learned to say.
+Embeddings come from the student being trained (`graph_network.embed`), prompt included as in the paper's code,
+so L_I and L- shape it; network and score are thrown away afterwards.
 
 `released` follows the published code (dinobby/MAGDi @fd25471) where that can be compared: node embeddings
-without gradient, cross-entropy on the prompt too, edges between agents pointing backwards in time wherever
+without gradient, cross-entropy on the prompt too, edges of the full grid pointing backwards in time wherever
 a later agent speaks to an earlier one (9 of 27 for 3 x 4). Left out of it: graphs assigned to other questions,
 embeddings that depend on the padding of the batch, and embeddings of the untrained base.
 
@@ -153,9 +153,11 @@ def _saying(question: str, text: str) -> list[Message]:
 
 
 def may_be_said(node: Node, run: Run, setup: Setup) -> bool:
-    """Whether an attempt is fit to be imitated: correct, and by a way that holds."""
-    flaw = unsound(run.question, node.uses, without_stance(node.text), setup.mode, setup.check_steps)
-    return node.verdict == "correct" and flaw is None
+    """Whether an attempt is fit to be imitated: correct, by a way that holds and that the student can say."""
+    text = without_stance(node.text)
+    flaw = unsound(run.question, node.uses, text, setup.mode, setup.check_steps)
+    words = told(run.question.question, node.uses, text, node.answer, setup.mode)
+    return node.verdict == "correct" and flaw is None and words is not None
 
 
 def as_example(messages: Sequence[Message], question_id: str, setup: Setup, *, learned: bool) -> Example:
