@@ -58,7 +58,16 @@ def test_what_nobody_can_grade_is_unknown_and_never_wrong():
 
 @pytest.mark.parametrize(
     ("text", "letter"),
-    [("so (A), no (B).", "B"), ("The answer is C", "C"), ("D", "D"), ("I am sure", None), ("A man said (a) b", "A")],
+    [
+        ("so (A), no (B).", "B"),
+        ("The answer is C", "C"),
+        ("D", "D"),
+        ("I am sure", None),
+        ("A man said (a) b", "A"),
+        ("The answer is a trick", None),
+        ("the ANSWER: d", None),
+        ("Option J", "J"),
+    ],
 )
 def test_letters_in_a_text(text, letter):
     assert answer_in(text, ask("B", "choice")) == letter

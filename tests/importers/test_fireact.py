@@ -3,6 +3,7 @@ import json
 import pytest
 
 from soloist.toolchain.importers.fireact import split_steps
+from soloist.toolchain.traces.graph import graph_of
 
 EPISODE = (
     "Thought: I should look it up.\nAction: search[Exampletown river]\nObservation: It lies on the Example River.\n"
@@ -32,6 +33,8 @@ def test_an_episode_keeps_thought_action_and_observation_apart(write, load, edge
     assert run.path == (0, 1) and edges(run, "continuity") == [(0, 1)]
     assert (run.answer, run.question.gold, run.verdict) == ("Example River", "Example River", "correct")
     assert "reward" not in run.model_dump_json()
+    (node,) = graph_of(run).nodes  # one attempt of two calls
+    assert [use.name for use in node.uses] == ["search", "finish"] and node.verdict == "correct"
     assert (run.question.split, run.question.benchmark) == ("train", None)
 
 

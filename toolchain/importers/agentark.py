@@ -10,7 +10,7 @@ other: a header counts only as a line of its own and in the order 1, 2, 3 ...; w
 before the next one, nobody can tell which is the quote, and the record is refused. A response without headers
 (plain MASLab) is one turn.
 
-A label is believed where our own grading cannot decide, and only when it is true: the released labeller also
+A label is believed where our own grading cannot decide, and only when it is true: the released labeler also
 writes false for verdicts it could not read. `token_stats` of batch mode are running totals: their maximum
 goes into the counts, never their sum, and never into a turn.
 """
@@ -64,7 +64,7 @@ def convert(row: Row, reading: Reading) -> Run:
     question = reading.question(row, text_of(record, "query"), gold, scorer=scorer_for(gold))
     model = _count_tokens(record, reading)
     if "solutions" in record:
-        return _labelled(record, question, reading)
+        return _labeled(record, question, reading)
     graph = Graph(question, model)
     texts = split_solutions(text_of(record, "response"))
     if len(texts) < 2:
@@ -111,7 +111,7 @@ def _goes_on(found: list[re.Match[str]], match: re.Match[str], expected: int) ->
     return any(int(other[1]) == expected for other in found if other.start() > match.start())
 
 
-def _labelled(record: dict[str, Any], question: Question, reading: Reading) -> Run:
+def _labeled(record: dict[str, Any], question: Question, reading: Reading) -> Run:
     solutions, labels = record["solutions"], record.get("labels")
     if not isinstance(solutions, list) or not solutions:
         raise DataError("'solutions' is no list, or empty")
@@ -152,7 +152,7 @@ def _count_tokens(record: dict[str, Any], reading: Reading) -> str:
 IMPORTER = Importer(
     name="agentark",
     about="AgentArk and MASLab: inference and label JSON lines, batch and sequential headers",
-    origin="AgentArk or MASLab output, no licence stated",
+    origin="AgentArk or MASLab output, no license stated",
     fits=fits,
     convert=convert,
 )

@@ -1,6 +1,6 @@
 """What all importers share: reading a file of records, counting what became of them, building a run.
 
-An importer is a record (`Importer`): how to recognise a file, and how to turn one row of it into a run. It
+An importer is a record (`Importer`): how to recognize a file, and how to turn one row of it into a run. It
 raises DataError to refuse a row and calls `reading.repaired` where it mended one; the driver counts both and
 goes on with the next row. Files are JSON or JSON lines, told apart by their content, not by their name;
 a pickle is refused unopened, because opening one runs the code in it. Text is never changed.
@@ -202,7 +202,7 @@ def gold_of(record: dict[str, Any], key: str) -> str | None:
 
 # ---------------------------------------------------------------- grading
 
-_LETTER = re.compile(r"\(([A-J])\)|(?:answer|choice|option)(?:\s+is|:)?\s*\(?([A-J])\b", re.IGNORECASE)
+_LETTER = re.compile(r"\(([A-Ja-j])\)|(?i:answer|choice|option)(?i:\s+is|:)?\s*\(?([A-J])\b")  # "is a" names none
 
 
 def scorer_for(gold: str | None) -> str:

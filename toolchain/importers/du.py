@@ -85,7 +85,7 @@ def _benchmark(name: str, gold: str | None) -> str | None:
 IMPORTER = Importer(
     name="du",
     about="debates after Du et al. (GSM8K, MMLU, biographies); no pickles",
-    origin="debate after Du et al., licence not stated",
+    origin="debate after Du et al., license not stated",
     fits=fits,
     convert=convert,
     rows=lambda document: document.entries,

@@ -9,9 +9,11 @@ left out (they survive as quotes in the prompts), so a verdict of a vote is that
 answer one after another: the prompt of agent i in round r quotes what the agents before it said in round r
 and what those after it said in round r - 1 (found by comparing the texts; 1 087 of 1 099 quotes of survivors
 in five files). So the influence edges are drawn from the turns whose texts were really quoted, not from a
-whole round.
+whole round, and some lie within a round. A grid of all agents and rounds would call the dropped agents
+absent though they spoke: methods that fill one should take the run's own (`magdi`: grid=run, edges=run).
 
-The MMLU files need the user's questions in the same order. The `.txt` beside each begins with one flag per
+The MMLU files hold no prompts: there everybody is taken to have read the round before.
+They need the user's questions in the same order. The `.txt` beside each begins with one flag per
 question (was the final answer right); another number of flags than of lines, or final answers that agree
 with fewer than seven tenths of the flags, mean other questions: the file is refused.
 """

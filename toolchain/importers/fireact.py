@@ -3,9 +3,10 @@ r"""FireAct (anchen1011/FireAct, MIT): GPT-4 ReAct episodes, as Alpaca JSON or a
     {"instruction", "input": "", "output": "Thought: ...\nAction: search[...]\nObservation: ...\nThought: ..."}
     {"messages": [{"role": "user"}, {"role": "assistant", "content": "Thought: ...\nAction: ..."}, ...]}
 
-One step is one turn: its text is the thought and the action exactly as they stand there (a few steps have no
-thought), and its one tool use holds the action as `call` and the observation as `result`, so that the spans
-of reasoning, acting and observing stay apart for whoever masks them. A line opens a span only if it *begins*
+An episode is one attempt, so all its turns are of one round. One step is one turn: its text is the thought and
+the action exactly as they stand there (a few steps have no thought), and its one tool use holds the action as
+`call` and the observation as `result`, so that the spans of reasoning, acting and observing stay apart for
+whoever masks them. A line opens a span only if it *begins*
 with `Thought:` or `Action: name[` after an observation, or with `Observation:` after an action; anything
 else goes on with the span before, so an observation that quotes "Action:" stays whole.
 
@@ -79,7 +80,7 @@ def convert(row: Row, reading: Reading) -> Run:
         if not step.text.startswith(_THOUGHT):
             reading.noted("steps without a thought")
         graph.say(
-            "actor", step.text, round=index, role="actor", tools=(use,), answer=answer if last else None,
+            "actor", step.text, role="actor", tools=(use,), answer=answer if last else None,
             verdict=verdict if last else "unknown", messages=[ChatMessage(role="user", content=asked)][: index == 0],
         )  # fmt: skip
     return graph.run("react", answer=answer, verdict=verdict, path=range(len(steps)))

@@ -129,7 +129,7 @@ def import_traces(
 
 
 def _open_all(files: Sequence[Path], options: ImportOptions) -> list[tuple[Importer, Reading]]:
-    """Every file read, recognised and checked; the faults of all files in one error."""
+    """Every file read, recognized and checked; the faults of all files in one error."""
     readings, faults = [], []
     for file in files:
         try:

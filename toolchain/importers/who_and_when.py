@@ -95,7 +95,7 @@ def _label(index: int, mistake: int | None) -> Verdict:
 
 IMPORTER = Importer(
     name="who-and-when",
-    about="Who&When: failed runs labelled with the wrong agent and step, both dialects",
+    about="Who&When: failed runs labeled with the wrong agent and step, both dialects",
     origin="ag2ai/Agents_Failure_Attribution, MIT",
     fits=fits,
     convert=convert,
