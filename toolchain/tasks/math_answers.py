@@ -1,4 +1,4 @@
-r"""The one normaliser of mathematical answers: `\boxed{\frac12}`, "the answer is 0.5." and "1/2" are the same.
+r"""The one normalizer of mathematical answers: `\boxed{\frac12}`, "the answer is 0.5." and "1/2" are the same.
 
 `final_answer` finds the answer in a worked solution: the last `\boxed{}`, else the last "#### ...", else the
 last "answer is ...", else the last mathematics between dollars, else the last number. `same_answer` compares
@@ -293,7 +293,10 @@ class _Reader:
             above, place = self.argument(place + 1)
             below, place = self.argument(place)
             return above / below, place
-        if head in (r"\sqrt", "√", "sqrt"):
+        if head == "√":
+            value, place = self.atom(place + 1)
+            return _raised(value, Fraction(1, 2)), place
+        if head == r"\sqrt":
             root = Fraction(2)
             if self.at(place + 1) == "[":
                 index, place = self.atom(place + 1)
