@@ -29,6 +29,19 @@ def test_benchmarks_are_found_through_the_parents(family):
     assert artifact_around(compiled.path.parent / "foreign.gguf") is None
 
 
+def test_one_model_of_a_pair_belongs_to_its_artifact(family):
+    _, student, _ = family
+
+    def build(folder):
+        (folder / "gguf-q8_0" / "solver").mkdir(parents=True)
+        (folder / "gguf-q8_0" / "solver" / "solver.gguf").write_bytes(b"weights")
+        return {}
+
+    pair = stage("export", student.path.parent / "pair", {}, [student], build)
+    found = artifact_around(pair.path / "gguf-q8_0" / "solver" / "solver.gguf")
+    assert found.digest == pair.digest and lineage_of([found]) == Lineage(("MATH",))
+
+
 def test_a_parent_that_is_gone_is_told(family):
     traces, student, compiled = family
     shutil.rmtree(traces.path)
@@ -47,6 +60,8 @@ def test_another_artifact_in_its_place_is_not_taken_for_it(family, tmp_path):
 def test_refuse_trained():
     refuse_trained(Lineage(("MATH",)), [None, "GSM8K"])
     refuse_trained(Lineage(), ["MATH"])
+    with pytest.raises(DataError, match="trained on test questions of MATH"):
+        refuse_trained(Lineage(("GSM8K", "MATH")), ["math"])
     with pytest.raises(DataError, match="trained on test questions of GSM8K, MATH"):
         refuse_trained(Lineage(("GSM8K", "MATH")), ["MATH", None, "GSM8K", "MATH"])
 

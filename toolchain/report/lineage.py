@@ -49,7 +49,7 @@ def lineage_of(artifacts: Iterable[Artifact]) -> Lineage:
 
 def artifact_around(model: Path) -> Artifact | None:
     """The artifact that a model file or folder lies in; None for a model that is not of our making."""
-    for folder in (model, *model.resolve().parents[:2]):
+    for folder in (model, *model.resolve().parents[:3]):  # compiled/gguf-q8_0/solver/model.gguf
         if (folder / MANIFEST).is_file():
             return Artifact.open(folder, verify=False)
     return None
@@ -57,7 +57,8 @@ def artifact_around(model: Path) -> Artifact | None:
 
 def refuse_trained(lineage: Lineage, tested: Iterable[str | None]) -> None:
     """Raise DataError if any benchmark among `tested` is one whose test questions were trained on."""
-    seen = sorted(set(lineage.benchmarks) & {name for name in tested if name})
+    asked = {name.casefold() for name in tested if name}
+    seen = [name for name in lineage.benchmarks if name.casefold() in asked]
     if seen:
         raise DataError(
             f"the student was trained on test questions of {', '.join(seen)}: what it scores there says nothing and "
