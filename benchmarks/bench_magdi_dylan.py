@@ -7,8 +7,8 @@ MATH, and is thrown away here). Questions are split into training and held-out o
 on one side. After every epoch the graph network and the student's embeddings classify the nodes of the held-out
 graphs; the headline is the last epoch's. The majority class is that of the *training* nodes. Both sides hold
 only questions that somebody solved, as MAGDi selects them. The interval of the difference resamples held-out
-questions, not nodes, because nodes of one question go together. `--variant released` trains without the graph
-loss reaching the student: the difference says what that reach is worth.
+questions, not nodes, because nodes of one question go together. `--variant released` trains without the
+classification reaching the student (and says the prompts too): the difference says what that reach is worth.
 The last line on stdout is the row, which is also appended to benchmarks/results/magdi_dylan.jsonl.
 """
 
