@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from soloist.kernels.errors import UsageError
+from soloist.toolchain.tasks import desk as desk_task
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import load_team
-from soloist.toolchain.teams.specialties import Discriminant, load_specialties
+from soloist.toolchain.teams.specialties import Discriminant, Specialties, load_specialties
 
 pytest.importorskip("reasoning_gym", reason="the desk's demonstrations come from reasoning-gym")
 
@@ -102,6 +103,12 @@ def test_calls_that_cannot_be_computed_leave_no_answer(desk):
     assert (run.answer, run.verdict) == (None, "absent")
 
 
+def test_a_desk_of_one_field_does_not_ask_for_another(desk):
+    call = "solve(3*x + 4 = 17)"  # made up: the question says 19
+    run, _ = desk(EQUATION, ["equations", *[call] * 3, "#### 5"], families=["equations"], rounds=1)
+    assert [turn.role for turn in run.turns].count("router") == 1 and run.verdict == "wrong"
+
+
 def test_a_wrong_solution_of_the_scribe_is_disputed(desk, edges):
     call = "solve(3*x + 4 = 19)"
     run, _ = desk(EQUATION, ["equations", call, call, call, "3 + 4 = 8\n#### 5"])
@@ -128,6 +135,20 @@ def test_the_discriminant_of_one_demonstration_a_field_is_the_nearest_mean():
     assert told.ranked(np.array([0.6, 0.5], np.float32)) == ["a", "b"]
 
 
+def test_a_discriminant_is_made_once_for_each_model():
+    known = Specialties(desk_task, desk_task.toolbox(), ("gcd", "lcm"))
+    seen = []
+
+    def embed(text, scale):
+        seen.append(scale)
+        return np.array([scale * ("divi" in text), len(text)], np.float32)
+
+    one = known.discriminant(lambda text: embed(text, 1), 2, model="one")
+    assert known.discriminant(lambda text: embed(text, 1), 2, model="one") is one and seen == [1] * 4
+    other = known.discriminant(lambda text: embed(text, 5), 2, model="other")
+    assert other is not one and seen == [1] * 4 + [5] * 4
+
+
 def test_kinds_are_fields_of_their_own_and_only_the_last_step_shows_them():
     known = load_specialties("desk", ("sorting", "equation-then", "gcd"))
     assert known.names == ("sorting:ascending", "sorting:descending", "equation-then:times", "equation-then:plus",
@@ -143,7 +164,7 @@ def test_kinds_are_fields_of_their_own_and_only_the_last_step_shows_them():
 def test_the_shipped_desk_names_families_and_agents_that_exist():
     config = load_team("desk")
     names = load_specialties("desk", tuple(config.options["families"])).names
-    assert len(names) >= 10
+    assert (len(config.options["families"]), len(names)) == (15, 20), "README says so"
     two_calls = [name for name in names if len(load_specialties("desk").tools(name)) == 2]
     assert len(two_calls) >= 2
     assert len([agent for agent in config.agents if agent.role == "reader"]) >= 3

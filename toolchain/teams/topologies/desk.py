@@ -110,7 +110,7 @@ def run(session: Session, options: Options) -> Run:
         if best is not None and best.holds and best.coverage == 1:
             break
         refused.append(field)
-        if len(refused) > options.escalations:
+        if len(refused) > options.escalations or len(refused) == len(specialties.names):
             break
         routed, field = _route(session, router, specialties, options, refused=refused)
         session.edge(check, routed, "disputes")
@@ -135,8 +135,10 @@ def _route(
         turn, vector = session.embed(router, round=len(refused))
         assert isinstance(session.engine, Embedder)
         embed = session.engine.embed
-        ranked = specialties.discriminant(lambda text: embed(text)[0], options.router_demonstrations).ranked(vector)
-        chosen = next(name for name in ranked if name not in refused)
+        fields = specialties.discriminant(
+            lambda text: embed(text)[0], options.router_demonstrations, model=session.team.engine
+        )
+        chosen = next(name for name in fields.ranked(vector) if name not in refused)
         session.turns[turn]["text"] = chosen
         return turn, chosen
     labels = [name for name in specialties.names if name not in refused]
