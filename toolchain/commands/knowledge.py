@@ -43,7 +43,8 @@ def build(
 @click.option("--tools", multiple=True, help="Your tools as module:attribute, to compute their calls again.")
 def verify(traces: Path, name: str, output: Path | None, tools: tuple[str, ...]) -> None:
     """Annotate TRACES (a file, or a folder made by `soloist teach`) with verdicts and count them."""
-    from soloist.toolchain.knowledge.build import find_graph, verify_traces
+    from soloist.toolchain.knowledge.build import verify_traces
+    from soloist.toolchain.knowledge.desk import find_graph
     from soloist.toolchain.tools.desk import desk_tools
     from soloist.toolchain.tools.files import load_tools
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.toolchain.artifact import write_atomic
-from soloist.toolchain.knowledge import desk
 from soloist.toolchain.knowledge.annotate import Annotation, annotated
+from soloist.toolchain.knowledge.desk import NAME, find_graph
 from soloist.toolchain.knowledge.extract import T_MAX, AgentExtractor
-from soloist.toolchain.knowledge.files import add_documents, load_graph
+from soloist.toolchain.knowledge.files import add_documents
 from soloist.toolchain.knowledge.graph import FORMATS, KnowledgeGraph
 from soloist.toolchain.knowledge.triples import Aliases
 from soloist.toolchain.knowledge.verify import Judgment, Rates, rates
@@ -42,11 +42,6 @@ class Counts:
     rates: Rates
 
 
-def find_graph(name: str) -> KnowledgeGraph:
-    """The desk's own graph, or that of a file. Raises DataError."""
-    return desk.desk_graph() if name == desk.NAME else load_graph(Path(name))
-
-
 def build_graph(
     sources: Sequence[str], aliases: Aliases | None = None, single_valued: Iterable[str] = (), *,
     team: str | None = None, t_max: int = T_MAX,
@@ -57,7 +52,7 @@ def build_graph(
         UsageError: a document, and no team to read it.
         DataError: a source that cannot be read, or nothing found in any.
     """
-    ready = [source for source in sources if source == desk.NAME or Path(source).suffix in FORMATS]
+    ready = [source for source in sources if source == NAME or Path(source).suffix in FORMATS]
     documents = [Path(source) for source in sources if source not in ready]
     missing = [str(path) for path in documents if not path.is_file()]
     if missing:

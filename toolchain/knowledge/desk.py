@@ -13,7 +13,9 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
+from soloist.toolchain.knowledge.files import load_graph
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.triples import Aliases, Triple
 from soloist.toolchain.tools import desk_world as world
@@ -35,6 +37,11 @@ def desk_graph() -> KnowledgeGraph:
         for triple in triples:
             graph.add(triple, f"table of the tool {source}")
     return graph
+
+
+def find_graph(name: str) -> KnowledgeGraph:
+    """The desk's graph by its name, or that of a file. Raises DataError."""
+    return desk_graph() if name == NAME else load_graph(Path(name))
 
 
 def _legs() -> Iterator[Triple]:

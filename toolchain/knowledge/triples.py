@@ -144,7 +144,8 @@ def parse_triples(text: str, *, known: Iterable[str] = (), whole_lines: bool = F
 
     Args:
         known: names and relations that help where commas leave more than three parts.
-        whole_lines: take only lines that are nothing but triples: prose may hold `(1, 2, 3)` for other reasons.
+        whole_lines: take only lines that are nothing but triples: prose may hold `(1, 2, 3)`, and two semicolons,
+            for other reasons.
     """
     found: dict[Triple, None] = {}
     rest = text
@@ -251,7 +252,7 @@ def _candidates(line: str, whole: bool) -> Iterator[str]:
     inner = body.rstrip(" ,.;")
     if inner[:1] + inner[-1:] in ("<>", "[]"):
         yield inner[1:-1]
-    elif len(parts := _pieces(inner.strip("| "), "|\t;")) == 3 and _LETTER.search(parts[1]):
+    elif len(parts := _pieces(inner.strip("| "), "|\t" if whole else "|\t;")) == 3 and _LETTER.search(parts[1]):
         yield inner.strip("| ")
 
 

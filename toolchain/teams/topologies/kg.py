@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import Field
 
 from soloist.toolchain.config import Config
+from soloist.toolchain.knowledge.desk import find_graph
 from soloist.toolchain.knowledge.extract import EXTRACTORS, T_MAX, cast, extract_triples
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.prompts import Role
@@ -41,9 +42,7 @@ class Options(Config):
 @lru_cache(maxsize=4)
 def _loaded(name: str, changed: int) -> KnowledgeGraph:
     """`changed` is the file's time stamp: a graph that is edited between two teams is read again."""
-    from soloist.toolchain.knowledge import desk, files
-
-    return desk.desk_graph() if name == desk.NAME else files.load_graph(Path(name))
+    return find_graph(name)
 
 
 def _graph(name: str) -> KnowledgeGraph:
