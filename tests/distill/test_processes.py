@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,7 +25,7 @@ from soloist.kernels.errors import UsageError  # noqa: E402
 from soloist.toolchain.__main__ import several  # noqa: E402
 from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
 from soloist.toolchain.distill.optimizer import shares  # noqa: E402
-from soloist.toolchain.distill.processes import ALONE, follows, launched  # noqa: E402
+from soloist.toolchain.distill.processes import ALONE, Processes, follows, launched  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
 from soloist.toolchain.events import EventLog  # noqa: E402
@@ -217,6 +218,12 @@ def test_a_launcher_that_starts_one_process_for_two_is_refused(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(UsageError, match="starts one process, whatever --num_processes says; write --multi_gpu"):
         launched(cpu=False)
+
+
+def test_pad_is_refused_at_once_in_several_processes():
+    pad = importlib.import_module("soloist.toolchain.distill.methods.pad")
+    with pytest.raises(UsageError, match="method pad: its policy phase runs in one process"):
+        pad.train(SimpleNamespace(processes=Processes(count=2)))
 
 
 def test_only_distill_is_for_several_processes(monkeypatch):

@@ -130,14 +130,6 @@ def distill(
             write_atomic(folder / CARD, json.dumps(card, indent=1, ensure_ascii=False))
         return {**card, "training": training}
 
-    digests = {name: base_digest(path) for name, path in files.items()}
-    plan = {**config.model_dump(mode="json"), "base": base_digest(base), "options": {**config.options, **digests}}
-    if config.train.order == "shuffled":
-        del plan["train"]["order"]  # nor was there an order
-    del plan["train"]["checkpoint_seconds"]  # when it was saved does not change what was learned
-    if config.tokens is None:
-        del plan["tokens"]  # students made before there was a budget stay what they are
-
     def lead(folder: Path) -> dict[str, Any]:
         processes.share(str(folder))
         return build(folder)
@@ -145,9 +137,23 @@ def distill(
     with freed_memory_kept():
         if not processes.main:
             return _follow(processes, build, out)
-        made = stage(STAGE, out, plan, [traces], lead, events=events, scratch=(CHECKPOINTS, PHASES))
+        made = stage(
+            STAGE, out, _plan(config, files, base), [traces], lead, events=events, scratch=(CHECKPOINTS, PHASES)
+        )
         processes.share(None)
         return made
+
+
+def _plan(config: DistillConfig, files: Mapping[str, Path], base: Path) -> dict[str, Any]:
+    """What decides what is learned; paths count by what lies there."""
+    digests = {name: base_digest(path) for name, path in files.items()}
+    plan = {**config.model_dump(mode="json"), "base": base_digest(base), "options": {**config.options, **digests}}
+    if config.train.order == "shuffled":
+        del plan["train"]["order"]  # nor was there an order
+    del plan["train"]["checkpoint_seconds"]  # when it was saved does not change what was learned
+    if config.tokens is None:
+        del plan["tokens"]  # students made before there was a budget stay what they are
+    return plan
 
 
 def _follow(processes: Processes, build: Callable[[Path], object], out: Path) -> Artifact:

@@ -106,7 +106,7 @@ def train(work: Work) -> dict[str, Any]:
     options: Options = work.options
     facts = work.once()
     informs = options.informs(work.mode)
-    if informs:
+    if informs and work.processes.main:
         options.knowledge().save(work.folder / FILE)
     return {**facts, "context": informs}
 

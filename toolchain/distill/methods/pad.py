@@ -30,11 +30,11 @@ from pydantic import Field
 from soloist.kernels.errors import DataError, UsageError
 from soloist.targets.base import require
 from soloist.toolchain.artifact import write_atomic
-from soloist.toolchain.distill.data import Group, Selection, encode, refuse_split, told
+from soloist.toolchain.distill.data import Group, Selection, refuse_split
 from soloist.toolchain.distill.grpo import GrpoConfig, Judge, Segment, turn_tokens
+from soloist.toolchain.distill.methods.attempts import conversation_of, other_kind
 from soloist.toolchain.distill.methods.base import Method, Setup
 from soloist.toolchain.distill.methods.sft import CrossEntropy, verified
-from soloist.toolchain.distill.methods.tdpo import other_kind
 from soloist.toolchain.distill.prm import (
     Binary,
     Pairwise,
@@ -86,16 +86,12 @@ def attempts(runs: Sequence[Run], setup: Setup) -> Selection:
         found: dict[tuple[int, ...], tuple[Any, int, bool]] = {}
         graph = graph_of(run)
         for index, node in enumerate(graph.nodes):
-            messages = told(run.question.question, node.uses, node.text, node.answer, setup.mode)
-            reason = other_kind(node, graph, setup)
-            if node.verdict not in ("correct", "wrong") or messages is None or reason:
-                rejected[reason or "not graded, or nothing was said"] += 1
-                continue
-            example = encode(messages, setup.tokenizer, run.question.id)
-            if len(example.ids) > setup.max_length:
-                rejected[f"longer than {setup.max_length} tokens"] += 1
-                continue
-            found.setdefault(example.ids, (example, index, node.verdict == "correct"))
+            graded = node.verdict in ("correct", "wrong")
+            made = other_kind(node, graph, setup) or (conversation_of(node, run, setup) if graded else "not graded")
+            if isinstance(made, str):
+                rejected[made] += 1
+            else:
+                found.setdefault(made.ids, (made, index, node.verdict == "correct"))
         if len({right for _, _, right in found.values()}) < 2:
             rejected["no attempt" if not found else "attempts all right or all wrong"] += 1
             continue
@@ -286,6 +282,8 @@ def _questions(runs: Sequence[Run]) -> list[Question]:
 
 def train(work: Work) -> dict[str, Any]:
     """All phases; the last segment's policy becomes the student."""
+    if work.processes.several:
+        raise UsageError("method pad: its policy phase runs in one process; start it without accelerate launch")
     pad = _Pad(work)
     questions = _questions(work.runs)
     first, taught = pad.first()

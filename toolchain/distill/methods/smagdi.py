@@ -359,14 +359,16 @@ def train(work: Work) -> dict[str, Any]:
             chosen = work.chosen(setup, choose)
             loss = objective(trainer.student, setup) if name == SOLVER else CrossEntropy()
             facts = fit(work, trainer, chosen.groups, loss, folder)
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            if work.processes.main:
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             return {"data": chosen.counts, **facts}
 
         return work.phase(name, build)[1]
 
     asked = part(DECOMPOSER, select_decompositions)
     solved = part(SOLVER, select)
-    shutil.copyfile(work.folder / SOLVER / LOG, work.folder / LOG)
+    if work.processes.main:
+        shutil.copyfile(work.folder / SOLVER / LOG, work.folder / LOG)
     return {**solved, "parts": [DECOMPOSER, SOLVER], DECOMPOSER: asked}
 
 
