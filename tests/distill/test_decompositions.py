@@ -78,6 +78,16 @@ def test_a_file_of_nothing_usable_is_refused(tmp_path, content, message):
         read_decompositions(tmp_path / "missing")
 
 
+@pytest.mark.parametrize("name", ["test_socratic.jsonl", "dev.json", "strategyqa-Test.json"])
+def test_held_out_questions_are_refused_by_the_name_of_their_file(tmp_path, name):
+    rows = [{"question": "Q?", "decomposition": ["a?"]}]
+    (tmp_path / name).write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="test or dev questions, which are not for training"):
+        read_decompositions(tmp_path / name)
+    (tmp_path / "latest_devices.json").write_text(json.dumps(rows))
+    assert len(read_decompositions(tmp_path / "latest_devices.json")[0]) == 1
+
+
 def test_real_strategyqa_comes_whole():
     if not STRATEGY.is_file():
         pytest.skip("StrategyQA is not on this machine")

@@ -8,7 +8,8 @@ where the user put them:
     GSM8K Socratic JSON lines of {"question", "answer": "sub-question ** answer\\n...\\n#### 72"}
 
 Both are told apart by their content. Calculator marks (`<<48/2=24>>`) are dropped. A record that does not fit is
-counted with its reason; a file of which nothing fits is refused.
+counted with its reason; a file of which nothing fits is refused, and so is one that by its name holds test or
+dev questions: the records do not say whose they are, so no report could refuse that benchmark later.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from soloist.toolchain.traces.schema import ToolUse
 
 _MARKS = re.compile(r"<<[^<>]*>>")
 _BETWEEN = " ** "
+_HELD_OUT = re.compile(r"(?<![a-z])(?:test|dev)(?![a-z])")
 
 
 def sub_question(use: ToolUse, mode: Mode, *, first: bool) -> str:
@@ -75,6 +77,11 @@ class Decomposed:
 
 def read_decompositions(path: Path) -> tuple[list[Decomposed], dict[str, int]]:
     """The usable records of a file, and how many were left out for which reason. Raises DataError."""
+    if _HELD_OUT.search(path.stem.lower()):
+        raise DataError(
+            f"{path}: by its name these are a benchmark's test or dev questions, which are not for training; "
+            "give the file of its training questions"
+        )
     found: list[Decomposed] = []
     refused: Counter[str] = Counter()
     for record in _records(path):
