@@ -297,7 +297,7 @@ def test_an_edge_backwards_in_time_is_refused_by_its_line(tmp_path):
 
 def test_no_weight_at_all_is_refused():
     with pytest.raises(UsageError, match="set alpha"):
-        magdi.GraphObjective(4, MagdiOptions(alpha=0, beta=0, gamma=0))
+        DistillConfig(method="magdi", options={"alpha": 0, "beta": 0, "gamma": 0}).settled()
 
 
 # ---------------------------------------------------------------- losses

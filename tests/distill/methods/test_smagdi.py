@@ -22,6 +22,7 @@ from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
+from soloist.toolchain.importers.stage import import_traces  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.teams.team import Team  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn  # noqa: E402
@@ -173,6 +174,11 @@ def test_decompositions_that_people_wrote_are_added(tokenizer, tmp_path):
     ]  # fmt: skip
     assert worked.facts["steps"] == [] and worked.examples[0].targets
     assert len(smagdi.select([sums(4)], setup_of(tokenizer, decompositions=file)).groups) == 1  # it calls tools
+    row = json.loads(file.read_text())
+    long = {"question": "R?", "answer": row["answer"].replace("so 2", "so 2" + " again" * 99)}
+    file.write_text(json.dumps(row) + "\n" + json.dumps(long) + "\n")
+    both = smagdi.select(runs, setup_of(tokenizer, decompositions=file))
+    assert (len(both.groups), both.rejected) == (2, {"of the file: longer than 512 tokens": 1})
 
 
 # ---------------------------------------------------------------- steps, labels, edges
@@ -244,10 +250,31 @@ def test_bad_input_is_refused(tokenizer):
     wrong = acting(6, {"a": ([("6 + 1", "7")], "wrong")})
     with pytest.raises(DataError, match="1 x no graded attempt, 1 x no correct attempt"):
         smagdi.select([ungraded, wrong], setup_of(tokenizer))
-    with pytest.raises(UsageError, match="no code of it was released"):
-        smagdi.objective(type("S", (), {"width": 4})(), setup_of(tokenizer, variant="released"))
+    with pytest.raises(UsageError, match="there is no released code to follow"):
+        DistillConfig(method="smagdi", variant="released").settled()
+
+
+def test_what_cannot_work_is_refused_before_anything_is_recorded(tmp_path):
     with pytest.raises(UsageError, match="set l1"):
-        StepObjective(4, SmagdiOptions(l1=0, l2=0, l3=0, l4=0))
+        DistillConfig(method="smagdi", options={"l1": 0, "l2": 0, "l3": 0, "l4": 0}).settled()
+    file = tmp_path / "questions.json"
+    file.write_text('[{"question": "Is it?"}]')
+    with pytest.raises(DataError, match="no decomposition in it"):
+        DistillConfig(method="smagdi", options={"decompositions": str(file)}).settled()
+
+
+def test_an_imported_episode_is_one_attempt_of_several_calls(tokenizer, tmp_path):
+    output = "Thought: t\nAction: search[x]\nObservation: y\nThought: u\nAction: finish[y]\nObservation: "
+    file = tmp_path / "fireact.json"
+    file.write_text(json.dumps([{"instruction": "What?", "output": f"{output}Episode finished, reward = True"}]))
+    runs = list(read_runs(import_traces([file], tmp_path / "traces").path / "traces.jsonl.gz"))
+    (group,) = smagdi.select(runs, setup_of(tokenizer)).groups
+    (example,) = group.examples
+    assert said(example) == [
+        ("user", "What?\nWhich input goes to search?"), ("assistant", "search[x]"), ("tool", "y"),
+        ("user", "With that result: which input goes to finish?"), ("assistant", "finish[y]"),
+    ]  # fmt: skip
+    assert example.targets and group.facts["labels"] == [CORRECT, CORRECT]
 
 
 # ---------------------------------------------------------------- losses

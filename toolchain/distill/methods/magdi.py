@@ -356,9 +356,14 @@ class GraphObjective:
         return found
 
 
+def check(options: MagdiOptions) -> None:
+    """Refuse options that leave nothing to learn, before anything is recorded."""
+    GraphObjective(1, options)
+
+
 def objective(student: Student, setup: Setup) -> GraphObjective:
     """The loss for a student of this width."""
     return GraphObjective(student.width, _options(setup), variant=setup.variant, seed=setup.seed)
 
 
-METHOD = Method(select=select, objective=objective, options=MagdiOptions, released=True)
+METHOD = Method(select=select, objective=objective, options=MagdiOptions, released=True, check=check)

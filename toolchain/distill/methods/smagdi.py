@@ -85,9 +85,14 @@ class SmagdiOptions(Config):
 
 def _options(setup: Setup) -> SmagdiOptions:
     assert isinstance(setup.options, SmagdiOptions)
-    if setup.variant != "paper":
-        raise UsageError("method smagdi: no code of it was released; leave variant at 'paper'")
     return setup.options
+
+
+def check(options: SmagdiOptions) -> None:
+    """Refuse what cannot work, before anything is recorded: a file of nothing usable, no weight at all."""
+    if options.decompositions is not None:
+        read_decompositions(options.decompositions)
+    StepObjective(1, options)
 
 
 # ---------------------------------------------------------------- sub-questions
@@ -192,10 +197,10 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
             replies: list[list[Message]] = [[{"role": "assistant", "content": text}] for text in one.said]
             messages = dialogue(one.question, one.asked, replies)
             example = as_example(messages, one.id, setup, learned=True)
-            if example.targets:
-                kept.append(
-                    Group((example,), {"question": one.id, "steps": [], "labels": [], "edges": [], "pairs": []})
-                )
+            if not example.targets:
+                rejected[f"of the file: longer than {setup.max_length} tokens"] += 1
+                continue
+            kept.append(Group((example,), {"question": one.id, "steps": [], "labels": [], "edges": [], "pairs": []}))
     labels = Counter(label for group in kept for label in group.facts["labels"])
     names = {CORRECT: "steps right", WRONG: "steps wrong", UNLABELED: "steps ungraded"}
     return selection(kept, rejected, {name: labels[label] for label, name in names.items() if labels[label]})
@@ -372,4 +377,4 @@ def train(work: Work) -> dict[str, Any]:
     return {**solved, "parts": [DECOMPOSER, SOLVER], DECOMPOSER: asked}
 
 
-METHOD = Method(select=select, objective=objective, options=SmagdiOptions, train=train, passes=2)
+METHOD = Method(select=select, objective=objective, options=SmagdiOptions, train=train, passes=2, check=check)
