@@ -157,6 +157,8 @@ def main():
     parser.add_argument("--device", choices=["cpu", "auto"], default="auto")
     parser.add_argument("--dry", action="store_true", help="do not append the row")
     options = parser.parse_args()
+    if options.beta <= 0:
+        parser.error("--beta: the classification is what is measured; give it a weight above 0")
     warnings.simplefilter("ignore")
     from soloist.targets.from_gguf import find_base, from_gguf
     from soloist.toolchain.artifact import commit, device, versions
