@@ -40,7 +40,8 @@ def recording(sums, tmp_path):
 def test_recorded_runs_give_a_verdict_and_a_card(soloist, recording, tmp_path):
     result = soloist("gate", recording(), "-o", tmp_path / "gate")
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("Metric Freedom 0.00 (0.00 to 0.00), rigid: rule v3 says distilling is 'likely to")
+    sure = "Metric Freedom 0.00, rigid, which so few runs cannot make certain: rule v3 says distilling is 'likely to"
+    assert result.stdout.startswith(sure) and "There is no interval" in result.stdout
     assert "keep: structure, instructions, skills, tools, knowledge" in result.stdout
     assert "pairs of runs tie in score" in result.stdout
     assert str(tmp_path / "gate" / "skill_card.md") in result.stderr
@@ -59,6 +60,9 @@ def test_sources_that_cannot_be(refused, recording, question_file, sums, team_fi
     asked = question_file(sums.questions(2))
     assert "recordings are not asked questions" in refused(2, "gate", recording(), "--questions", asked)
     assert "recordings are not asked questions" in refused(2, "gate", recording(), "desk")
+    assert refused(2, "gate", recording(), "--runs", 9, "--approach", "Think.").startswith(
+        "runs, approaches: for a team"
+    )
     assert "one team at a time, got desk, other" in refused(2, "gate", "desk", "other")
     assert "no such file; teams that ship" in refused(2, "gate", "no-such-team")
     team = team_file(sums.team(tmp_path / "never-opened.gguf"))

@@ -63,6 +63,12 @@ def test_certain_needs_an_interval_on_one_side_and_a_rigid_metric_a_p(value, low
     assert decide("v3", freedom(value, low, high, p)).certain is certain
 
 
+def test_without_an_interval_nothing_is_said_about_its_side():
+    alike = decide("v3", freedom(0.1)).reasons
+    assert any("There is no interval" in line for line in alike) and not any("one side" in line for line in alike)
+    assert any("one side" in line for line in decide("v3", freedom(0.1, 0.0, 0.8)).reasons)
+
+
 def gate(value, rule="v3", low=None, high=None):
     found = freedom(value, low, high, p=None if value is None else 0.01)
     return Gate(

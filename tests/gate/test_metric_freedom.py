@@ -141,9 +141,8 @@ def test_a_set_takes_the_mean_r_of_its_defined_questions():
     found = free([one, none, constant])
     assert found.value == pytest.approx(0.5) and found.defined == 2 and not found.exact
     assert [question.question for question in found.questions] == ["one", "none", "constant"]
-    # one: 24 orders with r = 1 once; none: r in {0, ±..}. The mean reaches 1/2 where `one` is kept and none >= 0,
-    # or where the other makes up for it: between 1/24 * 2/3 and 1/24 * 2/3 + what r < 1 leaves
-    assert 0.02 < found.p < 0.2
+    both = mantel(one).null[:, None] + mantel(none).null[None, :]  # every order of one with every order of the other
+    assert found.p == pytest.approx(np.mean(both >= 1 - 1e-9), abs=0.01)
 
 
 def test_one_defined_question_has_an_exact_p_in_a_set():
@@ -179,6 +178,30 @@ def test_no_interval_where_resamples_are_mostly_constant():
     quiet = [table(pairs, [1] * 6, f"q{i}") for i in range(5)]
     found = free([*quiet, table(pairs, [0, 1, 1, 1, 1, 1])])
     assert found.value == pytest.approx(0, abs=1e-9)
+    assert (found.low, found.high) == (None, None)
+
+
+def simulated(rng):
+    """Six runs that say a point of the plane; the score follows one of its coordinates more or less."""
+    said, follows = rng.normal(size=(6, 2)), rng.uniform(0.4, 1)
+    scores = follows * said[:, 0] + np.sqrt(1 - follows**2) * rng.normal(size=6)
+    return Table("q", np.linalg.norm(said[:, None] - said[None], axis=-1), scores)
+
+
+def test_the_interval_is_wide_enough():
+    rng = np.random.default_rng(4)
+    i, j = np.triu_indices(6, 1)
+    many = (simulated(rng) for _ in range(1500))
+    true = 1 - np.mean([spearman(one.distances[i, j], differences(one.scores)) for one in many])
+    spans = [mf.bootstrap([simulated(rng) for _ in range(6)], seed=n, resamples=50) for n in range(40)]
+    assert sum(low <= true <= high for low, high in spans) >= 37, "95 % of 40 is 38"
+    assert np.mean([high - low for low, high in spans]) < 1.2, "F lies in 0..2: an interval of all of it holds anything"
+
+
+def test_resamples_that_all_agree_are_no_interval():
+    rigid = table([1.0, 1, 1, 0, 0, 0], [0, 1, 1, 1])  # the one that is wrong says something else
+    found = free([rigid] * 6)
+    assert found.value == pytest.approx(0, abs=1e-9) and found.p < 0.01
     assert (found.low, found.high) == (None, None)
 
 

@@ -152,6 +152,17 @@ def test_recordings_with_other_seeds_are_read_and_bring_their_team(team, script,
         gate(GateConfig(), None, tmp_path / "two", recordings=folders[:2])
 
 
+def test_a_run_in_two_recordings_counts_once(found, tmp_path):
+    alone, made = found(free)
+    kept = made.path / "traces.jsonl.gz"
+    write_runs([*read_runs(kept)][:5], tmp_path / "part.jsonl.gz")
+    for number, files in enumerate(([kept, kept], [tmp_path / "part.jsonl.gz", made.path])):
+        again = gate(GateConfig(), None, tmp_path / f"again{number}", recordings=files)
+        result = read_gate(again.path / "gate.json")
+        assert result.freedom == alone.freedom and result.runs == 36
+        assert f"{[36, 5][number]} runs stand in more than one of the recordings; each counts once" in result.warnings
+
+
 def test_known_traces_add_to_the_card_alone(found, run_of, tmp_path):
     more = tmp_path / "more.jsonl.gz"
     write_runs([run_of([("gcd(4, 6)", "2")], number=77, task="divisors")], more)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 
 @click.command(short_help="Say before training whether distilling a team is likely to help.")
@@ -13,7 +14,7 @@ import click
     "--questions", "file", type=click.Path(path_type=Path), help="JSON lines  [default for the desk: its own]"
 )
 @click.option("--count", type=click.IntRange(min=1), default=6, show_default=True, help="Questions to ask.")
-@click.option("--runs", type=click.IntRange(min=2), default=6, show_default=True, help="Runs of each question.")
+@click.option("--runs", type=click.IntRange(min=3), default=6, show_default=True, help="Runs of each question.")
 @click.option("--temperature", type=click.FloatRange(0, 2, min_open=True), default=0.7, show_default=True)
 @click.option("--approach", "approaches", multiple=True, help="Hint for a run's prompts; given again, one per run.")
 @click.option("--rule", type=click.Choice(["v3", "v1"]), default="v3", show_default=True, help="Published version.")
@@ -41,6 +42,10 @@ def command(
     recordings = [Path(name) for name in sources if Path(name).exists() and Path(name).suffix not in (".yaml", ".yml")]
     if recordings and (len(recordings) < len(sources) or file is not None):
         raise UsageError("give one team, or recorded traces: recordings are not asked questions")
+    source = click.get_current_context().get_parameter_source
+    making = ("count", "runs", "temperature", "approaches")
+    if recordings and (said := [name for name in making if source(name) is ParameterSource.COMMANDLINE]):
+        raise UsageError(f"{', '.join(said)}: for a team that is run; recordings are as they are")
     if len(sources) > 1 and not recordings:
         raise UsageError(f"one team at a time, got {', '.join(sources)}")
     name = sources[0] if sources else "desk"

@@ -62,7 +62,9 @@ def _reasons(rule: Rule, found: Freedom, *, rigid: bool, refine: bool, one_side:
         f"Rule {rule} refines {'rigid' if rule == 'v1' else 'free'} metrics only: {'refine' if refine else 'leave it'}"
         f" ({'v3' if rule == 'v1' else 'v1'} says the opposite).",
     ]
-    if not one_side:
+    if found.low is None:
+        said.append("There is no interval: the runs are too few or too alike to say how far F may move.")
+    elif not one_side:
         said.append(f"The interval does not lie on one side of {BORDER}: more runs or questions may turn the advice.")
     if rigid and found.p is not None and found.p > SURE:
         said.append(f"The correlation may be chance (p = {found.p:.2f}): free is not ruled out.")

@@ -14,7 +14,10 @@ F > 1 and is left as it is.
                of the questions where it is defined (ours: how the paper aggregates is not said). The set's p
                draws one permutation per question together; it is exact where one question is defined
     interval   percentile bootstrap over questions and, within each, runs; pairs of a run with its own copy
-               are left out. None where under half of the resamples define r
+               are left out. It counts the chance of runs twice, and so is wide: with 4 to 6 runs of 2 to 30
+               questions it held the true F in 98 to 100 % of simulated sets, with one question in 89 to 99 %,
+               with 3 runs in about 90 %. (Questions alone as resamples: 52 to 93 %.) None where under half of
+               the resamples define r, or where all agree: that says nothing about what was not seen
 
 Constant scores, or constant outputs, leave r undefined: None, never 0 or 1. Left out: any p for F = 0.
 """
@@ -164,7 +167,7 @@ def _joint(defined: Sequence[Mantel], *, seed: int, draws: int = DRAWS) -> float
 def bootstrap(
     tables: Sequence[Table], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float] | tuple[None, None]:
-    """95 % percentile interval of F."""
+    """95 % percentile interval of F; none where resamples lack an r, or any spread."""
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(resamples):
@@ -174,8 +177,8 @@ def bootstrap(
             values.append(1 - sum(correlations) / len(correlations))
     if 2 * len(values) < resamples:
         return None, None
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    low, high = map(float, np.quantile(values, [0.025, 0.975]))
+    return (low, high) if high - low > _EPSILON else (None, None)
 
 
 def _resampled(table: Table, rng: np.random.Generator) -> float | None:

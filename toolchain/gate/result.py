@@ -54,7 +54,11 @@ class Freedom(Config):
 
 
 class Advice(Config):
-    """What a rule makes of it. `certain`: the interval lies on one side of the border between rigid and free."""
+    """What a rule makes of it.
+
+    `certain`: the interval lies on one side of the border between rigid and free, and where it is rigid the
+    correlation is not likely chance.
+    """
 
     rule: Rule
     side: Side

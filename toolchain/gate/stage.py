@@ -85,8 +85,10 @@ def gate(
         embedder: Embedder | None = None
         opened: Engine | None = None
         try:
+            repeated = 0
             if files:
-                runs = _grouped(run for file in files for run in read_runs(file))
+                recorded, repeated = _once(files)
+                runs = _grouped(recorded)
             else:
                 assert team is not None
                 opened = engine or open_engine(team)
@@ -95,7 +97,7 @@ def gate(
                 elif config.distance == "embedding":
                     raise UsageError(f"distance 'embedding': the engine of team '{team.name}' shows no hidden states")
                 runs = _grouped(record(team, questions, folder / _RUNS, config, opened, events, stage=STAGE))
-            found = find(config, runs, team.name if team else "", embedder, live=not files)
+            found = find(config, runs, team.name if team else "", embedder, live=not files, repeated=repeated)
         finally:
             if opened is not None and engine is None:
                 opened.close()
@@ -130,6 +132,23 @@ def _team_of(path: Path) -> TeamConfig | None:
     return TeamConfig.model_validate(said) if said else None
 
 
+def _once(files: Sequence[Path]) -> tuple[list[Run], int]:
+    """The runs of all recordings without those that an earlier one holds, and how many these were.
+
+    A run and its copy are no two runs: they are 0 apart and score alike, which looks like correlation.
+    """
+    found: list[Run] = []
+    earlier: set[str] = set()
+    repeated = 0
+    for file in files:
+        own = [(run.model_dump_json(), run) for run in read_runs(file)]
+        fresh = [run for record, run in own if record not in earlier]
+        found += fresh
+        repeated += len(own) - len(fresh)
+        earlier.update(record for record, _ in own)
+    return found, repeated
+
+
 def _grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Runs by question. A run that the engine failed on says nothing about the team, nor one without a verdict."""
     found: dict[str, list[Run]] = {}
@@ -149,8 +168,9 @@ def score_of(run: Run, score: Score) -> float | None:
 
 
 def find(
-    config: GateConfig, groups: Mapping[str, Sequence[Run]], name: str, embedder: Embedder | None, *, live: bool
-) -> Gate:
+    config: GateConfig, groups: Mapping[str, Sequence[Run]], name: str, embedder: Embedder | None, *, live: bool,
+    repeated: int = 0,
+) -> Gate:  # fmt: skip
     """Metric Freedom and advice from runs by question. Raises DataError where there is nothing to compare."""
     usable = [group for group in groups.values() if len(group) >= FEWEST]
     _refuse(groups, usable)
@@ -173,6 +193,8 @@ def find(
     runs = [run for group in usable for run in group]
     left_out = len(groups) - len(usable)
     said = [f"{left_out} of {len(groups)} questions left out: fewer than {FEWEST} judged runs"] if left_out else []
+    if repeated:
+        said.append(f"{repeated} runs stand in more than one of the recordings; each counts once")
     if len(usable) < ENOUGH:
         said.append(f"{len(usable)} questions; the published operating point is {ENOUGH} runs of {ENOUGH} questions")
     return Gate(
