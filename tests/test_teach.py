@@ -6,8 +6,9 @@ import pytest
 
 from soloist.kernels.errors import DataError, EngineError
 from soloist.toolchain.events import EventLog
-from soloist.toolchain.teach import teach
+from soloist.toolchain.teach import summarize, teach
 from soloist.toolchain.teams import team as teams
+from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import TraceWriter, read_runs
 
 
@@ -100,3 +101,10 @@ def test_no_questions_are_refused(sums, tmp_path):
     with pytest.raises(DataError, match="give at least one"):
         teach(sums.team(tmp_path / "m.gguf"), [], tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recording_says_whose_test_questions_it_holds(sums):
+    plain = [Run(question=question, team="t") for question in sums.questions(2)]
+    assert "benchmarks" not in summarize(plain)
+    taken = sums.questions(1, start=5)[0].model_copy(update={"benchmark": "gsm8k"})
+    assert summarize([*plain, Run(question=taken, team="t")])["benchmarks"] == {"gsm8k": "test"}

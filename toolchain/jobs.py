@@ -13,7 +13,6 @@ from soloist.toolchain.pipeline import Job
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import TeamConfig, load_team
 
-BASE = "smollm2-135m"
 DESK_TRAIN = 1120
 HELD_OUT_SEED = 7  # not the seed that training settings were chosen on (benchmarks/LOG.md)
 
@@ -31,17 +30,26 @@ def desk_train(config: TeamConfig, count: int) -> list[Question]:
     return desk.questions("train", count, seed=0, families=config.options["families"])
 
 
-def desk_test(config: TeamConfig, count: int, unseen: int) -> list[Question]:
+def desk_test(config: TeamConfig, count: int, unseen: int, seed: int = HELD_OUT_SEED) -> list[Question]:
     """Held-out questions, and questions in wordings that occur nowhere in training, evenly over the families."""
     from soloist.toolchain.tasks import desk
 
     families = config.options["families"]
     columns = [[q for q in desk.unseen_questions() if q.task == family] for family in families]
     spread = [column[row] for row in range(max(map(len, columns))) for column in columns if row < len(column)]
-    return [*desk.questions("held-out", count, seed=HELD_OUT_SEED, families=families), *spread[:unseen]]
+    return [*desk.questions("held-out", count, seed=seed, families=families), *spread[:unseen]]
 
 
-def desk_job(out: Path, *, questions: int, unseen: int, fresh: bool, train: int, **more: Any) -> Job:  # noqa: ANN401
+def desk_job(
+    base: str,
+    out: Path,
+    *,
+    questions: int,
+    unseen: int,
+    fresh: bool,
+    train: int,
+    **more: Any,  # noqa: ANN401
+) -> Job:
     """The main job: the embedded team, its student, its report."""
     from soloist.toolchain.tasks import desk
     from soloist.toolchain.teams.specialties import load_specialties
@@ -50,7 +58,7 @@ def desk_job(out: Path, *, questions: int, unseen: int, fresh: bool, train: int,
     families = tuple(team.options["families"])
     recording = None if fresh else recorded()
     return Job(
-        team=team, base=BASE, out=out,
+        team=team, base=base, out=out,
         test=desk_test(team, questions, unseen),
         train=desk_train(team, train) if recording is None else (),
         recording=recording,

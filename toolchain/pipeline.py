@@ -13,13 +13,14 @@ a kill and costs nothing after it has ended.
 
 from __future__ import annotations
 
+import importlib.util
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
-from soloist.kernels.errors import DataError
+from soloist.kernels.errors import DataError, MissingExtraError
 from soloist.targets.tolerances import tolerance_of
 from soloist.toolchain.artifact import Artifact, commit, device, versions
 from soloist.toolchain.bench.cost import ApiPrice, LocalPrice, Spend
@@ -27,12 +28,13 @@ from soloist.toolchain.bench.measure import MEASUREMENTS, measure
 from soloist.toolchain.bench.measure import STAGE as BENCH
 from soloist.toolchain.bench.records import load_measurements
 from soloist.toolchain.bench.systems import System, rivals, student_tools, students
+from soloist.toolchain.distill.data import Mode, conversation
 from soloist.toolchain.events import QUIET, EventLog
 from soloist.toolchain.export import export
 from soloist.toolchain.gate.stage import gate_of
 from soloist.toolchain.report.build import Context, build_report
 from soloist.toolchain.report.contract import Parity, Report, TrainingPoint
-from soloist.toolchain.report.lineage import lineage_of, refuse_trained
+from soloist.toolchain.report.lineage import Lineage, lineage_of, refuse_trained
 from soloist.toolchain.report.stage import choose_anatomy, write_report
 from soloist.toolchain.tasks.base import Question, question_key
 from soloist.toolchain.teach import TRACES, teach
@@ -40,6 +42,9 @@ from soloist.toolchain.teams.config import Demonstration, TeamConfig
 from soloist.toolchain.tools.calls import grammar
 from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import read_runs
+
+if TYPE_CHECKING:
+    from soloist.toolchain.distill.stage import DistillConfig
 
 FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q5_0", "gguf-q4_0", "onnx-int8", "onnx-int4")
 PROBES = 24
@@ -59,8 +64,9 @@ class Job:
     recording: Path | None = None
     examples: Sequence[Demonstration] = ()
     warmup: Sequence[Question] = ()
-    mode: Literal["acts", "internalise"] = "acts"
+    mode: Mode = "acts"
     method: str = "sft"
+    options: Mapping[str, Any] = field(default_factory=dict)
     formats: Sequence[str] = FORMATS
     epochs: int | None = None
     limit: int | None = None
@@ -77,9 +83,9 @@ def run(job: Job, events: EventLog = QUIET) -> Report:
     base = _check(job)
     traces = _traces(job, events)
     overlap = _refuse_overlap((run.question.question for run in read_runs(traces.path / TRACES)), job.test)
+    refuse_trained(lineage_of([traces]), (question.benchmark for question in job.test))
     if job.gate:
         _gate(job, traces, events)
-    refuse_trained(lineage_of([traces]), (question.benchmark for question in job.test))
     student = _student(job, base, traces, events)
     compiled = _compiled(job, traces, student, events)
     measured = _measured(job, traces, student, compiled, events)
@@ -97,10 +103,33 @@ def _check(job: Job) -> Path:
     if not job.test:
         raise DataError("no held-out questions: the comparison needs at least one")
     _refuse_overlap((question.question for question in job.train), job.test)
+    trained = {question.benchmark for question in job.train if question.benchmark}
+    refuse_trained(Lineage(tuple(trained)), (question.benchmark for question in job.test))
     for name in job.formats:
         tolerance_of(name)
     resolve(job.method)
-    return Path(job.base) if Path(job.base).exists() else find_base(job.base)
+    base = Path(job.base) if Path(job.base).exists() else find_base(job.base)
+    for package, extra in _needed(job):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, extra)
+    from soloist.toolchain.distill.student import check_base
+
+    _distillation(job, correct=0).settled()
+    check_base(base)
+    return base
+
+
+def _needed(job: Job) -> list[tuple[str, str]]:
+    """The optional packages that any stage of the job will want, and the extras that carry them."""
+    needed = [(package, "train") for package in ("torch", "transformers", "accelerate", "safetensors", "gguf")]
+    families = {name.partition("-")[0] for name in job.formats}
+    if "gguf" in families or job.team.engine.kind == "gguf":
+        needed.append(("llama_cpp", "gguf"))
+    if "onnx" in families:
+        needed += [("onnxruntime_genai", "onnx"), ("onnx", "compile"), ("onnx_ir", "compile")]
+    if job.team.engine.kind == "openai":
+        needed += [("openai", "api"), *([] if job.usd_per_million else [("genai_prices", "prices")])]
+    return needed
 
 
 def _traces(job: Job, events: EventLog) -> Artifact:
@@ -139,12 +168,17 @@ def _refuse_overlap(train: Iterable[str], test: Sequence[Question]) -> int:
 
 
 def _student(job: Job, base: Path, traces: Artifact, events: EventLog) -> Artifact:
-    from soloist.toolchain.distill.stage import DistillConfig, distill
+    from soloist.toolchain.distill.stage import distill
+
+    return distill(_distillation(job, traces.facts["correct"]), traces, base, job.out / "student", events=events)
+
+
+def _distillation(job: Job, correct: int) -> DistillConfig:
+    from soloist.toolchain.distill.stage import DistillConfig
     from soloist.toolchain.distill.train import TrainConfig
 
-    train = TrainConfig(epochs=job.epochs or enough_epochs(traces.facts["correct"], job.limit), seed=job.seed)
-    config = DistillConfig(method=job.method, mode=job.mode, train=train, limit=job.limit)
-    return distill(config, traces, base, job.out / "student", events=events)
+    train = TrainConfig(epochs=job.epochs or enough_epochs(correct, job.limit), seed=job.seed)
+    return DistillConfig(method=job.method, options=job.options, mode=job.mode, train=train, limit=job.limit)
 
 
 def enough_epochs(correct: int, limit: int | None) -> int:
@@ -160,7 +194,7 @@ def _compiled(job: Job, traces: Artifact, student: Artifact, events: EventLog) -
     asked = list(job.test)[::step][:PROBES]
     probe = Probe(
         prompts=[[{"role": "user", "content": question.question}] for question in asked],
-        references=[_reference(run) for run in _similar(traces, asked, answers=bool(tools))],
+        references=[_reference(run, job.mode) for run in _similar(traces, asked, answers=bool(tools))],
     )
     return export(
         student, job.out / "compiled", job.formats, probe, events, name=job.team.name.capitalize(),
@@ -180,8 +214,10 @@ def _similar(traces: Artifact, asked: Sequence[Question], *, answers: bool) -> l
     return [(found.get(q.task) or every)[i % len(found.get(q.task) or every)] for i, q in enumerate(asked)]
 
 
-def _reference(run: Run) -> str:
-    return run.trajectory[0].call if run.trajectory else run.turns[run.path[-1]].text if run.path else run.answer or ""
+def _reference(run: Run, mode: Mode) -> str:
+    """What the student should say first: the call, or the worked steps of one that answers in words."""
+    messages = conversation(run, mode)
+    return messages[1]["content"] if messages else run.answer or ""
 
 
 def _beside(job: Job, tools: Sequence[str]) -> dict[str, str]:

@@ -105,7 +105,8 @@ def _record_side_by_side(config: TeamConfig, waiting: Sequence[Question], writer
 
 
 def summarize(runs: Sequence[Run]) -> dict[str, Any]:
-    """What a recording holds: runs, correct ones by task, calls, tokens, seconds."""
+    """What a recording holds: runs, correct ones by task, calls, tokens, seconds; whose test questions, if any."""
+    benchmarks = sorted({run.question.benchmark for run in runs if run.question.benchmark})
     by_task: dict[str, list[int]] = {}
     for run in runs:
         counts = by_task.setdefault(run.question.task or "all", [0, 0])
@@ -121,4 +122,5 @@ def summarize(runs: Sequence[Run]) -> dict[str, Any]:
         "tokens_cached": sum(run.tokens_cached for run in runs),
         "tokens_out": sum(run.tokens_out for run in runs),
         "seconds": round(sum(run.wall for run in runs), 1),
+        **({"benchmarks": dict.fromkeys(benchmarks, "test")} if benchmarks else {}),
     }

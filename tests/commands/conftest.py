@@ -58,7 +58,11 @@ def question_file(tmp_path):
     """Write a question file."""
 
     def write(questions, name="questions.jsonl"):
-        rows = [{"id": q.id, "question": q.question, "answer": q.gold, "scorer": q.scorer} for q in questions]
+        rows = [
+            {"id": q.id, "question": q.question, "answer": q.gold, "scorer": q.scorer}
+            | ({"benchmark": q.benchmark} if q.benchmark else {})
+            for q in questions
+        ]
         path = tmp_path / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path

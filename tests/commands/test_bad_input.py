@@ -16,7 +16,7 @@ from soloist.kernels.errors import DataError
 from soloist.toolchain.artifact import Artifact, stage
 from soloist.toolchain.traces.store import read_runs
 
-USAGE, DATA, ARTIFACT, RESOURCE = 2, 3, 4, 7
+USAGE, DATA, ARTIFACT, RESOURCE, MISSING = 2, 3, 4, 7, 8
 
 
 @pytest.fixture
@@ -264,13 +264,81 @@ def test_what_cannot_work_is_refused_before_the_team_is_recorded(
     assert not (tmp_path / "out" / "traces.partial").exists()
 
 
+@pytest.fixture
+def own_team(sums, team_file, question_file, tmp_path):
+    """`run` with a team of one's own that was never recorded, and any more arguments."""
+
+    def arguments(*more, train=(), test=()):
+        return [
+            "run", team_file(sums.team(tmp_path / "m.gguf")),
+            "--train", question_file([*sums.questions(2), *train], "train.jsonl"),
+            "--test", question_file([*sums.questions(2, start=50), *test], "test.jsonl"),
+            "-o", tmp_path / "out", *more,
+        ]  # fmt: skip
+
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (("--method", "gkd"), "it learns from a teacher's logits"),
+        (("--method", "gkd", "--set", "teacher=/nowhere"), "method gkd: teacher: /nowhere: no such file or folder"),
+        (("--method", "da", "--set", "k_max=0"), "method da: k_max: Input should be greater than or equal to 1"),
+        (("--method", "da", "--set", "k_max"), "--set k_max: expected KEY=VALUE"),
+        (("--fresh",), "--fresh and --record are for the desk's own questions"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_method_that_cannot_work_is_refused_before_the_team_is_recorded(refused, own_team, base_gguf, more, reason):
+    pytest.importorskip("torch")
+    said = refused(USAGE, *own_team(*more))
+    assert reason in said and "\n" not in said
+
+
+def test_a_base_that_cannot_be_trained_is_refused_before_the_team_is_recorded(refused, own_team, base_gguf, tmp_path):
+    pytest.importorskip("transformers")
+    assert "(no config.json)" in refused(ARTIFACT, *own_team("-m", tmp_path))
+    (tmp_path / "alien.gguf").write_bytes(b"PK")
+    assert "not a GGUF file" in refused(ARTIFACT, *own_team("-m", tmp_path / "alien.gguf"))
+    assert not (tmp_path / "out" / "traces.partial").exists()
+
+
+def test_a_missing_package_is_named_before_the_team_is_recorded(refused, own_team, base_gguf, tmp_path, monkeypatch):
+    for package, extra in (("torch", "train"), ("onnx_ir", "compile"), ("llama_cpp", "gguf")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            said = refused(MISSING, *own_team())
+        assert said == f"this needs the package '{package}': pip install 'soloist[{extra}]'"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        for arguments in (("distill", "traces", "-o", "out"), ("methods", "da")):
+            assert "pip install 'soloist[train]'" in refused(MISSING, *arguments)
+
+
+def test_test_questions_of_a_benchmark_that_was_trained_on_stop_the_job(refused, own_team, sums, tmp_path):
+    known, other = ([sums.questions(1, start=start)[0].model_copy(update={"benchmark": "gsm8k"})] for start in (80, 90))
+    assert "trained on test questions of gsm8k" in refused(DATA, *own_team(train=known, test=other))
+
+
+def test_how_much_is_read_is_said_once(refused):
+    pytest.importorskip("torch")
+    assert "give one of them" in refused(USAGE, "distill", "traces", "-o", "out", "--epochs", 2, "--spend", 100)
+    assert "learning_rate" in refused(USAGE, "distill", "traces", "-o", "out", "--learning-rate", "nan")
+
+
+def test_options_of_a_fresh_recording_and_of_own_teams_are_not_passed_over(refused):
+    assert "give --fresh" in refused(USAGE, "run", "--record", 5)
+    assert "--test FILE.jsonl" in refused(USAGE, "run", "desk", "--train", "x.jsonl")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("run", "--epochs", 0), ("run", "--questions", 0), ("run", "--unseen", 97), ("run", "--record", 0),
         ("teach", "--jobs", 0), ("teach", "--threads", 0), ("teach", "--count", 0),
         ("distill", "traces", "-o", "out", "--epochs", 0), ("distill", "traces", "-o", "out", "--limit", 0),
-        ("distill", "traces", "-o", "out", "--learning-rate", 0),
+        ("distill", "traces", "-o", "out", "--learning-rate", 0), ("distill", "traces", "-o", "out", "--spend", 0),
     ],
     ids=lambda arguments: " ".join(map(str, arguments)),
 )  # fmt: skip

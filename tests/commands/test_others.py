@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 
+import pytest
+from click.testing import CliRunner
+
+from soloist.kernels.errors import UsageError
 from soloist.toolchain.artifact import Artifact
+from soloist.toolchain.cli import main
 
 
 def test_teams_lists_what_ships(soloist):
@@ -76,3 +81,24 @@ def test_the_steps_one_by_one_make_what_run_makes(soloist, whole_job, sums, team
     assert bench.exit_code == 0, bench.output
     assert model.stem in bench.stdout and "p50" in bench.stdout
     assert Artifact.open(tmp_path / "m", stage="bench").manifest["config"]["count"] == 2
+
+
+def test_a_job_starts_from_the_base_and_the_options_it_was_told(tmp_path, monkeypatch):
+    pytest.importorskip("reasoning_gym", reason="the desk's questions come from reasoning-gym")
+    from soloist.toolchain import pipeline
+
+    seen = []
+
+    def run(job, _events):
+        seen.append(job)
+        raise UsageError("that is enough")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    told = ["-m", "mine", "--method", "da", "--set", "k_max=2", "--questions", "15", "--unseen", "15"]
+    result = CliRunner().invoke(main, ["run", "-o", str(tmp_path / "out"), *told])
+    assert result.exit_code == UsageError.exit_code, result.output
+    (job,) = seen
+    assert (job.base, job.method, job.options) == ("mine", "da", {"k_max": 2})
+    assert {split: len({q.task for q in job.test if q.split == split}) for split in ("held-out", "unseen-wording")} == {
+        "held-out": 15, "unseen-wording": 15,
+    }  # fmt: skip

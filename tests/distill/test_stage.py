@@ -8,10 +8,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from soloist.kernels.errors import DataError  # noqa: E402
+from soloist.kernels.errors import DataError, UsageError  # noqa: E402
 from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.distill.methods.catalog import CATALOG, load  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
+from soloist.toolchain.distill.work import Work  # noqa: E402
+from soloist.toolchain.events import QUIET  # noqa: E402
 from soloist.toolchain.traces.store import write_runs  # noqa: E402
 
 CONFIG = DistillConfig(train=TrainConfig(batch_size=4, learning_rate=3e-3, precision="fp32", device="cpu"))
@@ -65,6 +68,27 @@ def test_a_budget_of_tokens_is_kept_and_is_part_of_the_plan(tiny_base, traces, t
     assert half.facts["data"]["rejected"][f"over the budget of {budget} trained tokens"] > 0
     assert half.digest != whole.digest
     assert "tokens" not in whole.manifest["config"]
+
+
+@pytest.mark.parametrize(("method", "passes"), [("sft", 1), ("tdpo", 2)])
+def test_a_spend_is_shared_by_the_passes_of_a_method(tiny_base, tmp_path, method, passes):
+    work = Work(load(method), [], tiny_base, tmp_path, "acts", CONFIG.train.model_copy(update={"spend": 1000}), "paper",
+                None, recheck, QUIET)  # fmt: skip
+    assert work.trainer().config.spend == 1000 // passes
+    assert work.trainer(learning_rate=1e-5).config.spend == 1000 // passes
+
+
+def test_every_method_with_phases_says_in_how_many_it_trains():
+    assert {name: load(name).passes for name in CATALOG if load(name).passes > 1} == {"pad": 3, "smagdi": 2, "tdpo": 2}
+
+
+def test_a_variant_that_nobody_released_is_refused():
+    there = {name for name in CATALOG if load(name).released}
+    assert there == {"magdi", "pad"}
+    for name in set(CATALOG) - there:
+        with pytest.raises(UsageError, match=f"method {name}: there is no released code"):
+            DistillConfig(method=name, variant="released").settled()
+    DistillConfig(method="magdi", variant="released").settled()
 
 
 def test_held_out_questions_stop_the_stage(tiny_base, tmp_path, run_of):

@@ -8,7 +8,8 @@ from typing import Any
 
 from soloist.kernels.errors import UsageError
 from soloist.toolchain.bench.cost import LocalPrice
-from soloist.toolchain.jobs import desk_job, own_job
+from soloist.toolchain.commands._options import method_options
+from soloist.toolchain.jobs import DESK_TRAIN, desk_job, own_job
 from soloist.toolchain.pipeline import FORMATS, Job
 
 
@@ -25,17 +26,21 @@ def make_job(team: str, out: Path, options: Mapping[str, Any], *, command: str) 
     except ValueError as error:
         raise UsageError(f"price of this machine: {error}") from error
     more = {
-        "mode": options["mode"], "method": options["method"], "formats": formats, "epochs": options["epochs"],
-        "seed": options["seed"], "command": command, "usd_per_million": _api_price(options["api_price"]),
-        "price": price, "gate": options["gate"],
+        "mode": options["mode"], "method": options["method"], "options": method_options(options["chosen"]),
+        "formats": formats, "epochs": options["epochs"], "seed": options["seed"], "command": command,
+        "usd_per_million": _api_price(options["api_price"]), "price": price, "gate": options["gate"],
     }  # fmt: skip
     if options["test"] is not None:
+        if options["fresh"] or options["record"]:
+            raise UsageError("--fresh and --record are for the desk's own questions, not for --train and --test")
         return own_job(team, options["base"], out, options["train"], options["test"], **more)
-    if team != "desk":
+    if team != "desk" or options["train"] is not None:
         raise UsageError("a team of your own needs held-out questions: --test FILE.jsonl (and --train FILE.jsonl)")
+    if options["record"] and not options["fresh"]:
+        raise UsageError("--record is how many questions to record anew: give --fresh with it")
     return desk_job(
-        out, questions=options["questions"], unseen=options["unseen"], fresh=options["fresh"],
-        train=options["record"], **more,
+        options["base"], out, questions=options["questions"], unseen=options["unseen"], fresh=options["fresh"],
+        train=options["record"] or DESK_TRAIN, **more,
     )  # fmt: skip
 
 

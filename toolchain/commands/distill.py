@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -20,24 +19,37 @@ import click
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: the method's, else 1]")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: the method's]")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first traces.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Learn from at most so many trained tokens of them.")
+@click.option("--spend", type=click.IntRange(min=1), help="Read so many tokens in all, however many epochs that makes.")
 @click.option("--seed", default=42, show_default=True)
 def command(
     traces: Path, output: Path, base: str, mode: str, method: str, variant: str, chosen: tuple[str, ...],
-    tuning: str | None, epochs: int | None, learning_rate: float | None, limit: int | None, seed: int,
+    tuning: str | None, epochs: int | None, learning_rate: float | None, limit: int | None, tokens: int | None,
+    spend: int | None, seed: int,
 ) -> None:  # fmt: skip
     """Train a student on the artifact TRACES (made by `soloist teach` or `import`). Goes on where it was killed."""
+    from soloist.kernels.errors import UsageError
+    from soloist.targets.base import require
     from soloist.targets.from_gguf import find_base
+
+    require("torch", "train")  # what follows imports it
+    from soloist.toolchain.commands._options import method_options
+    from soloist.toolchain.config import validated
     from soloist.toolchain.distill.processes import follows, leave
     from soloist.toolchain.distill.stage import DistillConfig, distill
     from soloist.toolchain.events import EventLog
     from soloist.toolchain.importers.stage import open_traces
     from soloist.toolchain.progress import Bars
 
-    given = {"tuning": tuning, "epochs": epochs, "learning_rate": learning_rate}
+    if epochs and spend:
+        raise UsageError("--epochs and --spend both say how much is read: give one of them")
+    given = {"tuning": tuning, "epochs": epochs, "spend": spend, "learning_rate": learning_rate}
     train = {"seed": seed, **{key: value for key, value in given.items() if value is not None}}
-    config = DistillConfig.model_validate({
-        "method": method, "variant": variant, "options": _options(chosen), "mode": mode, "train": train, "limit": limit,
-    })  # fmt: skip
+    told = {
+        "method": method, "variant": variant, "options": method_options(chosen), "mode": mode, "train": train,
+        "limit": limit, "tokens": tokens,
+    }  # fmt: skip
+    config = validated(DistillConfig, told, "distill")
     source = Path(base) if Path(base).exists() else find_base(base)
     if follows():  # one of several processes: the first shows, logs and writes for all of them
         distill(config, open_traces(traces), source, output)
@@ -47,21 +59,3 @@ def command(
         student = distill(config, open_traces(traces), source, output, events=events)
     leave()
     click.echo(f"{output}: student {student.digest}, {student.facts['data']['kept']} trajectories learned")
-
-
-def _options(chosen: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE pairs, values as YAML would read them. Raises UsageError."""
-    import yaml
-
-    from soloist.kernels.errors import UsageError
-
-    options: dict[str, Any] = {}
-    for pair in chosen:
-        key, sign, value = pair.partition("=")
-        if not sign or not key:
-            raise UsageError(f"--set {pair}: expected KEY=VALUE")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            options[key] = value
-    return options

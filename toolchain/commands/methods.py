@@ -17,10 +17,15 @@ def command(name: str | None) -> None:
     if name is not None:
         entry = resolve(name)
         click.echo(f"{name}: {entry.summary} ({entry.source}); needs {', '.join(entry.needs) or 'nothing more'}")
-        for key, field in load(name).options.model_fields.items():
+        method = load(name)
+        for key, field in method.options.model_fields.items():
             click.echo(
                 f"  --set {key}={field.get_default(call_default_factory=True)}  {field.description or ''}".rstrip()
             )
+        for key, value in method.defaults.items():
+            click.echo(f"  --{key.replace('_', '-')} {value}  where you give none")
+        if method.released:
+            click.echo("  --variant released  follows the published code, where it differs from the paper")
         return
     table = Table(box=None, header_style="bold")
     for heading in ("method", "learns from", "source", "needs", "cost"):

@@ -19,14 +19,13 @@ import click
     "--unseen", type=click.IntRange(0, 90), default=30, show_default=True, help="Its questions in unseen wordings."
 )
 @click.option("--fresh", is_flag=True, help="Record the desk anew instead of using the recording that ships with it.")
-@click.option(
-    "--record", type=click.IntRange(min=1), default=1120, show_default=True, help="Questions to record with --fresh."
-)
+@click.option("--record", type=click.IntRange(min=1), help="Questions to record with --fresh  [default: 1120]")
 @click.option("--train", type=click.Path(path_type=Path), help="Your team: questions to record it on, JSON lines.")
 @click.option("--test", type=click.Path(path_type=Path), help="Your team: held-out questions, JSON lines.")
 @click.option("-m", "--base", default="smollm2-135m", show_default=True, help="Model the student starts from.")
 @click.option("--mode", type=click.Choice(["acts", "internalise"]), default="acts", show_default=True)
-@click.option("--method", default="sft", show_default=True, help="How to distill.")
+@click.option("--method", default="sft", show_default=True, help="How to distill, see `soloist methods`.")
+@click.option("--set", "chosen", multiple=True, metavar="KEY=VALUE", help="An option of the method; repeatable.")
 @click.option("--gate", is_flag=True, help="First ask whether distilling is likely to help: 6 runs of 6 questions.")
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: to read about 1,000 trajectories, at most 3]")
 @click.option("--formats", default="", help="Formats to compile, comma-separated  [default: all]")

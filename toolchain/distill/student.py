@@ -66,16 +66,41 @@ def load_base(base: Path) -> tuple[Any, Any]:
         with tempfile.TemporaryDirectory() as folder:
             from_gguf(base, Path(folder), dtype="float32")
             return load_base(Path(folder))
+    tokenizer = _tokenizer(base)
+    transformers = require("transformers", "train")
+    with _explained(base), _quiet_progress(transformers):
+        model = transformers.AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    return model, tokenizer
+
+
+def check_base(base: Path) -> None:
+    """Refuse early, without reading weights, what could not be trained on.
+
+    Raises:
+        ArtifactError: missing, foreign or damaged.
+        DataError: no chat template.
+    """
+    if base.is_file():
+        from soloist.targets.from_gguf import read_gguf
+
+        read_gguf(base)
+    else:
+        prepare_tokenizer(_tokenizer(base))
+
+
+def _tokenizer(base: Path) -> Any:  # noqa: ANN401 - transformers is untyped here
     if not (base / "config.json").is_file():
         raise ArtifactError(f"{base}: neither a GGUF file nor a Hugging Face folder (no config.json)")
-    transformers = require("transformers", "train")
+    with _explained(base):
+        return require("transformers", "train").AutoTokenizer.from_pretrained(str(base))
+
+
+@contextlib.contextmanager
+def _explained(base: Path) -> Iterator[None]:
     try:
-        with _quiet_progress(transformers):
-            model = transformers.AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(base))
+        yield
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(f"{base}: not a model that transformers can load ({error})") from error
-    return model, tokenizer
 
 
 @contextlib.contextmanager

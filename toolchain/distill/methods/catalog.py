@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from soloist.kernels.errors import UsageError
+from soloist.targets.base import require
 
 if TYPE_CHECKING:
     from soloist.toolchain.distill.methods.base import Method
@@ -124,8 +125,9 @@ def resolve(name: str) -> Entry:
 
 
 def load(name: str) -> Method:
-    """A method, ready to use."""
+    """A method, ready to use. Raises UsageError, or MissingExtraError where nothing can be trained."""
     entry = resolve(name)
+    require("torch", "train")
     module = importlib.import_module(f"soloist.toolchain.distill.methods.{entry.module}")
     method: Method = getattr(module, entry.attribute)
     return method
