@@ -165,6 +165,8 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
 class Trainer:
     """A student, its objective and its optimizer, step by step."""
 
+    optimizer: MasterAdamW
+
     def __init__(
         self,
         base: Path,
