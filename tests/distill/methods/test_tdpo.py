@@ -119,7 +119,7 @@ def test_a_failed_call_is_a_wrong_attempt_and_never_a_right_one(setup):
 def test_correct_attempts_of_all_rounds_each_once(setup):
     chosen = correct_attempts([debate(1, [["1", "2", "1"], ["1", "1", "1"]]), debate(2, [["2", "2"]])], setup)
     assert [words(e) for e in chosen.examples] == [["Which 1?", "add(1 | 0)"], ["Which 2?", "add(2 | 0)"]]
-    assert chosen.rejected == {"no correct answer": 1}
+    assert chosen.rejected == {"no correct attempt": 1}
 
 
 def test_a_right_answer_by_a_wrong_step_is_not_preferred(setup):

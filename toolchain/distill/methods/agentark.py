@@ -86,9 +86,11 @@ def spread(attempts: Sequence[Attempt], k_max: int, apart: float, *, corrective:
 
 
 def gather(
-    runs: Sequence[Run], setup: Setup, corrective: str, choose: Choose
+    runs: Sequence[Run], setup: Setup, corrective: str, choose: Choose, *, least: int = 1
 ) -> tuple[list[list[Attempt]], Counter[str]]:
     """What `choose` takes of each run's right attempts, and how many runs were rejected for which reason.
+
+    Runs with fewer than `least` right attempts are, whether those are corrective or not.
 
     Raises:
         DataError: a question that may not be trained on, or only corrective traces wanted of runs that
@@ -104,6 +106,8 @@ def gather(
     for run in runs:
         refuse_split(run)
         found = sound(run, setup)
+        if isinstance(found, list) and len(found) < least:
+            found = f"fewer than {least} correct traces"
         if isinstance(found, list) and corrective == "only":
             found = [attempt for attempt in found if attempt.corrective] or "no corrective trace"
         taken = choose(run, found) if isinstance(found, list) else found
@@ -137,13 +141,11 @@ def diverse(runs: Sequence[Run], setup: Setup) -> Selection:
 
     def choose(_run: Run, found: list[Attempt]) -> list[Attempt] | str:
         found = ranked(found, corrective=first)
-        if len(found) < 2:
-            return "fewer than two correct traces"
         if options.alike == "drop" and all(distance(found[0], other) == 0 for other in found[1:]):
             return "fewer than two different correct traces"
         return spread(found, options.k_max, options.apart, corrective=first)
 
-    chosen, rejected = gather(runs, setup, options.corrective, choose)
+    chosen, rejected = gather(runs, setup, options.corrective, choose, least=2)
     return selection([_weighted(taken) for taken in chosen], rejected, _measured(chosen))
 
 

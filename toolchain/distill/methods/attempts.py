@@ -58,11 +58,9 @@ def distance(one: Attempt, other: Attempt) -> float:
     return (edit_distance(one.operations, other.operations) + words) / 2
 
 
-def conversation_of(node: Node, run: Run, setup: Setup) -> Example | str:
-    """An attempt as a conversation, right or wrong; or why it cannot be one."""
-    if node.answer is None:
-        return "an attempt without an answer"
-    messages = told(run.question.question, node.uses, node.text, node.answer, setup.mode)
+def conversation_of(node: Node, run: Run, setup: Setup, shown: str = "") -> Example | str:
+    """An attempt as a conversation, right or wrong, `shown` after the question; or why it cannot be one."""
+    messages = told(run.question.question.strip() + shown, node.uses, node.text, node.answer, setup.mode)
     if messages is None:
         return "nothing to learn from"
     example = encode(messages, setup.tokenizer, run.question.id)
@@ -72,21 +70,29 @@ def conversation_of(node: Node, run: Run, setup: Setup) -> Example | str:
 def spoken(run: Run, setup: Setup) -> list[Attempt] | str:
     """The attempts that gave an answer, right or wrong, in order; or why there is none."""
     graph = graph_of(run)
-    made = [conversation_of(node, run, setup) for node in graph.nodes]
+    silent = "an attempt without an answer"
+    made = [silent if node.answer is None else conversation_of(node, run, setup) for node in graph.nodes]
     return _kept(graph, made)
 
 
 def sound(run: Run, setup: Setup) -> list[Attempt] | str:
     """The right attempts that pass the same tests as a run's answer does, in order; or why there is none."""
     graph = graph_of(run)
-    return _kept(graph, [_checked(node, run, setup) for node in graph.nodes])
+    return _kept(graph, [checked(node, run, setup) for node in graph.nodes])
 
 
-def _checked(node: Node, run: Run, setup: Setup) -> Example | str:
+def checked(node: Node, run: Run, setup: Setup, shown: str = "") -> Example | str:
+    """A right attempt as a conversation, or why it must not be learned from."""
     if node.verdict != "correct":
         return "attempts are not graded" if node.verdict == "unknown" else "no correct attempt"
     reason = unsound(run.question, node.uses, node.text, setup.mode, setup.check_steps)
-    return reason or conversation_of(node, run, setup)
+    return reason or conversation_of(node, run, setup, shown)
+
+
+def other_kind(node: Node, graph: Graph, setup: Setup) -> str | None:
+    """Why a student that acts cannot have made this attempt: it is in words, where others called tools."""
+    words = setup.mode == "acts" and not node.uses and any(other.uses for other in graph.nodes)
+    return "in words, where others called tools" if words else None
 
 
 def _kept(graph: Graph, made: Sequence[Example | str]) -> list[Attempt] | str:

@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from soloist.kernels.errors import DataError
-from soloist.targets.base import Message
 from soloist.toolchain.config import Config
-from soloist.toolchain.distill.data import Example, Group, Selection, encode, refuse_split, selection, told, unsound
+from soloist.toolchain.distill.data import Example, Group, Selection, refuse_split, selection
+from soloist.toolchain.distill.methods.attempts import checked, conversation_of, other_kind
 from soloist.toolchain.distill.methods.base import Method, SelfContained, Setup
 from soloist.toolchain.distill.methods.sft import CrossEntropy
 from soloist.toolchain.distill.packing import Batch, pack
@@ -106,28 +106,6 @@ class Preference(SelfContained):
         return {"dpo": -functional.logsigmoid(self.beta * (ratio[:, 0] - ratio[:, 1])).sum() / counts["pairs"]}
 
 
-def other_kind(node: Node, graph: Graph, setup: Setup) -> str | None:
-    """Why a student that acts cannot have made this attempt: it is in words, where others called tools."""
-    words = setup.mode == "acts" and not node.uses and any(other.uses for other in graph.nodes)
-    return "in words, where others called tools" if words else None
-
-
-def _not_right(node: Node, run: Run, setup: Setup) -> str | None:
-    if node.verdict != "correct":
-        return "no correct answer"
-    return unsound(run.question, node.uses, node.text, setup.mode, setup.check_steps)
-
-
-def _encoded(node: Node, run: Run, shown: str, setup: Setup) -> Example | str:
-    """An attempt as a conversation that begins with the question and what was `shown`, or why it cannot be one."""
-    question = run.question.question.strip() + shown
-    messages: list[Message] | None = told(question, node.uses, node.text, node.answer, setup.mode)
-    if messages is None:
-        return "nothing was said"
-    example = encode(messages, setup.tokenizer, run.question.id)
-    return example if len(example.ids) <= setup.max_length else f"longer than {setup.max_length} tokens"
-
-
 def correct_attempts(runs: Sequence[Run], setup: Setup) -> Selection:
     """Every correct attempt of every run, each as a conversation of its own; identical ones of a run once."""
     kept: list[Group] = []
@@ -137,8 +115,7 @@ def correct_attempts(runs: Sequence[Run], setup: Setup) -> Selection:
         found: dict[tuple[int, ...], Example] = {}
         graph = graph_of(run)
         for node in graph.nodes:
-            reason = _not_right(node, run, setup) or other_kind(node, graph, setup)
-            made = reason or _encoded(node, run, "", setup)
+            made = other_kind(node, graph, setup) or checked(node, run, setup)
             if isinstance(made, str):
                 rejected[made] += 1
             else:
@@ -211,14 +188,12 @@ def preference_pairs(runs: Sequence[Run], setup: Setup) -> Selection:
 
 def _pair(run: Run, graph: Graph, right: int, wrong: int, setup: Setup, context: bool) -> Group | str:
     shown = shown_before(graph, (right, wrong)) if context else ""
-    if reason := _not_right(graph.nodes[right], run, setup):
-        return f"the right attempt: {reason}"
     if reason := next((r for i in (right, wrong) if (r := other_kind(graph.nodes[i], graph, setup))), None):
         return reason
-    chosen = _encoded(graph.nodes[right], run, shown, setup)
-    other = _encoded(graph.nodes[wrong], run, shown, setup)
+    chosen = checked(graph.nodes[right], run, setup, shown)
+    other = conversation_of(graph.nodes[wrong], run, setup, shown)
     if isinstance(chosen, str) or isinstance(other, str):
-        return next(reason for reason in (chosen, other) if isinstance(reason, str))
+        return f"the right attempt: {chosen}" if isinstance(chosen, str) else f"the wrong attempt: {other}"
     if chosen.ids == other.ids:
         return "both attempts say the same"
     return Group((chosen, other), {"shown": bool(shown)})
@@ -253,7 +228,6 @@ def train(work: Work) -> dict[str, Any]:
 
     def read(_: Path) -> dict[str, Any]:
         reader = frozen(first, trainer.student)
-        reader.compute_in(trainer.dtype)  # as the student will compute
         return {"reference": reference_log_probs(reader, chosen.groups, work.train.part_tokens)}
 
     _, known = work.phase("reference", read)
