@@ -148,8 +148,10 @@ def test_filling_stops_at_the_budget_and_refuses_one_that_is_too_small(setup, de
     pool = verified([debate_of([[ADD]], number=1), debate_of([[SUB]], number=2)], setup).groups
     sizes = sorted(group.examples[0].targets for group in pool)
     for budget in range(sizes[0], 3 * sum(sizes)):
-        used = sum(group.examples[0].targets for group in fill(pool, budget, seed=budget))
-        assert budget - sizes[0] < used <= budget
+        groups = fill(pool, budget, seed=budget)
+        assert budget - sizes[1] < sum(group.examples[0].targets for group in groups) <= budget
+        taken = [groups.count(group) for group in pool]
+        assert max(taken) - min(taken) <= 1, "none again before all were taken"
     with pytest.raises(DataError, match="too small for any of the agent's traces"):
         fill(pool, sizes[0] - 1, seed=0)
 

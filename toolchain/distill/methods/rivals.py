@@ -16,6 +16,7 @@ All four are ours to define: the papers name such baselines without saying how t
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -160,7 +161,9 @@ def _tokens_of_sft(runs: Sequence[Run], setup: Setup) -> int | None:
 
 
 def fill(pool: Sequence[Group], budget: int | None, seed: int) -> list[Group]:
-    """Groups up to `budget` trained tokens: all of the pool in random order, again and again while any fits.
+    """Groups up to `budget` trained tokens: all of the pool in random order, again and again while all of it fits.
+
+    The last round takes what still fits. Of a budget smaller than the pool there is one round, and no repetition.
 
     Raises:
         DataError: not one fits.
@@ -168,19 +171,17 @@ def fill(pool: Sequence[Group], budget: int | None, seed: int) -> list[Group]:
     if budget is None:
         return list(pool)
     groups: list[Group] = []
-    left, lap = budget, 0
-    while True:
+    left = budget
+    for lap in itertools.count():
         order = list(pool)
         random.Random(f"{seed}/{lap}").shuffle(order)  # noqa: S311 - not cryptography
-        before = left
         for group in order:
             size = sum(example.targets for example in group.examples)
             if size <= left:
                 groups.append(group)
                 left -= size
-        if left == before:
+        if len(groups) < (lap + 1) * len(pool):
             break
-        lap += 1
     if not groups:
         raise DataError(f"a budget of {budget} trained tokens is too small for any of the agent's traces")
     return groups
