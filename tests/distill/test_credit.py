@@ -41,7 +41,7 @@ def test_z_scores_of_a_toy_group():
     assert np.std(got, ddof=1) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("rewards", [[0.4, 0.4, 0.4], [0.1 + 0.2, 0.1 + 0.2], [1.0]])
+@pytest.mark.parametrize("rewards", [[0.4, 0.4, 0.4], [0.1 + 0.2, 0.3], [0.7, 0.7 + 1e-7, 0.7 - 1e-7], [1.0]])
 def test_a_group_of_equals_has_no_advantage_and_no_nan(rewards):
     assert z_scores(rewards) == [0.0] * len(rewards)
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_SAME = 1e-5  # far above rounding in fp32, far below what a step or an answer is worth
+
 
 def min_form(rewards: Sequence[float], tau: float = 0.1) -> list[float]:
     """softmax(-r / tau)_t r_t: nearly all credit lies on the worst step."""
@@ -31,10 +33,14 @@ def softmin(rewards: Sequence[float], tau: float = 0.1) -> float:
 
 
 def z_scores(rewards: Sequence[float]) -> list[float]:
-    """Group-relative advantages, by the group's own standard deviation (n - 1 below); zeros where that is 0."""
+    """Group-relative advantages, by the group's own standard deviation (n - 1 below); zeros where that is 0.
+
+    Rewards closer than `_SAME` count as equal: one solution scored in two batches differs by rounding, and divided
+    by its own size that would be an advantage like any other.
+    """
     values = np.asarray(rewards, dtype=np.float64)
     centered = values - values.mean()
-    if values.size < 2 or np.ptp(values) == 0:
+    if values.size < 2 or np.ptp(values) < _SAME:
         return [0.0] * values.size
     found: list[float] = (centered / values.std(ddof=1)).tolist()
     return found
