@@ -130,6 +130,7 @@ def test_a_users_graph_is_what_counts(tokenizer, tmp_path):
     graph = tmp_path / "facts.tsv"
     graph.write_text("spider\thas legs\t8\n")
     assert select(RUNS, setup_of(tokenizer, graph=graph)).notes["graph_facts"] == 1
+    assert Options(graph="desk").knowledge().digest == Options().knowledge().digest == desk_graph().digest
     graph.write_text("ant\thas legs\t6\n")
     with pytest.raises(DataError, match="3 x a triple that is not verified"):
         select(RUNS, setup_of(tokenizer, graph=graph))

@@ -458,6 +458,14 @@ def test_a_student_is_trained_from_easy_to_hard_with_hard_labels(tiny_base, trac
     assert (made.path / "model.safetensors").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize("weights", [{"reason_weight": 0, "act_weight": 0}, {"act_weight": 0}])
+def test_weights_that_leave_nothing_to_learn_are_refused(tiny_base, tmp_path, run_of, weights):
+    calls = [run_of(number) for number in range(3)]  # without prefixes: nothing but acting
+    traces = stage("teach", tmp_path / "t", {}, [], lambda f: {"runs": write_runs(calls, f / "traces.jsonl.gz")})
+    with pytest.raises(UsageError, match="nothing would be learned"):
+        distill(config_of(**weights), traces, tiny_base, tmp_path / "student")
+
+
 def test_a_teacher_is_part_of_what_is_done(tiny_base, other_base, traces, tmp_path):
     made = distill(config_of(teacher=str(other_base)), traces, tiny_base, tmp_path / "student")
     card = json.loads((made.path / "student.json").read_text())

@@ -32,8 +32,7 @@ from soloist.toolchain.distill.methods.sft import CrossEntropy
 from soloist.toolchain.distill.work import Work
 from soloist.toolchain.knowledge.annotate import annotated
 from soloist.toolchain.knowledge.context import FILE, informed
-from soloist.toolchain.knowledge.desk import desk_graph
-from soloist.toolchain.knowledge.files import load_graph
+from soloist.toolchain.knowledge.desk import NAME, find_graph
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.verify import Judgment, rates
 from soloist.toolchain.tools.desk import desk_tools
@@ -44,7 +43,9 @@ from soloist.toolchain.traces.schema import Run
 class Options(Config):
     """What KG-MASD can be told."""
 
-    graph: Path | None = Field(default=None, description="triples file (.tsv, .jsonl, .json); none: the desk's tables")
+    graph: Path | None = Field(
+        default=None, description="triples file (.tsv, .jsonl, .json); none, or `desk`: the desk's tables"
+    )
     unverified: Literal["drop", "weight", "keep"] = Field(
         default="drop", description="what becomes of a run with a triple that is not verified"
     )
@@ -58,7 +59,7 @@ class Options(Config):
 
     def knowledge(self) -> KnowledgeGraph:
         """The graph. Raises DataError if it cannot be read or says nothing."""
-        return (desk_graph() if self.graph is None else load_graph(self.graph)).require_facts()
+        return find_graph(str(self.graph or NAME)).require_facts()
 
     def informs(self, mode: Mode) -> bool:
         """Whether facts stand before the question."""

@@ -273,12 +273,22 @@ def _entropies(groups: Sequence[Group], teacher: Student, part_tokens: int) -> d
 
 
 def train(work: Work) -> dict[str, Any]:
-    """One pass over the trajectories, from easy to hard unless that is switched off."""
+    """One pass over the trajectories, from easy to hard unless that is switched off.
+
+    Raises:
+        UsageError: no token has a weight, so nothing would be learned.
+    """
     options: Options = work.options
     trainer = work.trainer(order="given" if options.curriculum else work.train.order)
     setup = work.setup(trainer.student.tokenizer)
     chosen = work.chosen(setup)
     loss = objective(trainer.student, setup)
+    said = {span for example in chosen.examples for span in example.spans}
+    if not any(loss.weights[name] and kind in said for name, kind in SPANS.items()):
+        raise UsageError(
+            "method sad: nothing would be learned: no trajectory holds what reason_weight and act_weight leave "
+            "(a call without prefixes is acting); give the other one a weight"
+        )
     groups = list(chosen.groups)
     if options.curriculum:
         hard = difficulties(groups, options, loss.teacher, work.train.part_tokens)
