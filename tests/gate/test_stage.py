@@ -187,6 +187,15 @@ def test_what_cannot_be_compared_is_refused_in_one_line(team, script, asked, run
         gate(GateConfig(distance="embedding"), None, tmp_path / "g", recordings=[tmp_path / "u.jsonl.gz"])
 
 
+def test_runs_of_several_teams_are_refused(run_of, tmp_path):
+    runs = [run_of([(f"calc({n} + 3)", str(n + 3))], seed=n) for n in range(6)]
+    others = [run.model_copy(update={"team": "other"}) for run in runs]
+    for name, made in (("one", runs), ("other", others)):
+        write_runs(made, tmp_path / f"{name}.jsonl.gz")
+    with pytest.raises(DataError, match=rf"runs of several teams \(({runs[0].team}, other|other, {runs[0].team})\)"):
+        gate(GateConfig(), None, tmp_path / "g", recordings=[tmp_path / "one.jsonl.gz", tmp_path / "other.jsonl.gz"])
+
+
 def test_hidden_states_are_used_where_the_engine_shows_them(team, script, asked, tmp_path):
     class Shows(script):
         def embed(self, text):

@@ -174,6 +174,9 @@ def find(
     """Metric Freedom and advice from runs by question. Raises DataError where there is nothing to compare."""
     usable = [group for group in groups.values() if len(group) >= FEWEST]
     _refuse(groups, usable)
+    teams = sorted({run.team for group in usable for run in group})
+    if len(teams) > 1:
+        raise DataError(f"runs of several teams ({', '.join(teams)}): Metric Freedom is of one; give one's recordings")
     output = [output_distances(group, embedder) for group in usable]
     trace = [trace_distances(group) for group in usable]
     freedom: list[Freedom] = []
