@@ -138,6 +138,21 @@ def test_samples_are_the_students_own_words(tiny_base, conversations, lora):
     assert student.model.training
 
 
+@pytest.mark.parametrize("habit", [{"repetition_penalty": 5.0}, {"top_k": 1}, {"min_p": 0.5}, {"temperature": 0.1}])
+def test_a_base_models_habits_of_sampling_are_not_the_students(tiny_base, conversations, habit):
+    student = student_of(tiny_base, torch.float32)
+    prompts = [example.ids[: turn_starts(example)[0]] for example in conversations[:3]]
+
+    def said():
+        torch.manual_seed(0)
+        return sample(student, prompts, max_new_tokens=12)
+
+    plain = said()
+    for name, value in habit.items():  # as in the generation_config.json of a published model
+        setattr(student.model.generation_config, name, value)
+    assert said() == plain
+
+
 def test_a_completion_ends_with_the_end_token(tiny_base, conversations):
     student = student_of(tiny_base, torch.float32)
     head = student.model.get_output_embeddings()
