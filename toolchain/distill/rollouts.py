@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from soloist.targets.base import Message
 from soloist.toolchain.distill.data import render_ids
+from soloist.toolchain.distill.sample import complete
 from soloist.toolchain.tasks.base import Question, extract, score
 from soloist.toolchain.tools.base import Toolbox, ToolError
 from soloist.toolchain.tools.calls import MORE, parse_call, run_call
@@ -33,14 +32,15 @@ class Rollout:
 
     def right(self, question: Question) -> bool:
         """Whether the answer is the question's."""
-        return self.answer is not None and (
-            score(self.answer, question) or score(extract(self.answer), question)
-        )  # fmt: skip
+        return score(self.answer, question) or score(extract(self.answer or ""), question)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a student is sampled. Without `tools` it answers in words. `limit` is of the whole conversation."""
+    """How a student is sampled. Without `tools` it answers in words.
+
+    `limit` is of the whole conversation; one token is said in any case, because TRL knows no empty completion.
+    """
 
     model: Any
     tokenizer: Any
@@ -54,7 +54,7 @@ class Sampler:
     def roll(self, prompts: Sequence[Sequence[int]]) -> list[Rollout]:
         """One solution from each prompt; torch's random numbers decide."""
         found = [Rollout() for _ in prompts]
-        active = [i for i, prompt in enumerate(prompts) if len(prompt) < self.limit]
+        active = list(range(len(prompts)))
         for _ in range(self.max_calls if self.tools is not None else 1):
             if not active:
                 break
@@ -66,29 +66,31 @@ class Sampler:
                 if self._goes_on(found[i], ids):
                     going.append(i)
             active = [i for i in going if len(prompts[i]) + len(found[i].ids) < self.limit]
-        for i in active:  # more was announced than there was room for: an intermediate result is no answer
-            found[i].answer = None
         return found
 
     def _goes_on(self, rollout: Rollout, ids: Sequence[int]) -> bool:
-        """Act on what was said; True if the student is to go on. A call that did not end is none."""
+        """Act on what was said; True if the student is to go on.
+
+        A call that did not end is none, and the result of one after which more was announced is no answer.
+        """
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         if self.tools is None:
-            rollout.answer = text.strip() or None
+            rollout.answer = extract(text)  # as a lone agent's: what is said on the way to it is not scored
             return False
-        rollout.answer = None
         if ids[-1] != self.tokenizer.eos_token_id:
             return False
         try:
             call = parse_call(text, self.tools)
-            rollout.answer = run_call(call, self.tools).value
+            result = run_call(call, self.tools).value
         except ToolError:
             return False
-        if call.more:
-            seen = read_tokens(self.tokenizer, rollout.answer)
-            rollout.ids += seen
-            rollout.own += [False] * len(seen)
-        return call.more
+        if not call.more:
+            rollout.answer = result
+            return False
+        seen = read_tokens(self.tokenizer, result)
+        rollout.ids += seen
+        rollout.own += [False] * len(seen)
+        return True
 
     def _generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         found: list[list[int]] = []
@@ -97,21 +99,8 @@ class Sampler:
         return found
 
     def _generate_batch(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        from transformers import GenerationConfig
-
-        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        device = next(self.model.parameters()).device
-        config = GenerationConfig(
-            do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0, eos_token_id=eos, pad_token_id=pad,
-            max_new_tokens=max(1, min(self.new_tokens, self.limit - longest)), disable_compile=True,
-        )  # fmt: skip
-        with torch.no_grad():
-            made = self.model.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
-        new = made[:, longest:].tolist()
-        return [row[: row.index(eos) + 1] if eos in row else row for row in new]
+        rooms = [max(1, min(self.new_tokens, self.limit - len(prompt))) for prompt in prompts]
+        return complete(self.model, self.tokenizer, prompts, rooms, self.temperature)
 
 
 def read_tokens(tokenizer: Any, result: str) -> list[int]:  # noqa: ANN401 - transformers is untyped here

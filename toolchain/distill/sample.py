@@ -1,14 +1,15 @@
-"""What the student itself would say: completions sampled while it is being trained.
+"""What a model itself would say: completions in token ids, of a student also while it is being trained.
 
-transformers generates, so for that moment the model gets its own attention back (the packed one knows no cache)
-and leaves training mode. Random numbers are torch's global ones: who seeds them by step gets the same
-completions again. Left out: servers and compiled runtimes, which would need the weights of every step.
+transformers generates, so a student in training gets its own attention back for that moment (the packed one
+knows no cache) and leaves training mode. Random numbers are torch's global ones: who seeds them by step gets the
+same completions again. Left out: servers and compiled runtimes, which would need the weights of every step.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -33,26 +34,39 @@ def as_published(student: Student) -> Iterator[None]:
 def sample(
     student: Student, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float = 1.0
 ) -> list[list[int]]:
-    """One completion of each prompt (token ids), up to and with the end token. Temperature 0 takes the likeliest."""
-    width = max(map(len, prompts))
-    positions = getattr(student.model.config, "max_position_embeddings", None) or width + max_new_tokens
+    """A student's completions, see `complete`."""
+    with as_published(student):
+        return complete(student.model, student.tokenizer, prompts, [max_new_tokens] * len(prompts), temperature)
+
+
+def complete(
+    model: Any,  # noqa: ANN401 - transformers is untyped here
+    tokenizer: Any,  # noqa: ANN401
+    prompts: Sequence[Sequence[int]],
+    rooms: Sequence[int],
+    temperature: float,
+) -> list[list[int]]:
+    """One completion of each prompt (token ids), up to and with the end token, of at most its `rooms` tokens.
+
+    Temperature 0 takes the likeliest. What a base model's own settings add (a repetition penalty, a threshold)
+    is switched off: transformers would fill it in, and the words would not be the model's distribution.
+    """
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    width, room = max(map(len, prompts)), max(rooms)
+    positions = getattr(model.config, "max_position_embeddings", None) or width + room
     config = require("transformers", "train").GenerationConfig(
-        max_new_tokens=max(1, min(max_new_tokens, positions - width)), do_sample=temperature > 0,
-        temperature=temperature or None, top_k=0, top_p=1.0, eos_token_id=student.tokenizer.eos_token_id,
-        pad_token_id=student.tokenizer.pad_token_id,
+        max_new_tokens=max(1, min(room, positions - width)), do_sample=temperature > 0,
+        temperature=temperature or None, top_k=0, top_p=1.0, min_p=0.0 if temperature else None,
+        repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=end, pad_token_id=pad, use_cache=True,
+        disable_compile=True,
     )  # fmt: skip
-    ids = torch.full((len(prompts), width), student.tokenizer.pad_token_id, dtype=torch.long)
+    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
     seen = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):  # padded on the left, so that all completions begin in one column
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         seen[row, width - len(prompt) :] = 1
-    with as_published(student), torch.no_grad():
-        made = student.model.generate(
-            input_ids=ids.to(student.device), attention_mask=seen.to(student.device), generation_config=config,
-            use_cache=True,
-        )  # fmt: skip
-    return [_until(row, student.tokenizer.eos_token_id) for row in made[:, width:].tolist()]
-
-
-def _until(tokens: list[int], end: int) -> list[int]:
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        made = model.generate(input_ids=ids.to(device), attention_mask=seen.to(device), generation_config=config)
+    rows = [tokens[:most] for tokens, most in zip(made[:, width:].tolist(), rooms, strict=True)]
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]

@@ -26,6 +26,7 @@ from soloist.toolchain.tools.base import Toolbox
 from soloist.toolchain.traces.schema import ToolUse
 
 Kind = Literal["rechecked", "answer", "rollouts", "propagated"]
+Beginning = tuple[str, tuple[int, ...]]
 
 
 def step_ends(ids: Sequence[int], own: Sequence[bool], tokenizer: Any) -> list[int]:  # noqa: ANN401
@@ -75,18 +76,17 @@ class Labeller:
     rollouts: int = 8
     hard: bool = False
     counts: Counter[str] = field(default_factory=Counter)
-    _known: dict[tuple[str, tuple[int, ...]], float] = field(default_factory=dict)
 
     def label(self, tried: Sequence[Tried]) -> list[list[float]]:
-        """A label in 0..1 for every step of every attempt."""
+        """A label in 0..1 for every step of every attempt: a function of them and of torch's random numbers."""
         ends = [step_ends(one.example.ids, one.example.trained, self.tokenizer) for one in tried]
-        if self.sampler is not None:
-            self._sample(tried, ends)
+        known = self._sample(tried, ends) if self.sampler is not None else {}
         found = []
         for one, places in zip(tried, ends, strict=True):
             labels = []
-            for index in range(len(places)):
-                label, kind = self._decided(one, places, index) or self._otherwise(one, places, index)
+            for index, end in enumerate(places):
+                answer: tuple[float, Kind] = (float(one.right), "propagated")
+                label, kind = self._decided(one, places, index) or known.get(_beginning(one, end), answer)
                 self.counts[kind] += 1
                 labels.append(label)
             found.append(labels)
@@ -99,7 +99,8 @@ class Labeller:
 
     def _refuted(self, one: Tried, ends: Sequence[int], index: int) -> bool:
         if one.uses:
-            use = one.uses[index]
+            own = one.example.trained
+            use = one.uses[sum(own[place] and not own[place + 1] for place in range(ends[index]))]  # that turn's
             if use.error is not None or not self.check_steps(use.steps):
                 return True
             check = self.tools[use.name].check if self.tools is not None else None
@@ -109,27 +110,24 @@ class Labeller:
         said = [one.example.ids[place] for place in pieces if one.example.trained[place]]
         return not self.check_steps([self.tokenizer.decode(said, skip_special_tokens=True)])
 
-    def _otherwise(self, one: Tried, ends: Sequence[int], index: int) -> tuple[float, Kind]:
-        if self.sampler is None:
-            return float(one.right), "propagated"
-        return self._known[one.question.id, _prefix(one.example, ends[index])], "rollouts"
-
-    def _sample(self, tried: Sequence[Tried], ends: Sequence[Sequence[int]]) -> None:
-        """Complete every beginning that nothing else decides and that is not known yet."""
+    def _sample(self, tried: Sequence[Tried], ends: Sequence[Sequence[int]]) -> dict[Beginning, tuple[float, Kind]]:
+        """What completions say of every beginning that nothing else decides."""
         assert self.sampler is not None
-        wanted: dict[tuple[str, tuple[int, ...]], Question] = {}
+        wanted: dict[Beginning, Question] = {}
         for one, places in zip(tried, ends, strict=True):
             for index, end in enumerate(places):
-                key = one.question.id, _prefix(one.example, end)
-                if key not in self._known and self._decided(one, places, index) is None:
-                    wanted[key] = one.question
+                if self._decided(one, places, index) is None:
+                    wanted[_beginning(one, end)] = one.question
         made = self.sampler.roll([prefix for _, prefix in wanted for _ in range(self.rollouts)])
+        found: dict[Beginning, tuple[float, Kind]] = {}
         for number, (key, question) in enumerate(wanted.items()):
             reached = sum(r.right(question) for r in made[number * self.rollouts : (number + 1) * self.rollouts])
-            self._known[key] = float(reached > 0) if self.hard else reached / self.rollouts
+            found[key] = (float(reached > 0) if self.hard else reached / self.rollouts), "rollouts"
+        return found
 
 
-def _prefix(example: Example, end: int) -> tuple[int, ...]:
-    """Everything before the student's next own token after a step."""
-    after = next((place for place in range(end + 1, len(example.ids)) if example.trained[place]), len(example.ids))
-    return example.ids[:after]
+def _beginning(one: Tried, end: int) -> Beginning:
+    """The question, and everything before the student's next own token after a step."""
+    ids, own = one.example.ids, one.example.trained
+    after = next((place for place in range(end + 1, len(ids)) if own[place]), len(ids))
+    return one.question.id, ids[:after]
