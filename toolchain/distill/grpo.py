@@ -7,9 +7,8 @@ and its rewards are a reward model's and a verifier's. Advantages are computed h
 own divide by std + 1e-4 and know one number per solution; `released` gives every step its own.
 
 TRL's checkpoints hold pickled optimizer states, which we neither write nor read: a killed run repeats its
-segment, and AdamW's moments begin anew with every segment. Weights are fp32 throughout, on disk as well: an
-update at a learning rate of 5e-7 is smaller than the last bit of bf16. Left out: several processes (a group's
-rewards would lie on several), LoRA in this phase, vLLM.
+segment, and AdamW's moments begin anew with every segment. Weights are fp32 throughout, on disk as well
+(`exact.py`). Left out: several processes (a group's rewards would lie on several), LoRA in this phase, vLLM.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from soloist.targets.base import Message, require
 from soloist.toolchain.config import Config
 from soloist.toolchain.distill.credit import Solution, released, softmin, z_scores
 from soloist.toolchain.distill.data import Example, prepare_tokenizer, render_ids
+from soloist.toolchain.distill.exact import write_exact
 from soloist.toolchain.distill.methods.base import Variant
 from soloist.toolchain.distill.prm import RewardModel
 from soloist.toolchain.distill.rollouts import Rollout, Sampler
@@ -136,13 +136,13 @@ class Segment:
         with _quiet():
             trainer = self._trainer(model, tokenizer, judge, folder)
             trainer.train()
-        records = _records(trainer.state.log_history, time.perf_counter() - began)
+        sampled = config.generations * config.questions
+        records = _records(trainer.state.log_history, sampled, time.perf_counter() - began)
         steps = len(self.questions) // config.questions
         assert len(records) == steps, f"TRL logged {len(records)} of {steps} updates"
         model.config._name_or_path = ""
         # TRL patches `forward` of this very object; what is saved are weights and config
-        model.save_pretrained(str(folder), safe_serialization=True)
-        tokenizer.save_pretrained(str(folder))
+        write_exact(model, tokenizer, folder)
         return {"records": records}
 
     def _trainer(self, model: Any, tokenizer: Any, judge: Judge, folder: Path) -> Any:  # noqa: ANN401 - trl is untyped
@@ -167,8 +167,6 @@ class Segment:
             temperature=config.temperature, loss_type="grpo", max_completion_length=self.limit,
             reward_weights=[config.step_weight, config.answer_weight],
         )  # fmt: skip
-        if args.world_size > 1:
-            raise UsageError("pad: the policy phase runs in one process; start it without accelerate launch")
         rows = [
             {"prompt": [{"role": "user", "content": q.question.strip()}], "at": at}
             for at, q in enumerate(self.questions)
@@ -229,8 +227,8 @@ def _quiet() -> Iterator[None]:
                 logging.enable_progress_bar()
 
 
-def _records(history: Sequence[Mapping[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """TRL's log as ours: one record per update."""
+def _records(history: Sequence[Mapping[str, Any]], sampled: int, seconds: float) -> list[dict[str, Any]]:
+    """TRL's log as ours: one record per update. It counts prompts and the student's words, no tool's results."""
     steps = [entry for entry in history if "loss" in entry]
     found = []
     for index, entry in enumerate(steps):
@@ -244,6 +242,7 @@ def _records(history: Sequence[Mapping[str, Any]], seconds: float) -> list[dict[
             "learning_rate": entry["learning_rate"],
             "gradient_norm": round(entry["grad_norm"], 6),
             "tokens": int(seen),
+            "trained_tokens": round(entry["completions/mean_length"] * sampled),
             "seconds": round(seconds / len(steps), 4),
         })  # fmt: skip
     return found

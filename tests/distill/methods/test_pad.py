@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from safetensors.torch import load_file  # noqa: E402
 
 from soloist.kernels.errors import ArtifactError, DataError, MissingExtraError, UsageError  # noqa: E402
 from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
@@ -31,6 +32,7 @@ from soloist.toolchain.distill.prm import (  # noqa: E402
     train_last_block_only,
 )
 from soloist.toolchain.distill.rollouts import Rollout, Sampler, read_tokens  # noqa: E402
+from soloist.toolchain.distill.sample import complete  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.steps import Labeller, Tried, step_ends  # noqa: E402
 from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
@@ -65,6 +67,12 @@ def debate(number, *, gold=True, split="train", same=False):
         id=f"p{number}", question=f"Next of {number}?", gold=want if gold else None, split=split, scorer="number"
     )
     return Run(question=question, team="t", turns=turns, path=(0,), answer=want, verdict="correct")
+
+
+def ungraded(number):
+    run = debate(number)
+    turns = tuple(turn.model_copy(update={"verdict": "unknown"}) for turn in run.turns)
+    return run.model_copy(update={"turns": turns, "verdict": "unknown"})
 
 
 @pytest.fixture
@@ -127,6 +135,8 @@ def test_labels_by_recheck_answer_and_rollouts(tokenizer):
     assert labeller.counts == {"rollouts": 3, "answer": 2, "rechecked": 1}
     prompt = "<|im_start|>user\nGo<|im_end|>\n<|im_start|>assistant\n3 + 4 = 7\n"
     assert sampler.prompts == [prompt] * 4 + [prompt + "7 * 2 = 14\n"] * 4  # the shared first step only once
+    assert labeller.label([right]) == [[0.75, 0.75, 1.0]]
+    assert sampler.prompts[8:] == sampler.prompts[:8], "as after a kill: nothing is known from an earlier part"
     hard = Labeller(tokenizer, recheck, sampler=Scripted(tokenizer, lambda i: "14" if i == 0 else None), hard=True)
     assert hard.label([right]) == [[1.0, 0.0, 1.0]]
 
@@ -150,6 +160,8 @@ def test_calls_are_checked_by_their_tool_and_sampled_on_with_their_result(tokeni
     assert labeller.label([Tried(QUESTION, example, True, lying)]) == [[0.0, 1.0]]
     failed = (uses[0], ToolUse(name="calc", arguments={}, call="calc(7 * )", error="no"))
     assert labeller.label([Tried(QUESTION, example, False, failed)]) == [[1.0, 0.0]]
+    wrapped = said(tokenizer, "calc(3 +\n4) then", "calc(7 * 2)", results=["7"])  # two steps, one call
+    assert labeller.label([Tried(QUESTION, wrapped, True, lying)]) == [[0.0, 0.0, 1.0]]
 
 
 # --------------------------------------------------------------------------------------------- sampling
@@ -186,6 +198,38 @@ def test_an_endless_chain_has_no_answer(tokenizer, monkeypatch):
     assert made.ids.count(tokenizer.eos_token_id) >= 3
 
 
+def test_an_announced_call_that_has_no_room_leaves_no_answer(tokenizer, monkeypatch):
+    again = tokenizer("calc(7 * 2) then<|im_end|>")["input_ids"]
+    monkeypatch.setattr(Sampler, "_generate_batch", lambda self, prompts: [again for _ in prompts])
+    (made,) = Sampler(None, tokenizer, desk_tools(), limit=len(again) + 3).roll([[1, 2]])
+    assert made.ids.count(tokenizer.eos_token_id) == 2, "the call and its result"
+    assert made.answer is None
+    assert not made.right(QUESTION)
+
+
+def test_of_words_only_the_final_answer_is_scored(tokenizer, monkeypatch):
+    said = tokenizer("(B) looks right at first.\nThe answer is (C)<|im_end|>")["input_ids"]
+    monkeypatch.setattr(Sampler, "_generate_batch", lambda self, prompts: [said])
+    (made,) = Sampler(None, tokenizer).roll([[1, 2]])
+    letters = [Question(id="q", question="Which?", gold=gold, scorer="choice") for gold in "ABC"]
+    assert [made.right(question) for question in letters] == [False, False, True]
+
+
+def test_a_base_models_own_settings_of_generation_are_switched_off(tiny_base, tokenizer):
+    model = load_base(tiny_base)[0].eval()
+    prompts, rooms = [list(range(3, 20))] * 4, [12] * 4
+
+    def draw(temperature):
+        torch.manual_seed(3)
+        return complete(model, tokenizer, prompts, rooms, temperature)
+
+    before = draw(0.0), draw(1.0)
+    assert any(len(set(row)) < len(row) for row in before[0]), "something repeats"
+    for name, value in {"repetition_penalty": 50.0, "min_p": 0.9, "top_k": 1, "no_repeat_ngram_size": 1}.items():
+        setattr(model.generation_config, name, value)
+    assert (draw(0.0), draw(1.0)) == before
+
+
 def test_sampling_is_repeatable_and_stops_at_its_limits(tiny_base, tokenizer):
     model = load_base(tiny_base)[0].eval()
     sampler = Sampler(model, tokenizer, None, 1.0, new_tokens=5, limit=40)
@@ -194,7 +238,9 @@ def test_sampling_is_repeatable_and_stops_at_its_limits(tiny_base, tokenizer):
     one = sampler.roll(prompts)
     torch.manual_seed(3)
     assert [r.ids for r in sampler.roll(prompts)] == [r.ids for r in one]
-    assert [0 < len(r.ids) <= 5 for r in one] == [True, True, False]  # the last prompt is over the limit
+    assert [len(r.ids) <= most for r, most in zip(one, (5, 5, 1), strict=True)] == [True] * 3
+    assert all(r.ids for r in one), "TRL knows no empty completion, so the prompt over the limit gets one token"
+    assert max(len(r.ids) for r in one[:2]) > 1, "and leaves the others their room"
     alone = Sampler(model, tokenizer, None, 1e-4, new_tokens=5, limit=40)  # left padding changes nothing
     assert alone.roll([prompts[1]])[0].ids == alone.roll(prompts[:2])[1].ids
 
@@ -408,6 +454,7 @@ def test_attempts_of_the_recorded_desk(setup):
     ("runs", "message"),
     [
         ([debate(3, same=True)], "no question with both a right and a wrong attempt"),
+        ([ungraded(3)], r"\(2 x not graded, 1 x no attempt\)"),
         ([], "no question with both"),
         ([debate(3, split="test")], "may not be trained on"),
     ],
@@ -455,7 +502,8 @@ def test_all_phases_make_a_student(needs_trl, tiny_base, tmp_path, mode, variant
     assert set(training["phases"]) == {"sft", "prm_head", *({"prm_all"} if variant == "paper" else ())}
     lines = [json.loads(line) for line in (made.path / "train.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1]
-    assert all(0 < line["reward_steps"] < 1 and line["tokens"] > 0 for line in lines)
+    assert all(0 < line["reward_steps"] < 1 and 0 < line["trained_tokens"] < line["tokens"] for line in lines)
+    assert training["trained_tokens"] == sum(line["trained_tokens"] for line in lines)
     files = set(made.manifest["files"])
     assert "model.safetensors" in files
     assert not [name for name in files if name.startswith("phases") or name.endswith((".bin", ".pt"))]
@@ -483,6 +531,14 @@ def test_a_kill_repeats_one_segment_and_changes_nothing(needs_trl, tiny_base, tm
     monkeypatch.setattr(grpo.Segment, "run", dies)
     with pytest.raises(KeyboardInterrupt):
         distill(config, traces, tiny_base, tmp_path / "cut")
+    phases = {path.parent.name: load_file(path) for path in tmp_path.glob("cut*/phases/*/model.safetensors")}
+    assert set(phases) == {"sft", "prm-head", "prm-all", "grpo-000000"}
+    assert {tensor.dtype for weights in phases.values() for tensor in weights.values()} == {torch.float32}
+    block = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(phases["sft"][block], phases["prm-head"][block])
+    moved = (phases["prm-head"][block] - phases["prm-all"][block]).abs()
+    assert (moved > 0).float().mean() > 0.9, "a rate of 1e-6 is not lost on the way to the disk"
+    assert moved.max() < 1e-4
     ran.clear()
     monkeypatch.setattr(grpo.Segment, "run", lambda self, *a: ran.append(self.start.name) or run(self, *a))
     made = distill(config, traces, tiny_base, tmp_path / "cut")

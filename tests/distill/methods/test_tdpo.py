@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from safetensors.torch import load_file  # noqa: E402
 
 from soloist.kernels.errors import DataError  # noqa: E402
 from soloist.toolchain.artifact import stage  # noqa: E402
 from soloist.toolchain.distill.data import Group  # noqa: E402
+from soloist.toolchain.distill.methods import tdpo  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.tdpo import (  # noqa: E402
     Options,
@@ -27,6 +29,7 @@ from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
+from soloist.toolchain.distill.work import frozen  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn  # noqa: E402
 from soloist.toolchain.traces.store import read_runs, write_runs  # noqa: E402
@@ -290,7 +293,14 @@ def test_only_the_students_own_words_count(setup):
 # ------------------------------------------------------------------------------------------- end to end
 
 
-def test_both_phases_make_a_student(tiny_base, tmp_path):
+def test_both_phases_make_a_student(tiny_base, tmp_path, monkeypatch):
+    first = {}
+
+    def read(path, like):
+        first.update(load_file(path / "model.safetensors"))
+        return frozen(path, like)
+
+    monkeypatch.setattr(tdpo, "frozen", read)
     runs = [debate(n, [[str(n), "99"], ["88", str(n)]]) for n in range(10, 16)]
     traces = stage("teach", tmp_path / "t", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
     train = TrainConfig(batch_size=6, epochs=1, learning_rate=3e-3, precision="fp32", device="cpu")
@@ -304,6 +314,8 @@ def test_both_phases_make_a_student(tiny_base, tmp_path):
     assert made.facts["training"]["steps"] == 6
     assert made.facts["training"]["first_loss"] == pytest.approx(np.log(2), abs=1e-5)  # the reference is phase 1
     assert made.facts["training"]["last_loss"] < np.log(2)
+    assert {tensor.dtype for tensor in first.values()} == {torch.float32}, "rounded only at the end"
+    assert {tensor.dtype for tensor in load_file(made.path / "model.safetensors").values()} == {torch.bfloat16}
     assert made.facts["training"]["phases"]["sft"]["steps"] == 1
     assert "seconds" not in json.dumps(card)  # the same work gives the same files
     assert not any(name.startswith("phases") for name in made.manifest["files"])

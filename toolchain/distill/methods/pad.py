@@ -9,9 +9,9 @@
 Each phase, and of labels and GRPO each part, is done once and survives a kill. The first student is needed
 because students of our size do not solve anything untaught, and practice without a success teaches nothing;
 the paper begins with models that already solve half of the questions. `--variant released` follows the
-published code: answer labels on every step, cross-entropy on them, head and last block only, advantages per
-step against a token baseline. Its other defects (whole solutions as steps, a contrastive term that reaches no
-trained weight) are not repeated.
+published code: answer labels on every step that re-checking does not refute, cross-entropy on them, head and
+last block only, advantages per step against a token baseline. Its other defects (whole solutions as steps, a
+contrastive term that reaches no trained weight) are not repeated.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.targets.base import require
 from soloist.toolchain.artifact import write_atomic
 from soloist.toolchain.distill.data import Group, Selection, refuse_split
+from soloist.toolchain.distill.exact import fit_exact, save_exact
 from soloist.toolchain.distill.grpo import GrpoConfig, Judge, Segment, turn_tokens
 from soloist.toolchain.distill.methods.attempts import conversation_of, other_kind
 from soloist.toolchain.distill.methods.base import Method, Setup
@@ -48,7 +50,7 @@ from soloist.toolchain.distill.rollouts import Sampler
 from soloist.toolchain.distill.steps import Labeller, Tried, step_ends
 from soloist.toolchain.distill.student import Student, choose_precision, load_base
 from soloist.toolchain.distill.train import LOG, Trained
-from soloist.toolchain.distill.work import Work, fit
+from soloist.toolchain.distill.work import Work
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.tools.base import Toolbox
 from soloist.toolchain.traces.graph import graph_of
@@ -139,10 +141,10 @@ class _Pad:
         def teach(folder: Path) -> dict[str, Any]:
             trainer = work.trainer()
             chosen = work.chosen(work.setup(trainer.student.tokenizer), verified)
-            return {"data": chosen.counts, **fit(work, trainer, chosen.groups, CrossEntropy(), folder)}
+            return {"data": chosen.counts, **fit_exact(work, trainer, chosen.groups, CrossEntropy(), folder)}
 
         def copy(folder: Path) -> dict[str, Any]:
-            _reader(work, work.base).save(folder, {})
+            save_exact(Student(*load_base(work.base), torch.device("cpu")), folder)
             return {}
 
         return work.phase("sft", teach) if self.options.start == "sft" else work.phase("base", copy)
@@ -183,8 +185,6 @@ class _Pad:
         return useful, counted
 
     def _label(self, part: Sequence[Group], labeller: Labeller, setup: Setup, start: int, _: Path) -> dict[str, Any]:
-        import torch
-
         torch.manual_seed(setup.seed * 1_000_003 + start)
         labeller.counts.clear()
         tried = []
@@ -207,7 +207,7 @@ class _Pad:
             if head_from is None:
                 train_last_block_only(trainer.student)
             objective = (Binary if self.released else Pairwise)(head, options.tau)
-            made = fit(self.work, trainer, groups, objective, folder)
+            made = fit_exact(self.work, trainer, groups, objective, folder)
             head.write(folder)
             return made
 
@@ -293,7 +293,7 @@ def train(work: Work) -> dict[str, Any]:
     _reader(work, last).save(work.folder, {})
     lines = [json.dumps({"step": i, **_without_times(record)}) + "\n" for i, record in enumerate(records)]
     write_atomic(work.folder / LOG, "".join(lines))
-    trained = Trained([{**r, "trained_tokens": r["tokens"], "computed_tokens": r["tokens"]} for r in records])
+    trained = Trained([{**record, "computed_tokens": record["tokens"]} for record in records])
     return {
         "training": {**trained.facts(), "phases": {**({"sft": taught["training"]} if taught else {}), **stages}},
         "data": {**counts, "questions": len(questions)},

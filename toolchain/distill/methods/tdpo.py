@@ -32,6 +32,7 @@ from torch.nn import functional
 from soloist.kernels.errors import DataError
 from soloist.toolchain.config import Config
 from soloist.toolchain.distill.data import Example, Group, Selection, refuse_split, selection
+from soloist.toolchain.distill.exact import fit_exact
 from soloist.toolchain.distill.methods.attempts import checked, conversation_of, other_kind
 from soloist.toolchain.distill.methods.base import Method, SelfContained, Setup
 from soloist.toolchain.distill.methods.sft import CrossEntropy
@@ -212,13 +213,13 @@ def reference_log_probs(reader: Student, groups: Sequence[Group], part_tokens: i
 
 
 def train(work: Work) -> dict[str, Any]:
-    """Both phases. The second reads the first from disk, as bf16, so student and reference begin equal."""
+    """Both phases. The second reads the first from disk, as the reference does, so the two begin equal."""
     options: Options = work.options
 
     def imitate(folder: Path) -> dict[str, Any]:
         trainer = work.trainer()
         chosen = work.chosen(work.setup(trainer.student.tokenizer), correct_attempts)
-        return {"data": chosen.counts, **fit(work, trainer, chosen.groups, CrossEntropy(), folder)}
+        return {"data": chosen.counts, **fit_exact(work, trainer, chosen.groups, CrossEntropy(), folder)}
 
     first, sft = work.phase("sft", imitate)
     trainer = work.trainer(
