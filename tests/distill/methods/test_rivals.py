@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
 from soloist.toolchain.artifact import Artifact  # noqa: E402
+from soloist.toolchain.bench.systems import student_tools  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.catalog import load  # noqa: E402
 from soloist.toolchain.distill.methods.rivals import (  # noqa: E402
@@ -197,6 +198,7 @@ def test_a_student_comes_out(name, debate_of, traces_of, tiny_base, tmp_path):
     assert Artifact.open(tmp_path / "student", stage="distill").digest == student.digest
     assert (student.facts["method"], student.facts["data"]["kept"]) == (name, 6)
     assert student.facts["training"]["steps"] == 2
+    assert student_tools(student) == ([] if name == "answer-only" else ["add"]), "asked as it was taught"
     stamp = (student.path / "model.safetensors").stat().st_mtime_ns
     assert distill(config, traces, tiny_base, tmp_path / "student").digest == student.digest
     assert (student.path / "model.safetensors").stat().st_mtime_ns == stamp

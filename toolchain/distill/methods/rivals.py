@@ -1,6 +1,7 @@
 """What every distillation must beat, differing from `sft` only in which conversations are learned.
 
-    answer-only     question -> `#### answer`, in both modes: no work is shown. Of runs whose answer is right
+    answer-only     question -> `#### answer`, in both modes: no work is shown, no tool called, so the student is
+                    given none either. Of runs whose answer is right
     random-trace    one attempt of any peer, drawn at random. Right or wrong: nothing is verified, no gold is read
     single-agent    right *first* attempts of one agent, who saw nobody's work, at as many trained tokens as `sft`
     majority-vote   a first attempt that gives the answer most first attempts give, right or wrong: no gold is read
@@ -19,7 +20,8 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pydantic import Field
 
@@ -28,13 +30,15 @@ from soloist.targets.base import Message
 from soloist.toolchain.config import Config
 from soloist.toolchain.distill.data import Example, Group, Selection, encode, refuse_split, selection
 from soloist.toolchain.distill.methods.attempts import firsts, sound, spoken
-from soloist.toolchain.distill.methods.base import Method, Setup
+from soloist.toolchain.distill.methods.base import Method, Select, Setup
 from soloist.toolchain.distill.methods.sft import CrossEntropy, verified
+from soloist.toolchain.distill.work import Work
 from soloist.toolchain.teams.voting import fold_answer, majority
 from soloist.toolchain.traces.graph import graph_of
 from soloist.toolchain.traces.schema import Run
 
 One = Callable[[Run], Example | str]
+Train = Callable[[Work], Mapping[str, Any]]
 
 
 def _one_each(runs: Sequence[Run], one: One) -> Selection:
@@ -187,11 +191,16 @@ def fill(pool: Sequence[Group], budget: int | None, seed: int) -> list[Group]:
     return groups
 
 
-def _method(select: Callable[[Sequence[Run], Setup], Selection], options: type[Config] = Config) -> Method:
-    return Method(select=select, objective=lambda _student, _setup: CrossEntropy(), options=options)
+def _without_tools(work: Work) -> dict[str, Any]:
+    """The single pass, and a student that is asked as it was taught: whoever has tools must write a call."""
+    return {**work.once(), "tools": []}
 
 
-ANSWER_ONLY = _method(answers)
+def _method(select: Select, options: type[Config] = Config, train: Train | None = None) -> Method:
+    return Method(select=select, objective=lambda _student, _setup: CrossEntropy(), options=options, train=train)
+
+
+ANSWER_ONLY = _method(answers, train=_without_tools)
 RANDOM_TRACE = _method(random_traces, RandomOptions)
 SINGLE_AGENT = _method(single, SingleOptions)
 MAJORITY_VOTE = _method(votes)
