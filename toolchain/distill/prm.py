@@ -9,8 +9,9 @@ The paper's pairwise objective, over the steps of all attempts at one question, 
 For labels of 0 and 1 that is the published formula: good step t against the bad steps j. Ours, because it
 is not published: tau; that labels between 0 and 1 weigh a step on both sides; that j runs over the
 bad steps at the same place in other attempts, or over all bad steps of the question where there is none
-there; that a step several attempts begin with counts once, with its mean label. `Binary` is what the released
-code trains in effect, cross-entropy of each step's label: its contrastive term reaches no trained weight.
+there; that a step several attempts begin with counts once, with its mean label; the mean, over the good steps
+that have a bad one to be compared with. `Binary` is what the released code trains in effect, cross-entropy of
+each step's label: its contrastive term reaches no trained weight.
 """
 
 from __future__ import annotations
