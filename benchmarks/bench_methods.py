@@ -3,194 +3,243 @@
     python -P benchmarks/bench_methods.py --work DIR [--methods a,b] [--seeds 0,1,2] [--settings few,internalise]
                                           [--subset] [--spend TOKENS]
 
-    few          the student that calls tools, from few traces; asked held-out questions and unseen wordings
+    few          the student that calls tools, from the first 150 traces; held-out questions and unseen wordings
     internalise  the student that reasons in words, without tools, from all traces
 
-All methods get the same runs of the team and read the same number of tokens (`--spend`, default: what `sft`
-reads in one pass of its traces times `--passes`); a method that finds less in the traces reads it more
-often. Every student is compiled to GGUF Q8_0 and asked the same questions by llama.cpp, greedy, one thread.
-The team is asked the same questions once. A (setting, method, seed) that is in the results is not done
-again, and a student that was half trained goes on; so the whole may be killed at any time. `--subset` is
-one seed, 60 questions and the methods that train in one pass: about 20 minutes on two cores.
-One row a (setting, method, seed) is appended to benchmarks/results/methods.jsonl, with every answer, so
-that differences are paired question by question.
+In a setting all methods get the same runs of the team, with their default options (but `pad`, which practices for 19
+updates however many questions there are), and read the same number of tokens: what `sft` reads in three passes of few
+traces, in one pass of all (or `--spend`). A method that finds less in the traces reads it more often; one that trains
+several times divides the tokens among its passes. The local teacher that `gkd` needs is an `sft` student of the same
+traces and tokens; its training counts as a cost of `gkd`. Every student is compiled to GGUF Q8_0 and asked the same
+questions by llama.cpp, greedy. The team is asked them once.
+
+A cell (setting, method, seed) that is in the results is not done again, and a student that was half trained goes on;
+so the whole may be killed at any time. A method that cannot work here is named at the end, and the exit code is 1.
+`--subset` is one seed, few traces, 60 questions and 30 unseen wordings, and the methods that train once: by estimate
+20 minutes on two cores. One row a cell is appended to benchmarks/results/methods.jsonl, with every answer, so that
+differences are paired question by question.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "methods.jsonl"
-SETTINGS = {"few": ("acts", 150), "internalise": ("internalise", None)}
-STAGED = ("pad", "smagdi", "tdpo")  # train several times; not in the subset
-TEACHER = ("gkd",)  # need a local teacher: the sft student of all traces
+SETTINGS = {"few": ("acts", 150, 3), "internalise": ("internalise", None, 1)}  # mode, traces, passes of sft
+OPTIONS = {"pad": {"steps": 19}}  # one pass over few questions; over all it would take a night by itself
+TEACHER = ("gkd",)  # need a local teacher
+TEACHER_SEED = 99
 HELD_OUT_SEED = 23  # neither the seed that settings were looked at with nor the one the report measures
 
 
-def questions(count, unseen):
-    """Held-out questions and unseen wordings of the desk's families."""
-    from soloist.toolchain.tasks import desk
-    from soloist.toolchain.teams.config import load_team
+def digest_of(value):
+    """A short name for any JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
-    families = load_team("desk").options["families"]
-    fresh = desk.questions("held-out", count, seed=HELD_OUT_SEED, families=families)
-    return [*fresh, *[q for q in desk.unseen_questions() if q.task in families][:unseen]]
+
+def base_of(options):
+    """The base model's file or folder."""
+    from soloist.targets.from_gguf import find_base
+
+    return Path(options.base) if Path(options.base).exists() else find_base(options.base)
 
 
 def ask(system, asked, note):
-    """Verdicts of a team of one (or the whole team) on the questions, in order."""
+    """Verdicts of a team (or of a student as a team of one) on the questions in order, failures, seconds."""
     from soloist.toolchain.teams.team import Team
 
-    team, right, began = Team(system), [], time.perf_counter()
-    for number, question in enumerate(asked, 1):
-        right.append(team.try_answer(question).verdict == "correct")
-        if number % 20 == 0:
-            print(f"    {note}: {number} of {len(asked)}, {sum(right)} right", flush=True)
-    team.close()
-    return right, time.perf_counter() - began
+    right, failed, began = [], 0, time.perf_counter()
+    with Team(system) as team:
+        for number, question in enumerate(asked, 1):
+            run = team.try_answer(question)
+            right.append(int(run.verdict == "correct"))
+            failed += run.error is not None
+            if number % 20 == 0:
+                print(f"    {note}: {number} of {len(asked)}, {sum(right)} right, {failed} failed", flush=True)
+    return {"right": right, "failed": failed, "ask_seconds": round(time.perf_counter() - began, 1)}
 
 
 def team_answers(work, asked, key):
-    """The team's verdicts, asked once and kept in `work`."""
+    """What the team answers, asked once and kept in `work`."""
+    from soloist.toolchain.artifact import write_atomic
     from soloist.toolchain.teams.config import load_team
 
-    path = work / f"team-{key}.json"
+    config = load_team("desk")
+    path = work / f"team-{digest_of([key, config.model_dump(mode='json')])}.json"
     if not path.exists():
-        config = load_team("desk")
         engine = config.engine.model_copy(update={"threads": 1})
-        right, seconds = ask(config.model_copy(update={"engine": engine}), asked, "team")
-        path.write_text(json.dumps({"right": right, "seconds": seconds}), encoding="utf-8")
+        write_atomic(path, json.dumps(ask(config.model_copy(update={"engine": engine}), asked, "team")))
     return json.loads(path.read_text(encoding="utf-8"))["right"]
 
 
-def train(setting, method, seed, options, work):
-    """The student of one cell, and what it cost."""
-    from soloist.targets.from_gguf import find_base
-    from soloist.toolchain.artifact import Artifact
+def spend_of(setting, options, traces, work):
+    """How many tokens every method reads in a setting: the passes of what sft takes from the setting's traces."""
+    from soloist.toolchain.artifact import write_atomic
+    from soloist.toolchain.distill.data import prepare_tokenizer, select
+    from soloist.toolchain.distill.stage import base_digest, recheck
+    from soloist.toolchain.distill.student import load_base
+    from soloist.toolchain.traces.store import read_runs
+
+    if options.spend:
+        return options.spend
+    mode, limit, passes = SETTINGS[setting]
+    path = work / f"pass-{digest_of([mode, limit, traces.digest, base_digest(base_of(options))])}.json"
+    if not path.exists():
+        tokenizer = load_base(base_of(options))[1]
+        prepare_tokenizer(tokenizer)
+        runs = list(read_runs(traces.path / "traces.jsonl.gz"))[:limit]
+        write_atomic(path, json.dumps(select(runs, tokenizer, check_steps=recheck, mode=mode).counts))
+    return passes * json.loads(path.read_text(encoding="utf-8"))["tokens"]
+
+
+def student_of(setting, method, seed, spend, options, traces, work, name, **extra):
+    """The student of one cell, trained unless it is there."""
     from soloist.toolchain.distill.stage import DistillConfig, distill
 
-    mode, limit = SETTINGS[setting]
-    traces = Artifact.open(Path(options.traces), stage="teach")
-    extra = {"teacher": str(teacher(mode, options, work))} if method in TEACHER else {}
+    mode, limit, _ = SETTINGS[setting]
     config = DistillConfig.model_validate({
         "method": method, "mode": mode, "limit": limit, "options": extra,
-        "train": {"seed": seed, "spend": options.spend, "part_tokens": 1024},
+        "train": {"seed": seed, "spend": spend, "part_tokens": 1024},
     })  # fmt: skip
-    base = Path(options.base) if Path(options.base).exists() else find_base(options.base)
-    return distill(config, traces, base, work / f"{setting}-{method}-{seed}")
+    return distill(config, traces, base_of(options), work / name)
 
 
-def teacher(mode, options, work):
-    """The local teacher of methods that need logits: an sft student of all traces, two passes."""
-    from soloist.targets.from_gguf import find_base
-    from soloist.toolchain.artifact import Artifact
-    from soloist.toolchain.distill.stage import DistillConfig, distill
+def cost_of(student):
+    """Tokens read and seconds spent by all passes of training that made a student."""
+    facts = student.facts
+    passes = [facts["training"], *facts["training"].get("phases", {}).values()]
+    passes += [facts[part]["training"] for part in facts.get("parts", ()) if part in facts]
+    # a manifest's seconds are those since the last start, the steps' those of all starts
+    seconds = max(student.manifest["seconds"], sum(one["seconds"] for one in passes))
+    return {"tokens_read": sum(one["tokens"] for one in passes), "train_seconds": round(seconds, 1)}
 
-    config = DistillConfig.model_validate({"mode": mode, "train": {"seed": 99, "epochs": 2}})
-    base = Path(options.base) if Path(options.base).exists() else find_base(options.base)
-    return distill(config, Artifact.open(Path(options.traces), stage="teach"), base, work / f"teacher-{mode}").path
 
-
-def cell(setting, method, seed, options, work, asked):
+def cell(setting, method, seed, spend, options, traces, work, asked):
     """Train, compile, ask: one row."""
     from soloist.toolchain.artifact import commit, device, versions
     from soloist.toolchain.bench.systems import student_team, student_tools
     from soloist.toolchain.export import compile_format, knowledge, model_folders
     from soloist.toolchain.teams.config import load_team
 
-    student = train(setting, method, seed, options, work)
+    extra, costs = dict(OPTIONS.get(method, {})), []
+    if method in TEACHER:
+        made = student_of(setting, "sft", TEACHER_SEED, spend, options, traces, work, f"{setting}-teacher")
+        extra["teacher"] = str(made.path)
+        costs.append(cost_of(made))
+    student = student_of(setting, method, seed, spend, options, traces, work, f"{setting}-{method}-{seed}", **extra)
+    costs.append(cost_of(student))
     gc.collect()
     compiled = work / f"{student.path.name}-gguf"
     made = compile_format(model_folders(student), compiled, "gguf-q8_0", "student", knowledge(student.path))
-    right, asking = ask(
-        student_team(compiled / made["path"], student_tools(student), load_team("desk").tools), asked, method
-    )
-    facts = student.facts
+    system = student_team(compiled / made["path"], student_tools(student), load_team("desk").tools)
+    answers = ask(system, asked, method)
     shutil.rmtree(compiled)
-    if not options.keep:
-        for weights in student.path.rglob("*.safetensors"):
-            weights.unlink()
+    facts = student.facts
     return {
-        "bench": "methods", "setting": setting, "method": method, "seed": seed, "spend": options.spend,
-        "traces": student.manifest["parents"], "data": facts["data"], "options": facts["options"],
-        "train_seconds": student.manifest["seconds"], "train_tokens": facts["training"].get("tokens"),
-        "splits": [q.split for q in asked], "right": [int(r) for r in right], "ask_seconds": round(asking, 1),
+        "bench": "methods", "setting": setting, "method": method, "seed": seed, "spend": spend,
+        "traces": traces.digest, "data": facts["data"], "options": facts["options"],
+        **{key: sum(cost[key] for cost in costs) for key in costs[0]},
+        "splits": [q.split for q in asked], **answers,
         "device": device(), "versions": versions(), "commit": commit(), "label": "measured",
     }  # fmt: skip
-
-
-def spend_of(options):
-    """What sft reads in `passes` passes of the traces of the setting with the fewest."""
-    from soloist.toolchain.traces.store import read_runs
-
-    if options.spend:
-        return options.spend
-    runs = list(read_runs(Path(options.traces) / "traces.jsonl.gz"))
-    few = min(limit for _, limit in SETTINGS.values() if limit)
-    right = sum(run.verdict == "correct" for run in runs[:few])
-    return options.passes * right * 45  # a desk conversation has about 45 tokens
 
 
 def done(path):
     """The cells that are in the results already."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    return {(row["setting"], row["method"], row["seed"], row["spend"], len(row["right"])) for row in rows}
+    return {tuple(row[key] for key in ("setting", "method", "seed", "spend", "traces", "asked")) for row in rows}
 
 
-def main():
-    """Measure what is missing, append a row each."""
+def measure(options, traces, asked):
+    """Do every cell that is missing and append its row; returns why some could not be done."""
     from soloist.kernels.errors import SoloistError
-    from soloist.toolchain.distill.methods.catalog import CATALOG
+    from soloist.toolchain.teams.config import load_team
+
+    work, results = Path(options.work), Path(options.results)
+    work.mkdir(parents=True, exist_ok=True)
+    key = digest_of([question.model_dump(mode="json") for question in asked])
+    known, failed = done(results), []
+    team = team_answers(work, asked, key)
+    print(f"{load_team('desk').name}: {sum(team)} of {len(team)} right", flush=True)
+    spends = {setting: spend_of(setting, options, traces, work) for setting in options.settings}
+    cells = [(s, m, n) for n in options.seeds for s in options.settings for m in options.methods]
+    for setting, method, seed in cells:
+        spend = spends[setting]
+        if (setting, method, seed, spend, traces.digest, key) in known:
+            continue
+        print(f"{setting} {method} seed {seed}, {spend} tokens", flush=True)
+        try:
+            row = cell(setting, method, seed, spend, options, traces, work, asked)
+        except SoloistError as error:  # it finds nothing to learn from here, or lacks a package: the others go on
+            failed.append(f"{setting} {method} seed {seed}: {error}")
+            print(f"    {error}", flush=True)
+            continue
+        results.parent.mkdir(exist_ok=True)
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "asked": key, "team_right": team}) + "\n")
+        if not options.keep:  # 270 MB each; only now, so that a kill never leaves a student without its weights
+            shutil.rmtree(work / f"{setting}-{method}-{seed}")
+    return failed
+
+
+def parsed():
+    """The command line, settled."""
+    from soloist.toolchain.distill.methods.catalog import CATALOG, load
     from soloist.toolchain.jobs import recorded
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="runs/methods", help="students and the team's answers; keep it to go on")
-    parser.add_argument("--traces", default=str(recorded()), help="folder of a recording of the desk")
+    parser.add_argument("--traces", default=recorded(), help="folder of a recording of the desk")
     parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--methods", help="default: all")
+    parser.add_argument("--methods", default=",".join(CATALOG))
     parser.add_argument("--settings", default=",".join(SETTINGS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--unseen", type=int, default=90)
-    parser.add_argument("--passes", type=int, default=3)
-    parser.add_argument("--spend", type=int, help="tokens every method reads")
-    parser.add_argument("--subset", action="store_true", help="one seed, 60 questions, methods of one pass")
-    parser.add_argument("--keep", action="store_true", help="keep the students' weights")
+    parser.add_argument("--spend", type=int, help="tokens every method reads, in every setting")
+    parser.add_argument("--subset", action="store_true", help="one seed, few traces, 60 questions, methods of one pass")
+    parser.add_argument("--keep", action="store_true", help="keep the students")
     parser.add_argument("--results", default=str(RESULTS))
     options = parser.parse_args()
-    methods = options.methods.split(",") if options.methods else list(CATALOG)
-    seeds = [int(seed) for seed in options.seeds.split(",")]
+    if options.traces is None:
+        parser.error("this installation has no recording of the desk: give one with --traces")
+    options.methods, options.settings = options.methods.split(","), options.settings.split(",")
+    options.seeds = [int(seed) for seed in options.seeds.split(",")]
+    for what, chosen, known in (("method", options.methods, CATALOG), ("setting", options.settings, SETTINGS)):
+        if unknown := sorted(set(chosen) - set(known)):
+            parser.error(f"no {what} {', '.join(unknown)}; there are {', '.join(known)}")
     if options.subset:
-        options.questions, options.unseen, seeds = 60, 30, seeds[:1]
-        methods = [method for method in methods if method not in (*STAGED, *TEACHER)]
-    options.spend = spend_of(options)
-    work, results = Path(options.work), Path(options.results)
-    work.mkdir(parents=True, exist_ok=True)
-    asked = questions(options.questions, options.unseen)
-    known = done(results)
-    team = team_answers(work, asked, f"{options.questions}-{options.unseen}")
-    for seed in seeds:
-        for setting in options.settings.split(","):
-            for method in methods:
-                if (setting, method, seed, options.spend, len(asked)) in known:
-                    continue
-                print(f"{setting} {method} seed {seed}", flush=True)
-                try:
-                    row = cell(setting, method, seed, options, work, asked)
-                except SoloistError as error:  # a method that finds nothing to learn from in these traces
-                    print(f"    {error}", flush=True)
-                    continue
-                row["team_right"] = [int(r) for r in team]
-                results.parent.mkdir(exist_ok=True)
-                with results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+        options.questions, options.unseen, options.seeds = 60, 30, options.seeds[:1]
+        options.settings = ["few"]
+        options.methods = [method for method in options.methods if load(method).passes == 1 and method not in TEACHER]
+    return options
+
+
+def main():
+    """Measure what is missing, append a row each."""
+    from soloist.toolchain.artifact import Artifact
+    from soloist.toolchain.jobs import desk_test
+    from soloist.toolchain.tasks.desk import assert_disjoint
+    from soloist.toolchain.teams.config import load_team
+    from soloist.toolchain.traces.store import read_runs
+
+    options = parsed()
+    traces = Artifact.open(Path(options.traces), stage="teach")
+    asked = desk_test(load_team("desk"), options.questions, options.unseen, seed=HELD_OUT_SEED)
+    assert_disjoint([run.question for run in read_runs(traces.path / "traces.jsonl.gz")], asked)
+    failed = measure(options, traces, asked)
+    for reason in failed:
+        print(reason, file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,18 +1,19 @@
 """Writes the measured tables and the file tree of README.md between their markers; `--check` only compares.
 
-Numbers come from `results/*.jsonl`: the newest job of `pipeline.jsonl`, the newest row of `train.jsonl`, all cells
-of `methods.jsonl` with the newest number of tokens spent. Needs Soloist installed (the catalog of methods).
+Numbers come from `results/*.jsonl`: the newest job of `pipeline.jsonl`, the newest row of `train.jsonl`, the newest
+whole comparison in `methods.jsonl`. Needs Soloist installed (the catalog of methods).
 """
 
 from __future__ import annotations
 
 import json
-import random
 import re
 import statistics
 import sys
 import textwrap
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -85,72 +86,139 @@ def training() -> str:
     )
 
 
-COLUMNS = (("few", "held-out"), ("few", "unseen-wording"), ("internalise", "held-out"))
-METHODS_HEAD = [
-    "| method | learns from | needs | few traces, % | against `sft` | unseen wordings, % | against `sft` "
-    "| without tools, % | against `sft` | training, min |",
-    "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
-]
+COLUMNS = (
+    ("few", "held-out", "few traces"),
+    ("few", "unseen-wording", "unseen wordings"),
+    ("internalise", "held-out", "without tools"),
+)
+DRAWS = 4000
 
 
-def answers(rows: list[dict], split: str) -> list[float]:
-    """Of every question of a split, the share of seeds that got it right."""
+def comparable(rows: list[dict]) -> list[dict]:
+    """The rows that belong in one table: those with the most questions; of each setting the newest run of it."""
+    most = max((len(row["right"]) for row in rows), default=0)
+    rows = [row for row in rows if len(row["right"]) == most]
+    newest = {row["setting"]: (row["spend"], row["asked"], row["traces"]) for row in rows}
+    return [row for row in rows if newest[row["setting"]] == (row["spend"], row["asked"], row["traces"])]
+
+
+def verdicts(rows: list[dict], split: str, key: str = "right") -> np.ndarray:
+    """Right (1) or wrong (0), of every seed and every question of a split: (seeds, questions)."""
     chosen = [i for i, name in enumerate(rows[0]["splits"]) if name == split]
-    return [statistics.fmean(row["right"][i] for row in rows) for i in chosen]
+    return np.array([[row[key][i] for i in chosen] for row in rows], dtype=float)
 
 
-def bootstrap(values: list[float], draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of a mean over questions."""
-    rng = random.Random(0)
-    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(draws))
-    return means[draws * 25 // 1000], means[draws * 975 // 1000 - 1]
+def interval(one: np.ndarray, other: np.ndarray | None = None) -> tuple[float, float, float]:
+    """Mean of `one`, or of its difference to `other`, with a bootstrapped 95 % interval.
+
+    Questions and seeds are drawn anew, each by itself. Both systems get the same questions, for they are paired by
+    question; seeds are drawn for each, for equal seeds have nothing else in common.
+    """
+    rng = np.random.default_rng(0)
+    count = one.shape[1]
+    questions = rng.multinomial(count, [1 / count] * count, size=DRAWS) / count
+
+    def drawn(right: np.ndarray) -> np.ndarray:
+        seeds = len(right)
+        weights = rng.multinomial(seeds, [1 / seeds] * seeds, size=DRAWS) / seeds
+        return (weights @ right * questions).sum(axis=1)
+
+    mean, draws = one.mean(), drawn(one)
+    if other is not None:
+        mean, draws = mean - other.mean(), draws - drawn(other)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(mean), float(low), float(high)
 
 
-def cell(rows: list[dict], sft: list[dict], split: str) -> tuple[str, str]:
-    """Accuracy with its interval, and the paired difference to `sft` with its own."""
-    if not rows:
-        return "", ""
-    own = answers(rows, split)
-    low, high = bootstrap(own)
-    said = f"{percent(statistics.fmean(own))} ({percent(low)}–{percent(high)})"
-    if not sft or rows is sft:
-        return said, ""
-    apart = [a - b for a, b in zip(own, answers(sft, split), strict=True)]
-    low, high = bootstrap(apart)
-    return said, f"{100 * statistics.fmean(apart):+.0f} ({100 * low:+.0f} to {100 * high:+.0f})"
+def apart(one: np.ndarray, other: np.ndarray | None) -> str:
+    """A paired difference in points; empty where there is nothing to compare with."""
+    if other is None or one is other:
+        return ""
+    mean, low, high = (100 * value for value in interval(one, other))
+    return f"{mean:+.0f} ({low:+.0f} to {high:+.0f})"
 
 
 def methods() -> str:
     from soloist.toolchain.distill.methods.catalog import CATALOG
 
-    rows = read("methods.jsonl")
-    rows = [row for row in rows if (row["spend"], len(row["right"])) == (rows[-1]["spend"], len(rows[-1]["right"]))]
-    lines = list(METHODS_HEAD)
-    for name, entry in CATALOG.items():
-        told = [name, entry.summary, ", ".join(entry.needs) or "–"]
-        for setting, split in COLUMNS:
-            mine, sft = (
-                [row for row in rows if row["setting"] == setting and row["method"] == which] for which in (name, "sft")
-            )
-            told += cell(sft if name == "sft" else mine, sft, split)
-        spent = [row["train_seconds"] / 60 for row in rows if row["method"] == name]
-        told.append(f"{statistics.median(spent):.1f}" if spent else "")
+    lines = ["| method | learns from | needs |", "|---|---|---|"]
+    lines += [f"| {name} | {entry.summary} | {', '.join(entry.needs) or '–'} |" for name, entry in CATALOG.items()]
+    rows = comparable(read("methods.jsonl"))
+    if not rows:
+        said = "How they compare is not measured yet (`benchmarks/bench_methods.py`, a night on two cores)."
+        return "\n".join([*lines, "", said])
+    measured = [name for name in CATALOG if any(row["method"] == name for row in rows)]
+    return "\n".join([*lines, "", *compared(rows, measured), "", earned(rows, measured), "", methods_note(rows)])
+
+
+def of(rows: list[dict], setting: str, method: str) -> list[dict]:
+    return [row for row in rows if (row["setting"], row["method"]) == (setting, method)]
+
+
+def compared(rows: list[dict], names: list[str]) -> list[str]:
+    """The measured table: a line for the team, then one a method."""
+    titles = [part for _, _, name in COLUMNS for part in (f"{name}, %", "against `sft`", "against the team")]
+    settings = list(dict.fromkeys(setting for setting, _, _ in COLUMNS))
+    costs = [f"{what}, {' / '.join(settings)}" for what in ("thousand tokens read", "training, min")]
+    lines = ["| | " + " | ".join([*titles, *costs]) + " |", "|---|" + "---:|" * (len(titles) + len(costs))]
+    for name in ("", *names):
+        told = [name or "the team, live"]
+        for setting, split, _ in COLUMNS:
+            mine = of(rows, setting, name) or ([] if name else [row for row in rows if row["setting"] == setting][:1])
+            if not mine:
+                told += ["", "", ""]
+                continue
+            team = verdicts(mine[:1], split, "team_right")
+            right = verdicts(mine, split) if name else team
+            sft = verdicts(found, split) if (found := of(rows, setting, "sft")) else None
+            value, low, high = interval(right)
+            told += [
+                f"{percent(value)} ({percent(low)}–{percent(high)})",
+                apart(right, sft) if name not in ("", "sft") else "",
+                apart(right, team) if name else "",
+            ]
+        for key, unit in (("tokens_read", 1000), ("train_seconds", 60)):
+            spent = [[row[key] / unit for row in of(rows, setting, name)] for setting in settings]
+            told.append(" / ".join(f"{statistics.median(values):.1f}" if values else "–" for values in spent if name))
         lines.append("| " + " | ".join(told) + " |")
-    return "\n".join([*lines, "", methods_note(rows)])
+    return lines
+
+
+def earned(rows: list[dict], names: list[str]) -> str:
+    """In words: who beats `sft`, who loses to it, at which cost, and how many would do so by chance."""
+    better, worse, count = [], [], 0
+    for name in names:
+        for setting, split, title in COLUMNS:
+            mine, sft = of(rows, setting, name), of(rows, setting, "sft")
+            if name == "sft" or not mine or not sft:
+                continue
+            count += 1
+            _, low, high = interval(verdicts(mine, split), verdicts(sft, split))
+            times = [statistics.median(row["train_seconds"] for row in those) for those in (mine, sft)]
+            said = f"{name} ({title}, {times[0] / times[1]:.1f}× the training time)"
+            better += [said] if low > 0 else []
+            worse += [said] if high < 0 else []
+    rest = count - len(better) - len(worse)
+    return (
+        f"Better than `sft` by more than the interval: {', '.join(better) or 'none'}. "
+        f"Worse: {', '.join(worse) or 'none'}. The other {rest} of {count} comparisons show no difference. "
+        f"Were no method different at all, {count * 0.025:.1f} of {count} would be expected to look better by chance."
+    )
 
 
 def methods_note(rows: list[dict]) -> str:
-    if not rows:
-        return "Accuracies: not measured yet (`benchmarks/bench_methods.py`, a night on two cores)."
     seeds = sorted({row["seed"] for row in rows})
     asked = rows[0]["splits"]
-    team = [[row["team_right"][i] for i, s in enumerate(asked) if s == split] for row in rows[:1]
-            for split in ("held-out", "unseen-wording")]  # fmt: skip
+    spends = {row["setting"]: f"{row['spend']:,}" for row in rows}
     return (
-        f"Measured with seeds {', '.join(map(str, seeds))}, {asked.count('held-out')} held-out questions and "
-        f"{asked.count('unseen-wording')} unseen wordings, every method reading {rows[0]['spend']:,} tokens; the team "
-        f"answers {percent(statistics.fmean(team[0]))} % and {percent(statistics.fmean(team[1]))} % of them. "
-        "Intervals: bootstrap over questions, seeds averaged."
+        f"{asked.count('held-out')} held-out questions and {asked.count('unseen-wording')} unseen wordings, seeds "
+        f"{', '.join(map(str, seeds))}; the traces are the same at every seed. Every method reads as many tokens, to "
+        f"within one step: {' and '.join(f'{spend} ({setting})' for setting, spend in spends.items())}, which a method "
+        "that trains several times divides among its passes; what `pad` samples in its 19 updates of practice, and "
+        "what the teacher of `gkd` read, is not in it, but in the tokens and minutes shown. All options are the "
+        "defaults. Differences are paired by question. "
+        f"Intervals: 95 %, bootstrap over questions and over seeds. Commit {rows[-1]['commit']}, on "
+        f"{rows[-1]['device']['cores']} cores of an {rows[-1]['device']['cpu']}."
     )
 
 

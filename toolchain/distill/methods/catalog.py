@@ -49,7 +49,7 @@ CATALOG: Mapping[str, Entry] = {
     ),
     "pad": Entry(
         "pad",
-        "a reward model learns which steps are good, then the student practises by GRPO",
+        "a reward model learns which steps are good, then the student practices by GRPO",
         "AgentArk, arXiv 2602.03955",
         ("a verifier", "several agents", "trl"),
         "20x and more",

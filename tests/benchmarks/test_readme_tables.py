@@ -1,0 +1,83 @@
+"""What the table of methods claims: intervals, pairs, which rows stand together, what beats sft."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "readme_tables.py"
+SPLITS = ["held-out"] * 200 + ["unseen-wording"] * 60
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
+
+
+def row(method, right, *, setting="few", seed=0, spend=100, asked="a", traces="t", splits=SPLITS, seconds=60.0):
+    return {
+        "setting": setting, "method": method, "seed": seed, "spend": spend, "asked": asked, "traces": traces,
+        "splits": splits, "right": right, "team_right": [1] * len(splits), "tokens_read": spend,
+        "train_seconds": seconds, "commit": "c", "device": {"cpu": "x", "cores": 2},
+    }  # fmt: skip
+
+
+def answers(share, splits=SPLITS):
+    """Every tenth question and so on: `share` tenths of them are right."""
+    return [int(i % 10 < share) for i in range(len(splits))]
+
+
+def test_a_mean_has_the_binomial_interval_where_seeds_agree(tables):
+    mean, low, high = tables.interval(np.array([answers(8)[:200]] * 3, float))
+    assert mean == 0.8
+    half = 1.96 * (0.8 * 0.2 / 200) ** 0.5
+    assert (low, high) == (pytest.approx(0.8 - half, abs=0.006), pytest.approx(0.8 + half, abs=0.006))
+
+
+def test_seeds_that_differ_widen_the_interval(tables):
+    same = np.array([answers(5)[:200]] * 3, float)
+    differ = np.array([answers(share)[:200] for share in (3, 5, 7)], float)
+    width = {name: np.ptp(tables.interval(right)[1:]) for name, right in (("same", same), ("differ", differ))}
+    assert width["differ"] > 1.5 * width["same"]
+
+
+def test_a_difference_is_paired_by_question(tables):
+    """The same questions right but for one: as unpaired samples nothing could be said of them."""
+    one = np.array([answers(5)[:200]] * 2, float)
+    assert tables.interval(one, one.copy()) == (0, 0, 0)
+    other = one.copy()
+    other[:, ::10] = 0
+    mean, low, high = tables.interval(one, other)
+    assert mean == pytest.approx(0.1) and 0.05 < low < high < 0.15
+
+
+def test_only_rows_of_one_comparison_stand_together(tables):
+    small = row("sft", answers(5)[:40], splits=SPLITS[:40])
+    old, new = row("sft", answers(5), spend=50), row("sft", answers(5))
+    elsewhere = row("sft", answers(5), setting="internalise", spend=7)
+    assert tables.comparable([old, elsewhere, new, small]) == [elsewhere, new]
+    assert tables.comparable([new, row("da", answers(5), traces="other")])[0]["traces"] == "other"
+    assert tables.comparable([]) == []
+
+
+def test_what_beats_sft_is_said_with_its_cost_and_with_chance(tables, tmp_path, monkeypatch):
+    rows = [row("sft", answers(5), seed=seed) for seed in range(3)]
+    rows += [row("magdi", answers(7), seed=seed, seconds=240.0) for seed in range(3)]
+    rows += [row("da", answers(5), seed=seed) for seed in range(3)]
+    rows += [row("answer-only", answers(2), seed=seed) for seed in range(3)]
+    (tmp_path / "methods.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    monkeypatch.setitem(tables.methods.__globals__, "RESULTS", tmp_path)
+    said = tables.methods()
+    assert "interval: magdi (few traces, 4.0× the training time), magdi (unseen wordings" in said
+    assert "Worse: answer-only (few traces" in said and "The other 2 of 6 comparisons show no difference" in said
+    (line,) = [line for line in said.splitlines() if line.startswith("| magdi | 70 (")]
+    found = re.match(r".*? \| \+20 \(\+(\d+) to \+(\d+)\) \| -30 \(-(\d+) to -(\d+)\) \|", line)
+    assert found and [int(end) for end in found.groups()] == pytest.approx([14.5, 25.5, 36.4, 23.6], abs=1.5)
+    assert line.endswith("| 0.1 / – | 4.0 / – |")
+    assert any(line.startswith("| the team, live | 100 (100–100) |  |  |") for line in said.splitlines())
