@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from soloist.toolchain.config import Config
 from soloist.toolchain.distill.data import Group, Mode, Selection, conversation, encode, refuse_split, reject, selection
@@ -56,6 +56,11 @@ class Options(Config):
     tools: tuple[str, ...] = Field(
         default=(), description="entry points of own tools whose calls may be run again, beside the desk's"
     )
+
+    @field_validator("graph", mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        return None if value == NAME else value
 
     def knowledge(self) -> KnowledgeGraph:
         """The graph. Raises DataError if it cannot be read or says nothing."""
