@@ -159,7 +159,8 @@ class Segment:
 
         args = trl.GRPOConfig(
             output_dir=str(folder / "trl"), save_strategy="no", report_to="none", logging_steps=1, disable_tqdm=True,
-            use_cpu=self.cpu, dataloader_pin_memory=not self.cpu, bf16=False, gradient_checkpointing=False, seed=self.seed, shuffle_dataset=False,
+            use_cpu=self.cpu, dataloader_pin_memory=not self.cpu, bf16=False, gradient_checkpointing=False,
+            seed=self.seed, shuffle_dataset=False,
             per_device_train_batch_size=config.generations, gradient_accumulation_steps=config.questions,
             num_generations=config.generations,
             max_steps=len(self.questions) // config.questions, learning_rate=config.learning_rate,
