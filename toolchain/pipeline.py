@@ -194,7 +194,7 @@ def _compiled(job: Job, traces: Artifact, student: Artifact, events: EventLog) -
     asked = list(job.test)[::step][:PROBES]
     probe = Probe(
         prompts=[[{"role": "user", "content": question.question}] for question in asked],
-        references=[_reference(run, job.mode) for run in _similar(traces, asked, answers=bool(tools))],
+        references=[_reference(run, calls=bool(tools)) for run in _similar(traces, asked, calls=bool(tools))],
     )
     return export(
         student, job.out / "compiled", job.formats, probe, events, name=job.team.name.capitalize(),
@@ -202,11 +202,11 @@ def _compiled(job: Job, traces: Artifact, student: Artifact, events: EventLog) -
     )  # fmt: skip
 
 
-def _similar(traces: Artifact, asked: Sequence[Question], *, answers: bool) -> list[Run]:
+def _similar(traces: Artifact, asked: Sequence[Question], *, calls: bool) -> list[Run]:
     """For each question a correct recorded run of its task: the form, not the content, of a good answer."""
     found: dict[str, list[Run]] = {}
     for run in read_runs(traces.path / TRACES):
-        if run.verdict == "correct" and (run.trajectory or not answers):
+        if run.verdict == "correct" and (run.trajectory or not calls):
             found.setdefault(run.question.task, []).append(run)
     every = [run for runs in found.values() for run in runs]
     if not every:
@@ -214,9 +214,9 @@ def _similar(traces: Artifact, asked: Sequence[Question], *, answers: bool) -> l
     return [(found.get(q.task) or every)[i % len(found.get(q.task) or every)] for i, q in enumerate(asked)]
 
 
-def _reference(run: Run, mode: Mode) -> str:
-    """What the student should say first: the call, or the worked steps of one that answers in words."""
-    messages = conversation(run, mode)
+def _reference(run: Run, *, calls: bool) -> str:
+    """What the student should say first: the call, or the worked steps where it answers in words."""
+    messages = conversation(run, "acts" if calls else "internalise")
     return messages[1]["content"] if messages else run.answer or ""
 
 
@@ -289,7 +289,7 @@ def _method(traces: Artifact, student: Artifact) -> list[str]:
     return [
         f"Recorded: {recorded['runs']} questions, {recorded['correct']} answered correctly by the team "
         f"({traces.digest}).",
-        f"Distilled: {learned['method']} on {learned['data']['kept']} verified trajectories, mode {learned['mode']}, "
+        f"Distilled: {learned['method']} on {learned['data']['conversations']} conversations, mode {learned['mode']}, "
         f"from {learned['base']}, {learned['tuning']} fine-tuning in {learned['precision']} ({student.digest}).",
     ]
 

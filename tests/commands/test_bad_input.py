@@ -330,6 +330,7 @@ def test_how_much_is_read_is_said_once(refused):
 def test_options_of_a_fresh_recording_and_of_own_teams_are_not_passed_over(refused):
     assert "give --fresh" in refused(USAGE, "run", "--record", 5)
     assert "--test FILE.jsonl" in refused(USAGE, "run", "desk", "--train", "x.jsonl")
+    assert "of a file all are recorded" in refused(USAGE, "teach", "desk", "--questions", "x.jsonl", "--count", 5)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from soloist.kernels.errors import UsageError
 from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.cli import main
+from soloist.toolchain.traces.schema import Run, ToolUse, Turn
 
 
 def test_teams_lists_what_ships(soloist):
@@ -102,3 +103,13 @@ def test_a_job_starts_from_the_base_and_the_options_it_was_told(tmp_path, monkey
     assert {split: len({q.task for q in job.test if q.split == split}) for split in ("held-out", "unseen-wording")} == {
         "held-out": 15, "unseen-wording": 15,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("calls", "said"), [(True, "calc(3 + 4)"), (False, "3 + 4 = 7\n#### 7")])
+def test_files_are_compared_over_what_their_student_says(sums, calls, said):
+    from soloist.toolchain.pipeline import _reference
+
+    use = ToolUse(name="calc", arguments={}, call="calc(3 + 4)", result="7", steps=("3 + 4 = 7",))
+    turn = Turn(id=0, agent="reader", role="reader", text="calc(3 + 4)", tools=(use,))
+    run = Run(question=sums.questions(1)[0], team="t", turns=(turn,), path=(0,), answer="7", verdict="correct")
+    assert _reference(run, calls=calls) == said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -258,6 +259,10 @@ def test_faults_are_explained(tiny_base, conversations, tmp_path):
         TrainConfig.model_validate({"learning_rte": 1})
     with pytest.raises(ArtifactError, match="neither a GGUF file nor a Hugging Face folder"):
         load_base(tmp_path)
+    pickled = shutil.copytree(tiny_base, tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save({}, pickled / "pytorch_model.bin")
+    with pytest.raises(ArtifactError, match=r"not a model that transformers can load .*safetensors"):
+        load_base(pickled)
     with pytest.raises(UsageError, match="lower learning_rate"):
         config = CONFIG.model_copy(update={"learning_rate": 1e30})
         Trainer(tiny_base, config).fit(conversations, tmp_path / "diverged")

@@ -12,7 +12,7 @@ import click
 @click.option(
     "--questions", "file", type=click.Path(path_type=Path), help="JSON lines  [default for the desk: its own]"
 )
-@click.option("--count", type=click.IntRange(min=1), default=1120, show_default=True, help="Questions of the desk.")
+@click.option("--count", type=click.IntRange(min=1), help="Of the desk's own questions  [default: 1120]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder  [default: runs/TEAM/traces]")
 @click.option(
     "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Copies of the team side by side."
@@ -20,24 +20,30 @@ import click
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads of each copy's engine.")
 @click.option("--seed", default=42, show_default=True)
 def command(
-    team: str, file: Path | None, count: int, output: Path | None, jobs: int, threads: int | None, seed: int
+    team: str, file: Path | None, count: int | None, output: Path | None, jobs: int, threads: int | None, seed: int
 ) -> None:
     """Put questions to TEAM and keep every run as a trace. Goes on where it was killed."""
     from soloist.kernels.errors import UsageError
     from soloist.toolchain.events import EventLog
-    from soloist.toolchain.jobs import desk_train
+    from soloist.toolchain.jobs import DESK_TRAIN, desk_train
     from soloist.toolchain.progress import Bars
     from soloist.toolchain.tasks.files import load_questions
     from soloist.toolchain.teach import teach
     from soloist.toolchain.teams.config import load_team
 
     config = load_team(team)
-    if threads is not None and config.engine.kind == "gguf":
+    if threads is not None:
+        if config.engine.kind != "gguf":
+            raise UsageError(f"--threads: team '{config.name}' asks an endpoint, whose threads are its own")
         config = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": threads})})
     out = output or Path("runs") / config.name / "traces"
     if file is None and team != "desk":
         raise UsageError("a team of your own needs questions: --questions FILE.jsonl")
-    questions = desk_train(config, count) if file is None else load_questions(file, split="train").questions
+    if file is not None and count is not None:
+        raise UsageError("--count is for the desk's own questions; of a file all are recorded")
+    questions = (
+        desk_train(config, count or DESK_TRAIN) if file is None else load_questions(file, split="train").questions
+    )
     with Bars() as bars, EventLog(out.parent / "events.jsonl", (bars,)) as events:
         artifact = teach(config, questions, out, seed=seed, jobs=jobs, events=events)
     facts = artifact.facts

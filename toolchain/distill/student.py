@@ -69,7 +69,11 @@ def load_base(base: Path) -> tuple[Any, Any]:
     tokenizer = _tokenizer(base)
     transformers = require("transformers", "train")
     with _explained(base), _quiet_progress(transformers):
-        model = transformers.AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(base),
+            dtype=torch.float32,
+            use_safetensors=True,  # the other format is a pickle
+        )
     return model, tokenizer
 
 
