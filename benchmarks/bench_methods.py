@@ -9,9 +9,10 @@
 In a setting all methods get the same runs of the team, with their default options (but `pad`, which practices for 19
 updates however many questions there are), and read the same number of tokens: what `sft` reads in three passes of few
 traces, in one pass of all (or `--spend`). A method that finds less in the traces reads it more often; one that trains
-several times divides the tokens among its passes. The local teacher that `gkd` needs is an `sft` student of the same
-traces and tokens; its training counts as a cost of `gkd`. Every student is compiled to GGUF Q8_0 and asked the same
-questions by llama.cpp, greedy. The team is asked them once.
+several times divides the tokens among its passes, one that takes several conversations a question makes fewer steps of
+more tokens. The local teacher that `gkd` needs is an `sft` student of the same traces and tokens; its training counts
+as a cost of `gkd`. Every student is compiled to GGUF Q8_0 and asked the same questions by llama.cpp, greedy. The team
+is asked them once.
 
 A cell (setting, method, seed) that is in the results is not done again, and a student that was half trained goes on;
 so the whole may be killed at any time. A method that cannot work here is named at the end, and the exit code is 1.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Specialties:
             for kind in module.FAMILIES[name].kinds or ("",)
         )
         self._shown: dict[tuple[str, int, int, int], list[Message]] = {}
-        self._discriminants: dict[tuple[Hashable, int], Discriminant] = {}
+        self._discriminants: dict[tuple[str, int], Discriminant] = {}
 
     def tools(self, field: str) -> tuple[str, ...]:
         """The tools of a field's calls, in order."""
@@ -65,9 +65,7 @@ class Specialties:
                 messages.append({"role": "assistant", "content": name})
         return messages
 
-    def discriminant(
-        self, embed: Callable[[str], npt.NDArray[np.float32]], count: int, *, model: Hashable
-    ) -> Discriminant:
+    def discriminant(self, embed: Callable[[str], npt.NDArray[np.float32]], count: int, *, model: str) -> Discriminant:
         """What tells the fields' hidden states apart, from `count` demonstrations of each; made once for a `model`."""
         if (model, count) not in self._discriminants:
             texts = {name: [case.question.question for case in self._cases(name, count, ROUTING_SEED)]

@@ -136,7 +136,7 @@ def _route(
         assert isinstance(session.engine, Embedder)
         embed = session.engine.embed
         fields = specialties.discriminant(
-            lambda text: embed(text)[0], options.router_demonstrations, model=session.team.engine
+            lambda text: embed(text)[0], options.router_demonstrations, model=session.team.engine.model_dump_json()
         )
         chosen = next(name for name in fields.ranked(vector) if name not in refused)
         session.turns[turn]["text"] = chosen
