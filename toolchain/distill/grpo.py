@@ -157,9 +157,10 @@ class Segment:
                 made["advantages"] = judge.advantages(made["completion_ids"].shape[1]).to(made["completion_ids"].device)
                 return made
 
+        pinned = not self.cpu and torch.cuda.is_available()  # torch warns of pinned memory where no GPU is
         args = trl.GRPOConfig(
             output_dir=str(folder / "trl"), save_strategy="no", report_to="none", logging_steps=1, disable_tqdm=True,
-            use_cpu=self.cpu, dataloader_pin_memory=not self.cpu, bf16=False, gradient_checkpointing=False,
+            use_cpu=self.cpu, dataloader_pin_memory=pinned, bf16=False, gradient_checkpointing=False,
             seed=self.seed, shuffle_dataset=False,
             per_device_train_batch_size=config.generations, gradient_accumulation_steps=config.questions,
             num_generations=config.generations,
