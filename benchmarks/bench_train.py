@@ -77,15 +77,16 @@ def examples_for(options, tokenizer):
 
 def run_ours(options):
     """Our loop on a fixed order; one record per step."""
+    from soloist.toolchain.distill.data import as_groups
     from soloist.toolchain.distill.train import TrainConfig, Trainer
 
     settings = {"precision": options.precision, "learning_rate": options.rate, "batch_size": options.batch}
     trainer = Trainer(Path(options.base), TrainConfig(**settings, device=options.device))
-    examples = examples_for(options, trainer.student.tokenizer)
+    groups = as_groups(examples_for(options, trainer.student.tokenizer))
     records = []
     for index in range(options.steps):
         began, busy = time.perf_counter(), time.process_time()
-        record = trainer.step(examples[index * options.batch : (index + 1) * options.batch], index, options.rate)
+        record = trainer.step(groups[index * options.batch : (index + 1) * options.batch], index, options.rate)
         records.append({**record, "seconds": time.perf_counter() - began, "cpu": time.process_time() - busy})
     return records
 
@@ -189,6 +190,8 @@ def compare(options, base):
         for name in list(found):
             result = measure(options, name, base)
             if result is None:
+                if name == "ours":
+                    sys.exit(1)
                 del found[name]
             else:
                 found[name].append(result)

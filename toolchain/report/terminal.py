@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _HEAD = ("system", "accuracy", "95%", "v. team", "p50", "p95", "calls", "tokens", "MB", "peak MB", "$/1k")
+_SPARED = ("peak MB", "tokens", "calls", "$/1k", "p95", "95%", "MB")  # in a narrow terminal, the first first
 
 
 def row(system: System, name: str) -> list[str]:
@@ -38,7 +39,17 @@ def row(system: System, name: str) -> list[str]:
     ]
 
 
-def _table(report: Report, split: TestSplit) -> RenderableType:
+def _fitting(rows: list[list[str]], width: int) -> list[int]:
+    """Which columns fit, at their full width: rich would cut all of them, the names to nothing."""
+    wide = {head: max(len(head), *(len(cells[i]) for cells in rows)) + 2 for i, head in enumerate(_HEAD)}
+    for head in _SPARED:
+        if sum(wide.values()) + 2 <= width:
+            break
+        del wide[head]
+    return [i for i, head in enumerate(_HEAD) if head in wide]
+
+
+def _table(report: Report, split: TestSplit, width: int) -> RenderableType:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -46,12 +57,14 @@ def _table(report: Report, split: TestSplit) -> RenderableType:
     systems, short = report.of(split), names(report.of(split))
     headline = report.details.headline if report.details else None
     table = Table(title=f"{SPLITS[split]}, n = {systems[0].n}", title_justify="left", box=box.SIMPLE_HEAD)
-    for i, head in enumerate(_HEAD):
-        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i > 0, min_width=0 if i else 18)
-    for system in systems:
+    rows = [row(system, short[system.id]) for system in systems]
+    shown = _fitting(rows, width)
+    for i in shown:
+        table.add_column(_HEAD[i], justify="left" if i == 0 else "right", no_wrap=i > 0, min_width=0 if i else 12)
+    for system, cells in zip(systems, rows, strict=True):
         style = "bold cyan" if system.id == headline else "bold" if system.kind == "team" else ""
         # Text, not str: names come from the user's files and may hold what rich would read as markup.
-        table.add_row(*(Text(cell) for cell in row(system, short[system.id])), style=style)
+        table.add_row(*(Text(cells[i]) for i in shown), style=style)
     return table
 
 
@@ -68,7 +81,7 @@ def show(report: Report, console: Console) -> None:
     for split in splits:
         if report.of(split):
             console.print()
-            console.print(_table(report, split))
+            console.print(_table(report, split, console.width))
     if report.details and report.details.gate:
         console.print(Text(f"Gate: {sentence(report.details.gate)}"))
     for caveat in report.details.caveats if report.details else ():
