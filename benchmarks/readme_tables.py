@@ -77,11 +77,11 @@ def training() -> str:
     if not rows:
         return "(no measured row yet)"
     row = rows[-1]
-    ratio = row["ratio"]
+    ratio, threads = row["ratio"], row["threads"] or row["device"]["cores"]
     return (
         f"Training against TRL {row['versions'].get('trl')}, same model, data and batch, alternating runs on this "
         f"processor: {ratio['median']:.1f}× its tokens per second (rounds {ratio['low']:.1f}–{ratio['high']:.1f}×, "
-        f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}, commit {row['commit']}); TRL in its fastest "
+        f"{threads} thread{'s' if threads > 1 else ''}, commit {row['commit']}); TRL in its fastest "
         "working setting. `benchmarks/LOG.md` has the profile."
     )
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from soloist.toolchain.report.contract import read_report
 from soloist.toolchain.report.stage import write_report
 from soloist.toolchain.report.terminal import markdown, show
-from soloist.toolchain.report.words import find
+from soloist.toolchain.report.words import find, names, percent
 
 
 def test_report_is_written_in_three_forms(report, tmp_path):
@@ -71,3 +71,15 @@ def test_json_has_no_nan_and_no_infinity(report, tmp_path):
         raise AssertionError(constant)
 
     assert json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)["schema"] == 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_every_width_of_terminal_shows_whose_row_it_is_and_how_good(report, width):
+    console = Console(record=True, width=width, file=io.StringIO())
+    show(report, console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    for system in report.systems:
+        short = names(report.of(system.split))[system.id]
+        assert any(line.strip().startswith(short[:8]) and percent(system.accuracy.value) in line for line in lines)
+    assert any("peak MB" in line for line in lines) == (width == 200)
