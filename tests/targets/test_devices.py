@@ -1,0 +1,78 @@
+"""Devices: every file is sound, and what a file gets wrong is said in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from soloist.kernels.choose import ARCHITECTURES
+from soloist.kernels.errors import ArtifactError, UsageError
+from soloist.targets.devices import spec
+from soloist.targets.devices.spec import EVIDENCE, NUMBERS, device, devices, read_device
+from soloist.targets.roofline import STUDENTS
+
+FOLDER = Path(spec.__file__).parent
+GOOD = (FOLDER / "jetson_orin_nano_8gb.yaml").read_text(encoding="utf-8")
+
+
+def test_every_file_is_a_device():
+    files = {path.stem.replace("_", "-") for path in FOLDER.rglob("*.y*ml")}
+    assert set(devices()) == files and len(files) > 20
+
+
+@pytest.mark.parametrize("name", devices())
+def test_numbers_have_evidence_and_rates_have_students(name):
+    found = device(name)
+    assert set(found.evidence) == {number for number in NUMBERS if getattr(found, number) is not None}
+    assert (found.peak_tflops is None) == (found.peak_share is None)
+    assert found.usable_gb is None or found.usable_gb < found.memory_gb
+    assert found.kind != "jetson" or (found.architecture in ARCHITECTURES and found.modes)
+    assert found.worst_evidence in EVIDENCE
+    assert all(rate.student in STUDENTS and rate.source for rate in found.published)
+    fitted = {number for number, said in found.evidence.items() if said == "fitted"}
+    assert bool(fitted) == bool(found.published), "fitted means to rates that are given"
+
+
+def test_every_architecture_we_build_for_has_a_device():
+    assert set(ARCHITECTURES) <= {found.architecture for found in devices().values()}
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(UsageError, match="device 'toaster': there is none"):
+        device("toaster")
+
+
+def test_the_weakest_evidence_is_told():
+    assert device("jetson-orin-nano-8gb").worst_evidence == "fitted"
+    assert device("h100-sxm").worst_evidence == "guess"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"colour": "red"}, "unknown key 'colour'"),
+        ({"bandwidth_gbs": None}, "'bandwidth_gbs' is missing; evidence of bandwidth_gbs, which is not given"),
+        ({"bandwidth_gbs": -1}, "bandwidth_gbs is -1: a number above 0"),
+        ({"layer_ms": True}, "layer_ms is True: a number above 0"),
+        ({"bandwidth_share": 1.2}, "bandwidth_share is 1.2: at most 1"),
+        ({"kind": "toaster"}, "kind 'toaster' is none of jetson"),
+        ({"name": "other"}, "name 'other' is not the file's"),
+        ({"architecture": "sm_87"}, "architecture is 'sm_87': a whole number such as 87"),
+        ({"evidence": "trust me"}, "evidence must say where each number comes from"),
+        ({"evidence": {"memory_gb": "rumor"}}, "evidence of layer_ms is missing; evidence 'rumor' is none of measured"),
+        ({"published": [{"student": "x"}]}, "a published rate needs bits, source, student, tokens_per_second"),
+    ],
+)
+def test_a_file_with_a_fault_is_refused_with_every_fault(change, said):
+    data = {key: value for key, value in (yaml.safe_load(GOOD) | change).items() if value is not None}
+    with pytest.raises(ArtifactError) as caught:
+        read_device(yaml.safe_dump(data, sort_keys=False), "jetson_orin_nano_8gb.yaml")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- 1", "a: [", "just text"])
+def test_what_is_no_device_is_refused(text):
+    with pytest.raises(ArtifactError, match=r"x\.yaml"):
+        read_device(text, "x.yaml")
