@@ -1,0 +1,404 @@
+"""Quantize a matrix and pack it into the one layout (`layout.py`), group by group.
+
+    4 bit              v = clamp(rint(w / s), -8, 7)          stored u = v + 8
+    4 bit with zeros   v = clamp(rint(w / s), -z, 15 - z)     stored u = v + z,  z = clamp(rint(-low / s), 0, 15)
+    8 bit              v = clamp(rint(w / s), -127, 127)      stored v
+
+w (N, K) fp32, fp16 or bf16; s (N, groups) fp16. A scale is the group's extreme over a divisor d, in fp32, rounded to
+fp16 *before* the codes are computed, so that the integers fit the scale that is stored:
+
+    4 bit    m = the entry of largest magnitude, with its sign (of two equal ones the negative);  s = m / -8
+             as GGUF's Q4_0: the extreme gets the code -8, which the other side does not have
+    zeros    m = max(high, 0) - min(low, 0);  s = m / 15
+    8 bit    m = largest magnitude;  s = m / 127, as GGUF's Q8_0
+
+Division is IEEE fp32, rint takes ties to even (ggml's own quantizers take ties away from zero). A group of zeros, or
+one whose scale underflows, gets s = 0 and the codes of zero. Infinite and undefined weights are refused.
+
+`search=True`: other divisors are tried, clipping the extreme a little or giving it the positive side; each one's codes v
+get the scale that fits them best in the least-squares sense, s = sum(h w v) / sum(h v v), and new codes for it. Kept is
+the scale with the smallest error sum(h (w - v s)^2), the first of equals; the unsearched one is the first candidate, so
+a search never loses to it. `importance` h (K) is the mean square of each input channel over calibration text
+(activation-weighted error: the output's squared error if channels were independent; AWQ's observation, arXiv
+2306.00978, without its folding of scales into the layer before); none means h = 1.
+
+Bit for bit the same everywhere: sums are added half onto half in one fixed order, v * s is exact in fp32 (at most 8 + 11
+bits), and multiply-adds are not fused. Left out: scales shared by groups (K-quants), 5 and 6 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from soloist.kernels.errors import DataError, UsageError
+from soloist.kernels.jit import tl, triton
+from soloist.kernels.layout import BLOCK, GROUPS, MIDDLE, Quantized, dequantize, pack_nibbles, unpack_nibbles
+from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
+
+Bits = Literal[4, 8]
+DIVISORS = {
+    "4": (-8.0, -7.0, -7.25, -7.5, -7.75, -8.25, -8.5, -8.75, -9.0, -9.5, -10.0, 7.0, 7.25, 7.5, 7.75, 8.0, 8.5),
+    "zeros": (15.0, 14.5, 15.5, 16.0, 16.5, 17.0, 17.5, 18.0, 19.0),
+    "8": (127.0, 126.5, 127.5, 128.0, 129.0, 130.0, 132.0),
+}
+_LARGEST = 65504.0  # of fp16: no scale can overflow
+_CHUNK = 1 << 15  # weights that the reference works on at once: they stay in a core's cache
+
+
+def pack_ref(
+    weight: Tensor, *, bits: Bits = 4, group: int = 32, zeros: bool = False, search: bool = False,
+    importance: Tensor | None = None,
+) -> Quantized:  # fmt: skip
+    """Quantize `weight` (N, K) in plain torch. `importance` (K) weighs the error of a search.
+
+    Raises:
+        UsageError: bits, group or shape that the layout does not have.
+        DataError: weights that are infinite, no numbers, or too large for a scale in fp16.
+    """
+    h = _checked(weight, bits, group, zeros, search, importance)
+    rows, columns = weight.shape
+    groups = -(-columns // group)
+    table = divisors(bits, zeros, search)
+    step = max(1, _CHUNK // columns)
+    parts = [
+        _pack_rows(weight[first : first + step], h, table, bits, group, groups, zeros) for first in range(0, rows, step)
+    ]
+    codes, scales, points = (torch.cat(found) for found in zip(*parts, strict=True))
+    return Quantized(codes, scales, group, points if zeros else None)
+
+
+def _pack_rows(
+    weight: Tensor, h: Tensor, table: tuple[float, ...], bits: int, group: int, groups: int, zeros: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes as the layout stores them, scales and zero points of some rows."""
+    columns = weight.shape[1]
+    pad = groups * group - columns
+    w = F.pad(weight.float(), (0, pad)).reshape(-1, groups, group)
+    h = F.pad(h, (0, pad)).reshape(groups, group)
+    low, high = w.amin(-1), w.amax(-1)
+    scale, z = _first(low, high, table[0], bits, zeros)
+    if len(table) > 1:
+        scale = _search(w, h, _extreme(low, high, bits, zeros), scale, z, table, bits)
+    codes = (_values(w, scale, z, bits) + z[..., None]).reshape(len(w), -1)[:, :columns]
+    if bits == 8:
+        return (codes - 127).to(torch.int8), scale.half(), z.to(torch.uint8)
+    return pack_nibbles(codes), scale.half(), z.to(torch.uint8)
+
+
+def _extreme(low: Tensor, high: Tensor, bits: int, zeros: bool) -> Tensor:
+    if zeros:
+        return high.clamp_min(0) - low.clamp_max(0)
+    return torch.maximum(high, -low) if bits == 8 else torch.where(high > -low, high, low)
+
+
+def _first(low: Tensor, high: Tensor, divisor: float, bits: int, zeros: bool) -> tuple[Tensor, Tensor]:
+    """Unsearched scales (fp32, of fp16 value) and zero points (127 for 8 bits, as if codes were 0..254)."""
+    scale = _half(_extreme(low, high, bits, zeros) / divisor)
+    if not zeros:
+        return scale, torch.full_like(scale, MIDDLE if bits == 4 else 127)
+    z = torch.round((-low.clamp_max(0) / _divisible(scale)).clamp(0, 15))
+    return scale, torch.where(scale == 0, MIDDLE, z)
+
+
+def _half(scale: Tensor) -> Tensor:
+    scale = scale.half().float()
+    return torch.where(scale == 0, 0.0, scale)  # there is one zero
+
+
+def _divisible(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def _values(w: Tensor, scale: Tensor, z: Tensor, bits: int) -> Tensor:
+    z = z[..., None]
+    return torch.round((w / _divisible(scale)[..., None]).maximum(-z).minimum((15 if bits == 4 else 254) - z))
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sum over the last axis (a power of two): halves onto halves."""
+    while (half := x.shape[-1] // 2) > 0:
+        x = x[..., :half] + x[..., half:]
+    return x[..., 0]
+
+
+def _search(
+    w: Tensor, h: Tensor, extreme: Tensor, scale: Tensor, z: Tensor, table: tuple[float, ...], bits: int
+) -> Tensor:
+    def error(scale: Tensor) -> Tensor:
+        off = w - _values(w, scale, z, bits) * scale[..., None]
+        return _sum(h * (off * off))
+
+    best = error(scale)
+    for divisor in table:
+        tried = _half(extreme / divisor)
+        v = _values(w, tried, z, bits)
+        above, below = _sum(h * (w * v)), _sum(h * (v * v))
+        tried = torch.where(below > 0, _half(above / _divisible(below)), tried)
+        found = error(tried)
+        better = found < best
+        scale, best = torch.where(better, tried, scale), torch.where(better, found, best)
+    return scale
+
+
+def divisors(bits: int, zeros: bool, search: bool) -> tuple[float, ...]:
+    """What a group's extreme is divided by, the unsearched divisor first."""
+    table = DIVISORS["zeros" if zeros else str(bits)]
+    return table if search else table[:1]
+
+
+def _checked(weight: Tensor, bits: int, group: int, zeros: bool, search: bool, importance: Tensor | None) -> Tensor:
+    """The importance of each column in fp32, its largest 1."""
+    if bits not in (4, 8) or (zeros and bits != 4):
+        raise UsageError(f"{bits} bits{' with zero points' * zeros}: choose 4 bits, with or without zero points, or 8")
+    if group not in GROUPS:
+        raise UsageError(f"group size {group}: choose one of {', '.join(map(str, GROUPS))}")
+    if weight.dim() != 2 or weight.shape[1] % BLOCK or 0 in weight.shape:
+        raise UsageError(
+            f"shape {tuple(weight.shape)}: the layout takes (rows, columns), columns a multiple of {BLOCK}"
+        )
+    largest = float(weight.abs().amax())
+    if not largest <= _LARGEST:  # NaN is not either
+        raise DataError(f"the largest weight is {largest:g}: weights must be finite and at most {_LARGEST:g}")
+    if importance is None:
+        return torch.ones(weight.shape[1], device=weight.device)
+    if not search:
+        raise UsageError("importance weighs the error of a search: ask for search=True, or leave importance out")
+    h = importance.float()
+    if h.shape != weight.shape[1:] or not bool(torch.isfinite(h).all()) or float(h.min()) < 0:
+        raise DataError(f"importance must be {weight.shape[1]} finite numbers, none below 0, one for each column")
+    return h / _divisible(h.max())
+
+
+CONFIGURATIONS = (Configuration({"ELEMENTS": 1024}, warps=4, stages=1),)
+# the interpreter pays by the operation, not by the element
+INTERPRETED = Configuration({"ELEMENTS": 1 << 17}, warps=4, stages=1)
+_LAUNCH = {"enable_fp_fusion": False}  # a fused multiply-add rounds once where the reference rounds twice
+
+
+@triton.jit
+def _half_sum(x: Any, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr) -> Any:  # noqa: ANN401
+    for step in tl.static_range(STEPS):
+        pairs = tl.permute(tl.reshape(x, (ROWS, 2, COLUMNS >> (step + 1))), (0, 2, 1))
+        low, high = tl.split(pairs)
+        x = low + high
+    return tl.reshape(x, (ROWS,))
+
+
+@triton.jit
+def _to_half(scale: Any) -> Any:  # noqa: ANN401
+    scale = scale.to(tl.float16).to(tl.float32)
+    return tl.where(scale == 0.0, 0.0, scale)
+
+
+@triton.jit
+def _rint(x: Any) -> Any:  # noqa: ANN401
+    return (x + 12582912.0) - 12582912.0  # 1.5 * 2^23: fp32 has no room for a fraction there; |x| < 2^22
+
+
+@triton.jit
+def _to_values(w: Any, scale: Any, z: Any, TOP: tl.constexpr) -> Any:  # noqa: ANN401
+    x = tl.div_rn(w, tl.where(scale == 0.0, 1.0, scale)[:, None])
+    return _rint(tl.minimum(tl.maximum(x, -z[:, None]), TOP - z[:, None]))
+
+
+@triton.jit
+def _error(w: Any, h: Any, scale: Any, z: Any, TOP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+           STEPS: tl.constexpr) -> Any:  # fmt: skip  # noqa: ANN401
+    off = w - _to_values(w, scale, z, TOP) * scale[:, None]
+    return _half_sum(h * (off * off), ROWS, COLUMNS, STEPS)
+
+
+@triton.jit
+def _pack_kernel(
+    weight: Any, importance: Any, table: Any, codes: Any, scales: Any, points: Any, total: Any, columns: Any,  # noqa: ANN401
+    groups: Any, BITS: tl.constexpr, GROUP: tl.constexpr, STEPS: tl.constexpr, ZEROS: tl.constexpr,  # noqa: ANN401
+    WEIGHTED: tl.constexpr, CANDIDATES: tl.constexpr, ELEMENTS: tl.constexpr,
+) -> None:  # fmt: skip
+    ROWS: tl.constexpr = ELEMENTS // GROUP  # rows of this tile are groups: all of W's, row by row
+    TOP: tl.constexpr = 15 if BITS == 4 else 254
+    index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    n, g = (index // groups).to(tl.int64), index % groups
+    column = (g * GROUP)[:, None] + tl.arange(0, GROUP)[None, :]
+    inside = (index < total)[:, None] & (column < columns)
+    w = tl.load(weight + (n * columns)[:, None] + column, mask=inside, other=0.0).to(tl.float32)
+    low, high = tl.min(w, axis=1), tl.max(w, axis=1)
+    if ZEROS:
+        low, high = tl.minimum(low, 0.0), tl.maximum(high, 0.0)
+        extreme = high - low
+    elif BITS == 8:
+        extreme = tl.maximum(high, -low)
+    else:
+        extreme = tl.where(high > -low, high, low)
+    scale = _to_half(tl.div_rn(extreme, tl.load(table) + tl.zeros_like(extreme)))
+    z = tl.zeros_like(scale) + (8.0 if BITS == 4 else 127.0)
+    if ZEROS:
+        exact = tl.div_rn(-low, tl.where(scale == 0.0, 1.0, scale))
+        z = tl.where(scale == 0.0, z, _rint(tl.minimum(tl.maximum(exact, 0.0), 15.0)))
+    if CANDIDATES > 1:
+        h = tl.full((ROWS, GROUP), 1.0, tl.float32)
+        if WEIGHTED:
+            h = tl.load(importance + column, mask=inside, other=0.0)
+        best = _error(w, h, scale, z, TOP, ROWS, GROUP, STEPS)
+        for candidate in range(CANDIDATES):
+            tried = _to_half(tl.div_rn(extreme, tl.load(table + candidate) + tl.zeros_like(extreme)))
+            v = _to_values(w, tried, z, TOP)
+            above = _half_sum(h * (w * v), ROWS, GROUP, STEPS)
+            below = _half_sum(h * (v * v), ROWS, GROUP, STEPS)
+            fitted = _to_half(tl.div_rn(above, tl.where(below == 0.0, 1.0, below)))
+            tried = tl.where(below > 0.0, fitted, tried)
+            found = _error(w, h, tried, z, TOP, ROWS, GROUP, STEPS)
+            better = found < best
+            scale, best = tl.where(better, tried, scale), tl.where(better, found, best)
+    v = _to_values(w, scale, z, TOP)
+    tl.store(scales + index, scale.to(tl.float16), mask=index < total)
+    if ZEROS:
+        tl.store(points + index, z.to(tl.uint8), mask=index < total)
+    if BITS == 8:
+        tl.store(codes + (n * columns)[:, None] + column, v.to(tl.int8), mask=inside)
+    else:
+        u = tl.reshape((v + z[:, None]).to(tl.int32), (ROWS, GROUP // 32, 8, 4))
+        shift = tl.reshape(4 * tl.arange(0, 8), (1, 1, 8, 1))
+        words = tl.reshape(tl.sum(u << shift, axis=2), (ROWS, GROUP // 8))  # disjoint bits
+        word = (g * (GROUP // 8))[:, None] + tl.arange(0, GROUP // 8)[None, :]
+        kept = (index < total)[:, None] & (word < columns // 8)
+        tl.store(codes + (n * (columns // 8))[:, None] + word, words, mask=kept)
+
+
+def pack(
+    weight: Tensor, *, bits: Bits = 4, group: int = 32, zeros: bool = False, search: bool = False,
+    importance: Tensor | None = None, configuration: Configuration | None = None,
+) -> Quantized:  # fmt: skip
+    """Quantize `weight` (N, K) on its device; the same bits as `pack_ref`.
+
+    Raises:
+        UsageError: bits, group or shape that the layout does not have.
+        DataError: weights that are infinite, no numbers, or too large for a scale in fp16.
+    """
+    h = _checked(weight, bits, group, zeros, search, importance)
+    out = _room(weight, bits, group, zeros)
+    _launch(weight.contiguous(), h, out, search, importance is not None, configuration or _fitting(weight))
+    return out
+
+
+def _fitting(weight: Tensor) -> Configuration:
+    return INTERPRETED if weight.device.type == "cpu" else CONFIGURATIONS[0]
+
+
+def _room(weight: Tensor, bits: int, group: int, zeros: bool) -> Quantized:
+    rows, columns = weight.shape
+    shape = (rows, -(-columns // group))
+    stored = (columns // 8, torch.int32) if bits == 4 else (columns, torch.int8)
+    codes = torch.empty(rows, stored[0], dtype=stored[1], device=weight.device)
+    scales = torch.empty(shape, dtype=torch.float16, device=weight.device)
+    points = torch.empty(shape, dtype=torch.uint8, device=weight.device) if zeros else None
+    return Quantized(codes, scales, group, points)
+
+
+def _launch(
+    weight: Tensor, h: Tensor, out: Quantized, search: bool, weighted: bool, configuration: Configuration
+) -> None:
+    zeros = out.zeros is not None
+    table = divisors(out.bits, zeros, search)
+    groups, total = out.scales.shape[1], out.scales.numel()
+    elements = configuration.constants["ELEMENTS"]
+    _pack_kernel[(triton.cdiv(total, elements // out.group),)](
+        weight, h, torch.tensor(table, device=weight.device), out.codes, out.scales,
+        out.zeros if zeros else out.scales, total, weight.shape[1], groups,
+        BITS=out.bits, GROUP=out.group, STEPS=out.group.bit_length() - 1, ZEROS=zeros, WEIGHTED=weighted,
+        CANDIDATES=len(table), ELEMENTS=elements, num_warps=configuration.warps, num_stages=configuration.stages,
+        **_LAUNCH,
+    )  # fmt: skip
+
+
+def _check(case: Case, device: str, seed: int) -> Outcome:
+    """Into poisoned memory: the reference's bits, and every code the nearest to its weight for the stored scale."""
+    random = torch.Generator().manual_seed(seed)
+    rows, columns = case.sizes["N"], case.sizes["K"]
+    options = {"bits": 4, "group": 32, "zeros": False, "search": False, **case.options}
+    weighted = bool(options.pop("weighted", False))
+    weight = torch.randn(rows, columns, generator=random) * torch.rand(rows, 1, generator=random)
+    weight[rows // 2, : columns // 2] = 0
+    weight[0, -1] = 30.0  # an outlier
+    weight = weight.to(getattr(torch, case.dtype)).to(device)
+    importance = torch.rand(columns, generator=random).to(device) if weighted else None
+    want = pack_ref(weight, **options, importance=importance)
+    got = _room(weight, options["bits"], options["group"], options["zeros"])
+    got.codes.fill_(0x5A)
+    got.scales.fill_(float("nan"))
+    if got.zeros is not None:
+        got.zeros.fill_(255)
+    h = _checked(weight, options["bits"], options["group"], options["zeros"], options["search"], importance)
+    _launch(weight, h, got, options["search"], weighted, _fitting(weight))
+    off = float((dequantize(got, torch.float64) - weight.double()).abs().max())
+    return Outcome(_farthest(weight.double(), got) if _same(got, want) else float("inf"), off)
+
+
+def _same(a: Quantized, b: Quantized) -> bool:
+    bits = torch.equal(a.codes, b.codes) and torch.equal(a.scales.view(torch.int16), b.scales.view(torch.int16))
+    return bits and ((a.zeros is None and b.zeros is None) or bool(torch.equal(a.zeros, b.zeros)))  # type: ignore[arg-type]
+
+
+def _farthest(weight: Tensor, found: Quantized) -> float:
+    """The largest distance of a weight, cut to what its group can hold, from its code: 1 is half a step."""
+    columns = weight.shape[1]
+    s = found.scales.double().repeat_interleave(found.group, 1)[:, :columns]
+    if found.bits == 8:
+        v, z, top = found.codes.double(), torch.full_like(s, 127), 254
+    else:
+        z = torch.full_like(s, MIDDLE)
+        if found.zeros is not None:
+            z = found.zeros.double().repeat_interleave(found.group, 1)[:, :columns]
+        v, top = unpack_nibbles(found.codes).double() - z, 15
+    exact = (weight / torch.where(s == 0, 1.0, s)).maximum(-z).minimum(top - z)
+    distance = torch.where(s == 0, v, v - exact).abs() / 0.5
+    return float((distance / (1 + 2.0**-20)).max())
+
+
+def _cases() -> Iterator[Case]:
+    for (n, k), dtype, options in (
+        ((576, 1536), "float32", {}), ((576, 192), "bfloat16", {"group": 128}), ((896, 4864), "float16", {"bits": 8}),
+        ((2048, 5632), "bfloat16", {"group": 64}), ((37, 608), "float16", {"group": 128, "zeros": True}),
+        ((1, 32), "float32", {}), ((131, 352), "bfloat16", {"group": 64, "search": True}),
+        ((64, 576), "float32", {"search": True}), ((61, 576), "float16", {"search": True, "weighted": True}),
+        ((33, 576), "float32", {"group": 128, "search": True, "weighted": True}),
+        ((29, 224), "float32", {"group": 64, "zeros": True, "search": True, "weighted": True}),
+        ((48, 192), "bfloat16", {"bits": 8, "search": True}),
+        ((19, 96), "float32", {"bits": 8, "group": 64, "search": True, "weighted": True}),
+    ):  # fmt: skip
+        yield Case({"N": n, "K": k}, dtype, 0.0, 0.0, options)
+
+
+_TRITON = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
+
+
+def _builds() -> Iterator[Build]:
+    configuration = CONFIGURATIONS[0]
+    kinds: list[tuple[int, bool, bool]] = [(4, False, False), (4, False, True), (4, True, True), (8, False, True)]
+    for dtype in ("float32", "bfloat16"):
+        for bits, zeros, search in kinds:
+            for group in GROUPS:
+                kind = f"{dtype}-int{bits}-g{group}" + "-zeros" * zeros + "-search" * search
+                constants = {
+                    "BITS": bits, "GROUP": group, "STEPS": group.bit_length() - 1, "ZEROS": zeros, "WEIGHTED": search,
+                    "CANDIDATES": len(divisors(bits, zeros, search)), **configuration.constants,
+                }  # fmt: skip
+                signature = {
+                    "weight": _TRITON[dtype], "importance": "*fp32", "table": "*fp32",
+                    "codes": "*i32" if bits == 4 else "*i8", "scales": "*fp16", "points": "*u8" if zeros else "*fp16",
+                    "total": "i32", "columns": "i32", "groups": "i32",
+                }  # fmt: skip
+                yield Build(
+                    "pack", kind, _pack_kernel, signature, constants, configuration,
+                    aligned=("weight", "importance", "table", "codes", "scales", "points", "columns"),
+                    grid=("cdiv(total, ELEMENTS // GROUP)", "1", "1"),
+                )  # fmt: skip
+
+
+KERNEL = Kernel(
+    "pack", "quantize to 4 or 8 bits and pack", pack, pack_ref, CONFIGURATIONS, tuple(_cases()), _check, _builds
+)
