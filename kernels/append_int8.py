@@ -1,0 +1,150 @@
+"""A token's keys and values into an int8 cache, quantized on the way: what feeds `decode_attention`.
+
+    s = fp16(max |x| / 127),   code = clamp(round(x / s), -127, 127),   for each row b and head g at positions[b]
+
+    x (B, Hkv, D) fp16 or bf16;  cache (B, Hkv, S, D) int8;  scales (B, Hkv, S) float16;  positions (B,) int32
+
+One program per row and head; keys and values in one launch each. The kernel's bits are those of the torch reference:
+rounding goes to even by adding and subtracting 1.5 * 2^23, the quotient is the correctly rounded one, and 1 / 127 is a
+factor, because torch divides by a number differently on CPU and GPU. A position outside of the cache is dropped. Left
+out: filling a cache from a prompt, zero points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from soloist.kernels.errors import UsageError
+from soloist.kernels.jit import tl, triton
+from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
+
+WIDTHS = (32, 64, 80, 96, 128)
+
+
+def append_int8_ref(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, key_scales: Tensor, value_scales: Tensor,
+    positions: Tensor,
+) -> None:  # fmt: skip
+    """Write keys and values at each row's position of the caches, in place."""
+    rows = ((positions >= 0) & (positions < key_cache.shape[2])).nonzero()[:, 0]
+    places = positions[rows].long()
+    for new, cache, scales in ((key, key_cache, key_scales), (value, value_cache, value_scales)):
+        exact = new[rows].float()
+        small = (exact.abs().amax(-1) * (1.0 / 127.0)).clamp(max=65504.0).half()
+        wide = small.float()[..., None]
+        codes = torch.where(wide > 0, (exact / wide).round().clamp(-127, 127), 0.0)
+        cache[rows, :, places] = codes.to(torch.int8)
+        scales[rows, :, places] = small
+
+
+CONFIGURATION = Configuration({}, warps=1, stages=1)
+
+
+@triton.jit  # type: ignore[misc]  # triton is not typed
+def _append_int8_kernel(
+    new: tl.tensor, cache: tl.tensor, scales: tl.tensor, positions: tl.tensor,
+    BATCH: tl.int32, HEADS: tl.int32, S: tl.int32, D: tl.constexpr, BLOCK_D: tl.constexpr,
+) -> None:  # fmt: skip
+    pair = tl.program_id(0)  # (row, cache head); BATCH is there for the grid
+    position = tl.load(positions + pair // HEADS)
+    columns = tl.arange(0, BLOCK_D)
+    x = tl.load(new + pair * D + columns, mask=columns < D, other=0.0).to(tl.float32)
+    small = tl.minimum(tl.max(tl.abs(x), 0) * 0.007874015748031496, 65504.0).to(tl.float16)
+    wide = small.to(tl.float32)
+    scaled = tl.div_rn(x, tl.where(wide > 0, wide, 1.0) + tl.zeros_like(x))
+    scaled = (scaled + 12582912.0) - 12582912.0
+    codes = tl.where(wide > 0, tl.minimum(tl.maximum(scaled, -127.0), 127.0), 0.0)
+    place = pair.to(tl.int64) * S + position
+    places = position + tl.zeros_like(columns)  # the interpreter takes no mask of a vector and a single truth
+    inside = (columns < D) & (places >= 0) & (places < S)
+    tl.store(cache + place * D + columns, codes.to(tl.int8), mask=inside)
+    tl.store(scales + place, small, mask=(position >= 0) & (position < S))
+
+
+def append_int8(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, key_scales: Tensor, value_scales: Tensor,
+    positions: Tensor,
+) -> None:  # fmt: skip
+    """Write keys and values at each row's position of the caches, in place.
+
+    Raises:
+        UsageError: shapes, dtypes or layouts that do not fit.
+    """
+    batch, heads, width = key.shape
+    for new, cache, scales in ((key, key_cache, key_scales), (value, value_cache, value_scales)):
+        shape = (batch, heads, cache.shape[2], width)
+        if new.shape != key.shape or tuple(cache.shape) != shape or tuple(scales.shape) != shape[:3]:
+            raise UsageError(f"append_int8: {tuple(new.shape)} does not fit a cache of {tuple(cache.shape)}")
+        if cache.dtype != torch.int8 or scales.dtype != torch.float16 or width not in WIDTHS:
+            raise UsageError(f"append_int8: int8 caches, float16 scales, heads of {WIDTHS}; not {cache.dtype}, {width}")
+        if not all(each.is_contiguous() for each in (new, cache, scales, positions)):
+            raise UsageError("append_int8: every tensor must be contiguous")
+        _append_int8_kernel[(batch * heads,)](
+            new, cache, scales, positions, batch, heads, shape[2], D=width, BLOCK_D=triton.next_power_of_2(width),
+            num_warps=CONFIGURATION.warps, num_stages=CONFIGURATION.stages,
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------- checks and builds
+
+
+def _case(batch: int, heads: int, capacity: int, width: int, dtype: str, **options: Any) -> Case:  # noqa: ANN401
+    return Case({"B": batch, "HKV": heads, "S": capacity, "D": width}, dtype, 0.0, 0.0, options)
+
+
+_CASES = (
+    _case(3, 3, 17, 64, "float16"),
+    _case(4, 1, 5, 80, "bfloat16"),
+    _case(2, 2, 3, 96, "float16", tiny=True),
+    _case(2, 1, 7, 128, "bfloat16", huge=True),
+    _case(1, 2, 1, 32, "float16", zero=True),
+)
+
+
+def _check(case: Case, device: str, seed: int) -> Outcome:
+    """The reference's bits in all of both caches, which are -128 and NaN before."""
+    draw = torch.Generator().manual_seed(seed)
+    batch, heads, capacity, width = (case.sizes[name] for name in ("B", "HKV", "S", "D"))
+    size = 3e-6 if case.options.get("tiny") else 1e30 if case.options.get("huge") else 3.0
+    size = 0.0 if case.options.get("zero") else size
+    new = [(torch.randn((batch, heads, width), generator=draw) * size).to(getattr(torch, case.dtype)) for _ in range(2)]
+    positions = torch.randint(0, capacity + (batch > 1), (batch,), generator=draw, dtype=torch.int32)
+
+    def filled(function: Callable[..., None], place: str) -> list[Tensor]:
+        caches = [torch.full((batch, heads, capacity, width), -128, dtype=torch.int8, device=place) for _ in range(2)]
+        scales = [torch.full((batch, heads, capacity), torch.nan, dtype=torch.float16, device=place) for _ in range(2)]
+        function(*(each.to(place) for each in new), *caches, *scales, positions.to(place))
+        return [each.cpu() for each in (*caches, *scales)]
+
+    off = 0.0
+    for one, other in zip(filled(append_int8, device), filled(append_int8_ref, "cpu"), strict=True):
+        off += float((one.view(torch.int8) != other.view(torch.int8)).sum())
+    return Outcome(off, off) if off else Outcome(0.0, 0.0)
+
+
+def _builds() -> Iterator[Build]:
+    for width in WIDTHS:
+        for short in ("fp16", "bf16"):
+            yield Build(
+                "append_int8", f"{short}-d{width}", _append_int8_kernel,
+                {"new": f"*{short}", "cache": "*i8", "scales": "*fp16", "positions": "*i32",
+                 "BATCH": "i32", "HEADS": "i32", "S": "i32"},
+                {"D": width, "BLOCK_D": 1 << (width - 1).bit_length()}, CONFIGURATION,
+                aligned=("new", "cache"), grid=("BATCH * HEADS", "1", "1"), fused=False,
+            )  # fmt: skip
+
+
+KERNEL = Kernel(
+    name="append_int8",
+    summary="a token's keys and values quantized into an int8 cache",
+    run=append_int8,
+    reference=append_int8_ref,
+    configurations=(CONFIGURATION,),
+    cases=_CASES,
+    check=_check,
+    builds=_builds,
+)

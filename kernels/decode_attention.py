@@ -1,0 +1,344 @@
+"""One new token against its cache: attention of a single query per row, the sequence split over programs.
+
+    out[b, h] = sum_s p[s] V[b, g, s],   p = softmax over s < lengths[b] of  scale * q[b, h] . K[b, g, s],   g = h // G
+
+    q (B, H, D);  K, V (B, Hkv, S, D) in q's dtype, or int8 with float16 scales (B, Hkv, S): K[b, g, s] ks[b, g, s];
+    lengths (B,) int32;  G = H / Hkv heads share a cache head and are processed together, so the cache is read once.
+
+Decoding reads the whole cache for one token, so what counts is that all of the memory system is busy. With one program
+per (row, cache head) most of a GPU would idle; flash-decoding (https://crfm.stanford.edu/2023/10/12/flashdecoding.html)
+cuts the sequence into pieces and gives each its own program, which leaves (m, l, acc): the largest score, the sum of
+exp(score - m) and the sum of exp(score - m) V. A second kernel merges them,
+
+    m = max m_i,   out = sum_i exp(m_i - m) acc_i / sum_i exp(m_i - m) l_i
+
+in a fixed order, so that the same input gives the same bits. Bytes: the cache once, 2 S D elements a cache head (int8:
+half, plus 4 S of scales), and per piece D + 2 floats a head written and read. Scores and sums are fp32, products are
+matrix instructions on q's dtype (the G heads padded to 16 rows: free where memory is the limit), exponentials base 2.
+An int8 value's scale is folded into p, relative to the largest scale of its block, so that fp16 cannot underflow.
+
+A row of length 0 gives 0. `append_int8` fills an int8 cache. Left out: sliding windows, paged caches, several queries
+per row.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from soloist.kernels.choose import interpreting
+from soloist.kernels.errors import UsageError
+from soloist.kernels.jit import tl, triton
+from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
+
+WIDTHS = (32, 64, 80, 96, 128)
+_LOG2_E = 1.4426950408889634
+_MOST_SPLITS = 128
+
+
+def decode_attention_ref(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None, *, scale: float | None = None,
+) -> Tensor:  # fmt: skip
+    """The formula in fp32 (fp64 for an fp64 query): (B, H, D) in the query's dtype."""
+    precise = torch.promote_types(query.dtype, torch.float32)
+    batch, heads, width = query.shape
+    hidden = torch.arange(key.shape[2], device=key.device) >= lengths[:, None, None]  # (B, 1, S)
+
+    def exact(cache: Tensor, scales: Tensor | None) -> Tensor:
+        whole = cache.to(precise) if scales is None else cache.to(precise) * scales.to(precise)[..., None]
+        return whole.masked_fill(hidden[..., None], 0)
+
+    grouped = query.to(precise).view(batch, key.shape[1], heads // key.shape[1], width)
+    scores = grouped @ exact(key, key_scales).transpose(-1, -2) * (width**-0.5 if scale is None else scale)
+    weights = scores.masked_fill(hidden[:, :, None], -torch.inf).softmax(-1)
+    weights = weights.masked_fill(hidden[:, :, None], 0)  # a row of length 0 has no softmax
+    return (weights @ exact(value, value_scales)).view(batch, heads, width).to(query.dtype)
+
+
+# BLOCK_S: places of the cache taken at once. Two stages keep shared memory within the 99 KiB of Ada and Blackwell RTX.
+NARROW = Configuration({"BLOCK_S": 128}, warps=4, stages=2)  # D <= 64
+WIDE = Configuration({"BLOCK_S": 64}, warps=4, stages=2)
+CONFIGURATIONS = (NARROW, WIDE)
+_MERGE = Configuration({"BLOCK_I": 16}, warps=4, stages=1)
+
+
+@triton.jit  # type: ignore[misc]  # triton is not typed
+def _product(a: tl.tensor, b: tl.tensor, INTERPRETED: tl.constexpr) -> tl.tensor:
+    """a b on tensor cores, b as a's dtype. The interpreter keeps bfloat16 as raw bits and would multiply those."""
+    if INTERPRETED:
+        found = tl.dot(a.to(tl.float32), b.to(tl.float32))
+    else:
+        found = tl.dot(a, b.to(a.dtype))
+    return found
+
+
+@triton.jit  # type: ignore[misc]  # triton is not typed
+def _decode_attention_kernel(
+    query: tl.tensor, key: tl.tensor, value: tl.tensor, key_scales: tl.tensor, value_scales: tl.tensor,
+    lengths: tl.tensor, peaks: tl.tensor, sums: tl.tensor, partials: tl.tensor, out: tl.tensor,
+    scale: tl.float32, BATCH: tl.int32, HEADS: tl.int32, S: tl.int32, GROUP: tl.int32, TOKENS: tl.int32,
+    SPLITS: tl.int32, D: tl.constexpr, QUANTIZED: tl.constexpr, WHOLE: tl.constexpr, BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, INTERPRETED: tl.constexpr,
+) -> None:  # fmt: skip
+    pair = tl.program_id(0)  # (row, cache head); BATCH is there for the grid
+    split = tl.program_id(1)
+    length = tl.minimum(tl.load(lengths + pair // HEADS), S)
+    first = split * TOKENS
+    last = tl.minimum(first + TOKENS, length)
+    if not WHOLE:  # noqa: SIM102 - known when compiled, unlike the length
+        if first >= length:
+            return
+    group = tl.arange(0, BLOCK_G)
+    columns = tl.arange(0, BLOCK_D)
+    inside = (group < GROUP)[:, None] & (columns < D)[None, :]
+    heads = pair * GROUP + group
+    q = tl.load(query + heads[:, None] * D + columns[None, :], mask=inside, other=0.0)
+    base = pair.to(tl.int64) * S
+    keys, values = key + base * D, value + base * D
+    peak = tl.full((BLOCK_G,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_G,), tl.float32)
+    acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
+    for start in range(first, last, BLOCK_S):
+        places = start + tl.arange(0, BLOCK_S)
+        real = places < last
+        offsets = places[:, None] * D + columns[None, :]
+        mask = real[:, None] & (columns < D)[None, :]
+        k = tl.load(keys + offsets, mask=mask, other=0)
+        v = tl.load(values + offsets, mask=mask, other=0)
+        scores = _product(q, tl.trans(k), INTERPRETED) * scale
+        if QUANTIZED:
+            scores = scores * tl.load(key_scales + base + places, mask=real, other=0.0).to(tl.float32)[None, :]
+        scores = tl.where(real[None, :], scores, float("-inf"))
+        top = tl.maximum(peak, tl.max(scores, 1))
+        fade = tl.exp2(peak - top)
+        p = tl.exp2(scores - top[:, None])
+        total = total * fade + tl.sum(p, 1)
+        if QUANTIZED:
+            steps = tl.load(value_scales + base + places, mask=real, other=0.0).to(tl.float32)
+            largest = tl.maximum(tl.max(steps, 0), 1e-30)
+            p = p * (steps / largest)[None, :]
+            acc = acc * fade[:, None] + _product(p.to(q.dtype), v, INTERPRETED) * largest
+        else:
+            acc = acc * fade[:, None] + _product(p.to(q.dtype), v, INTERPRETED)
+        peak = top
+    if WHOLE:
+        acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+        tl.store(out + heads[:, None] * D + columns[None, :], acc.to(out.dtype.element_ty), mask=inside)
+    else:
+        piece = heads * SPLITS + split
+        tl.store(peaks + piece, peak, mask=group < GROUP)
+        tl.store(sums + piece, total, mask=group < GROUP)
+        tl.store(partials + piece[:, None] * D + columns[None, :], acc, mask=inside)
+
+
+@triton.jit  # type: ignore[misc]  # triton is not typed
+def _merge_kernel(
+    peaks: tl.tensor, sums: tl.tensor, partials: tl.tensor, lengths: tl.tensor, out: tl.tensor,
+    BATCH: tl.int32, HEADS: tl.int32, S: tl.int32, TOKENS: tl.int32, SPLITS: tl.int32,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
+) -> None:  # fmt: skip
+    head = tl.program_id(0)  # (row, head)
+    length = tl.minimum(tl.load(lengths + head // HEADS), S)
+    used = (length + TOKENS - 1) // TOKENS  # pieces beyond the length were never written
+    columns = tl.arange(0, BLOCK_D)
+    peak = tl.full((1,), float("-inf"), tl.float32)
+    total = tl.zeros((1,), tl.float32)
+    acc = tl.zeros((BLOCK_D,), tl.float32)
+    for start in range(0, used, BLOCK_I):
+        pieces = start + tl.arange(0, BLOCK_I)
+        real = pieces < used
+        flat = head * SPLITS + pieces
+        m = tl.load(peaks + flat, mask=real, other=float("-inf"))
+        parts = tl.load(
+            partials + flat[:, None] * D + columns[None, :], mask=real[:, None] & (columns < D)[None, :], other=0.0
+        )
+        top = tl.maximum(peak, tl.max(m, 0))
+        fade = tl.exp2(peak - top)
+        weights = tl.exp2(m - top)
+        total = total * fade + tl.sum(weights * tl.load(sums + flat, mask=real, other=0.0), 0)
+        acc = acc * fade + tl.sum(weights[:, None] * parts, 0)
+        peak = top
+    acc = acc / tl.where(total > 0, total, 1.0)
+    tl.store(out + head * D + columns, acc.to(out.dtype.element_ty), mask=columns < D)
+
+
+def decode_attention(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None, *, scale: float | None = None, splits: int | None = None,
+    configuration: Configuration | None = None, empty: Callable[..., Tensor] = torch.empty,
+) -> Tensor:  # fmt: skip
+    """Attention of one query per row over the first `lengths` places of its cache, (B, H, D).
+
+    Args:
+        scale: of the scores; D ** -0.5 unless given.
+        splits: pieces of the sequence; by default what fills the device.
+        empty: allocates the output and the work space.
+
+    Raises:
+        UsageError: shapes, dtypes or layouts that do not fit.
+    """
+    _refuse_misfit(query, key, value, lengths, key_scales, value_scales)
+    batch, heads, width = query.shape
+    shared, capacity = key.shape[1:3]
+    chosen = configuration or (NARROW if width <= 64 else WIDE)
+    block, group, padded = chosen.constants["BLOCK_S"], heads // shared, triton.next_power_of_2(width)
+    tokens, pieces = _cut(batch * shared, capacity, block, splits, query.device)
+    out = empty(query.shape, dtype=query.dtype, device=query.device)
+    count = batch * heads * pieces if pieces > 1 else 1
+    peaks, sums = (empty(count, dtype=torch.float32, device=query.device) for _ in range(2))
+    partials = empty(count * width if pieces > 1 else 1, dtype=torch.float32, device=query.device)
+    _decode_attention_kernel[(batch * shared, pieces)](
+        query, key, value, query if key_scales is None else key_scales, query if value_scales is None else value_scales,
+        lengths, peaks, sums, partials, out,
+        (width**-0.5 if scale is None else scale) * _LOG2_E, batch, shared, capacity, group, tokens, pieces,
+        D=width, QUANTIZED=key_scales is not None, WHOLE=pieces == 1,
+        BLOCK_G=max(16, triton.next_power_of_2(group)), BLOCK_D=padded, BLOCK_S=block,
+        INTERPRETED=interpreting(), num_warps=chosen.warps, num_stages=chosen.stages,
+    )  # fmt: skip
+    if pieces > 1:
+        _merge_kernel[(batch * heads,)](
+            peaks, sums, partials, lengths, out, batch, heads, capacity, tokens, pieces,
+            D=width, BLOCK_D=padded, **_MERGE.constants, num_warps=_MERGE.warps, num_stages=_MERGE.stages,
+        )  # fmt: skip
+    return out
+
+
+def _refuse_misfit(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, key_scales: Tensor | None, value_scales: Tensor | None
+) -> None:
+    batch, heads, width = query.shape
+    scales = [each for each in (key_scales, value_scales) if each is not None]
+    if width not in WIDTHS or query.dtype not in (torch.float16, torch.bfloat16):
+        raise UsageError(f"decode_attention: heads of {width} in {query.dtype}; it takes {WIDTHS} in fp16 or bf16")
+    if key.shape != value.shape or key.shape[0] != batch or key.shape[3] != width or heads % key.shape[1]:
+        raise UsageError(
+            f"decode_attention: queries {tuple(query.shape)} do not fit a cache of {tuple(key.shape)} and "
+            f"{tuple(value.shape)}: both are (B, Hkv, S, D), H a multiple of Hkv"
+        )
+    if key.dtype != value.dtype or key.dtype != (torch.int8 if scales else query.dtype) or len(scales) == 1:
+        raise UsageError(f"decode_attention: a cache of {key.dtype} for {query.dtype}; int8 comes with both scales")
+    if any(each.shape != key.shape[:3] or each.dtype != torch.float16 for each in scales):
+        raise UsageError(f"decode_attention: scales must be float16 {tuple(key.shape[:3])}")
+    if lengths.shape != (batch,) or lengths.dtype != torch.int32:
+        raise UsageError(f"decode_attention: lengths must be int32 ({batch},), not {lengths.dtype}")
+    if not all(each.is_contiguous() for each in (query, key, value, lengths, *scales)):
+        raise UsageError("decode_attention: every tensor must be contiguous")
+
+
+def _cut(pairs: int, capacity: int, block: int, splits: int | None, device: torch.device) -> tuple[int, int]:
+    """Places per piece, a multiple of the block, and the number of pieces."""
+    if splits is None:
+        most = min(_MOST_SPLITS, -(-capacity // (4 * block)))  # a shorter piece is not worth a program
+        splits = max(1, min(most, -(-2 * _processors(device) // pairs)))
+    tokens = max(1, -(-capacity // (splits * block))) * block
+    return tokens, max(1, -(-capacity // tokens))
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 8
+
+
+# ---------------------------------------------------------------- checks and builds
+
+
+def _case(batch: int, heads: int, shared: int, capacity: int, width: int, dtype: str, **options: int) -> Case:
+    atol, rtol = (2e-3, 2e-3) if dtype == "float16" else (1.6e-2, 1.6e-2)
+    slow = bool(options.pop("slow", 0))
+    sizes = {"B": batch, "H": heads, "HKV": shared, "S": capacity, "D": width}
+    return Case(sizes, dtype, atol, rtol, options, slow)
+
+
+_CASES = (
+    _case(2, 9, 3, 131, 64, "float16"),  # SmolLM2-135M's heads
+    _case(2, 9, 3, 131, 64, "bfloat16", int8=True, splits=2),
+    _case(1, 14, 2, 257, 64, "float16", int8=True, splits=3),  # Qwen2.5-0.5B's
+    _case(3, 4, 4, 67, 32, "bfloat16"),
+    _case(2, 4, 1, 301, 80, "float16", splits=5),
+    _case(2, 4, 1, 67, 80, "bfloat16", int8=True),
+    _case(2, 6, 2, 97, 96, "float16", int8=True, splits=2),
+    _case(2, 32, 1, 193, 128, "bfloat16", splits=4),
+    _case(1, 2, 1, 1, 128, "float16", int8=True),
+    _case(4, 2, 2, 64, 64, "float16", splits=1),
+    _case(1, 9, 3, 4099, 64, "float16", splits=20, slow=True),  # two tiles of the merge
+    _case(2, 32, 8, 1021, 128, "bfloat16", int8=True, splits=7, slow=True),
+    _case(1, 15, 5, 2048, 64, "float16", slow=True),
+)
+
+
+def _check(case: Case, device: str, seed: int) -> Outcome:
+    """Random queries and caches; what lies beyond a row's length, and every allocation, is NaN or -128."""
+    draw = torch.Generator().manual_seed(seed)
+    batch, heads, shared, capacity, width = (case.sizes[name] for name in ("B", "H", "HKV", "S", "D"))
+    dtype = getattr(torch, case.dtype)
+    lengths = torch.tensor([(capacity, 1, capacity * 3 // 4, 0)[row % 4] for row in range(batch)], dtype=torch.int32)
+    beyond = (torch.arange(capacity) >= lengths[:, None])[:, None, :].expand(batch, shared, capacity)
+    query = torch.randn((batch, heads, width), generator=draw).to(dtype)
+    key, value = (torch.randn((batch, shared, capacity, width), generator=draw) * 1.5 for _ in range(2))
+    scales: tuple[Tensor, ...] = ()
+    if case.options.get("int8"):
+        steps = [(x.abs().amax(-1) / 127).half() for x in (key, value)]
+        key, value = (x.div(s.float()[..., None]).round() for x, s in zip((key, value), steps, strict=True))
+        key, value = (x.clamp(-127, 127).to(torch.int8).masked_fill(beyond[..., None], -128) for x in (key, value))
+        scales = tuple(s.masked_fill(beyond, torch.nan) for s in steps)
+    else:
+        key, value = (x.to(dtype).masked_fill(beyond[..., None], torch.nan) for x in (key, value))
+    wanted = decode_attention_ref(query.double(), key, value, lengths, *(s.nan_to_num() for s in scales), scale=0.2)
+
+    def poisoned(*shape: object, **how: object) -> Tensor:
+        return torch.empty(*shape, **how).fill_(torch.nan)
+
+    tensors = (each.to(device) for each in (query, key, value, lengths, *scales))
+    found = decode_attention(*tensors, scale=0.2, splits=case.options.get("splits"), empty=poisoned).double().cpu()
+    off = (found - wanted).abs()
+    worst = (off / (case.atol + case.rtol * wanted.abs())).nan_to_num(nan=torch.inf).max()
+    return Outcome(float(worst), float(off.nan_to_num(nan=torch.inf).max()))
+
+
+def _builds() -> Iterator[Build]:
+    """Every width in fp16, the usual two in bf16; pieces for all, the undivided form for the usual two."""
+    for width, short in itertools.product(WIDTHS, ("fp16", "bf16")):
+        usual = width in (64, 128)
+        if short == "bf16" and not usual:
+            continue
+        padded, chosen = 1 << (width - 1).bit_length(), NARROW if width <= 64 else WIDE
+        for quantized, whole in itertools.product((False, True), (False, True) if usual else (False,)):
+            yield _attention_build(width, short, quantized, whole, padded, chosen)
+        yield Build(
+            "decode_attention", f"merge-{short}-d{width}", _merge_kernel,
+            {"peaks": "*fp32", "sums": "*fp32", "partials": "*fp32", "lengths": "*i32", "out": f"*{short}",
+             "BATCH": "i32", "HEADS": "i32", "S": "i32", "TOKENS": "i32", "SPLITS": "i32"},
+            {"D": width, "BLOCK_D": padded, **_MERGE.constants}, _MERGE,
+            aligned=("peaks", "sums", "partials", "out", "TOKENS"), grid=("BATCH * HEADS", "1", "1"),
+        )  # fmt: skip
+
+
+def _attention_build(width: int, short: str, quantized: bool, whole: bool, padded: int, chosen: Configuration) -> Build:
+    cache, scales = ("*i8", "*fp16") if quantized else (f"*{short}", f"*{short}")
+    return Build(
+        "decode_attention", f"{short}-{'int8' if quantized else short}-d{width}{'-whole' if whole else ''}",
+        _decode_attention_kernel,
+        {"query": f"*{short}", "key": cache, "value": cache, "key_scales": scales, "value_scales": scales,
+         "lengths": "*i32", "peaks": "*fp32", "sums": "*fp32", "partials": "*fp32", "out": f"*{short}",
+         "scale": "fp32", "BATCH": "i32", "HEADS": "i32", "S": "i32", "GROUP": "i32", "TOKENS": "i32", "SPLITS": "i32"},
+        {"D": width, "QUANTIZED": quantized, "WHOLE": whole, "BLOCK_G": 16, "BLOCK_D": padded,
+         "INTERPRETED": False, **chosen.constants},
+        chosen, aligned=("query", "key", "value", "partials", "out", "TOKENS"), grid=("BATCH * HEADS", "SPLITS", "1"),
+    )  # fmt: skip
+
+
+KERNEL = Kernel(
+    name="decode_attention",
+    summary="one query against an fp16, bf16 or int8 cache, split over the sequence",
+    run=decode_attention,
+    reference=decode_attention_ref,
+    configurations=CONFIGURATIONS,
+    cases=_CASES,
+    check=_check,
+    builds=_builds,
+)

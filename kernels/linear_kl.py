@@ -1,0 +1,377 @@
+"""How far a student is from its teacher, from hidden states to the loss, while its logits are never whole.
+
+    z = (h W^T + b) / tau,   Q = softmax z,   P = softmax(t / tau),   M = beta P + (1 - beta) Q,   row i: w[i] D[i]
+
+    forward   D = sum P log(P / Q)                                dz = Q - P
+    reverse   D = sum Q log(Q / P)                                dz = Q (log(Q / P) - D)
+    jsd       D = beta KL(P || M) + (1 - beta) KL(Q || M)         dz = (1 - beta) Q (log(Q / M) - KL(Q || M))
+    dh = dz W / tau,   dW = dz^T h / tau,   db = sum dz / tau
+
+    h (T, D);  W (V, D);  b (V,) or none;  w (T,) or none, rows of weight 0 are left out before anything is computed;
+    teacher: logits t (T, V), or a `Head` (its states and matrix: its logits are never whole either), or `TopK`.
+
+`TopK` is k tokens and one more outcome, all other tokens together: `bucket` gives it the teacher's remaining mass,
+`renormalized` gives it none. One token renormalized is cross-entropy. No factor tau^2 is put in.
+
+Sweeps. For C tokens at a time: z (T, C) in fp32 by torch's matrix product, small enough to stay in a GPU's L2, then
+one Triton kernel over it. A row's gradient needs its normalizers over all of V, so there are two sweeps, and three for
+jsd, whose second one sums KL(P || M) and KL(Q || M). Each makes z again: 4 products of T V D (jsd: 5) where the plain
+loss has 3. In exchange it holds T C (4 + 2) bytes of z and dz, where the plain loss holds T V times 2 of logits, 4 of
+each fp32 log-softmax and 2 of the gradient. Per logit and sweep 4 bytes of z are written and read and 2 of the
+teacher's read; the last sweep writes 2 of dz, which two products read. State is 5 floats a row; 3 wait for the
+backward pass. The gradient is made there and not in the forward pass: as the sweeps are apart anyway that costs
+nothing, rows may be weighed afterwards, dW does not wait beside the activations, and a forward pass whose gradient is
+not wanted (evaluation, checkpointing) is one sweep. dz is rounded before its row's weight is applied, for fp16's sake.
+
+`plain=True` is the same in torch, for devices without Triton. Left out: a gradient for the teacher, several devices.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from soloist.kernels.divergences import Head, Kind, TopK, divergence_ref, of_few, refuse_misfit
+from soloist.kernels.errors import UsageError
+from soloist.kernels.jit import tl, triton
+from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
+from soloist.kernels.vocabulary import SPARE, Divergence, Picked, Plain, Plan, Steps, precise
+
+_NUMBERS = {"lse": 0, "forward": 1, "reverse": 2, "jsd": 3}
+_GPU_ELEMENTS, _CPU_ELEMENTS = 1 << 23, 1 << 20  # of a chunk: 32 MiB in L2, 4 MiB
+
+
+def linear_kl_ref(
+    hidden: Tensor, weight: Tensor, teacher: Tensor | Head | TopK, *, bias: Tensor | None = None,
+    kind: Kind = "forward", beta: float = 0.5, temperature: float = 1.0, weights: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The formula on whole logits, differentiable by torch: (T,) in fp32 or fp64."""
+    wide = precise(hidden.dtype)
+    log_q = (functional.linear(hidden, weight, bias).to(wide) / temperature).log_softmax(-1)
+    if isinstance(teacher, TopK):
+        rest = log_q.scatter(1, teacher.indices, -torch.inf).logsumexp(-1)
+        rows = of_few(log_q.gather(1, teacher.indices), rest, teacher, kind, beta, temperature)
+    else:
+        if isinstance(teacher, Head):
+            teacher = functional.linear(teacher.states, teacher.weight, teacher.bias)
+        rows = divergence_ref(log_q, (teacher.detach().to(wide) / temperature).log_softmax(-1), kind, beta)
+    return rows if weights is None else torch.where(weights == 0, 0.0, rows * weights.to(wide))
+
+
+# BLOCK_T x BLOCK_V logits at once: 16 a thread, so that each of its loads is 16 bytes.
+CONFIGURATIONS = (
+    Configuration({"BLOCK_T": 2, "BLOCK_V": 1024}, warps=4, stages=2),
+    Configuration({"BLOCK_T": 1, "BLOCK_V": 2048}, warps=4, stages=2),
+)
+
+
+@triton.jit  # type: ignore[misc]  # triton is not typed
+def _online(x: tl.tensor, peak: tl.tensor, total: tl.tensor) -> tl.tensor:
+    """exp(x - new peak), what older sums fade by, the new peak, the new sum."""
+    top = tl.maximum(peak, tl.max(x, 1))
+    base = tl.where(top == float("-inf"), 0.0, top)  # nothing but tokens without mass so far
+    grown = tl.exp(x - base[:, None])
+    fade = tl.exp(peak - base)
+    return grown, fade, top, total * fade + tl.sum(grown, 1)
+
+
+@triton.jit  # type: ignore[misc]  # triton is not typed
+def _statistics_kernel(
+    logits: tl.tensor, teacher: tl.tensor, rows: tl.tensor, state: tl.tensor, count: tl.int32, width: tl.int32,
+    stride: tl.int32, teacher_stride: tl.int32, inverse: tl.float32,
+    KIND: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> None:  # fmt: skip
+    """First sweep: state (5, count) is peak and sum of the student, of the teacher, and an expectation."""
+    mine = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    real = mine < count
+    own = logits + mine.to(tl.int64)[:, None] * stride
+    theirs = teacher + tl.load(rows + mine, mask=real, other=0)[:, None] * teacher_stride
+    peak_q = tl.load(state + mine, mask=real, other=float("-inf"))
+    sum_q = tl.load(state + count + mine, mask=real, other=0.0)
+    peak_p = tl.load(state + 2 * count + mine, mask=real, other=float("-inf"))
+    sum_p = tl.load(state + 3 * count + mine, mask=real, other=0.0)
+    acc = tl.load(state + 4 * count + mine, mask=real, other=0.0)
+    for start in range(0, width, BLOCK_V):
+        columns = start + tl.arange(0, BLOCK_V)
+        inside = real[:, None] & (columns < width)[None, :]
+        z = tl.load(own + columns[None, :], mask=inside, other=float("-inf"))
+        grown_q, fade_q, peak_q, sum_q = _online(z, peak_q, sum_q)
+        if KIND != 0:
+            t = tl.load(theirs + columns[None, :], mask=inside, other=float("-inf")).to(tl.float32) * inverse
+            grown_p, fade_p, peak_p, sum_p = _online(t, peak_p, sum_p)
+            if KIND == 1:
+                apart = tl.where(grown_p > 0, t, 0.0) - tl.where(grown_p > 0, z, 0.0)
+                acc = acc * fade_p + tl.sum(grown_p * apart, 1)
+            if KIND == 2:
+                apart = tl.where(grown_q > 0, z, 0.0) - tl.where(grown_q > 0, t, 0.0)
+                acc = acc * fade_q + tl.sum(grown_q * apart, 1)
+    tl.store(state + mine, peak_q, mask=real)
+    tl.store(state + count + mine, sum_q, mask=real)
+    tl.store(state + 2 * count + mine, peak_p, mask=real)
+    tl.store(state + 3 * count + mine, sum_p, mask=real)
+    tl.store(state + 4 * count + mine, acc, mask=real)
+
+
+@triton.jit  # type: ignore[misc]  # triton is not typed
+def _mixture_kernel(
+    logits: tl.tensor, teacher: tl.tensor, rows: tl.tensor, ends: tl.tensor, sums: tl.tensor, count: tl.int32,
+    width: tl.int32, stride: tl.int32, teacher_stride: tl.int32, inverse: tl.float32, beta: tl.float32,
+    BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> None:  # fmt: skip
+    """Second sweep of jsd: sums (2, count) gather KL(P || M) and KL(Q || M)."""
+    mine = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    real = mine < count
+    own = logits + mine.to(tl.int64)[:, None] * stride
+    theirs = teacher + tl.load(rows + mine, mask=real, other=0)[:, None] * teacher_stride
+    end_q = tl.load(ends + mine, mask=real, other=0.0)[:, None]
+    end_p = tl.load(ends + count + mine, mask=real, other=0.0)[:, None]
+    of_p = tl.load(sums + mine, mask=real, other=0.0)
+    of_q = tl.load(sums + count + mine, mask=real, other=0.0)
+    for start in range(0, width, BLOCK_V):
+        columns = start + tl.arange(0, BLOCK_V)
+        inside = real[:, None] & (columns < width)[None, :]
+        log_q = tl.load(own + columns[None, :], mask=inside, other=-1e30) - end_q
+        log_p = tl.load(theirs + columns[None, :], mask=inside, other=float("-inf")).to(tl.float32) * inverse - end_p
+        apart = tl.minimum(tl.maximum(log_p - log_q, -80.0), 80.0)  # beyond, one of them has no mass
+        over = -tl.log(beta * tl.exp(apart) + (1.0 - beta))  # log(Q / M)
+        of_p += tl.sum(tl.exp(log_p) * (apart + over), 1)
+        of_q += tl.sum(tl.exp(log_q) * over, 1)
+    tl.store(sums + mine, of_p, mask=real)
+    tl.store(sums + count + mine, of_q, mask=real)
+
+
+@triton.jit  # type: ignore[misc]  # triton is not typed
+def _gradient_kernel(
+    logits: tl.tensor, teacher: tl.tensor, rows: tl.tensor, ends: tl.tensor, out: tl.tensor, count: tl.int32,
+    width: tl.int32, stride: tl.int32, teacher_stride: tl.int32, inverse: tl.float32, beta: tl.float32,
+    KIND: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> None:  # fmt: skip
+    """Last sweep: dz of a block. ends (3, count): log-sum-exp of the student, of the teacher, what the row pulls by."""
+    mine = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    columns = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    real = mine < count
+    inside = real[:, None] & (columns < width)[None, :]
+    place = mine.to(tl.int64)[:, None] * stride + columns[None, :]
+    log_q = tl.load(logits + place, mask=inside, other=-1e30)
+    log_q = log_q - tl.load(ends + mine, mask=real, other=0.0)[:, None]
+    pull = tl.load(ends + 2 * count + mine, mask=real, other=0.0)[:, None]
+    q = tl.exp(log_q)
+    if KIND == 0:
+        gradient = q * pull
+    else:
+        theirs = teacher + tl.load(rows + mine, mask=real, other=0)[:, None] * teacher_stride + columns[None, :]
+        log_p = tl.load(theirs, mask=inside, other=float("-inf")).to(tl.float32) * inverse
+        log_p = log_p - tl.load(ends + count + mine, mask=real, other=0.0)[:, None]
+        if KIND == 1:
+            gradient = q - tl.exp(log_p)
+        if KIND == 2:
+            gradient = q * tl.where(q > 0, log_q - log_p - pull, 0.0)
+        if KIND == 3:
+            apart = tl.minimum(tl.maximum(log_p - log_q, -80.0), 80.0)
+            gradient = (1.0 - beta) * q * (-tl.log(beta * tl.exp(apart) + (1.0 - beta)) - pull)
+    tl.store(out + place, gradient.to(out.dtype.element_ty), mask=inside)
+
+
+class _Triton:
+    """The steps as the kernels above."""
+
+    exact = True
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.how = {**configuration.constants, "num_warps": configuration.warps, "num_stages": configuration.stages}
+
+    def statistics(self, z: Tensor, t: Tensor | None, rows: Tensor, state: Tensor, plan: Plan) -> None:
+        t = z if t is None else t
+        _statistics_kernel[(self._blocks(z),)](
+            z, t, rows, state, *z.shape, z.stride(0), t.stride(0), plan.inverse, KIND=_NUMBERS[plan.kind], **self.how
+        )
+
+    def mixture(self, z: Tensor, t: Tensor | None, rows: Tensor, ends: Tensor, sums: Tensor, plan: Plan) -> None:
+        assert t is not None
+        _mixture_kernel[(self._blocks(z),)](
+            z, t, rows, ends, sums, *z.shape, z.stride(0), t.stride(0), plan.inverse, plan.beta, **self.how
+        )
+
+    def gradient(self, z: Tensor, t: Tensor | None, rows: Tensor, ends: Tensor, out: Tensor, plan: Plan) -> None:
+        t = z if t is None else t
+        wide = triton.cdiv(z.shape[1], self.configuration.constants["BLOCK_V"])
+        _gradient_kernel[(self._blocks(z), wide)](
+            z, t, rows, ends, out, *z.shape, z.stride(0), t.stride(0), plan.inverse, plan.beta,
+            KIND=_NUMBERS[plan.kind], **self.how,
+        )  # fmt: skip
+
+    def _blocks(self, z: Tensor) -> int:
+        return int(triton.cdiv(len(z), self.configuration.constants["BLOCK_T"]))
+
+
+def linear_kl(
+    hidden: Tensor, weight: Tensor, teacher: Tensor | Head | TopK, *, bias: Tensor | None = None,
+    kind: Kind = "forward", beta: float = 0.5, temperature: float = 1.0, weights: Tensor | None = None,
+    chunk: int | None = None, plain: bool = False, configuration: Configuration = CONFIGURATIONS[0],
+    empty: Callable[..., Tensor] = torch.empty,
+) -> Tensor:  # fmt: skip
+    """The weighted divergence of each row, (T,) in fp32; gradients for hidden states, matrix and bias.
+
+    Args:
+        weights: (T,), of each row; one of 0 costs nothing.
+        chunk: tokens of the vocabulary at a time; by default what fits the caches.
+        plain: in torch instead of Triton.
+        empty: allocates buffers and gradients.
+
+    Raises:
+        UsageError: shapes that do not fit, or a divergence that is not defined.
+    """
+    refuse_misfit(hidden, weight, teacher, kind, beta, temperature)
+    if hidden.dtype == torch.float64 and not plain:
+        raise UsageError("linear_kl: fp64 has no Triton kernel; choose plain")
+    device = hidden.device
+    autocast = torch.is_autocast_enabled(device.type)
+    own = hidden.to(torch.get_autocast_dtype(device.type)) if autocast else hidden
+    rows = torch.arange(len(hidden), device=device) if weights is None else weights.nonzero()[:, 0]
+    if not len(rows):
+        return torch.zeros(len(hidden), dtype=precise(own.dtype), device=device) + hidden[:0].sum()
+    own = own if weights is None else own[rows]
+    if chunk is None:
+        elements = _CPU_ELEMENTS if device.type == "cpu" else _GPU_ELEMENTS
+        chunk = min(max(256, elements // len(rows) // 256 * 256), -(-len(weight) // SPARE) * SPARE)
+    steps: Steps = Plain() if plain else _Triton(configuration)
+    with torch.autocast(device.type, enabled=False):
+        if isinstance(teacher, TopK):
+            plan = Plan("lse", beta, temperature, chunk, steps, empty)
+            few = TopK(teacher.indices[rows], teacher.values[rows], teacher.rest)
+            rest, picked = Picked.apply(own.contiguous(), weight, bias, plan, few.indices)
+            end = torch.logaddexp(rest, picked.logsumexp(-1))
+            values = of_few(picked - end[:, None], rest - end, few, kind, beta, temperature)
+        else:
+            plan = Plan(kind, beta, temperature, chunk, steps, empty)
+            taught: tuple[Tensor | None, ...] = (teacher,) if isinstance(teacher, Tensor) else ()
+            if isinstance(teacher, Head):
+                taught = (teacher.states[rows], teacher.weight, teacher.bias)
+                rows_of_teacher = torch.arange(len(rows), device=device)
+            else:
+                rows_of_teacher = rows
+            taught = tuple(None if each is None else each.detach() for each in taught)
+            values = Divergence.apply(own.contiguous(), weight, bias, plan, rows_of_teacher, *taught)
+    if weights is None:
+        return values
+    return torch.zeros(len(hidden), dtype=values.dtype, device=device).index_copy(
+        0, rows, values * weights[rows].to(values.dtype)
+    )
+
+
+# ---------------------------------------------------------------- checks and builds
+
+
+def _case(rows: int, vocabulary: int, width: int, chunk: int, dtype: str, **options: Any) -> Case:  # noqa: ANN401
+    """Tolerances of gradients, in units of their largest element; those of the values are fp32's."""
+    atol, rtol = {"float32": (1e-5, 1e-4), "float16": (2e-3, 4e-3), "bfloat16": (8e-3, 1.6e-2)}[dtype]
+    slow = options.pop("slow", False)
+    return Case({"T": rows, "V": vocabulary, "D": width, "C": chunk}, dtype, atol, rtol, options, slow)
+
+
+_CASES = (
+    _case(5, 203, 24, 64, "float32", kind="forward"),
+    _case(7, 203, 24, 64, "bfloat16", kind="reverse", weighted=True),
+    _case(6, 203, 24, 80, "float16", kind="jsd", beta=0.3, bias=True),
+    _case(4, 131, 16, 131, "float32", kind="jsd", beta=0.9, temperature=2.0, weighted=True),
+    _case(5, 131, 40, 48, "bfloat16", kind="forward", temperature=0.5, frozen=True),
+    _case(3, 97, 16, 32, "float32", kind="reverse", teacher="head", bias=True),
+    _case(5, 97, 16, 32, "float16", kind="forward", teacher="head", weighted=True),
+    _case(5, 203, 24, 64, "float32", kind="forward", teacher="renormalized", k=5),
+    _case(5, 203, 24, 64, "bfloat16", kind="jsd", teacher="renormalized", k=1, weighted=True),
+    _case(5, 203, 24, 64, "float16", kind="reverse", teacher="bucket", k=7, bias=True),
+    _case(1, 1031, 16, 512, "float32", kind="forward", teacher="bucket", k=16),
+    _case(1, 17, 8, 256, "float16", kind="jsd"),
+    *(
+        _case(33, 4099, 64, 1024, dtype, kind=kind, weighted=True, slow=True)
+        for dtype in ("float32", "float16", "bfloat16")
+        for kind in ("forward", "reverse", "jsd")
+    ),
+)
+
+
+def _check(case: Case, device: str, seed: int) -> Outcome:
+    """Random states and teachers: rows, dh, dW and db against float64 autograd; every buffer starts as NaN."""
+    draw = torch.Generator().manual_seed(seed)
+    rows, vocabulary, width = (case.sizes[name] for name in ("T", "V", "D"))
+    how: dict[str, Any] = {name: case.options[name] for name in ("kind", "beta", "temperature") if name in case.options}
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=draw) * scale).to(getattr(torch, case.dtype))
+
+    leaves = [normal(rows, width), normal(vocabulary, width, scale=2 * width**-0.5)]
+    leaves += [normal(vocabulary)] if case.options.get("bias") else []
+    states, matrix, logits = normal(rows, 12), normal(vocabulary, 12, scale=0.5), normal(rows, vocabulary, scale=2.0)
+    likely = logits.float().log_softmax(-1).topk(case.options.get("k", 1))
+    upstream = torch.randn(rows, generator=draw)
+    weights = torch.rand(rows, generator=draw).mul(2).sub(0.6).clamp(min=0) if case.options.get("weighted") else None
+
+    def run(function: Callable[..., Tensor], dtype: torch.dtype, place: str, **more: Any) -> list[Tensor]:  # noqa: ANN401
+        own = [leaf.to(place, dtype, copy=True).requires_grad_() for leaf in leaves]
+        own[1].requires_grad_(not case.options.get("frozen"))
+        kind, put = case.options.get("teacher"), {"device": place, "dtype": dtype}
+        teacher: Any = logits.to(**put)
+        if kind == "head":
+            teacher = Head(states.to(**put), matrix.to(**put))
+        elif kind:
+            teacher = TopK(likely.indices.to(place), likely.values.to(place, precise(dtype)), kind)
+        given = None if weights is None else weights.to(place)
+        found = function(own[0], own[1], teacher, bias=own[2] if own[2:] else None, weights=given, **how, **more)
+        found.backward(upstream.to(found))
+        return [each.double().cpu() for each in (found.detach(), *(leaf.grad for leaf in own)) if each is not None]
+
+    def poisoned(*shape: object, **options: Any) -> Tensor:  # noqa: ANN401
+        return torch.empty(*shape, **options).fill_(torch.nan)
+
+    found = run(linear_kl, getattr(torch, case.dtype), device, chunk=case.sizes["C"], empty=poisoned)
+    worst = absolute = 0.0
+    for number, (one, other) in enumerate(zip(found, run(linear_kl_ref, torch.float64, "cpu"), strict=True)):
+        off = (one - other).abs().nan_to_num(nan=torch.inf)
+        atol, rtol = (case.atol * float(other.abs().max()), case.rtol) if number else (2e-5, 1e-4)
+        worst, absolute = max(worst, float((off / (atol + rtol * other.abs())).max())), max(absolute, float(off.max()))
+    return Outcome(worst, absolute)
+
+
+def _builds() -> Iterator[Build]:
+    for cut, dtype, kind in itertools.product(CONFIGURATIONS, ("bf16", "fp16", "fp32"), _NUMBERS):
+        if kind == "lse" and dtype == "fp32":
+            continue
+        teacher = "*fp32" if kind == "lse" else f"*{dtype}"
+        front = {"logits": "*fp32", "teacher": teacher, "rows": "*i64"}
+        sizes = {"count": "i32", "width": "i32", "stride": "i32", "teacher_stride": "i32", "inverse": "fp32"}
+        aligned = ("logits", "teacher", "rows", "width", "stride", "teacher_stride")
+        blocks = "cdiv(count, BLOCK_T)"
+        yield Build(
+            "linear_kl", f"statistics-{kind}-{dtype}", _statistics_kernel, {**front, "state": "*fp32", **sizes},
+            {"KIND": _NUMBERS[kind], **cut.constants}, cut, (*aligned, "state"), (blocks, "1", "1"),
+        )  # fmt: skip
+        yield Build(
+            "linear_kl", f"gradient-{kind}-{dtype}", _gradient_kernel,
+            {**front, "ends": "*fp32", "out": f"*{dtype}", **sizes, "beta": "fp32"},
+            {"KIND": _NUMBERS[kind], **cut.constants}, cut, (*aligned, "ends", "out"),
+            (blocks, "cdiv(width, BLOCK_V)", "1"),
+        )  # fmt: skip
+        if kind == "jsd":
+            yield Build(
+                "linear_kl", f"mixture-{dtype}", _mixture_kernel,
+                {**front, "ends": "*fp32", "sums": "*fp32", **sizes, "beta": "fp32"},
+                dict(cut.constants), cut, (*aligned, "ends", "sums"), (blocks, "1", "1"),
+            )  # fmt: skip
+
+
+KERNEL = Kernel(
+    name="linear_kl",
+    summary="distillation loss from hidden states, chunked over the vocabulary, forward and backward",
+    run=linear_kl,
+    reference=linear_kl_ref,
+    configurations=CONFIGURATIONS,
+    cases=_CASES,
+    check=_check,
+    builds=_builds,
+)
