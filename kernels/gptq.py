@@ -5,16 +5,16 @@
     for j = 0 .. K-1:   v_j = round(w_j / s_j),   e = (w_j - v_j s_j) / U[j, j],   w_k -= e U[j, k]  for k > j
 
 (Frantar et al., arXiv 2210.17323; after each step U's row j is that of the remaining columns' inverse Hessian.) Columns
-are taken in blocks: inside a block one program holds its rows and goes column by column, which is the kernel here; what a
-block owes all later columns is one matrix product, W[:, later] -= E U[block, later], by torch.
+are taken in blocks: inside a block one program holds its rows and goes column by column, which is the kernel here; what
+a block owes all later columns is one matrix product, W[:, later] -= E U[block, later], by torch.
 
     order="natural"      blocks are the groups; a group's scales are fixed when it begins, from its weights as they are
                          then, by `pack` (searched and weighted with diag(H) if `search`)
-    order="activation"   columns by falling diag(H), in blocks of 128; all scales are fixed before, from the first weights
+    order="activation"   columns by falling diag(H), in blocks of 128; all scales are fixed before
 
-Rounding, codes and layout are `pack`'s, bit for bit. An input that is always zero has a column that cannot matter: it is
-set to zero. H is factored in float64; if it is not positive definite the damping grows tenfold, at most five times. Left
-out: scales that are fitted again afterwards.
+Rounding, codes and layout are `pack`'s, bit for bit. An input that is always zero has a column that cannot matter: it
+is set to zero. H is factored in float64; if it is not positive definite the damping grows tenfold, at most five times.
+Left out: scales that are fitted again afterwards.
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ _LAUNCH = {"enable_fp_fusion": False}  # the reference rounds error * u before i
 
 @triton.jit
 def _block_kernel(
-    w_at: Any, u_at: Any, s_at: Any, z_at: Any, values: Any, errors: Any, rows: Any, columns: Any,  # noqa: ANN401
-    TOP: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    w_at: tl.tensor, u_at: tl.tensor, s_at: tl.tensor, z_at: tl.tensor, values: tl.tensor, errors: tl.tensor,
+    rows: tl.tensor, columns: tl.tensor, TOP: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ) -> None:  # fmt: skip
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
@@ -285,7 +285,7 @@ def _builds() -> Iterator[Build]:
                 "gptq", f"int{bits}-block{columns}", _block_kernel,
                 {**dict.fromkeys(pointers, "*fp32"), "rows": "i32", "columns": "i32"},
                 {"TOP": top, "COLUMNS": columns, **configuration.constants}, configuration,
-                aligned=(*pointers, "columns"), grid=("cdiv(rows, ROWS)", "1", "1"),
+                aligned=(*pointers, "columns"), grid=("cdiv(rows, ROWS)", "1", "1"), fused=False,
             )  # fmt: skip
 
 

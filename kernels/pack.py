@@ -15,21 +15,21 @@ fp16 *before* the codes are computed, so that the integers fit the scale that is
 Division is IEEE fp32, rint takes ties to even (ggml's own quantizers take ties away from zero). A group of zeros, or
 one whose scale underflows, gets s = 0 and the codes of zero. Infinite and undefined weights are refused.
 
-`search=True`: other divisors are tried, clipping the extreme a little or giving it the positive side; each one's codes v
-get the scale that fits them best in the least-squares sense, s = sum(h w v) / sum(h v v), and new codes for it. Kept is
-the scale with the smallest error sum(h (w - v s)^2), the first of equals; the unsearched one is the first candidate, so
-a search never loses to it. `importance` h (K) is the mean square of each input channel over calibration text
+`search=True`: other divisors are tried, clipping the extreme a little or giving it the positive side; each one's codes
+v get the scale that fits them best in the least-squares sense, s = sum(h w v) / sum(h v v), and new codes for it. Kept
+is the scale with the smallest error sum(h (w - v s)^2), the first of equals; the unsearched one is the first candidate,
+so a search never loses to it. `importance` h (K) is the mean square of each input channel over calibration text
 (activation-weighted error: the output's squared error if channels were independent; AWQ's observation, arXiv
 2306.00978, without its folding of scales into the layer before); none means h = 1.
 
-Bit for bit the same everywhere: sums are added half onto half in one fixed order, v * s is exact in fp32 (at most 8 + 11
-bits), and multiply-adds are not fused. Left out: scales shared by groups (K-quants), 5 and 6 bits.
+Bit for bit the same everywhere: sums are added half onto half in one fixed order, v * s is exact in fp32 (at most
+8 + 11 bits), and multiply-adds are not fused. Left out: scales shared by groups (K-quants), 5 and 6 bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ from torch import Tensor
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.kernels.jit import tl, triton
-from soloist.kernels.layout import BLOCK, GROUPS, MIDDLE, Quantized, dequantize, pack_nibbles, unpack_nibbles
+from soloist.kernels.layout import BLOCK, GROUPS, MIDDLE, Quantized, dequantize, pack_nibbles, per_column
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
 
 Bits = Literal[4, 8]
@@ -181,7 +181,7 @@ _LAUNCH = {"enable_fp_fusion": False}  # a fused multiply-add rounds once where 
 
 
 @triton.jit
-def _half_sum(x: Any, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr) -> Any:  # noqa: ANN401
+def _half_sum(x: tl.tensor, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr) -> tl.tensor:
     for step in tl.static_range(STEPS):
         pairs = tl.permute(tl.reshape(x, (ROWS, 2, COLUMNS >> (step + 1))), (0, 2, 1))
         low, high = tl.split(pairs)
@@ -190,34 +190,37 @@ def _half_sum(x: Any, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.const
 
 
 @triton.jit
-def _to_half(scale: Any) -> Any:  # noqa: ANN401
+def _to_half(scale: tl.tensor) -> tl.tensor:
     scale = scale.to(tl.float16).to(tl.float32)
     return tl.where(scale == 0.0, 0.0, scale)
 
 
 @triton.jit
-def _rint(x: Any) -> Any:  # noqa: ANN401
+def _rint(x: tl.tensor) -> tl.tensor:
     return (x + 12582912.0) - 12582912.0  # 1.5 * 2^23: fp32 has no room for a fraction there; |x| < 2^22
 
 
 @triton.jit
-def _to_values(w: Any, scale: Any, z: Any, TOP: tl.constexpr) -> Any:  # noqa: ANN401
+def _to_values(w: tl.tensor, scale: tl.tensor, z: tl.tensor, TOP: tl.constexpr) -> tl.tensor:
     x = tl.div_rn(w, tl.where(scale == 0.0, 1.0, scale)[:, None])
     return _rint(tl.minimum(tl.maximum(x, -z[:, None]), TOP - z[:, None]))
 
 
 @triton.jit
-def _error(w: Any, h: Any, scale: Any, z: Any, TOP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-           STEPS: tl.constexpr) -> Any:  # fmt: skip  # noqa: ANN401
+def _error(
+    w: tl.tensor, h: tl.tensor, scale: tl.tensor, z: tl.tensor, TOP: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, STEPS: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     off = w - _to_values(w, scale, z, TOP) * scale[:, None]
     return _half_sum(h * (off * off), ROWS, COLUMNS, STEPS)
 
 
 @triton.jit
 def _pack_kernel(
-    weight: Any, importance: Any, table: Any, codes: Any, scales: Any, points: Any, total: Any, columns: Any,  # noqa: ANN401
-    groups: Any, BITS: tl.constexpr, GROUP: tl.constexpr, STEPS: tl.constexpr, ZEROS: tl.constexpr,  # noqa: ANN401
-    WEIGHTED: tl.constexpr, CANDIDATES: tl.constexpr, ELEMENTS: tl.constexpr,
+    weight: tl.tensor, importance: tl.tensor, table: tl.tensor, codes: tl.tensor, scales: tl.tensor,
+    points: tl.tensor, total: tl.tensor, columns: tl.tensor, groups: tl.tensor, BITS: tl.constexpr,
+    GROUP: tl.constexpr, STEPS: tl.constexpr, ZEROS: tl.constexpr, WEIGHTED: tl.constexpr,
+    CANDIDATES: tl.constexpr, ELEMENTS: tl.constexpr,
 ) -> None:  # fmt: skip
     ROWS: tl.constexpr = ELEMENTS // GROUP  # rows of this tile are groups: all of W's, row by row
     TOP: tl.constexpr = 15 if BITS == 4 else 254
@@ -273,12 +276,7 @@ def pack(
     weight: Tensor, *, bits: Bits = 4, group: int = 32, zeros: bool = False, search: bool = False,
     importance: Tensor | None = None, configuration: Configuration | None = None,
 ) -> Quantized:  # fmt: skip
-    """Quantize `weight` (N, K) on its device; the same bits as `pack_ref`.
-
-    Raises:
-        UsageError: bits, group or shape that the layout does not have.
-        DataError: weights that are infinite, no numbers, or too large for a scale in fp16.
-    """
+    """Quantize `weight` (N, K) on its device: the same bits, and the same refusals, as `pack_ref`."""
     h = _checked(weight, bits, group, zeros, search, importance)
     out = _room(weight, bits, group, zeros)
     _launch(weight.contiguous(), h, out, search, importance is not None, configuration or _fitting(weight))
@@ -339,23 +337,18 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
 
 
 def _same(a: Quantized, b: Quantized) -> bool:
-    bits = torch.equal(a.codes, b.codes) and torch.equal(a.scales.view(torch.int16), b.scales.view(torch.int16))
-    return bits and ((a.zeros is None and b.zeros is None) or bool(torch.equal(a.zeros, b.zeros)))  # type: ignore[arg-type]
+    pairs = [(a.codes, b.codes), (a.scales.view(torch.int16), b.scales.view(torch.int16)), (a.zeros, b.zeros)]
+    return all(x is y if x is None or y is None else torch.equal(x, y) for x, y in pairs)
 
 
 def _farthest(weight: Tensor, found: Quantized) -> float:
     """The largest distance of a weight, cut to what its group can hold, from its code: 1 is half a step."""
     columns = weight.shape[1]
-    s = found.scales.double().repeat_interleave(found.group, 1)[:, :columns]
-    if found.bits == 8:
-        v, z, top = found.codes.double(), torch.full_like(s, 127), 254
-    else:
-        z = torch.full_like(s, MIDDLE)
-        if found.zeros is not None:
-            z = found.zeros.double().repeat_interleave(found.group, 1)[:, :columns]
-        v, top = unpack_nibbles(found.codes).double() - z, 15
-    exact = (weight / torch.where(s == 0, 1.0, s)).maximum(-z).minimum(top - z)
-    distance = torch.where(s == 0, v, v - exact).abs() / 0.5
+    points = torch.full_like(found.scales, MIDDLE if found.bits == 4 else 127) if found.zeros is None else found.zeros
+    s, z = (per_column(values.double(), found.group, columns) for values in (found.scales, points))
+    s = torch.where(s == 0, 1.0, s)
+    exact = (weight / s).maximum(-z).minimum((15 if found.bits == 4 else 254) - z)
+    distance = (dequantize(found, torch.float64) / s - exact).abs() / 0.5
     return float((distance / (1 + 2.0**-20)).max())
 
 
@@ -377,7 +370,7 @@ _TRITON = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 
 
 def _builds() -> Iterator[Build]:
-    configuration = CONFIGURATIONS[0]
+    cut = CONFIGURATIONS[0]
     kinds: list[tuple[int, bool, bool]] = [(4, False, False), (4, False, True), (4, True, True), (8, False, True)]
     for dtype in ("float32", "bfloat16"):
         for bits, zeros, search in kinds:
@@ -385,7 +378,7 @@ def _builds() -> Iterator[Build]:
                 kind = f"{dtype}-int{bits}-g{group}" + "-zeros" * zeros + "-search" * search
                 constants = {
                     "BITS": bits, "GROUP": group, "STEPS": group.bit_length() - 1, "ZEROS": zeros, "WEIGHTED": search,
-                    "CANDIDATES": len(divisors(bits, zeros, search)), **configuration.constants,
+                    "CANDIDATES": len(divisors(bits, zeros, search)), **cut.constants,
                 }  # fmt: skip
                 signature = {
                     "weight": _TRITON[dtype], "importance": "*fp32", "table": "*fp32",
@@ -393,9 +386,9 @@ def _builds() -> Iterator[Build]:
                     "total": "i32", "columns": "i32", "groups": "i32",
                 }  # fmt: skip
                 yield Build(
-                    "pack", kind, _pack_kernel, signature, constants, configuration,
+                    "pack", kind, _pack_kernel, signature, constants, cut,
                     aligned=("weight", "importance", "table", "codes", "scales", "points", "columns"),
-                    grid=("cdiv(total, ELEMENTS // GROUP)", "1", "1"),
+                    grid=("cdiv(total, ELEMENTS // GROUP)", "1", "1"), fused=False,
                 )  # fmt: skip
 
 

@@ -1,16 +1,19 @@
-"""Open any model by what lies on disk: a GGUF file, an onnxruntime-genai folder, a Hugging Face folder.
+"""Open any model by what lies on disk: a GGUF file, an onnxruntime-genai folder, a Hugging Face folder,
+or a quantized one, which torch runs from the values its integers stand for.
 
 A student may be two models that answer as one: a folder with a folder `decomposer` and a folder `solver`.
 """
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import Runtime
+from soloist.targets.quantized import is_quantized, write_dequantized
 
-FORMATS = ("gguf", "onnx", "torch")
+FORMATS = ("gguf", "onnx", "quantized", "torch")
 PARTS = ("decomposer", "solver")
 
 
@@ -35,6 +38,8 @@ def format_of(path: Path) -> str:
         return "gguf"
     if (path / "genai_config.json").is_file():
         return "onnx"
+    if is_quantized(path):
+        return "quantized"
     if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
         return "torch"
     what = "no such file or folder" if not path.exists() else "not a model"
@@ -55,6 +60,14 @@ def open_runtime(path: Path, format: str | None = None) -> Runtime:
         from soloist.targets.run_onnx import OnnxRuntime
 
         return OnnxRuntime(path)
+    if kind == "quantized":
+        from soloist.targets.run_torch import TorchRuntime
+
+        with tempfile.TemporaryDirectory() as folder:
+            write_dequantized(path, Path(folder))
+            runtime = TorchRuntime(Path(folder))
+        runtime.name = path.name
+        return runtime
     if kind == "torch":
         from soloist.targets.run_torch import TorchRuntime
 

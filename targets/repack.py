@@ -8,9 +8,10 @@
     DequantizeLinear  INT4 v = u - 8 in two's complement, two a byte along the last axis, low first; INT8 as it is;
                       block_size G on `axis` 1 of (N, K), or on axis 0 of the transposed (K, N), as a MatMul takes it
 
-GGUF knows groups of 32 only: a scale of 64 or 128 columns is repeated, which changes no value. Zero points have no place
-in Q4_0 and none in TensorRT's INT4; such a matrix is refused there. The last group of a row may be short: MatMulNBits
-wants whole groups and gets codes of zero. numpy only, so that a target needs no torch. Left out: GGUF's K-quants.
+GGUF knows groups of 32 only: a scale of 64 or 128 columns is repeated, which changes no value. Zero points have no
+place in Q4_0 and none in TensorRT's INT4; such a matrix is refused there. The last group of a row may be short:
+MatMulNBits wants whole groups and gets codes of zero. numpy only, so that a target needs no torch. Left out: GGUF's
+K-quants.
 """
 
 from __future__ import annotations

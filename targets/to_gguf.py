@@ -8,7 +8,8 @@
 
 Tensors are read, quantized and written one by one, so memory holds one tensor; the file gets its name
 when it is whole. llama.cpp rotates neighboring pairs of a head where transformers rotates halves, hence
-the reordering of query and key rows. Left out: K- and I-quants (their rows must divide by 256, which
+the reordering of query and key rows. A student that `soloist quantize` made keeps its own integers: Q4_0 for 4 bits,
+Q8_0 for 8. Left out: K- and I-quants (their rows must divide by 256, which
 hidden size 576 does not), scaled rotary embeddings, and every architecture but Llama's.
 """
 
@@ -28,6 +29,8 @@ import numpy.typing as npt
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import require
 from soloist.targets.pretokenizers import name_of
+from soloist.targets.quantized import is_quantized, read_quantized
+from soloist.targets.repack import to_q4_0, to_q8_0
 
 Array = npt.NDArray[np.float32]
 
@@ -78,7 +81,8 @@ def compile_gguf(student: Path, out: Path, precision: str, name: str | None = No
     config = read_config(student)
     _check(student, config)
     with ExitStack() as stack:
-        tensors = list(_tensors(student, config, stack))
+        found = _integers(student, config, precision) if is_quantized(student) else _tensors(student, config, stack)
+        tensors = list(found)
         parameters = sum(tensor.size for tensor in tensors)
         label = size_label(parameters)
         name = name or student.name
@@ -135,11 +139,12 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor to write: its name in GGUF, its shape in rows, and how to get it."""
+    """One tensor to write: its name in GGUF, its shape in rows, and how to get it: values, or bytes of type `kind`."""
 
     name: str
     shape: tuple[int, ...]
-    load: Callable[[], Array]
+    load: Callable[[], npt.NDArray[Any]]
+    kind: str = ""
 
     @property
     def size(self) -> int:
@@ -148,8 +153,6 @@ class _Tensor:
 
 def _tensors(student: Path, config: Mapping[str, Any], stack: ExitStack) -> Iterator[_Tensor]:
     safetensors = require("safetensors", "train")
-    heads = {"q_proj": config["num_attention_heads"]}
-    heads["k_proj"] = config.get("num_key_value_heads") or heads["q_proj"]
     found = set()
     for path in sorted(student.glob("*.safetensors")):
         try:
@@ -161,14 +164,28 @@ def _tensors(student: Path, config: Mapping[str, Any], stack: ExitStack) -> Iter
             if name == "output.weight" and config.get("tie_word_embeddings", False):
                 continue
             found.add(name)
-            count = next((count for part, count in heads.items() if f".{part}." in key), None)
             shape = tuple(file.get_slice(key).get_shape())
-            yield _Tensor(name, shape, partial(_load, file, key, count))
+            yield _Tensor(name, shape, partial(_load, file, key, _heads(key, config)))
     wanted = {"token_embd.weight", "output_norm.weight"} | {
         f"blk.{layer}.{part}" for layer in range(config["num_hidden_layers"]) for part in _LAYER.values()
     }
     if wanted - found:
         raise ArtifactError(f"{student}: weights are missing ({', '.join(sorted(wanted - found)[:3])} …)")
+
+
+def _integers(student: Path, config: Mapping[str, Any], precision: str) -> Iterator[_Tensor]:
+    """The tensors of a quantized student: its very integers and scales, in GGUF's order."""
+    content = read_quantized(student)
+    wanted = "Q4_0" if content.bits == 4 else "Q8_0"
+    if precision != wanted:
+        raise ArtifactError(f"{student}: holds {content.bits}-bit layers; export it as gguf-{wanted.lower()}")
+    for key, matrix in content.matrices.items():
+        heads = _heads(key, config)
+        ordered = matrix if heads is None else matrix.rows(head_order(matrix.shape[0], heads))
+        kind, write = ("Q4_0", to_q4_0) if matrix.bits == 4 else ("Q8_0", to_q8_0)
+        yield _Tensor(_gguf_name(key, student), matrix.shape, partial(write, ordered), kind)
+    for key, array in content.others.items():
+        yield _Tensor(_gguf_name(key, student), array.shape, partial(_ordered, array, _heads(key, config)))
 
 
 def _gguf_name(key: str, path: Path) -> str:
@@ -181,11 +198,24 @@ def _gguf_name(key: str, path: Path) -> str:
 
 
 def _load(file: Any, key: str, heads: int | None) -> Array:  # noqa: ANN401 - an untyped open safetensors file
-    array: Array = file.get_tensor(key).float().numpy()
-    if heads is None:
-        return array
-    rows = array.shape[0]
-    return array.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(array.shape)
+    return _ordered(file.get_tensor(key).float().numpy(), heads)
+
+
+def _ordered(array: Array, heads: int | None) -> Array:
+    return array if heads is None else array[head_order(len(array), heads)]
+
+
+def _heads(key: str, config: Mapping[str, Any]) -> int | None:
+    """How many heads the rows of a tensor make, where they are to be reordered."""
+    count: int = config["num_attention_heads"]
+    if ".k_proj." in key:
+        count = config.get("num_key_value_heads") or count
+    return count if ".q_proj." in key or ".k_proj." in key else None
+
+
+def head_order(rows: int, heads: int) -> npt.NDArray[np.intp]:
+    """Where llama.cpp's row i of a query or key matrix comes from: it turns neighbors, transformers halves."""
+    return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
 
 
 def _add_model(writer: Any, config: Mapping[str, Any], name: str, label: str, plan: Plan) -> None:  # noqa: ANN401
@@ -261,6 +291,8 @@ def _add_special(writer: Any, student: Path, config: Mapping[str, Any], ids: Map
 
 
 def _kind(tensor: _Tensor, plan: Plan) -> str:
+    if tensor.kind:
+        return tensor.kind
     if len(tensor.shape) == 1:
         return "F32"
     wanted = plan.embedding if tensor.name in ("token_embd.weight", "output.weight") else plan.weights
@@ -286,5 +318,5 @@ def _write(writer: Any, tensors: list[_Tensor], plan: Plan) -> dict[str, int]:  
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for tensor, kind in zip(tensors, kinds, strict=True):
-        writer.write_tensor_data(gguf.quants.quantize(tensor.load(), kind))
+        writer.write_tensor_data(tensor.load() if tensor.kind else gguf.quants.quantize(tensor.load(), kind))
     return counts

@@ -7,8 +7,8 @@
 
 The builder exits 0 with files that do not load for some options (edge cases: asymmetric weights or a
 mixed last matmul with a shared embedding), which is why an export is nothing before `verify` has opened
-it. It runs in a process of its own: it holds the whole model in memory and prints progress bars. Left
-out: devices other than the CPU.
+it. It runs in a process of its own: it holds the whole model in memory and prints progress bars. A student
+that `soloist quantize` made keeps its own integers (`quantized_onnx`). Left out: devices other than the CPU.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import ArtifactError, ResourceError
 from soloist.targets.base import require
 from soloist.targets.pretokenizers import PRE_TOKENIZERS, name_of
+from soloist.targets.quantized import is_quantized
+from soloist.targets.quantized_onnx import compile_quantized
 from soloist.targets.to_gguf import read_config
 
 PRECISIONS: Mapping[str, Mapping[str, str]] = {
@@ -48,6 +51,8 @@ def compile_onnx(
     read_config(student)
     for package in ("onnxruntime_genai", "onnx_ir"):
         require(package, "onnx")
+    if is_quantized(student):
+        return compile_quantized(student, out, precision, partial(_write, limit_s=limit_s))
     chosen = dict(PRECISIONS[precision] if options is None else options)
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -60,6 +65,12 @@ def compile_onnx(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return {"file": out.name, "precision": precision, "options": chosen}
+
+
+def _write(student: Path, out: Path, options: Mapping[str, str], *, limit_s: int) -> None:
+    """The builder's fp32 package with tokenizer and template, for integers of our own."""
+    _build(student, out, "fp32", options, limit_s)
+    _carry(student, out)
 
 
 def _build(student: Path, out: Path, precision: str, options: Mapping[str, str], limit_s: int) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "import": "Read traces that others recorded.",
     "distill": "Train one student on recorded traces.",
     "methods": "List the ways to distill, what they need and cost.",
+    "quantize": "Turn a student's weights into integers, once for all formats.",
     "export": "Compile a student to GGUF and ONNX, each file opened and checked.",
     "verify": "Compare a compiled file with the student it came from.",
     "bench": "Measure systems side by side on held-out questions.",
@@ -26,6 +27,9 @@ COMMANDS = {
     "chat": "Talk to a student in the terminal.",
     "teams": "List teams and topologies, or show a team file.",
     "knowledge": "Build a knowledge graph; verify traces against one.",
+    "kernels": "List, check and compile the Triton kernels.",
+    "devices": "List the devices that predictions know, or show one.",
+    "roofline": "Predict bytes, floor and time per token of a student on a device.",
     "doctor": "Say what this machine has and what is missing.",
 }
 

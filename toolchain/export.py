@@ -6,7 +6,8 @@
 
 A format that is compiled and has passed leaves a marker, so that a killed export goes on with the next
 one. A format that fails is removed and named at the end, after the others were done. A student of two models
-becomes <format>/decomposer and <format>/solver: each is checked, and the worse one counts. Left out:
+becomes <format>/decomposer and <format>/solver: each is checked, and the worse one counts. A quantized student
+(`quantize.py`) becomes files with its very integers, compared with the student that it was made from. Left out:
 choosing among the files, which is for whoever has measured them on the task.
 """
 
@@ -33,6 +34,7 @@ from soloist.toolchain.verify import Probe, judge
 STAGE = "export"
 DEFAULT_FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q5_0", "onnx-int8", "onnx-int4")
 _WORK = "work"
+_QUANTIZED = "quantize"
 
 
 def model_folder(student: Artifact) -> Path:
@@ -46,6 +48,24 @@ def model_folder(student: Artifact) -> Path:
 def model_folders(student: Artifact) -> dict[str, Path]:
     """The student's model by the name "", or its two models by what they do."""
     return parts(student.path) or {"": model_folder(student)}
+
+
+def original(student: Artifact) -> Artifact:
+    """What files are compared with: the student, or the one that a quantized student was made from.
+
+    Raises:
+        ArtifactError: that one is not where it was, or is another by now.
+    """
+    if student.manifest["stage"] != _QUANTIZED:
+        return student
+    parent = student.manifest["parents"][0]
+    path = (student.path.parent / parent["path"]).resolve()
+    found = Artifact.open(path) if path.is_dir() else None
+    if found is None or found.digest != parent["digest"]:
+        raise ArtifactError(
+            f"{student.path}: the student it was made from is not at {path}, and files are compared with that one"
+        )
+    return found
 
 
 def export(
@@ -68,6 +88,7 @@ def export(
     formats = tuple(dict.fromkeys(formats))
     limits = {format: vars(tolerance_of(format)) for format in formats}
     models = model_folders(student)
+    references = model_folders(original(student))
     beside = {**knowledge(student.path), **(beside or {})}
     asked = json.dumps([[list(messages) for messages in probe.prompts], list(probe.references)], ensure_ascii=False)
     config = {
@@ -84,7 +105,7 @@ def export(
             facts = _finished(partial, format)
             if facts is None:
                 facts = compile_format(models, partial, format, name, beside)
-                _check(models, partial, format, facts, probe)
+                _check(references, partial, format, facts, probe)
             events.emit(STAGE, "metric", format=format, **facts)
             found[format] = facts
         events.progress(STAGE, len(formats), len(formats))

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from soloist.toolchain.artifact import Artifact
+
+
+def _student(path: Path) -> Artifact:
+    from soloist.toolchain.artifact import Artifact
+
+    found = Artifact.open(path)
+    if found.manifest["stage"] not in ("distill", "quantize"):
+        Artifact.open(path, stage="distill", verify=False)  # says which stage is needed
+    return found
 
 
 @click.command(short_help="Compile a student to GGUF and ONNX, each file opened and checked.")
@@ -14,8 +27,8 @@ import click
 @click.option("--probe", type=click.Path(path_type=Path), required=True, help="Held-out questions, JSON lines.")
 @click.option("--name", default="Student", show_default=True)
 def command(student: Path, output: Path, formats: str, probe: Path, name: str) -> None:
-    """Compile the artifact STUDENT. A file that does not load or drifts past its tolerance is refused."""
-    from soloist.toolchain.artifact import Artifact
+    """Compile the artifact STUDENT; of a quantized one the files carry its integers (gguf-q4_0, onnx-int4 or the
+    8-bit ones). A file that does not load or drifts past its tolerance is refused."""
     from soloist.toolchain.events import EventLog
     from soloist.toolchain.export import export
     from soloist.toolchain.pipeline import FORMATS
@@ -29,7 +42,7 @@ def command(student: Path, output: Path, formats: str, probe: Path, name: str) -
     )
     chosen = FORMATS if formats == "all" else tuple(filter(None, formats.split(",")))
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
-        made = export(Artifact.open(student, stage="distill"), output, chosen, prompts, events, name=name)
+        made = export(_student(student), output, chosen, prompts, events, name=name)
     for format, facts in made.facts["formats"].items():
         click.echo(
             f"{format:12} {facts['size_mb']:7.1f} MB  KL {facts['kl_mean']:.4f}  top-1 {facts['top1']:.1%}  "

@@ -1,0 +1,196 @@
+"""Quantized student -> an onnxruntime-genai folder that carries our integers.
+
+The builder writes the graph in fp32 from the dequantized weights; then every MatMul whose weight we have becomes a
+MatMulNBits with our codes and scales, and the embedding a GatherBlockQuantized, sharing the head's codes where the two
+are tied. Each float weight is compared with ours before it is thrown away, so a graph whose names mean something else
+is refused and not filled with wrong numbers. Letting the builder quantize and patching its result would tie us to its
+spelling of each option; its fp32 graph is the same for all of them. Left out: providers other than the CPU, and
+students whose fp32 weights do not fit in memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soloist.kernels.errors import ArtifactError, UsageError
+from soloist.targets.base import require
+from soloist.targets.quantized import Quantization, read_quantized, write_dequantized
+from soloist.targets.repack import Matrix, stack, to_matmul_nbits
+
+_FILE, _DATA = "model.onnx", "model.onnx.data"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ACCURACY_LEVEL = 4  # activations of a product in int8, four times faster on a CPU; 1 keeps them in fp32
+
+
+def compile_quantized(
+    student: Path, out: Path, precision: str, build: Callable[[Path, Path, Mapping[str, str]], None],
+    *, accuracy_level: int = ACCURACY_LEVEL,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the model folder `out`; `build(student, folder, options)` writes the builder's fp32 package.
+
+    Raises:
+        ArtifactError: another precision than the student has, or a graph that is not understood.
+    """
+    content = read_quantized(student)
+    if precision != f"int{content.bits}":
+        raise ArtifactError(f"{student}: holds {content.bits}-bit layers; export it as onnx-int{content.bits}")
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    package, floats = temporary / "package", temporary / "float"
+    package.mkdir(parents=True)
+    options = {"shared_embeddings": "false", "disable_qkv_fusion": str(not _alike(content)).lower()}
+    try:
+        write_dequantized(student, floats)
+        build(floats, package, options)
+        counts = put_integers(package, content, accuracy_level)
+        shutil.rmtree(out, ignore_errors=True)
+        package.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {"file": out.name, "precision": precision, "options": {"accuracy_level": accuracy_level}, "nodes": counts}
+
+
+def _alike(content: Quantization) -> bool:
+    """Whether query, key and value of every layer can be one matrix."""
+    for name in content.matrices:
+        if ".q_proj." in name:
+            try:
+                _of(content, [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"])
+            except (KeyError, UsageError):
+                return False
+    return True
+
+
+def _of(content: Quantization, names: list[str]) -> Matrix:
+    return stack([content.matrices[name] for name in names])
+
+
+@dataclass
+class _Graph:
+    """A graph under change: its float weights, and what is put in their place."""
+
+    onnx: Any
+    floats: dict[str, Any]
+    level: int
+    added: dict[str, Any] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+
+    def add(self, name: str, array: Any) -> str:  # noqa: ANN401 - any numpy array
+        if name not in self.added:
+            self.added[name] = self.onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def checked(self, node: Any, name: str, matrix: Matrix, transposed: bool) -> None:  # noqa: ANN401
+        """Refuse a float weight that is not the matrix we are about to put there."""
+        weight = self.onnx.numpy_helper.to_array(self.floats[name])
+        ours = matrix.dequantized()
+        if not np.array_equal(weight, ours.T if transposed else ours):
+            raise ArtifactError(f"ONNX node {node.name}: its weight is not the student's; the builder has changed")
+        self.gone.add(name)
+
+
+def put_integers(folder: Path, content: Quantization, accuracy_level: int = ACCURACY_LEVEL) -> dict[str, int]:
+    """Change the fp32 package in `folder`; returns how many nodes of each kind were made.
+
+    Raises:
+        ArtifactError: a matrix that has no node, or a node whose weight is another.
+    """
+    onnx = require("onnx", "compile")
+    model = onnx.load(str(folder / _FILE))
+    graph = _Graph(onnx, {tensor.name: tensor for tensor in model.graph.initializer}, accuracy_level)
+    left = set(content.matrices)
+    nodes: list[Any] = []
+    for node in model.graph.node:
+        names = _names(node, content) if _weight(node) in graph.floats else None
+        if names is None:
+            nodes.append(node)
+            continue
+        left -= set(names)
+        nodes += (_matmul if node.op_type == "MatMul" else _gather)(graph, node, names, content)
+    if left:
+        raise ArtifactError(f"{folder}: the graph has no node for {sorted(left)[0]}; the builder has changed")
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    kept = [tensor for name, tensor in graph.floats.items() if name not in graph.gone]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, *graph.added.values()])
+    for name in (_FILE, _DATA):
+        (folder / name).unlink(missing_ok=True)
+    onnx.save_model(
+        model, str(folder / _FILE), save_as_external_data=True, all_tensors_to_one_file=True, location=_DATA,
+        size_threshold=1024,
+    )  # fmt: skip
+    made = [node.op_type for node in nodes]
+    return {kind: made.count(kind) for kind in ("MatMulNBits", "GatherBlockQuantized")}
+
+
+def _weight(node: Any) -> str:  # noqa: ANN401 - onnx.NodeProto
+    place = {"MatMul": 1, "Gather": 0}.get(node.op_type)
+    return "" if place is None or len(node.input) < 2 else str(node.input[place])
+
+
+def _names(node: Any, content: Quantization) -> list[str] | None:  # noqa: ANN401
+    """The student's tensors whose rows, one below the other, are this node's weight; None if we have them not."""
+    path = node.name.strip("/").split("/")
+    if path[0] == "lm_head":
+        names = [_HEAD if _HEAD in content.matrices else _EMBEDDING]
+    elif path[1:2] == ["embed_tokens"]:
+        names = [_EMBEDDING]
+    elif len(path) == 5 and path[2] in ("attn", "mlp"):
+        part = {"attn": "self_attn", "mlp": "mlp"}[path[2]]
+        projections = [f"{one}_proj" for one in "qkv"] if path[3] == "qkv_proj" else [path[3]]
+        names = [f"model.{path[1]}.{part}.{projection}.weight" for projection in projections]
+    else:
+        return None
+    return names if all(name in content.matrices for name in names) else None
+
+
+def _put(graph: _Graph, name: str, matrix: Matrix) -> list[str]:
+    """The constant inputs of a matrix, added once."""
+    inputs = to_matmul_nbits(matrix)
+    found = [graph.add(f"{name}.codes", inputs.weight), graph.add(f"{name}.scales", inputs.scales)]
+    return found if inputs.zeros is None else [*found, graph.add(f"{name}.zeros", inputs.zeros)]
+
+
+def _matmul(graph: _Graph, node: Any, names: list[str], content: Quantization) -> list[Any]:  # noqa: ANN401
+    matrix = _of(content, names)
+    graph.checked(node, node.input[1], matrix, transposed=True)
+    name = names[0].removesuffix(".weight").replace(".q_proj", ".qkv_proj" if len(names) > 1 else ".q_proj")
+    rows, columns = matrix.shape
+    return [
+        graph.onnx.helper.make_node(
+            "MatMulNBits", [node.input[0], *_put(graph, name, matrix)], list(node.output),
+            name=f"{node.name}_Q{matrix.bits}", domain="com.microsoft", K=columns, N=rows, bits=matrix.bits,
+            block_size=matrix.group, accuracy_level=graph.level,
+        )
+    ]  # fmt: skip
+
+
+def _gather(graph: _Graph, node: Any, names: list[str], content: Quantization) -> list[Any]:  # noqa: ANN401
+    """Rows of the embedding; the codes are the head's, seen as a table, where there is one matrix for both."""
+    matrix = content.matrices[names[0]]
+    graph.checked(node, node.input[0], matrix, transposed=False)
+    rows, columns = matrix.shape
+    name = names[0].removesuffix(".weight")
+    if columns % matrix.group:
+        raise ArtifactError(
+            f"the embedding's rows of {columns} do not divide into groups of {matrix.group}; quantize in groups of 32"
+        )
+    codes, *rest = _put(graph, name, matrix)
+    shape = graph.add(f"{name}.table_shape", np.array([rows, columns * matrix.bits // 8], np.int64))
+    table = f"{name}.table"
+    make = graph.onnx.helper.make_node
+    return [
+        make("Reshape", [codes, shape], [table], name=f"{node.name}/Reshape"),
+        make(
+            "GatherBlockQuantized", [table, node.input[1], *rest], list(node.output),
+            name=f"{node.name}_Q{matrix.bits}", domain="com.microsoft", bits=matrix.bits, block_size=matrix.group,
+            gather_axis=0, quantize_axis=1,
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,534 @@
+import json
+import runpy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+for package in ("torch", "transformers", "gguf", "safetensors"):
+    pytest.importorskip(package)
+
+import torch  # noqa: E402
+
+from soloist.kernels.errors import ArtifactError, DataError, UsageError  # noqa: E402
+from soloist.kernels.layout import dequantize  # noqa: E402
+from soloist.kernels.pack import pack_ref  # noqa: E402
+from soloist.targets import to_onnx  # noqa: E402
+from soloist.targets.base import Message  # noqa: E402
+from soloist.targets.open import format_of, open_runtime  # noqa: E402
+from soloist.targets.quantized import PLAN, WEIGHTS, read_quantized, write_dequantized  # noqa: E402
+from soloist.targets.quantized_onnx import put_integers  # noqa: E402
+from soloist.targets.repack import (  # noqa: E402
+    Matrix,
+    NBits,
+    from_block_dq,
+    from_matmul_nbits,
+    from_q4_0,
+    from_q8_0,
+    to_block_dq,
+)
+from soloist.targets.to_gguf import compile_gguf, head_order  # noqa: E402
+from soloist.targets.to_onnx import compile_onnx  # noqa: E402
+from soloist.toolchain import quantize as module  # noqa: E402
+from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.cli import main  # noqa: E402
+from soloist.toolchain.export import export  # noqa: E402
+from soloist.toolchain.quantize import QuantizeConfig, load_quantized, quantize  # noqa: E402
+from soloist.toolchain.tasks.base import Question  # noqa: E402
+from soloist.toolchain.traces.schema import Run, ToolUse, Turn  # noqa: E402
+from soloist.toolchain.traces.store import write_runs  # noqa: E402
+from soloist.toolchain.verify import Probe, divergence  # noqa: E402
+
+CHAT: list[Message] = [{"role": "user", "content": "What is 12 + 30?"}]
+PROBE = Probe([CHAT], ["The sum of 12 and 30 is 42."])
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.fixture(autouse=True)
+def _threads(one_thread):
+    """One thread, here and in the subprocesses."""
+
+
+def _run(number: int, verdict: str = "correct") -> Run:
+    total = number + 5
+    call = ToolUse(
+        name="add", arguments={}, call=f"add({number} | 5)", result=str(total), steps=(f"{number} + 5 = {total}",)
+    )
+    question = Question(
+        id=f"q{number}", question=f"What is {number} + 5?", gold=str(total), split="train", scorer="number"
+    )
+    turn = Turn(id=0, agent="a", role="a", text=call.call, tools=(call,))
+    return Run(question=question, team="t", turns=(turn,), path=(0,), answer=str(total), verdict=verdict)
+
+
+def _traces(folder: Path, count: int = 12, verdict: str = "correct") -> Artifact:
+    def build(partial):
+        write_runs([_run(number, verdict) for number in range(count)], partial / "traces.jsonl.gz")
+        return {}
+
+    return stage("teach", folder, {"count": count}, [], build)
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory) -> Artifact:
+    return _traces(tmp_path_factory.mktemp("traces") / "traces")
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory, traces) -> Artifact:
+    make = runpy.run_path(str(Path(__file__).parent / "targets" / "tiny_student.py"))["make"]
+
+    def build(partial):
+        make(partial)
+        (partial / "student.json").write_text(json.dumps({"mode": "acts", "method": "sft"}))
+        return {}
+
+    return stage("distill", tmp_path_factory.mktemp("student") / "student", {}, [traces], build)
+
+
+@pytest.fixture(scope="module")
+def quantized(student, tmp_path_factory) -> Artifact:
+    return quantize(QuantizeConfig(), student, tmp_path_factory.mktemp("q") / "quantized")
+
+
+def _weights(student: Artifact) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(str(student.path / "model.safetensors"))
+
+
+# --- the stage ---
+
+
+def test_linear_layers_get_four_bits_the_embedding_eight_and_norms_stay(student, quantized):
+    weights, plan = _weights(student), json.loads((quantized.path / PLAN).read_text())
+    found = load_quantized(quantized.path)
+    projections = {name for name in weights if name.endswith("_proj.weight")}
+    assert len(projections) == 14 and set(found) == projections | {"model.embed_tokens.weight"}
+    for name, matrix in found.items():
+        table = name == "model.embed_tokens.weight"
+        want = pack_ref(weights[name], bits=8 if table else 4, search=True)
+        assert torch.equal(matrix.codes, want.codes) and torch.equal(matrix.scales, want.scales)
+        facts = plan["tensors"][name]
+        assert facts["bits"] == (8 if table else 4) and facts["method"] == "mse" and facts["group"] == 32
+        exact = weights[name].double()
+        assert facts["error"] == pytest.approx(
+            float((dequantize(want).double() - exact).norm() / exact.norm()), abs=1e-5
+        )
+    others = read_quantized(quantized.path).others
+    assert set(others) == set(plan["kept"]) == set(weights) - set(found) - {"lm_head.weight"}
+    assert all(np.array_equal(array, weights[name].float().numpy()) for name, array in others.items())
+    assert quantized.manifest["stage"] == "quantize" and quantized.facts["matrices"] == 15
+    assert "plain torch" in quantized.facts["kernels"]
+    names = {path.name for path in quantized.path.iterdir()}
+    assert {"config.json", "tokenizer.json", "chat_template.jinja", "student.json", WEIGHTS} <= names
+    assert "layers" not in names and "model.safetensors" not in names
+
+
+@pytest.mark.parametrize(
+    ("options", "group", "bits"),
+    [
+        ({"method": "rtn", "bits": 8}, 32, 8),
+        ({"method": "rtn", "group": 128, "embedding_bits": 4, "zeros": True}, 128, 4),
+    ],
+)
+def test_other_widths_and_groups(student, tmp_path, options, group, bits):
+    made = quantize(QuantizeConfig(**options), student, tmp_path / "q")
+    found, weights = load_quantized(made.path), _weights(student)
+    assert found[DOWN].group == group and found[DOWN].bits == bits and (found[DOWN].zeros is not None) == (bits == 4)
+    want = pack_ref(weights[DOWN], bits=bits, group=group, zeros=bits == 4)
+    assert torch.equal(found[DOWN].codes, want.codes)
+    table = found["model.embed_tokens.weight"]  # rows of 64 are no whole groups of 128
+    assert table.group == 32 and table.bits == options.get("embedding_bits", 8) and table.zeros is None
+
+
+@pytest.mark.parametrize(("method", "order"), [("awq", "natural"), ("gptq", "natural"), ("gptq", "activation")])
+def test_calibration_on_the_students_own_trajectories(student, traces, quantized, tmp_path, method, order):
+    config = QuantizeConfig(method=method, order=order, samples=8)
+    made = quantize(config, student, tmp_path / "q")
+    assert made.facts["calibration"]["conversations"] == 8 and made.facts["calibration"]["tokens"] > 100
+    assert [parent["digest"] for parent in made.manifest["parents"]] == [student.digest, traces.digest]
+    again = quantize(config, student, tmp_path / "again", traces=_traces(tmp_path / "copy"))
+    assert again.digest == made.digest
+    # what was calibrated on is kept better than by looking at the weights alone, in spite of a larger error of these
+    plan = json.loads((made.path / PLAN).read_text())["tensors"]
+    plain = json.loads((quantized.path / PLAN).read_text())["tensors"]
+    assert plan[DOWN]["method"] == method and plan[DOWN]["error"] > plain[DOWN]["error"]
+    assert _drift(student, made, 3) < _drift(student, quantized, 3) * (1.0 if method == "gptq" else 1.1)
+
+
+def _drift(student: Artifact, made: Artifact, number: int) -> float:
+    """Mean KL on one of the conversations that were calibrated on."""
+    a, b = open_runtime(student.path), open_runtime(made.path)
+    talk = [{"role": "user", "content": f"What is {number} + 5?"}]
+    ids = a.tokenize(a.render(talk) + f"add({number} | 5)")
+    return float(divergence(a.logits(ids), b.logits(ids)).mean())
+
+
+def test_a_killed_run_goes_on_with_the_next_layer(student, tmp_path, monkeypatch):
+    whole = quantize(QuantizeConfig(method="gptq", samples=4), student, tmp_path / "whole")
+    done: list[str] = []
+    matrix = module._Work._matrix
+
+    def killed(self, name, weight, gram):
+        if name.startswith("model.layers.1.") and "killed" not in done:
+            done.append("killed")
+            raise KeyboardInterrupt
+        done.append(name)
+        return matrix(self, name, weight, gram)
+
+    monkeypatch.setattr(module._Work, "_matrix", killed)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(QuantizeConfig(method="gptq", samples=4), student, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and len(done) == 9  # embedding, seven of layer 0, the kill
+    made = quantize(QuantizeConfig(method="gptq", samples=4), student, tmp_path / "out")
+    assert made.digest == whole.digest
+    names = [name for name in done if name != "killed"]
+    assert len(names) == len(set(names)) == 15
+
+
+def test_traces_that_are_gone_or_teach_nothing_are_named(student, tmp_path):
+    lonely = stage(
+        "distill", tmp_path / "s", {}, [], lambda made: (shutil.copytree(student.path, made / "model"), {})[1]
+    )
+    with pytest.raises(ArtifactError, match="name them with --traces"):
+        quantize(QuantizeConfig(method="awq"), lonely, tmp_path / "q")
+    wrong = _traces(tmp_path / "wrong", 3, "wrong")
+    with pytest.raises(DataError, match="no trace to learn from"):
+        quantize(QuantizeConfig(method="awq"), lonely, tmp_path / "q", traces=wrong)
+    assert not (tmp_path / "q").exists()
+    assert quantize(QuantizeConfig(), lonely, tmp_path / "q").facts["matrices"] == 15  # needs none
+
+
+def test_a_student_of_two_models(student, tmp_path):
+    def build(made):
+        for part in ("decomposer", "solver"):
+            shutil.copytree(student.path, made / part, ignore=shutil.ignore_patterns("manifest.json"))
+        return {}
+
+    pair = stage("distill", tmp_path / "pair", {}, [], build)
+    with pytest.raises(UsageError, match="use rtn or mse"):
+        quantize(QuantizeConfig(method="gptq"), pair, tmp_path / "q")
+    made = quantize(QuantizeConfig(method="rtn"), pair, tmp_path / "q")
+    assert set(made.facts["parts"]) == {"decomposer", "solver"}
+    assert set(load_quantized(made.path / "solver")) == set(load_quantized(made.path / "decomposer"))
+
+
+def test_weights_that_are_no_numbers_and_files_cut_off_are_refused(student, tmp_path):
+    from safetensors.torch import save_file
+
+    def broken(made, change):
+        shutil.copytree(student.path, made / "model", ignore=shutil.ignore_patterns("manifest.json"))
+        change(made / "model" / "model.safetensors")
+        return {}
+
+    def infinite(file):
+        save_file({**_weights(student), DOWN: torch.full((64, 128), float("inf"))}, str(file))
+
+    bad = stage("distill", tmp_path / "bad", {}, [], lambda made: broken(made, infinite))
+    with pytest.raises(DataError, match="largest weight is inf"):
+        quantize(QuantizeConfig(), bad, tmp_path / "q")
+    cut = stage(
+        "distill", tmp_path / "cut", {}, [], lambda made: broken(made, lambda file: file.write_bytes(b"\1" * 100))
+    )
+    with pytest.raises(ArtifactError, match="cut off or damaged"):
+        quantize(QuantizeConfig(), cut, tmp_path / "q")
+    assert not (tmp_path / "q").exists()
+
+
+def test_a_quantized_folder_that_is_damaged_says_so(quantized, tmp_path):
+    for change, said in (
+        (lambda folder: (folder / PLAN).unlink(), "not a quantized student"),
+        (lambda folder: (folder / PLAN).write_text("{}"), "not a plan of ours"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(b"no"), "missing or damaged"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "missing or damaged"),
+        (lambda folder: _edit(folder, DOWN, bits=8), "is not what"),
+        (lambda folder: _edit(folder, "model.layers.7.mlp.up_proj.weight", bits=4), "not in the file"),
+    ):
+        folder = shutil.copytree(quantized.path, tmp_path / "q")
+        change(folder)
+        with pytest.raises(ArtifactError, match=said):
+            load_quantized(folder)
+        shutil.rmtree(folder)
+
+
+def _edit(folder: Path, name: str, **facts) -> None:
+    plan = json.loads((folder / PLAN).read_text())
+    plan["tensors"][name] = plan["tensors"].get(name, plan["tensors"][DOWN]) | facts
+    (folder / PLAN).write_text(json.dumps(plan))
+
+
+def test_torch_runs_it_by_the_values_its_integers_stand_for(quantized, tmp_path):
+    assert format_of(quantized.path) == "quantized"
+    runtime = open_runtime(quantized.path)
+    assert runtime.name == "quantized"
+    write_dequantized(quantized.path, tmp_path / "float")
+    plain = open_runtime(tmp_path / "float")
+    ids = runtime.tokenize(runtime.render(CHAT))
+    assert np.array_equal(runtime.logits(ids), plain.logits(ids))
+    weights = plain._model.state_dict()
+    for name, matrix in load_quantized(quantized.path).items():
+        assert torch.equal(weights[name], dequantize(matrix))
+
+
+# --- the same integers in every format ---
+
+
+def _same(a: Matrix, b: Matrix) -> bool:
+    return np.array_equal(a.codes, b.codes) and np.array_equal(a.scales.view(np.int16), b.scales.view(np.int16))
+
+
+def from_gguf_file(file: Path, config: dict) -> dict[str, Matrix]:
+    """Quantized matrices of a GGUF file by GGUF name, rows of query and key in transformers' order."""
+    import gguf
+
+    found = {}
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    for tensor in gguf.GGUFReader(file).tensors:
+        read = {"Q4_0": from_q4_0, "Q8_0": from_q8_0}.get(tensor.tensor_type.name)
+        if read is not None:
+            matrix = read(np.array(tensor.data))
+            count = heads.get(tensor.name.split(".")[-2])
+            if count:
+                matrix = matrix.rows(np.argsort(head_order(matrix.shape[0], count)))
+            found[tensor.name] = matrix
+    return found
+
+
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+
+
+def gguf_name(name: str) -> str:
+    if ".layers." not in name:
+        return {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight"}[name]
+    _, _, layer, rest = name.split(".", 3)
+    return f"blk.{layer}.{GGUF_NAMES[rest.removesuffix('.weight')]}.weight"
+
+
+def from_onnx_folder(folder: Path) -> dict[str, Matrix]:
+    """Quantized matrices of a package by the student's names; query, key and value taken apart again."""
+    import onnx
+
+    model = onnx.load(str(folder / "model.onnx"))
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    read = onnx.numpy_helper.to_array
+    found = {}
+    for node in model.graph.node:
+        if node.op_type != "MatMulNBits":
+            continue
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        zeros = read(constants[node.input[3]]) if len(node.input) > 3 else None
+        inputs = NBits(read(constants[node.input[1]]), read(constants[node.input[2]]), zeros)
+        found[node.input[1].removesuffix(".codes")] = from_matmul_nbits(inputs, attributes["bits"], attributes["K"])
+    return found
+
+
+def check_same_integers(folder: Path, gguf_file: Path, onnx_folder: Path) -> int:
+    """Bit for bit: folder, GGUF file, MatMulNBits package, block-wise DequantizeLinear. Returns matrices compared."""
+    config = json.loads((folder / "config.json").read_text())
+    from_gguf, from_onnx = from_gguf_file(gguf_file, config), from_onnx_folder(onnx_folder)
+    rows = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"], "v": config["num_key_value_heads"]}
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    matrices = read_quantized(folder).matrices
+    for name, matrix in matrices.items():
+        assert _same(from_gguf[gguf_name(name)], matrix), name
+        stem, part = name.removesuffix(".weight"), name.split(".")[-2]
+        if stem not in from_onnx:
+            packed = from_onnx[stem.replace(part, "qkv_proj")]
+            first = {"q": 0, "k": rows["q"], "v": rows["q"] + rows["k"]}[part[0]] * size
+            assert _same(packed.rows(np.arange(first, first + matrix.shape[0])), matrix), name
+        else:
+            assert _same(from_onnx[stem], matrix), name
+        for axis in (0, 1):
+            assert _same(from_block_dq(to_block_dq(matrix, axis)), matrix), name
+    return len(matrices)
+
+
+@pytest.fixture(scope="module")
+def files(quantized, tmp_path_factory):
+    """The quantized tiny student as GGUF and as an ONNX package, and the fp32 package that one was made from."""
+    for package in ("onnxruntime_genai", "onnx_ir", "onnx"):
+        pytest.importorskip(package)
+    out = tmp_path_factory.mktemp("files")
+    file = out / compile_gguf(quantized.path, out, "Q4_0", "Tiny")["file"]
+    write = to_onnx._write
+
+    def kept(student, package, options, *, limit_s):
+        write(student, package, options, limit_s=limit_s)
+        shutil.copytree(package, floats)
+
+    floats = tmp_path_factory.mktemp("floats") / "package"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(to_onnx, "_write", kept)
+        facts = compile_onnx(quantized.path, out / "onnx", "int4")
+    # four products a layer with query, key and value as one, two more without; the head; the embedding
+    assert facts["nodes"] == {"MatMulNBits": 2 * 5 + 1, "GatherBlockQuantized": 1}
+    return SimpleNamespace(gguf=file, onnx=out / "onnx", floats=floats)
+
+
+def test_gguf_onnx_and_block_tensors_hold_the_same_bits(quantized, files):
+    assert check_same_integers(quantized.path, files.gguf, files.onnx) == 15
+    assert {path.name for path in files.onnx.parent.iterdir()} == {files.gguf.name, "onnx"}
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """Activations as llama.cpp multiplies them: blocks of 32 in 8 bits, scale in fp16 (its Q8_0)."""
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
+    d = blocks.abs().amax(-1, keepdim=True) / 127
+    codes = torch.round(blocks * torch.where(d == 0, 0.0, 1 / d))
+    return (codes * d.half().float()).reshape(x.shape)
+
+
+def logits_with_rounded_activations(folder: Path, ids: list[int], scratch: Path) -> np.ndarray:
+    write_dequantized(folder, scratch)
+    runtime = open_runtime(scratch)
+    for linear in runtime._model.modules():
+        if isinstance(linear, torch.nn.Linear):
+            linear.register_forward_pre_hook(lambda _, given: (rounded(given[0]),))
+    return runtime.logits(ids)
+
+
+def test_the_files_compute_what_the_integers_say(quantized, files, tmp_path):
+    pytest.importorskip("llama_cpp")
+    torch_runtime, gguf_runtime = open_runtime(quantized.path), open_runtime(files.gguf)
+    ids = torch_runtime.tokenize(torch_runtime.render(CHAT) + "The sum of 12 and 30 is 42.")
+    want = torch_runtime.logits(ids)
+    exact = tmp_path / "exact"
+    shutil.copytree(files.onnx, exact)
+    _level(exact, 1)
+    onnx_runtime = open_runtime(exact)
+    # products in fp32, summed in another order
+    assert np.abs(onnx_runtime.logits(ids) - want).max() < 1e-3
+    fast = open_runtime(files.onnx).logits(ids)  # activations in int8
+    assert divergence(want, fast).mean() < 5e-3
+    # llama.cpp rounds activations to 8 bits and keys and values to fp16
+    like = logits_with_rounded_activations(quantized.path, ids, tmp_path / "float")
+    found = gguf_runtime.logits(ids)
+    assert np.abs(found - like).max() < 0.1 and np.abs(found - like).mean() < 0.25 * np.abs(found - want).mean() + 0.01
+
+
+def _level(folder: Path, level: int) -> None:
+    """Another accuracy_level in every product of a package."""
+    import onnx
+
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = level
+    onnx.save(model, str(folder / "model.onnx"))
+
+
+def test_a_graph_that_is_not_understood_is_refused(quantized, files, tmp_path, monkeypatch):
+    content = read_quantized(quantized.path)
+    other = dict(content.matrices)
+    other[DOWN] = replace(other[DOWN], scales=other[DOWN].scales * np.float16(1.01))
+    more = {**content.matrices, DOWN.replace("layers.1", "layers.9"): other[DOWN]}
+    for matrices, said in (
+        (other, "layers.1/mlp/down_proj/MatMul: its weight is not the student's"),
+        (more, "no node for model.layers.9"),
+    ):
+        package = shutil.copytree(files.floats, tmp_path / "package")
+        with pytest.raises(ArtifactError, match=said):
+            put_integers(package, replace(content, matrices=matrices))
+        shutil.rmtree(package)
+
+    def failing(student, out, options, *, limit_s):
+        assert (student / "model.safetensors").is_file()
+        raise ArtifactError("the ONNX builder failed")
+
+    monkeypatch.setattr(to_onnx, "_write", failing)
+    with pytest.raises(ArtifactError, match="builder failed"):
+        compile_onnx(quantized.path, tmp_path / "onnx", "int4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_of_a_quantized_student_is_compared_with_the_one_it_came_from(student, quantized, tmp_path, monkeypatch):
+    judged = []
+
+    def judge(folder, file, probe, scratch, tolerance):
+        judged.append(folder)
+        return {"verdict": "pass", "kl_mean": 0.1}
+
+    monkeypatch.setattr("soloist.toolchain.export.judge", judge)
+    made = export(quantized, tmp_path / "out", ["gguf-q4_0"], PROBE, name="Tiny")
+    facts = made.facts["formats"]["gguf-q4_0"]
+    assert judged == [student.path]
+    found = from_gguf_file(made.path / facts["path"], json.loads((quantized.path / "config.json").read_text()))
+    assert _same(found[gguf_name(DOWN)], read_quantized(quantized.path).matrices[DOWN])
+    with pytest.raises(ArtifactError, match="holds 4-bit layers; export it as gguf-q4_0"):
+        export(quantized, tmp_path / "other", ["gguf-q8_0"], PROBE)
+    lost = shutil.copytree(quantized.path, tmp_path / "elsewhere" / "q")
+    with pytest.raises(ArtifactError, match="the student it was made from is not at"):
+        export(Artifact.open(lost), tmp_path / "other", ["gguf-q4_0"], PROBE)
+
+
+def test_formats_that_cannot_hold_it_are_refused(student, tmp_path):
+    made = quantize(QuantizeConfig(method="rtn", zeros=True), student, tmp_path / "q")
+    with pytest.raises(ArtifactError, match="zero points have no place in Q4_0"):
+        compile_gguf(made.path, tmp_path / "gguf", "Q4_0")
+    assert not list((tmp_path / "gguf").iterdir())
+    with pytest.raises(ArtifactError, match="holds 4-bit layers; export it as onnx-int4"):
+        compile_onnx(made.path, tmp_path / "onnx", "int8")
+
+
+# --- the command ---
+
+
+def test_the_command_quantizes_and_refuses(student, traces, tmp_path):
+    run = CliRunner().invoke
+    done = run(main, ["quantize", str(student.path), "-o", str(tmp_path / "q"), "--method", "awq", "--samples", "4"])
+    assert done.exit_code == 0 and "15 matrices" in done.output, done.output
+    assert Artifact.open(tmp_path / "q", stage="quantize").manifest["config"]["method"] == "awq"
+    for more, code, said in (
+        (["--bits", "8", "--zeros"], 2, "zero points are for 4 bits"),
+        (["--traces", str(traces.path)], 2, "does not calibrate"),
+        (["--kernels", "triton", "--device", "cuda"], 7, "no CUDA device")
+        if not torch.cuda.is_available()
+        else ([], 0, ""),
+    ):
+        done = run(main, ["quantize", str(student.path), "-o", str(tmp_path / "no"), *more])
+        assert done.exit_code == code and said in done.output, done.output
+    done = run(main, ["quantize", str(traces.path), "-o", str(tmp_path / "no")])
+    assert done.exit_code == 4 and "'distill' is needed" in done.output
+
+
+# --- SmolLM2 itself ---
+
+
+@pytest.mark.slow
+def test_the_real_base_holds_the_same_bits_everywhere_and_computes_alike(base_gguf, tmp_path):
+    """Issue 4: one quantization of SmolLM2-135M, three formats, the same bits, logits within the stated tolerances."""
+    for package in ("onnxruntime_genai", "onnx_ir", "onnx"):
+        pytest.importorskip(package)
+    from soloist.targets.from_gguf import from_gguf
+
+    def build(made):
+        from_gguf(base_gguf, made)
+        return {}
+
+    base = stage("distill", tmp_path / "base", {}, [], build)
+    made = quantize(QuantizeConfig(method="rtn"), base, tmp_path / "q")
+    file = tmp_path / "gguf" / compile_gguf(made.path, tmp_path / "gguf", "Q4_0", "SmolLM2")["file"]
+    compile_onnx(made.path, tmp_path / "onnx", "int4")
+    assert check_same_integers(made.path, file, tmp_path / "onnx") == 30 * 7 + 1
+    want_of = open_runtime(made.path)
+    ids = want_of.tokenize(want_of.render([{"role": "user", "content": "What is the capital of France?"}]))
+    want = want_of.logits(ids)
+    want_of.close()
+    fast = open_runtime(tmp_path / "onnx").logits(ids)
+    assert divergence(want, fast).mean() < 0.05
+    _level(tmp_path / "onnx", 1)
+    exact = open_runtime(tmp_path / "onnx").logits(ids)
+    assert np.abs(exact - want).max() < 0.01
+    like = logits_with_rounded_activations(made.path, ids, tmp_path / "float")
+    found = open_runtime(file).logits(ids)
+    assert divergence(like, found).mean() < 0.01 and divergence(want, found).mean() < 0.05

@@ -1,0 +1,63 @@
+"""`soloist quantize`: a student's weights to integers and scales, once for all formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+
+@click.command(short_help="Turn a student's weights into 4- or 8-bit integers, once for all formats.")
+@click.argument("student", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--bits", type=click.Choice(["4", "8"]), default="4", show_default=True, help="Of the linear layers.")
+@click.option("--group", "--group-size", "--block-size", "group", type=click.Choice(["32", "64", "128"]), default="32",
+              show_default=True, help="Columns that share a scale.")  # fmt: skip
+@click.option("--method", type=click.Choice(["rtn", "mse", "awq", "gptq"]), default="mse", show_default=True)
+@click.option(
+    "--embedding-bits", type=click.Choice(["4", "8"]), default="8", show_default=True, help="Embedding and head."
+)
+@click.option("--zeros", is_flag=True, help="Zero points; GGUF and TensorRT cannot take such a student.")
+@click.option("--traces", type=click.Path(path_type=Path), help="Calibrate on these, not on those it learned from.")
+@click.option("--samples", type=click.IntRange(min=1), default=64, show_default=True, help="Conversations for that.")
+@click.option("--order", type=click.Choice(["natural", "activation"]), default="natural", show_default=True,
+              help="Of the columns, for gptq.")  # fmt: skip
+@click.option("--seed", default=42, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or what there is.")
+@click.option("--kernels", type=click.Choice(["auto", "triton", "reference"]), default="auto", show_default=True)
+def command(
+    student: Path, output: Path, bits: str, group: str, method: str, embedding_bits: str, zeros: bool,
+    traces: Path | None, samples: int, order: str, seed: int, device: str,
+    kernels: Literal["auto", "triton", "reference"],
+) -> None:  # fmt: skip
+    """Quantize the artifact STUDENT. Formats written from the result (`soloist export`) carry the same integers."""
+    from soloist.kernels.errors import UsageError
+    from soloist.targets.base import require
+
+    require("torch", "train")  # what follows imports it
+    from soloist.toolchain.artifact import Artifact
+    from soloist.toolchain.config import validated
+    from soloist.toolchain.events import EventLog
+    from soloist.toolchain.importers.stage import open_traces
+    from soloist.toolchain.progress import Bars
+    from soloist.toolchain.quantize import CALIBRATED, QuantizeConfig, quantize
+
+    if traces is not None and method not in CALIBRATED:
+        raise UsageError(f"--traces: method {method} does not calibrate; use {' or '.join(CALIBRATED)}")
+    told = {
+        "bits": int(bits), "group": int(group), "method": method, "embedding_bits": int(embedding_bits), "zeros": zeros,
+        "samples": samples, "order": order, "seed": seed,
+    }  # fmt: skip
+    config = validated(QuantizeConfig, told, "quantize")
+    parent = Artifact.open(student, stage="distill")
+    with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
+        made = quantize(
+            config, parent, output, traces=open_traces(traces) if traces else None, device=device, kernels=kernels,
+            events=events,
+        )  # fmt: skip
+    for part, facts in made.facts.get("parts", {"": made.facts}).items():
+        click.echo(
+            f"{output / part}: {facts['matrices']} matrices, {facts['size_mb']:.1f} MB, mean error "
+            f"{facts['error_mean']:.2%} of a matrix's norm"
+        )
