@@ -1,0 +1,365 @@
+"""Kernels to PTX and cubin for named GPUs, on a machine without one.
+
+    parent:  build_kernels(impls, (87, 90), folder, cache)      one record per kernel build and architecture
+    worker:  python -m soloist.kernels.aot                      triton.compile(ASTSource, GPUTarget("cuda", 87, 32))
+
+Workers are processes of their own because a kernel decorated while TRITON_INTERPRET is set cannot be compiled. What was
+compiled is kept in a cache under a hash of source, constants, options and Triton's version, so a build that was killed,
+or whose neighbor was edited, goes on where it was. A record says all that a launch by hand needs and what was spent:
+entry and arguments (Triton adds hidden ones at the end), grid, threads, shared memory, registers, spilled bytes, widths
+of loads. `gate` refuses spills in what is shipped and more shared memory than a program may have.
+
+The cubin is what ships: it needs no compiler in the driver. From sm_90 on it is made for the `a` variant, which runs on
+that very architecture. The PTX beside it is kept to the oldest version its architecture and driver take (JetPack 6:
+CUDA 12.6, PTX 8.5; Thor: CUDA 13.0, PTX 9.0), because a driver refuses PTX newer than itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.choose import ARCHITECTURES, Impl
+from soloist.kernels.errors import ArtifactError, GateError, MissingExtraError, ResourceError, UsageError
+from soloist.kernels.listing import Listing, read_ptx
+from soloist.kernels.spec import Build
+
+Record = dict[str, Any]
+Progress = Callable[[int, int, str], None]
+RECORD = 1  # raise it when records change, so that cached ones are made again
+HIDDEN = ("global_scratch", "profile_scratch")  # what Triton appends to every entry
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an architecture allows.
+
+    Args:
+        shared: bytes of shared memory per program; CUDA Programming Guide, table "Memory Information per Compute
+            Capability", row "per thread block".
+        ptx: version written into the PTX, times ten: at least what the architecture needs (8.7 and 9.0 brought sm_120
+            and sm_110), at most what the oldest driver of its machines takes.
+    """
+
+    shared: int
+    ptx: int
+
+
+LIMITS = {
+    87: Limits(163 * 1024, 85),
+    89: Limits(99 * 1024, 85),
+    90: Limits(227 * 1024, 85),
+    110: Limits(227 * 1024, 90),
+    120: Limits(99 * 1024, 87),
+}
+assert tuple(LIMITS) == ARCHITECTURES
+
+
+def architectures(text: str) -> tuple[int, ...]:
+    """`sm_87,sm_90` as numbers. Raises UsageError."""
+    found = [re.fullmatch(r"(?:sm_)?(\d+)", part.strip()) for part in text.split(",")]
+    numbers = [int(match[1]) if match else None for match in found]
+    if bad := [part for part, number in zip(text.split(","), numbers, strict=True) if number not in LIMITS]:
+        raise UsageError(f"architecture {', '.join(bad)}: there are {', '.join(f'sm_{sm}' for sm in LIMITS)}")
+    return tuple(dict.fromkeys(number for number in numbers if number is not None))
+
+
+# --- parent ---------------------------------------------------------------------------------------------------------
+
+
+def build_kernels(
+    impls: Sequence[Impl],
+    targets: Sequence[int],
+    folder: Path,
+    cache: Path,
+    *,
+    workers: int = 1,
+    ptx: int | None = None,
+    only: Sequence[str] | None = None,
+    progress: Progress = lambda done, total, name: None,
+) -> list[Record]:
+    """Compile every build of the kernels into `folder`/sm_N/, and return their records sorted by file.
+
+    Args:
+        cache: folder of what was compiled before; made where it is not.
+        ptx: version of the PTX times ten, in place of each architecture's own.
+        only: names of builds; all unless given.
+
+    Raises:
+        MissingExtraError, ResourceError: no Triton here.
+        GateError: what did not compile.
+    """
+    if not sys.platform.startswith("linux"):
+        raise ResourceError(f"Triton compiles on Linux only, and this is {sys.platform}")
+    if not _installed():
+        raise MissingExtraError("triton", "kernels")
+    cache.mkdir(parents=True, exist_ok=True)
+    order = {
+        "impls": {impl.name: impl.module for impl in impls}, "targets": list(targets), "folder": str(folder),
+        "cache": str(cache), "ptx": ptx, "only": None if only is None else list(only),
+    }  # fmt: skip
+    records: list[Record] = []
+    faults: list[str] = []
+    done = 0
+    for answer in _answers(order, workers):
+        if "fault" in answer:
+            faults.append(answer["fault"])
+        else:
+            records.append(answer["record"])
+        done += 1
+        progress(done, answer["total"], answer["name"])
+    if faults:
+        raise GateError(_sentence(f"{len(faults)} of {done} builds did not compile", faults))
+    return sorted(records, key=lambda record: str(record["files"]["cubin"]["path"]))
+
+
+def gate(records: Sequence[Record]) -> None:
+    """Refuse spills in shipped builds and too much shared memory. Raises GateError naming all."""
+    faults = []
+    for record in records:
+        name, limit = f"{record['arch']} {record['build']}", LIMITS[int(record["arch"].removeprefix("sm_"))].shared
+        spilled = record["spill_stores"] + record["spill_loads"]
+        if record["shipped"] and spilled:
+            faults.append(f"{name} spills {spilled} bytes")
+        if record["shared"] + record["static_shared"] > limit:
+            faults.append(f"{name} takes {record['shared']} bytes of shared memory, {limit} there are")
+    if faults:
+        raise GateError(_sentence(f"{len(faults)} of {len(records)} builds are over a limit", faults))
+
+
+def _sentence(said: str, faults: Sequence[str], most: int = 6) -> str:
+    more = f"; and {len(faults) - most} more" if len(faults) > most else ""
+    return f"{said}: {'; '.join(sorted(faults)[:most])}{more}"
+
+
+def _installed() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("triton") is not None
+
+
+def _answers(order: Mapping[str, Any], workers: int) -> Iterator[Record]:
+    """Answers of the workers as they come. Raises ResourceError where one of them died."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def drain(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        with process.stdout as said:
+            for line in said:
+                lines.put(line)
+        lines.put(None)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        processes = [_start({**order, "share": [i, workers]}, Path(scratch) / f"{i}") for i in range(workers)]
+        try:
+            for process in processes:
+                threading.Thread(target=drain, args=(process,), daemon=True).start()
+            running = workers
+            while running:
+                if (line := lines.get()) is None:
+                    running -= 1
+                else:
+                    yield json.loads(line)
+            codes = [process.wait() for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        for i, code in enumerate(codes):
+            if code:
+                said = (Path(scratch) / f"{i}" / "stderr").read_text(errors="replace").strip().splitlines()[-1:]
+                raise ResourceError(f"a compiling process ended with {code}: {' '.join(said)}")
+
+
+def _start(order: Mapping[str, Any], scratch: Path) -> subprocess.Popen[str]:
+    scratch.mkdir()
+    environment = {
+        **{key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"},
+        "TRITON_CACHE_DIR": str(scratch / "triton"), "TRITON_ALWAYS_COMPILE": "1", "TRITON_DUMP_PTXAS_LOG": "1",
+        "TRITON_DEFAULT_FP_FUSION": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    with (scratch / "stderr").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "soloist.kernels.aot"], text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        )  # fmt: skip
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(json.dumps(order))
+    return process
+
+
+# --- worker ---------------------------------------------------------------------------------------------------------
+
+
+def work() -> None:
+    """Compile this worker's share of the order on stdin; one JSON line per build on stdout."""
+    order = json.load(sys.stdin)
+    out = sys.stdout  # Triton prints to stdout while it compiles
+    share, workers = order["share"]
+    impls = [Impl(name, module) for name, module in order["impls"].items()]
+    jobs = [(sm, build) for impl in impls for build in impl.load().builds() for sm in order["targets"]]
+    jobs = [(sm, build) for sm, build in jobs if sm in (build.architectures or ARCHITECTURES)]
+    if order["only"] is not None:
+        jobs = [(sm, build) for sm, build in jobs if build.name in order["only"]]
+    for sm, build in jobs[share::workers]:
+        answer: Record = {"total": len(jobs), "name": f"sm_{sm} {build.name}"}
+        try:
+            answer["record"] = _make(build, sm, order["ptx"] or LIMITS[sm].ptx, Path(order["cache"]), order["folder"])
+        except Exception as error:  # Triton raises many kinds; all faults are told at once
+            answer["fault"] = f"{answer['name']}: {type(error).__name__}: {' '.join(str(error).split())[-300:]}"
+        print(json.dumps(answer), file=out, flush=True)
+
+
+def _make(build: Build, sm: int, ptx: int, cache: Path, folder: str) -> Record:
+    """Compile or take from the cache, put both files where they belong, and return the record."""
+    source, options = _source(build), {**_options(build), "ptx_version": ptx}
+    key = _key(build, source, sm, options)
+    kept = cache / f"{key}.json"
+    if not kept.is_file():
+        _compile(build, source, sm, options, cache / key)
+    record: Record = json.loads(kept.read_text())
+    for kind in ("ptx", "cubin"):
+        made = Path(folder) / f"sm_{sm}" / f"{build.name}.{kind}"
+        made.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(cache / f"{key}.{kind}", made)
+        digest = hashlib.sha256(made.read_bytes()).hexdigest()
+        record["files"][kind] = {"path": f"sm_{sm}/{made.name}", "bytes": made.stat().st_size, "sha256": digest}
+    return record
+
+
+def _options(build: Build) -> dict[str, Any]:
+    cut = build.configuration
+    return {"num_warps": cut.warps, "num_stages": cut.stages, "enable_fp_fusion": build.fused}
+
+
+def _source(build: Build) -> Any:  # noqa: ANN401 - Triton has no types
+    from triton.compiler import ASTSource
+
+    names = list(build.function.arg_names)
+    wrong = [name for name in names if (name in build.signature) == (name in build.constants)]
+    wrong += [name for name in (*build.signature, *build.constants, *build.aligned) if name not in names]
+    if wrong:
+        raise ArtifactError(f"arguments {', '.join(wrong)} must be either in the signature or a constant, and exist")
+    return ASTSource(
+        fn=build.function,
+        signature={name: build.signature.get(name, "constexpr") for name in names},
+        constexprs=dict(build.constants),
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in build.aligned},
+    )
+
+
+def _key(build: Build, source: Any, sm: int, options: Mapping[str, Any]) -> str:  # noqa: ANN401 - Triton has no types
+    import triton
+
+    said = [RECORD, triton.__version__, source.hash(), sm, sorted(options.items()), _facts(build)]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _facts(build: Build) -> Record:
+    """The part of a record that needs no compiler."""
+    return {
+        "build": build.name, "kernel": build.kernel, "variant": build.variant, "shipped": build.shipped,
+        "configuration": build.configuration.name, "function": build.function.__name__,
+        "constants": dict(build.constants), "grid": list(build.grid), "warps": build.configuration.warps,
+        "stages": build.configuration.stages,
+    }  # fmt: skip
+
+
+def _compile(build: Build, source: Any, sm: int, options: Mapping[str, Any], base: Path) -> None:  # noqa: ANN401
+    """Write base.ptx, base.cubin, and last base.json."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    log = io.StringIO()
+    began = time.perf_counter()
+    with contextlib.redirect_stdout(log):
+        compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=dict(options))
+    seconds = round(time.perf_counter() - began, 3)
+    ptx, metadata = compiled.asm["ptx"], compiled.metadata
+    record = {
+        **_facts(build), **_launch(build, read_ptx(ptx)), **resources(log.getvalue()),
+        "arch": f"sm_{sm}", "warps": metadata.num_warps, "shared": metadata.shared, "triton": triton.__version__,
+        "scratch": {
+            "global": [metadata.global_scratch_size, metadata.global_scratch_align],
+            "profile": [metadata.profile_scratch_size, metadata.profile_scratch_align],
+        },
+        "seconds": seconds, "files": {},
+    }  # fmt: skip
+    base.with_suffix(".ptx").write_text(ptx)
+    base.with_suffix(".cubin").write_bytes(compiled.asm["cubin"])
+    unfinished = base.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(record))
+    unfinished.replace(base.with_suffix(".json"))
+
+
+def _launch(build: Build, listing: Listing) -> Record:
+    """Entry, arguments and loads, from the PTX itself."""
+    names = [name for name in build.function.arg_names if name in build.signature]
+    hidden = listing.parameters[len(names) :]
+    if len(hidden) != len(HIDDEN):
+        raise ArtifactError(f"{listing.entry} takes {len(listing.parameters)} arguments, {len(names)} are ours")
+    arguments = [
+        {"name": name, "type": build.signature[name], "ptx": kind, "aligned": name in build.aligned, "hidden": False}
+        for name, kind in zip(names, listing.parameters, strict=False)
+    ]
+    added = [{"name": n, "type": "*i8", "ptx": k, "aligned": False, "hidden": True} for n, k in zip(HIDDEN, hidden)]  # noqa: B905 - equal by the check above
+    loads = {
+        name: [[load.bytes, load.depth, load.direct] for load in listing.of(position)]
+        for position, name in enumerate(names)
+        if build.signature[name].startswith("*") and listing.of(position)
+    }
+    return {
+        "entry": listing.entry, "arguments": arguments + added, "block": [listing.threads, 1, 1],
+        "ptx_version": listing.version, "ptx_target": listing.target, "loads": loads, "matrix": dict(listing.matrix),
+    }  # fmt: skip
+
+
+def resources(log: str) -> Record:
+    """Registers, spills and static shared memory from what `ptxas -v` said. Raises ArtifactError."""
+    frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    used = re.search(r"Used (\d+) registers", log)
+    if frame is None or used is None:
+        raise ArtifactError("ptxas did not say what it used")
+    static = re.search(r"(\d+) bytes smem", log)
+    return {
+        "registers": int(used[1]), "stack": int(frame[1]), "spill_stores": int(frame[2]),
+        "spill_loads": int(frame[3]), "static_shared": int(static[1]) if static else 0,
+    }  # fmt: skip
+
+
+# --- readers --------------------------------------------------------------------------------------------------------
+
+
+def read_builds(folder: Path) -> list[Record]:
+    """Records of a folder that `soloist kernels build` wrote. Raises ArtifactError where it is not whole."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        records: list[Record] = manifest["facts"]["builds"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder}: no folder of `soloist kernels build` ({error})") from error
+    for record in records:
+        for file in record["files"].values():
+            path = folder / file["path"]
+            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
+                raise ArtifactError(f"{path}: missing or changed; run `soloist kernels build` again")
+    return records
+
+
+if __name__ == "__main__":
+    work()

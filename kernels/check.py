@@ -1,0 +1,115 @@
+"""Runs the cases of kernels against float64, in a process of its own: Triton's interpreter is a choice made at import.
+
+    parent:  run_cases(impls, "cpu", seed=0, slow=False)     one Result a case, as they come
+    worker:  python -m soloist.kernels.check                 kernel.check(case, device, seed)
+
+On the CPU the process has TRITON_INTERPRET=1, on a GPU it has not, whatever the caller's says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from soloist.kernels.choose import Impl
+from soloist.kernels.errors import MissingExtraError, ResourceError
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one case came to.
+
+    Args:
+        worst: largest error in units of what is allowed; 1.0 is the limit. Infinite where the case broke off.
+        absolute: largest absolute error.
+        said: why it broke off, or nothing.
+    """
+
+    kernel: str
+    case: str
+    worst: float
+    absolute: float
+    total: int
+    said: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every element was within its tolerance."""
+        return self.worst <= 1.0
+
+
+def run_cases(impls: Sequence[Impl], device: Literal["cpu", "cuda"], *, seed: int, slow: bool) -> Iterator[Result]:
+    """Results of all cases of the kernels, as they come.
+
+    Raises:
+        MissingExtraError: no Triton here.
+        ResourceError: no Triton for this system, no GPU, or a process that died.
+    """
+    import importlib.util
+
+    if not sys.platform.startswith("linux"):
+        raise ResourceError(f"Triton exists for Linux, and this is {sys.platform}: nothing can be checked here")
+    if importlib.util.find_spec("triton") is None:
+        raise MissingExtraError("triton", "kernels")
+    if device == "cuda":
+        _demand_gpu()
+    order = {"impls": {impl.name: impl.module for impl in impls}, "device": device, "seed": seed, "slow": slow}
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    if device == "cpu":
+        environment["TRITON_INTERPRET"] = "1"
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "soloist.kernels.check"], text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        )  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            with process.stdin:
+                process.stdin.write(json.dumps(order))
+            with process.stdout:
+                for line in process.stdout:
+                    yield Result(**json.loads(line))
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        if code:
+            errors.seek(0)
+            last = errors.read().strip().splitlines()[-1:]
+            raise ResourceError(f"the checking process ended with {code}: {' '.join(last)}")
+
+
+def _demand_gpu() -> None:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("torch", "train") from error
+    if not torch.cuda.is_available():
+        raise ResourceError("torch sees no CUDA device here: check with --device cpu (Triton's interpreter)")
+
+
+def work() -> None:
+    """Run the order on stdin, one JSON line a case on stdout."""
+    order = json.load(sys.stdin)
+    out, sys.stdout = sys.stdout, sys.stderr  # whatever a kernel prints is not an answer
+    kernels = [Impl(name, module).load() for name, module in order["impls"].items()]
+    chosen = [(kernel, case) for kernel in kernels for case in kernel.cases if order["slow"] or not case.slow]
+    for kernel, case in chosen:
+        answer = {"kernel": kernel.name, "case": case.name, "total": len(chosen)}
+        try:
+            outcome = kernel.check(case, order["device"], order["seed"])
+            answer |= {"worst": float(outcome.worst), "absolute": float(outcome.absolute)}
+        except Exception as error:  # one broken case must not hide the others
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
+            answer |= {"worst": float("inf"), "absolute": float("inf"), "said": said}
+        print(json.dumps(answer), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    work()

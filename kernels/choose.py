@@ -1,0 +1,166 @@
+"""Which implementation of a kernel runs: a registry, one frozen record each, and one function that says why.
+
+    choice = choose("w4a16_gemv", x.device)
+    y = choice.run(x, weight)          # choice.reason: "Triton, compiled for sm_90 (NVIDIA H100 80GB HBM3)"
+
+`want="auto"` takes Triton on a GPU of an architecture we build for and check, and plain torch everywhere else.
+`want="triton"` and `want="reference"` do what they say or raise. On the CPU Triton means its interpreter, hundreds of
+times slower than torch: it counts only where it was asked for, by `want="triton"` with TRITON_INTERPRET=1 set before
+the first kernel was imported. Modules are imported when they are chosen. Left out: timing, which belongs to
+`soloist.kernels.tuned`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from soloist.kernels.errors import MissingExtraError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from soloist.kernels.spec import Kernel
+
+Want = Literal["auto", "triton", "reference"]
+ARCHITECTURES = (87, 89, 90, 110, 120)  # what `soloist kernels build` compiles and checks
+
+
+@dataclass(frozen=True)
+class Impl:
+    """A kernel by name, and the module whose `KERNEL` says the rest."""
+
+    name: str
+    module: str
+
+    def load(self) -> Kernel:
+        """Import the module. Raises MissingExtraError naming what it lacks."""
+        try:
+            kernel: Kernel = importlib.import_module(self.module).KERNEL
+        except ImportError as error:
+            if error.name and error.name.split(".")[0] == "torch":
+                raise MissingExtraError("torch", "train") from error
+            if error.name and error.name.split(".")[0] == "triton":
+                raise MissingExtraError("triton", "kernels") from error
+            raise
+        return kernel
+
+
+REGISTRY = {
+    name: Impl(name, f"soloist.kernels.{name}")
+    for name in (
+        "w4a16_gemv", "w4a16_gemm", "w8a16_gemv", "w8a16_gemm", "pack", "gptq", "decode_attention", "append_int8",
+        "linear_kl",
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What will run, and a sentence saying why."""
+
+    run: Callable[..., Any]
+    impl: Literal["triton", "reference"]
+    reason: str
+
+
+def find(name: str) -> Impl:
+    """The registered kernel of this name. Raises UsageError."""
+    if name not in REGISTRY:
+        raise UsageError(f"kernel '{name}': there is none; there are {', '.join(REGISTRY)}")
+    return REGISTRY[name]
+
+
+def choose(name: str, device: torch.device | str, want: Want = "auto") -> Choice:
+    """The implementation of kernel `name` for tensors on `device`.
+
+    Raises:
+        UsageError: no such kernel or wish, or Triton wanted on a CPU without its interpreter.
+        MissingExtraError: Triton wanted and not installed.
+        ResourceError: a device that is not there, or that Triton does not run on.
+    """
+    impl = find(name)
+    if want not in ("auto", "triton", "reference"):
+        raise UsageError(f"implementation '{want}': choose auto, triton or reference")
+    kind, _, _ = str(device).partition(":")
+    if kind == "cuda" and not _cuda():
+        raise ResourceError(f"device {device}: torch sees no CUDA device here; use cpu")
+    if want == "reference":
+        return _reference(impl, "plain torch, as asked for")
+    if want == "auto":
+        obstacle = _obstacle(kind, device)
+        return _reference(impl, f"plain torch: {obstacle}") if obstacle else _triton(impl, _on_gpu(device))
+    _demand_triton(kind, device)
+    said = "Triton's interpreter, as asked for: for checking, not for speed" if interpreting() else _on_gpu(device)
+    return _triton(impl, said)
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter was switched on, by the variable Triton itself reads."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+def _obstacle(kind: str, device: torch.device | str) -> str | None:
+    """Why Triton is not chosen on its own, or None."""
+    if kind != "cuda":
+        return f"there is no Triton for device '{kind}'" if kind != "cpu" else "Triton needs an NVIDIA GPU"
+    if not sys.platform.startswith("linux"):
+        return f"Triton exists for Linux, and this is {sys.platform}"
+    if not _installed():
+        return "Triton is not installed (pip install 'soloist[kernels]')"
+    if interpreting():
+        return "TRITON_INTERPRET is set, and the interpreter is for checking"
+    if _capability(device) not in ARCHITECTURES:
+        built = ", ".join(f"sm_{sm}" for sm in ARCHITECTURES)
+        return f"this GPU is sm_{_capability(device)}, and the kernels are built and checked for {built}"
+    return None
+
+
+def _demand_triton(kind: str, device: torch.device | str) -> None:
+    if not sys.platform.startswith("linux"):
+        raise ResourceError(f"Triton exists for Linux, and this is {sys.platform}: choose auto or reference")
+    if not _installed():
+        raise MissingExtraError("triton", "kernels")
+    if kind == "cpu" and not interpreting():
+        raise UsageError("Triton runs on a CPU only in its interpreter: start the program with TRITON_INTERPRET=1")
+    if kind not in ("cpu", "cuda"):
+        raise ResourceError(f"Triton does not run on device '{device}': choose auto or reference")
+
+
+def _reference(impl: Impl, reason: str) -> Choice:
+    return Choice(impl.load().reference, "reference", reason)
+
+
+def _triton(impl: Impl, reason: str) -> Choice:
+    return Choice(impl.load().run, "triton", reason)
+
+
+def _on_gpu(device: torch.device | str) -> str:
+    import torch
+
+    return f"Triton, compiled for sm_{_capability(device)} ({torch.cuda.get_device_name(device)})"
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _cuda() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _capability(device: torch.device | str) -> int:
+    """87 for compute capability 8.7."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

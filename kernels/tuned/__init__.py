@@ -1,0 +1,109 @@
+"""Tuned configurations: one JSON file per GPU, read here, written by the benchmarks that measured them.
+
+    h100.json   {"device": "NVIDIA H100 80GB HBM3", "architecture": 90, "measured": {"commit": …, "triton": …},
+                 "kernels": {"w4a16_gemv": [{"sizes": {"M": 1, "N": 4096, "K": 4096}, "options": {"group": 128},
+                             "configuration": {"constants": {"BLOCK_N": 16}, "warps": 4, "stages": 2},
+                             "microseconds": 7.1}]}}
+
+`tuned("w4a16_gemv", "NVIDIA H100 80GB HBM3", {"M": 1, …}, {"group": 128})` gives the configuration measured best at the
+nearest sizes with the same options, or None: the kernel then goes by its own rule. Nearest means the smallest sum of
+|log2| of the ratios, and no size further off than a factor of two. A GPU is known by the name its driver gives it.
+Left out: tuning while a user waits.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.errors import ArtifactError
+from soloist.kernels.spec import Configuration
+
+FURTHEST = 1.0  # log2 of the ratio of sizes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The best configuration measured at some sizes."""
+
+    sizes: Mapping[str, int]
+    options: Mapping[str, Any]
+    configuration: Configuration
+    microseconds: float
+
+    def distance(self, sizes: Mapping[str, int]) -> float:
+        """How far other sizes are; infinite where they differ by more than a factor of two, or by name."""
+        if set(sizes) != set(self.sizes):
+            return math.inf
+        apart = [abs(math.log2(sizes[name] / size)) for name, size in self.sizes.items()]
+        return sum(apart) if max(apart, default=0.0) <= FURTHEST else math.inf
+
+
+@dataclass(frozen=True)
+class Table:
+    """What was measured on one GPU."""
+
+    device: str
+    architecture: int
+    measured: Mapping[str, str]
+    kernels: Mapping[str, tuple[Entry, ...]]
+
+
+def tuned(
+    kernel: str, device: str, sizes: Mapping[str, int], options: Mapping[str, Any] | None = None
+) -> Configuration | None:
+    """The configuration measured best near these sizes on this GPU, or None."""
+    table = tables().get(device)
+    found = [entry for entry in table.kernels.get(kernel, ()) if entry.options == (options or {})] if table else []
+    best = min(found, key=lambda entry: (entry.distance(sizes), entry.microseconds), default=None)
+    return best.configuration if best is not None and math.isfinite(best.distance(sizes)) else None
+
+
+@functools.cache
+def tables() -> Mapping[str, Table]:
+    """All tables that ship, by name of the GPU."""
+    files = [file for file in resources.files(__name__).iterdir() if file.name.endswith(".json")]
+    return {table.device: table for table in (read_table(file.read_text("utf-8"), file.name) for file in files)}
+
+
+def read_table(text: str, name: str) -> Table:
+    """A table from its JSON text. Raises ArtifactError."""
+    try:
+        data = json.loads(text)
+        kernels = {kernel: tuple(map(_entry, entries)) for kernel, entries in data["kernels"].items()}
+        return Table(str(data["device"]), int(data["architecture"]), dict(data["measured"]), kernels)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{name}: not a table of tuned configurations ({type(error).__name__}: {error})") from error
+
+
+def _entry(data: Mapping[str, Any]) -> Entry:
+    cut = data["configuration"]
+    configuration = Configuration(dict(cut["constants"]), int(cut["warps"]), int(cut["stages"]))
+    return Entry(dict(data["sizes"]), dict(data["options"]), configuration, float(data["microseconds"]))
+
+
+def write_table(path: Path, table: Table) -> None:
+    """Write a table, entries in order of their sizes, so that two runs differ only where they measured differently."""
+
+    def plain(entry: Entry) -> dict[str, Any]:
+        cut = entry.configuration
+        return {
+            "sizes": dict(entry.sizes), "options": dict(entry.options),
+            "configuration": {"constants": dict(cut.constants), "warps": cut.warps, "stages": cut.stages},
+            "microseconds": entry.microseconds,
+        }  # fmt: skip
+
+    def ordered(entries: Sequence[Entry]) -> list[Entry]:
+        return sorted(entries, key=lambda entry: (sorted(entry.options.items(), key=str), sorted(entry.sizes.items())))
+
+    data = {
+        "device": table.device, "architecture": table.architecture, "measured": dict(table.measured),
+        "kernels": {name: [plain(e) for e in ordered(entries)] for name, entries in sorted(table.kernels.items())},
+    }  # fmt: skip
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

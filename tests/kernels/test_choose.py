@@ -1,0 +1,171 @@
+"""Choosing an implementation: what is automatic falls back and says why, what is asked for works or raises."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from soloist.kernels import choose as module
+from soloist.kernels.choose import ARCHITECTURES, REGISTRY, Impl, choose
+from soloist.kernels.errors import MissingExtraError, ResourceError, UsageError
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture
+def row_dot(monkeypatch):
+    """The tests' own kernel, registered."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setitem(REGISTRY, "row_dot", Impl("row_dot", "row_dot"))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return Impl("row_dot", "row_dot").load()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with a GPU of a capability, Triton installed, the interpreter off."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+    def of(capability):
+        monkeypatch.setattr(sys, "platform", "linux")
+        monkeypatch.setattr(module, "_cuda", lambda: True)
+        monkeypatch.setattr(module, "_installed", lambda: True)
+        monkeypatch.setattr(module, "_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Test GPU")
+
+    return of
+
+
+def test_every_file_with_a_kernel_is_registered():
+    files = Path(module.__file__).parent.glob("*.py")
+    there = {file.stem for file in files if re.search(r"^KERNEL = ", file.read_text(encoding="utf-8"), re.MULTILINE)}
+    assert there == set(REGISTRY)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_registered_kernel_loads_under_its_own_name(name):
+    kernel = REGISTRY[name].load()
+    assert kernel.name == name
+    assert callable(kernel.run) and callable(kernel.reference) and kernel.cases and kernel.configurations
+    assert kernel.summary and kernel.summary[0].islower() and not kernel.summary.endswith(".")
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_auto_takes_the_reference_on_a_cpu_and_says_why(row_dot, device):
+    choice = choose("row_dot", device)
+    assert (choice.impl, choice.run) == ("reference", row_dot.reference)
+    assert choice.reason == "plain torch: Triton needs an NVIDIA GPU"
+
+
+def test_auto_has_no_triton_for_other_devices(row_dot):
+    assert "no Triton for device 'mps'" in choose("row_dot", "mps").reason
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_auto_takes_triton_where_we_build(row_dot, gpu, capability):
+    gpu(capability)
+    choice = choose("row_dot", "cuda:0")
+    assert (choice.impl, choice.run) == ("triton", row_dot.run)
+    assert choice.reason == f"Triton, compiled for sm_{capability} (Test GPU)"
+
+
+def test_auto_falls_back_on_a_gpu_we_do_not_build_for_and_an_explicit_wish_does_not(row_dot, gpu):
+    gpu(86)
+    choice = choose("row_dot", "cuda")
+    assert choice.impl == "reference" and "this GPU is sm_86" in choice.reason and "sm_87" in choice.reason
+    assert choose("row_dot", "cuda", "triton").impl == "triton"
+    assert choose("row_dot", "cuda", "reference").reason == "plain torch, as asked for"
+
+
+def test_auto_does_not_fall_into_the_interpreter(row_dot, gpu, monkeypatch):
+    gpu(90)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose("row_dot", "cuda").impl == "reference"
+    assert "TRITON_INTERPRET" in choose("row_dot", "cuda").reason
+    assert "interpreter" in choose("row_dot", "cuda", "triton").reason
+
+
+def test_the_interpreter_is_triton_on_a_cpu_for_who_asks(row_dot, monkeypatch):
+    pytest.importorskip("triton")
+    choice = choose("row_dot", "cpu", "triton")
+    assert choice.impl == "triton" and "interpreter" in choice.reason
+    w, x = torch.randn(5, 64).half(), torch.randn(64).half()
+    torch.testing.assert_close(choice.run(w, x), row_dot.reference(w, x), atol=1e-2, rtol=1e-2)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(UsageError, match="TRITON_INTERPRET=1"):
+        choose("row_dot", "cpu", "triton")
+
+
+def test_without_triton_auto_falls_back_and_an_explicit_wish_names_the_extra(row_dot, gpu, monkeypatch):
+    gpu(90)
+    monkeypatch.setattr(module, "_installed", lambda: False)
+    assert choose("row_dot", "cuda").reason == "plain torch: Triton is not installed (pip install 'soloist[kernels]')"
+    with pytest.raises(MissingExtraError, match=r"soloist\[kernels\]"):
+        choose("row_dot", "cuda", "triton")
+
+
+def test_off_linux_the_reason_is_the_system(row_dot, gpu, monkeypatch):
+    gpu(90)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert "this is win32" in choose("row_dot", "cuda").reason
+    with pytest.raises(ResourceError, match="this is win32"):
+        choose("row_dot", "cuda", "triton")
+
+
+@pytest.mark.parametrize("want", ["auto", "triton", "reference"])
+def test_a_device_that_is_not_there_is_refused(row_dot, monkeypatch, want):
+    monkeypatch.setattr(module, "_cuda", lambda: False)
+    with pytest.raises(ResourceError, match="no CUDA device"):
+        choose("row_dot", "cuda:1", want)
+
+
+def test_triton_on_a_foreign_device_is_refused(row_dot):
+    pytest.importorskip("triton")
+    with pytest.raises(ResourceError, match="does not run on device 'mps'"):
+        choose("row_dot", "mps", "triton")
+
+
+def test_unknown_names_and_wishes_are_refused(row_dot):
+    with pytest.raises(UsageError, match="w4a16_gemv"):
+        choose("w3a16", "cpu")
+    with pytest.raises(UsageError, match="auto, triton or reference"):
+        choose("row_dot", "cpu", "fast")
+
+
+def test_records_are_frozen(row_dot):
+    for record, field in ((choose("row_dot", "cpu"), "reason"), (REGISTRY["row_dot"], "module")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(record, field, "else")
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_choosing_imports_nothing_before_it_is_asked():
+    said = _python("import sys, soloist.kernels.choose\nprint([m for m in ('torch', 'triton') if m in sys.modules])")
+    assert said.strip() == "[]"
+
+
+def test_references_are_there_without_triton():
+    """As on a Mac: every reference can be had, and running a kernel names the extra."""
+    said = _python(
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "from soloist.kernels.choose import REGISTRY, choose\n"
+        "print(all(choose(name, 'cpu').impl == 'reference' for name in REGISTRY))\n"
+        "from soloist.kernels.errors import MissingExtraError\n"
+        "from soloist.kernels.jit import tl, triton\n"
+        "@triton.jit\n"
+        "def kernel(x: tl.constexpr): pass\n"
+        "try: kernel[(1,)](3)\n"
+        "except MissingExtraError as error: print(error)\n"
+    )
+    assert said.splitlines() == ["True", "this needs the package 'triton': pip install 'soloist[kernels]'"]
