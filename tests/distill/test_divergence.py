@@ -11,7 +11,18 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import UsageError  # noqa: E402
-from soloist.toolchain.distill.divergence import row_cross_entropy, row_divergence, row_entropy  # noqa: E402
+from soloist.toolchain.distill import divergence as module  # noqa: E402
+from soloist.toolchain.distill.data import as_groups  # noqa: E402
+from soloist.toolchain.distill.divergence import (  # noqa: E402
+    cross_entropies,
+    divergences,
+    head_of,
+    row_cross_entropy,
+    row_divergence,
+    row_entropy,
+)
+from soloist.toolchain.distill.packing import pack  # noqa: E402
+from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
 
 KINDS = [("forward", 0.5), ("reverse", 0.5), ("jsd", 0.5), ("jsd", 0.1), ("jsd", 0.9)]
 
@@ -169,3 +180,119 @@ def test_logits_of_another_vocabulary_and_empty_mixtures_are_refused():
     for beta in (0.0, 1.0, -1.0):
         with pytest.raises(UsageError, match="is no mixture"):
             row_divergence(torch.zeros(2, 5), torch.zeros(2, 5), "jsd", beta)
+
+
+# ---------------------------------------------------------------- of a student and its teacher
+
+
+@pytest.fixture
+def pair(tiny_base, conversations):
+    """A student and a teacher with other weights, in fp64, and a batch."""
+    students = []
+    for noise in (0.0, 0.05):
+        model, tokenizer = load_base(tiny_base)
+        torch.manual_seed(5)
+        for value in model.parameters():
+            value.data += noise * torch.randn_like(value)
+        students.append(Student(model.double(), tokenizer, torch.device("cpu")))
+    students[1].model.eval().requires_grad_(False)
+    return (*students, pack(as_groups(conversations)))
+
+
+def gradients(student, rows):
+    student.backward(rows.sum())
+    found = {name: value.grad.clone() for name, value in student.named_parameters()}
+    student.model.zero_grad(set_to_none=True)
+    return found
+
+
+def both_ways(student, function, monkeypatch):
+    """Rows and gradients from whole logits, and from hidden states."""
+    found = []
+    for chunks in (False, True):
+        monkeypatch.setattr(module, "in_chunks", lambda _, chunks=chunks: chunks)
+        rows = function()
+        found.append((rows.detach(), gradients(student, rows)))
+    return found
+
+
+def assert_same(one, other):
+    assert torch.allclose(one[0], other[0], rtol=1e-6, atol=1e-9)
+    assert one[1].keys() == other[1].keys()
+    for name, value in one[1].items():
+        assert torch.allclose(value, other[1][name], rtol=1e-5, atol=1e-8 + 1e-6 * float(value.abs().max())), name
+
+
+@pytest.mark.parametrize(("kind", "beta"), KINDS[:3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_from_hidden_states_come_the_same_rows_and_gradients(pair, kind, beta, weighted, monkeypatch):
+    student, teacher, batch = pair
+    weights = torch.linspace(0, 2, batch.targets) if weighted else None
+    made = []
+    whole = teacher.logits
+    teacher.logits = lambda batch: made.append(whole(batch)) or made[-1]
+    one, other = both_ways(student, lambda: divergences(student, teacher, batch, kind, beta, weights), monkeypatch)
+    assert_same(one, other)
+    vocabulary, width = student.embedding.weight.shape
+    assert [each.shape[1] for each in made] == [vocabulary, width]  # the second time nobody made logits
+
+
+def test_from_hidden_states_comes_the_same_cross_entropy(pair, monkeypatch):
+    student, _, batch = pair
+    weights = (batch.labels % 3).double()
+    assert_same(*both_ways(student, lambda: cross_entropies(student, batch, weights), monkeypatch))
+
+
+def test_a_model_that_caps_its_logits_is_read_for_its_logits(pair, monkeypatch):
+    student, teacher, batch = pair
+    for each in (student, teacher):
+        inner = each.model.forward
+
+        def capped(*inputs, inner=inner, **named):
+            output = inner(*inputs, **named)
+            output.logits = 3 * torch.tanh(output.logits / 3)
+            return output
+
+        each.model.forward = capped
+    assert head_of(student, batch) is None
+    assert head_of(student, batch) is None  # it does not take another pass to know
+    assert torch.equal(student.logits(batch), student.logits(batch).clamp(-3, 3))  # the head works as before
+    assert_same(*both_ways(student, lambda: divergences(student, teacher, batch, "jsd"), monkeypatch))
+
+
+def test_a_teacher_that_caps_its_logits_may_teach_a_student_that_does_not(pair, monkeypatch):
+    student, teacher, batch = pair
+    teacher.model.get_output_embeddings().register_forward_hook(lambda _module, _inputs, logits: logits.clamp(-1, 1))
+    assert head_of(student, batch) is not None
+    assert head_of(teacher, batch) is None
+    assert_same(*both_ways(student, lambda: divergences(student, teacher, batch, "forward"), monkeypatch))
+
+
+def test_logits_changed_in_place_are_noticed(pair):
+    student, _, batch = pair
+    inner = student.model.forward
+
+    def scaled(*inputs, **named):
+        output = inner(*inputs, **named)
+        with torch.no_grad():
+            output.logits.mul_(2)
+        return output
+
+    student.model.forward = scaled
+    assert head_of(student, batch) is None
+
+
+def test_with_lora_the_head_is_frozen_and_the_rows_are_the_same(pair, monkeypatch):
+    pytest.importorskip("peft")
+    student, teacher, batch = pair
+    student.add_lora(4, 8)
+    student.model.double()
+    for name, value in student.named_parameters():
+        if "lora_B" in name:
+            value.data += 0.1 * torch.randn_like(value)  # zero at first
+    assert head_of(student, batch) is not None
+    assert_same(*both_ways(student, lambda: divergences(student, teacher, batch, "reverse"), monkeypatch))
+
+
+def test_a_cpu_makes_logits_once(pair):
+    assert not module.in_chunks(pair[0])

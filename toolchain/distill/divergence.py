@@ -1,33 +1,39 @@
-"""How far a student's next-token distributions are from a teacher's, row by row, with the gradient in one pass.
+"""How far a student's next-token distributions are from a teacher's or from given tokens, row by row.
 
-P is the teacher's distribution, Q the student's, M = beta P + (1 - beta) Q:
+P is the teacher's distribution, Q the student's, M = beta P + (1 - beta) Q (`soloist.kernels.divergences`):
 
     forward   KL(P || Q) = sum P log(P / Q)                      gradient by the student's logits   Q - P
     reverse   KL(Q || P) = sum Q log(Q / P)                      Q (log(Q / P) - KL(Q || P))
     jsd       beta KL(P || M) + (1 - beta) KL(Q || M)            (1 - beta) Q (log(Q / M) - KL(Q || M))
     hard      -log Q[y], which is forward KL to a teacher sure of y      Q - onehot(y)
 
-`jsd` is the generalized Jensen-Shannon divergence of GKD (arXiv 2306.13649, equation 1) as TRL's GKDTrainer
-computes it. It vanishes at both ends: near beta 0 it is beta times the forward KL, near 1 it is (1 - beta)
-times the reverse one. TRL therefore takes beta 0 and 1 to mean those two KLs; here they have their own names.
-
-Values and gradient are made a few rows at a time in fp32 (fp64 for fp64 logits), so that no second copy of
-all logits in fp32 ever exists; the gradient has the logits' own dtype, and its memory may be that of the teacher's
-logits (`consume`). Left out: temperatures (divide the logits), teachers of another vocabulary.
+There are two ways to the same numbers. On a GPU the loss is made from hidden states by `soloist.kernels.linear_kl`,
+and neither student's nor teacher's logits are ever whole; what that costs is making them two or three times. On a CPU
+those products are most of the time (benchmarks/LOG.md), so there both models' logits are made once, and values and
+gradient a few rows at a time in fp32 (fp64 for fp64 logits): no second copy in fp32 ever exists, the gradient has the
+logits' own dtype, and its memory may be that of the teacher's logits (`consume`). That is also the way where a model
+does more to its logits than one matrix product. Left out: temperatures, teachers of another vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from soloist.kernels.choose import choose
+from soloist.kernels.divergences import Head, Kind, TopK
 from soloist.kernels.errors import UsageError
+from soloist.kernels.linear_kl import linear_kl
+from soloist.toolchain.distill.packing import Batch
+from soloist.toolchain.distill.student import Student
+from soloist.toolchain.distill.teacher import teacher_logits
 
-Kind = Literal["forward", "reverse", "jsd"]
 Rule = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # log Q of some rows, which -> their values, their gradient
 
 _CPU_ROWS, _OTHER_ROWS = 16, 1024  # what stays in a cache; what fills an accelerator
@@ -129,3 +135,79 @@ def row_entropy(logits: Tensor) -> Tensor:
             log_p = _log_softmax(logits[piece])
             found[piece] = -(log_p.exp() * log_p).sum(-1)
     return found
+
+
+# ---------------------------------------------------------------- of a student and its teacher
+
+
+def divergences(
+    student: Student, teacher: Student, batch: Batch, kind: Kind, beta: float = 0.5, weights: Tensor | None = None
+) -> Tensor:
+    """The divergence of each trained token's row, times its weight if there are any, (R,)."""
+    own = head_of(student, batch) if in_chunks(student) else None
+    if own is None:
+        rows = row_divergence(student.logits(batch), teacher_logits(teacher, batch), kind, beta, consume=True)
+        return rows if weights is None else rows * weights
+    with torch.no_grad():
+        taught = head_of(teacher, batch) or teacher_logits(teacher, batch)
+    return _linear_kl(own, taught, kind, beta, weights)
+
+
+def cross_entropies(student: Student, batch: Batch, weights: Tensor | None = None) -> Tensor:
+    """The cross-entropy of each trained token, times its weight if there are any, (R,)."""
+    own = head_of(student, batch) if in_chunks(student) else None
+    if own is None:
+        rows = row_cross_entropy(student.logits(batch), batch.labels)
+        return rows if weights is None else rows * weights
+    sure = TopK(batch.labels[:, None], torch.zeros_like(batch.labels[:, None], dtype=torch.float32))
+    return _linear_kl(own, sure, "forward", 0.5, weights)
+
+
+def in_chunks(student: Student) -> bool:
+    """Whether products are cheap enough here to make logits anew rather than keep them."""
+    return student.device.type != "cpu"
+
+
+def _linear_kl(own: Head, taught: Head | TopK | Tensor, kind: Kind, beta: float, weights: Tensor | None) -> Tensor:
+    plain = choose("linear_kl", own.states.device).impl != "triton"
+    return linear_kl(
+        own.states, own.weight, taught, bias=own.bias, kind=kind, beta=beta, weights=weights, plain=plain
+    )  # fmt: skip
+
+
+def head_of(model: Student, batch: Batch) -> Head | None:
+    """A model's last states at the trained positions, and the matrix that would make logits of them.
+
+    None where that matrix does not make the model's logits alone: it is wrapped (LoRA), watched by hooks, or what it
+    makes is scaled or capped afterwards. That shows when the matrix hands its input through: what the model returns
+    is then no longer the very tensor.
+    """
+    matrix = model.model.get_output_embeddings()
+    if type(matrix) is not nn.Linear or "forward" in vars(matrix) or matrix in _DRESSED:
+        return None
+    with _handing_through(matrix) as seen:
+        states = model.logits(batch)
+    given, version = seen[-1]
+    if states.data_ptr() != given.data_ptr() or states.numel() != given.numel() or given._version != version:
+        _DRESSED.add(matrix)  # not to be tried at every step
+        return None
+    return Head(states, matrix.weight, matrix.bias)
+
+
+_DRESSED: weakref.WeakSet[nn.Linear] = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def _handing_through(matrix: nn.Linear) -> Iterator[list[tuple[Tensor, int]]]:
+    """The layer returns its input, and remembers it with the number of times it had been written to."""
+    seen: list[tuple[Tensor, int]] = []
+
+    def forward(states: Tensor) -> Tensor:
+        seen.append((states, states._version))
+        return states
+
+    vars(matrix)["forward"] = forward
+    try:
+        yield seen
+    finally:
+        del vars(matrix)["forward"]

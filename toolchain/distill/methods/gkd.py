@@ -27,13 +27,13 @@ from torch import Tensor
 from soloist.kernels.errors import UsageError
 from soloist.toolchain.config import Config
 from soloist.toolchain.distill.data import Example, Group
-from soloist.toolchain.distill.divergence import Kind, row_divergence
+from soloist.toolchain.distill.divergence import Kind, divergences
 from soloist.toolchain.distill.methods.base import Method, SelfContained, Setup
 from soloist.toolchain.distill.methods.sft import verified
 from soloist.toolchain.distill.packing import Batch
 from soloist.toolchain.distill.sample import sample
 from soloist.toolchain.distill.student import Student
-from soloist.toolchain.distill.teacher import load_teacher, teacher_logits
+from soloist.toolchain.distill.teacher import load_teacher
 from soloist.toolchain.distill.work import Work
 
 
@@ -80,10 +80,7 @@ class Distillation(SelfContained):
         return {"tokens": float(sum(example.targets for group in groups for example in group.examples))}
 
     def terms(self, student: Student, batch: Batch, counts: Mapping[str, float]) -> Mapping[str, Tensor]:
-        rows = row_divergence(
-            student.logits(batch), teacher_logits(self.teacher, batch), self.options.divergence, self.options.beta,
-            consume=True,
-        )  # fmt: skip
+        rows = divergences(student, self.teacher, batch, self.options.divergence, self.options.beta)
         return {"divergence": rows.sum() / counts["tokens"]}
 
 

@@ -28,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -45,7 +46,7 @@ from soloist.toolchain.distill.data import (
     reject,
     selection,
 )
-from soloist.toolchain.distill.divergence import row_cross_entropy, row_divergence, row_entropy
+from soloist.toolchain.distill.divergence import cross_entropies, divergences, row_entropy
 from soloist.toolchain.distill.methods.base import Method, SelfContained, Setup
 from soloist.toolchain.distill.packing import Batch, pack
 from soloist.toolchain.distill.student import Student
@@ -232,15 +233,14 @@ class SpanLoss(SelfContained):
         return {name: float(tokens[kind]) for name, kind in SPANS.items()}
 
     def terms(self, student: Student, batch: Batch, counts: Mapping[str, float]) -> Mapping[str, Tensor]:
-        logits = student.logits(batch)
+        weights = torch.zeros(batch.targets, device=batch.spans.device)
+        for name, kind in SPANS.items():
+            weights[batch.spans == kind] = self.weights[name] / max(counts[name], 1.0)
         if self.teacher is None:
-            rows = row_cross_entropy(logits, batch.labels)
+            rows = cross_entropies(student, batch, weights)
         else:
-            rows = row_divergence(logits, teacher_logits(self.teacher, batch), "forward", consume=True)
-        return {
-            name: (rows * (batch.spans == kind)).sum() * (self.weights[name] / max(counts[name], 1.0))
-            for name, kind in SPANS.items()
-        }
+            rows = divergences(student, self.teacher, batch, "forward", weights=weights)
+        return {name: (rows * (batch.spans == kind)).sum() for name, kind in SPANS.items()}
 
 
 def difficulties(groups: Sequence[Group], options: Options, teacher: Student | None, part_tokens: int) -> list[float]:
