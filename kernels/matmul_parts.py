@@ -39,9 +39,9 @@ def magic_fp32(K: tl.tensor) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[misc]  # triton is not typed
-def exact_fp32(bits: tl.tensor, magic: tl.tensor, OFFSET: tl.constexpr) -> tl.tensor:
-    """The integer `bits` (uint32, below 2^23) minus OFFSET as float32."""
-    return (bits | magic).to(tl.float32, bitcast=True) - (8388608.0 + OFFSET)
+def as_fp32(bits: tl.tensor, magic: tl.tensor) -> tl.tensor:
+    """The integer `bits` (uint32, below 2^23) plus 2^23, as float32."""
+    return (bits | magic).to(tl.float32, bitcast=True)
 
 
 @triton.jit  # type: ignore[misc]  # triton is not typed
@@ -68,17 +68,18 @@ def pair_of(
     """Weights of the AT-th pair of codes in each word, (rows, 4, 4, 2), in the activations' type.
 
     Args:
-        scale: (rows, 4, 1, 1), float32.
+        scale: (rows, 4, 1), float32.
         zero: the code of zero, likewise.
     """
     MASK: tl.constexpr = 15 if BITS == 4 else 255
-    bits = words >> (BITS * AT)
+    E: tl.constexpr = BITS * AT
     if tl.float16 == DTYPE:
-        pair = pair_fp16(bits & (MASK * 0x10001), magic)
-        weights = (pair - (zero + 1024.0).to(tl.float16)) * scale.to(tl.float16)
-    else:
-        pair = tl.join(exact_fp32(bits & MASK, magic, 0), exact_fp32((bits >> 16) & MASK, magic, 0))
-        weights = ((pair - zero) * scale).to(DTYPE)
+        pair = pair_fp16((words >> E) & (MASK * 0x10001), magic)
+        weights = (pair - (zero + 1024.0).to(tl.float16)[:, :, :, None]) * scale.to(tl.float16)[:, :, :, None]
+    else:  # where they stand, which counts 2^E; the upper half comes down by 12, as by 16 it would be a bit field
+        low = as_fp32(words & (MASK << E), magic) - (zero * (1 << E) + 8388608.0)
+        high = as_fp32((words >> 12) & (MASK << (E + 4)), magic) - (zero * (1 << (E + 4)) + 8388608.0)
+        weights = tl.join((low * (scale / (1 << E))).to(DTYPE), (high * (scale / (1 << (E + 4)))).to(DTYPE))
     return weights
 
 
@@ -90,28 +91,39 @@ def tile_rows(BLOCK_N: tl.constexpr, WARPS: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit  # type: ignore[misc]  # triton is not typed
+def group_values(
+    scales_ptr: tl.tensor, zeros_ptr: tl.tensor, start: tl.tensor, step: tl.tensor, N: tl.tensor, K: tl.tensor,
+    GROUP: tl.constexpr, BITS: tl.constexpr, BLOCK_N: tl.constexpr, WARPS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Scales and zero points (where there are any) of a step, (BLOCK_N, 4) as they are stored; past the end, zero."""
+    n = start + tile_rows(BLOCK_N, WARPS)
+    chunk = step * 4 + tl.arange(0, 4)
+    inside = (n < N)[:, None] & (chunk < K // (128 // BITS))[None, :]
+    group = n[:, None] * ((K + GROUP - 1) // GROUP) + (chunk // (GROUP * BITS // 128))[None, :]
+    scale = tl.load(scales_ptr + group, mask=inside, other=0.0)
+    zero = scale if zeros_ptr is None else tl.load(zeros_ptr + group, mask=inside, other=0)
+    return scale, zero
+
+
+@triton.jit  # type: ignore[misc]  # triton is not typed
 def weight_tile(
-    words_ptr: tl.tensor, scales_ptr: tl.tensor, zeros_ptr: tl.tensor, start: tl.tensor, step: tl.tensor,
-    N: tl.tensor, K: tl.tensor, GROUP: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr,
+    words_ptr: tl.tensor, scale: tl.tensor, zero: tl.tensor, start: tl.tensor, step: tl.tensor, N: tl.tensor,
+    K: tl.tensor, ZEROS: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr,
     WARPS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """W of rows start .. start + BLOCK_N and of the step's columns, columns renamed: (BLOCK_N, 128 or 64)."""
     n = start + tile_rows(BLOCK_N, WARPS)
-    chunks = K // (128 // BITS)  # a chunk is 16 bytes of codes
+    chunks, magic = K // (128 // BITS), magic_fp32(K)  # a chunk is 16 bytes of codes
     chunk = step * 4 + tl.arange(0, 4)
     inside = (n < N)[:, None] & (chunk < chunks)[None, :]
     where = (n[:, None, None] * chunks + chunk[None, :, None]) * 4 + tl.arange(0, 4)[None, None, :]
     words = tl.load(words_ptr + where, mask=inside[:, :, None]).to(tl.uint32, bitcast=True)
-    magic = magic_fp32(K)
-    group = n[:, None] * ((K + GROUP - 1) // GROUP) + (chunk // (GROUP * BITS // 128))[None, :]
-    scale = tl.load(scales_ptr + group, mask=inside, other=0.0).to(tl.float32)[:, :, None, None]
+    scale = scale.to(tl.float32)[:, :, None]
     if BITS == 8:
         words = words ^ 0x80808080  # flips the top bit of each byte: 0 .. 255 with 128 for zero
-        zero = tl.full((1, 1, 1, 1), 128.0, tl.float32)
-    elif zeros_ptr is None:
-        zero = tl.full((1, 1, 1, 1), 8.0, tl.float32)
+        zero = tl.full((1, 1, 1), 128.0, tl.float32)
     else:
-        zero = tl.load(zeros_ptr + group, mask=inside, other=0).to(tl.float32)[:, :, None, None]
+        zero = zero.to(tl.float32)[:, :, None] if ZEROS else tl.full((1, 1, 1), 8.0, tl.float32)
     two = tl.join(
         pair_of(words, scale, zero, magic, 0, BITS, DTYPE), pair_of(words, scale, zero, magic, 1, BITS, DTYPE)
     )
@@ -171,16 +183,21 @@ def matmul_program(
     span = tl.cdiv(steps, SPLITS)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     acc_up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for step in range(split * span, tl.minimum(split * span + span, steps)):
+    first, last = split * span, tl.minimum(split * span + span, steps)
+    ZEROS: tl.constexpr = zeros_ptr is not None
+    scale, zero = group_values(scales_ptr, zeros_ptr, start, first, N, K, GROUP, BITS, BLOCK_N, WARPS)
+    if up_words_ptr is not None:
+        scale_up, zero_up = group_values(up_scales_ptr, up_zeros_ptr, start, first, N, K, GROUP, BITS, BLOCK_N, WARPS)
+    for step in range(first, last):  # scales are too narrow for the asynchronous copies of the pipeline: a step ahead
         x = activation_tile(x_ptr, m, step, M, K, BITS, BLOCK_M)
-        tile = weight_tile(
-            words_ptr, scales_ptr, zeros_ptr, start, step, N, K, GROUP, BITS, DTYPE, BLOCK_N, WARPS
-        )  # fmt: skip
+        tile = weight_tile(words_ptr, scale, zero, start, step, N, K, ZEROS, BITS, DTYPE, BLOCK_N, WARPS)
+        scale, zero = group_values(scales_ptr, zeros_ptr, start, step + 1, N, K, GROUP, BITS, BLOCK_N, WARPS)
         acc = multiply(tile, x, acc)
         if up_words_ptr is not None:
-            tile = weight_tile(
-                up_words_ptr, up_scales_ptr, up_zeros_ptr, start, step, N, K, GROUP, BITS, DTYPE, BLOCK_N, WARPS
-            )  # fmt: skip
+            tile = weight_tile(up_words_ptr, scale_up, zero_up, start, step, N, K, ZEROS, BITS, DTYPE, BLOCK_N, WARPS)
+            scale_up, zero_up = group_values(
+                up_scales_ptr, up_zeros_ptr, start, step + 1, N, K, GROUP, BITS, BLOCK_N, WARPS
+            )
             acc_up = multiply(tile, x, acc_up)
     n = start + tl.arange(0, BLOCK_N)
     inside = (n < N)[:, None] & (m < M)[None, :]

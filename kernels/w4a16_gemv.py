@@ -29,7 +29,7 @@ from soloist.kernels.jit import tl, triton
 from soloist.kernels.layout import Quantized
 from soloist.kernels.matmul_check import check_matmul, row
 from soloist.kernels.matmul_host import build, launch, matmul_ref, sizes_of, sum_build
-from soloist.kernels.matmul_parts import exact_fp32, load_words, magic_fp32, store_row
+from soloist.kernels.matmul_parts import as_fp32, load_words, magic_fp32, store_row
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
 from soloist.kernels.w4a16_gemm import _w4a16_gemm_kernel
 
@@ -85,7 +85,7 @@ def _fma_nibble(
     """part + (nibble AT - MIDDLE) * x."""
     E: tl.constexpr = AT if AT < 5 else AT - 4  # one shift for the upper three; by 20 it would be taken for bit fields
     bits = (words if AT < 5 else words >> 16) & (15 << (4 * E))
-    return tl.fma(exact_fp32(bits, magic, MIDDLE << (4 * E)), x * (1.0 / (1 << (4 * E))), part)
+    return tl.fma(as_fp32(bits, magic) - (8388608.0 + (MIDDLE << (4 * E))), x * (1.0 / (1 << (4 * E))), part)
 
 
 @triton.jit  # type: ignore[misc]  # triton is not typed

@@ -105,11 +105,11 @@ def _cases() -> Iterator[Case]:
         yield row(19 + cut, 67, 352, dtype, (32, 64, 128)[cut % 3], tensor_cores=True, cut=cut)
     yield row(17, 191, 160, half, 32, tensor_cores=True, bias=True)
     yield row(33, 577, 352, brain, 128, tensor_cores=True, gated=True)
-    yield row(130, 576, 1536, half, 32, tensor_cores=True, coarse=True)
+    yield row(130, 576, 1536, half, 32, tensor_cores=True, coarse=True, slow=True)
     yield row(33, 576, 192, half, 64, tensor_cores=True, bias=True)
     yield row(17, 192, 576, brain, 32, tensor_cores=True, gated=True)
     yield row(1, 1536, 576, half, 128, tensor_cores=True, coarse=True)
-    yield row(17, 896, 4864, brain, 64, tensor_cores=True, coarse=True)
+    yield row(17, 896, 4864, brain, 64, tensor_cores=True, coarse=True, slow=True)
     yield row(17, 2048, 5632, half, 128, tensor_cores=True, coarse=True, slow=True)
     yield row(130, 5632, 2048, brain, 32, tensor_cores=True, gated=True, coarse=True, slow=True)
 

@@ -27,7 +27,7 @@ from soloist.kernels.jit import tl, triton
 from soloist.kernels.layout import Quantized
 from soloist.kernels.matmul_check import check_matmul, row
 from soloist.kernels.matmul_host import build, launch, matmul_ref, sizes_of, sum_build
-from soloist.kernels.matmul_parts import exact_fp32, load_words, magic_fp32, store_row
+from soloist.kernels.matmul_parts import as_fp32, load_words, magic_fp32, store_row
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
 from soloist.kernels.w8a16_gemm import _w8a16_gemm_kernel
 
@@ -92,7 +92,7 @@ def _fma_byte(part: tl.tensor, words: tl.tensor, x: tl.tensor, magic: tl.tensor,
     """part + (signed code in byte C) * x; `words` with the top bit of each byte flipped."""
     E: tl.constexpr = (0, 8, 4, 12)[C]  # one shift for the upper two; by 16 it would be taken for a bit field
     bits = (words if C < 2 else words >> 12) & (255 << E)
-    return tl.fma(exact_fp32(bits, magic, 128 << E), x * (1.0 / (1 << E)), part)
+    return tl.fma(as_fp32(bits, magic) - (8388608.0 + (128 << E)), x * (1.0 / (1 << E)), part)
 
 
 @triton.jit  # type: ignore[misc]  # triton is not typed
@@ -205,8 +205,8 @@ def _cases() -> Iterator[Case]:
     yield row(1, 576, 192, half, 128, **one, coarse="lanes")
     yield row(1, 192, 576, brain, 32, **one, coarse="lanes", bias=True)
     yield row(1, 896, 4864, half, 128, **one, coarse="lanes", bias=True)
-    yield row(1, 4864, 896, half, 64, **one, coarse="lanes", gated=True)
-    yield row(1, 2048, 5632, brain, 32, **one, coarse="lanes")
+    yield row(1, 4864, 896, half, 64, **one, coarse="lanes")
+    yield row(1, 2048, 5632, brain, 32, **one, coarse="lanes", slow=True)
     yield row(1, 5632, 2048, half, 32, **one, coarse="lanes", slow=True)
     yield row(1, 191, 160, half, 128, **one, coarse="lanes")
     yield row(1, 577, 352, brain, 128, **one, coarse="lanes", gated=True)
@@ -215,8 +215,8 @@ def _cases() -> Iterator[Case]:
     yield row(3, 191, 160, brain, 64, **more, coarse="tile")
     yield row(7, 576, 192, half, 128, **more, bias=True)
     yield row(16, 192, 576, brain, 32, **more, gated=True)
-    yield row(16, 576, 1536, half, 32, **more, coarse="tile")
-    yield row(16, 896, 4864, half, 128, **more, coarse="tile")
+    yield row(16, 576, 1536, half, 32, **more, coarse="tile", slow=True)
+    yield row(16, 896, 4864, half, 128, **more, coarse="tile", slow=True)
     yield row(5, 2048, 5632, brain, 64, **more, coarse="tile", slow=True)
 
 
