@@ -60,9 +60,9 @@ def decode_attention_ref(
     return (weights @ exact(value, value_scales)).view(batch, heads, width).to(query.dtype)
 
 
-# BLOCK_S: places of the cache taken at once. Two stages keep shared memory within the 99 KiB of Ada and Blackwell RTX.
-NARROW = Configuration({"BLOCK_S": 128}, warps=4, stages=2)  # D <= 64
-WIDE = Configuration({"BLOCK_S": 64}, warps=4, stages=2)
+# BLOCK_S: places of the cache taken at once. Three stages: two blocks of K and V, 64 KiB in fp16, are under way.
+NARROW = Configuration({"BLOCK_S": 128}, warps=4, stages=3)  # D <= 64
+WIDE = Configuration({"BLOCK_S": 64}, warps=4, stages=3)
 CONFIGURATIONS = (NARROW, WIDE)
 _MERGE = Configuration({"BLOCK_I": 16}, warps=4, stages=1)
 
@@ -78,6 +78,16 @@ def _product(a: tl.tensor, b: tl.tensor, INTERPRETED: tl.constexpr) -> tl.tensor
 
 
 @triton.jit  # type: ignore[misc]  # triton is not typed
+def _scales(
+    key_scales: tl.tensor, value_scales: tl.tensor, start: tl.tensor, stop: tl.tensor, BLOCK_S: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Of a block of keys and values, zero from `stop` on."""
+    places = start + tl.arange(0, BLOCK_S)
+    of_keys = tl.load(key_scales + places, mask=places < stop, other=0.0).to(tl.float32)
+    return of_keys, tl.load(value_scales + places, mask=places < stop, other=0.0).to(tl.float32)
+
+
+@triton.jit  # type: ignore[misc]  # triton is not typed
 def _decode_attention_kernel(
     query: tl.tensor, key: tl.tensor, value: tl.tensor, key_scales: tl.tensor, value_scales: tl.tensor,
     lengths: tl.tensor, peaks: tl.tensor, sums: tl.tensor, partials: tl.tensor, out: tl.tensor,
@@ -85,50 +95,52 @@ def _decode_attention_kernel(
     SPLITS: tl.int32, D: tl.constexpr, QUANTIZED: tl.constexpr, WHOLE: tl.constexpr, BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, INTERPRETED: tl.constexpr,
 ) -> None:  # fmt: skip
-    pair = tl.program_id(0)  # (row, cache head); BATCH is there for the grid
-    split = tl.program_id(1)
+    pair, split = tl.program_id(0), tl.program_id(1)  # pair: (row, cache head); BATCH is there for the grid
     length = tl.minimum(tl.load(lengths + pair // HEADS), S)
     first = split * TOKENS
     last = tl.minimum(first + TOKENS, length)
     if not WHOLE:  # noqa: SIM102 - known when compiled, unlike the length
         if first >= length:
             return
-    group = tl.arange(0, BLOCK_G)
-    columns = tl.arange(0, BLOCK_D)
+    group, columns = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
     inside = (group < GROUP)[:, None] & (columns < D)[None, :]
     heads = pair * GROUP + group
     q = tl.load(query + heads[:, None] * D + columns[None, :], mask=inside, other=0.0)
     base = pair.to(tl.int64) * S
     keys, values = key + base * D, value + base * D
     peak = tl.full((BLOCK_G,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_G,), tl.float32)
-    acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
+    total, acc = tl.zeros((BLOCK_G,), tl.float32), tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
+    if QUANTIZED:  # scales come a block ahead: Triton does not do it for loads of two bytes
+        coming = _scales(key_scales + base, value_scales + base, first, last, BLOCK_S)
     for start in range(first, last, BLOCK_S):
         places = start + tl.arange(0, BLOCK_S)
         real = places < last
+        if QUANTIZED:
+            key_steps, value_steps = coming
+            coming = _scales(key_scales + base, value_scales + base, start + BLOCK_S, last, BLOCK_S)
         offsets = places[:, None] * D + columns[None, :]
         mask = real[:, None] & (columns < D)[None, :]
         k = tl.load(keys + offsets, mask=mask, other=0)
         v = tl.load(values + offsets, mask=mask, other=0)
         scores = _product(q, tl.trans(k), INTERPRETED) * scale
         if QUANTIZED:
-            scores = scores * tl.load(key_scales + base + places, mask=real, other=0.0).to(tl.float32)[None, :]
+            scores = scores * key_steps[None, :]
         scores = tl.where(real[None, :], scores, float("-inf"))
         top = tl.maximum(peak, tl.max(scores, 1))
         fade = tl.exp2(peak - top)
         p = tl.exp2(scores - top[:, None])
         total = total * fade + tl.sum(p, 1)
         if QUANTIZED:
-            steps = tl.load(value_scales + base + places, mask=real, other=0.0).to(tl.float32)
-            largest = tl.maximum(tl.max(steps, 0), 1e-30)
-            p = p * (steps / largest)[None, :]
+            largest = tl.maximum(tl.max(value_steps, 0), 1e-30)
+            p = p * (value_steps / largest)[None, :]
+            v = tl.where(real[:, None], v, 0)  # changes nothing; bare, Triton copies int8 by 8 bytes instead of 16
             acc = acc * fade[:, None] + _product(p.to(q.dtype), v, INTERPRETED) * largest
         else:
             acc = acc * fade[:, None] + _product(p.to(q.dtype), v, INTERPRETED)
         peak = top
     if WHOLE:
-        acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-        tl.store(out + heads[:, None] * D + columns[None, :], acc.to(out.dtype.element_ty), mask=inside)
+        mean = acc / tl.where(total > 0, total, 1.0)[:, None]
+        tl.store(out + heads[:, None] * D + columns[None, :], mean.to(out.dtype.element_ty), mask=inside)
     else:
         piece = heads * SPLITS + split
         tl.store(peaks + piece, peak, mask=group < GROUP)
