@@ -44,7 +44,7 @@ def append_int8_ref(
 CONFIGURATION = Configuration({}, warps=1, stages=1)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _append_int8_kernel(
     new: tl.tensor, cache: tl.tensor, scales: tl.tensor, positions: tl.tensor,
     BATCH: tl.int32, HEADS: tl.int32, S: tl.int32, D: tl.constexpr, BLOCK_D: tl.constexpr,

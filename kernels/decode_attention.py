@@ -67,7 +67,7 @@ CONFIGURATIONS = (NARROW, WIDE)
 _MERGE = Configuration({"BLOCK_I": 16}, warps=4, stages=1)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _product(a: tl.tensor, b: tl.tensor, INTERPRETED: tl.constexpr) -> tl.tensor:
     """a b on tensor cores, b as a's dtype. The interpreter keeps bfloat16 as raw bits and would multiply those."""
     if INTERPRETED:  # noqa: SIM108 - both sides of an expression would be compiled
@@ -77,7 +77,7 @@ def _product(a: tl.tensor, b: tl.tensor, INTERPRETED: tl.constexpr) -> tl.tensor
     return found
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _scales(
     key_scales: tl.tensor, value_scales: tl.tensor, start: tl.tensor, stop: tl.tensor, BLOCK_S: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
@@ -87,7 +87,7 @@ def _scales(
     return of_keys, tl.load(value_scales + places, mask=places < stop, other=0.0).to(tl.float32)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _decode_attention_kernel(
     query: tl.tensor, key: tl.tensor, value: tl.tensor, key_scales: tl.tensor, value_scales: tl.tensor,
     lengths: tl.tensor, peaks: tl.tensor, sums: tl.tensor, partials: tl.tensor, out: tl.tensor,
@@ -148,7 +148,7 @@ def _decode_attention_kernel(
         tl.store(partials + piece[:, None] * D + columns[None, :], acc, mask=inside)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _merge_kernel(
     peaks: tl.tensor, sums: tl.tensor, partials: tl.tensor, lengths: tl.tensor, out: tl.tensor,
     BATCH: tl.int32, HEADS: tl.int32, S: tl.int32, TOKENS: tl.int32, SPLITS: tl.int32,

@@ -69,8 +69,8 @@ def of_few(log_q: Tensor, rest_q: Tensor, teacher: TopK, kind: Kind, beta: float
         log_p, rest_p = values, (1 - values.exp().sum(-1)).clamp(min=_FLOOR).log()
     else:
         log_p, rest_p = (values / temperature).log_softmax(-1), torch.full_like(rest_q, -torch.inf)
-    pairs = (torch.cat([few, rest[:, None]], -1) for few, rest in ((log_q, rest_q), (log_p, rest_p)))
-    return divergence_ref(*pairs, kind, beta)
+    log_q, log_p = (torch.cat([few, rest[:, None]], -1) for few, rest in ((log_q, rest_q), (log_p, rest_p)))
+    return divergence_ref(log_q, log_p, kind, beta)
 
 
 def refuse_misfit(
@@ -82,7 +82,7 @@ def refuse_misfit(
         given, k = teacher.indices.shape
         if teacher.values.shape != teacher.indices.shape or not 0 < k < tokens:
             raise UsageError(f"divergence: a top k of {k} tokens of {tokens}: give values for each, and fewer than all")
-        taught = (given, tokens)
+        taught: tuple[int, ...] = (given, tokens)
     else:
         taught = tuple(teacher.shape) if isinstance(teacher, Tensor) else (len(teacher.states), len(teacher.weight))
     if taught != (rows, tokens):

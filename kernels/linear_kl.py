@@ -70,7 +70,7 @@ CONFIGURATIONS = (
 )
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _online(x: tl.tensor, peak: tl.tensor, total: tl.tensor) -> tl.tensor:
     """exp(x - new peak), what older sums fade by, the new peak, the new sum."""
     top = tl.maximum(peak, tl.max(x, 1))
@@ -80,7 +80,7 @@ def _online(x: tl.tensor, peak: tl.tensor, total: tl.tensor) -> tl.tensor:
     return grown, fade, top, total * fade + tl.sum(grown, 1)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _statistics_kernel(
     logits: tl.tensor, teacher: tl.tensor, rows: tl.tensor, state: tl.tensor, count: tl.int32, width: tl.int32,
     stride: tl.int32, teacher_stride: tl.int32, inverse: tl.float32,
@@ -117,7 +117,7 @@ def _statistics_kernel(
     tl.store(state + 4 * count + mine, acc, mask=real)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _mixture_kernel(
     logits: tl.tensor, teacher: tl.tensor, rows: tl.tensor, ends: tl.tensor, sums: tl.tensor, count: tl.int32,
     width: tl.int32, stride: tl.int32, teacher_stride: tl.int32, inverse: tl.float32, beta: tl.float32,
@@ -145,7 +145,7 @@ def _mixture_kernel(
     tl.store(sums + count + mine, of_q, mask=real)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _gradient_kernel(
     logits: tl.tensor, teacher: tl.tensor, rows: tl.tensor, ends: tl.tensor, out: tl.tensor, count: tl.int32,
     width: tl.int32, stride: tl.int32, teacher_stride: tl.int32, inverse: tl.float32, beta: tl.float32,

@@ -189,7 +189,7 @@ class Divergence(torch.autograd.Function):  # type: ignore[misc]  # torch's type
         return values
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]  # as above
+    @once_differentiable  # type: ignore[untyped-decorator]  # as above
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         hidden, weight, bias, rows, ends, *teacher = ctx.saved_tensors
         plan: Plan = ctx.plan
@@ -223,7 +223,7 @@ class Picked(torch.autograd.Function):  # type: ignore[misc]  # torch's types ar
         return rest, picked
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]  # as above
+    @once_differentiable  # type: ignore[untyped-decorator]  # as above
     def backward(ctx: Any, of_rest: Tensor, of_picked: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         hidden, weight, bias, indices, rest = ctx.saved_tensors
         plan: Plan = ctx.plan
