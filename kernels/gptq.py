@@ -178,7 +178,7 @@ INTERPRETED = Configuration({"ROWS": 1024}, warps=4, stages=1)
 _LAUNCH = {"enable_fp_fusion": False}  # the reference rounds error * u before it subtracts
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _block_kernel(
     w_at: tl.tensor, u_at: tl.tensor, s_at: tl.tensor, z_at: tl.tensor, values: tl.tensor, errors: tl.tensor,
     rows: tl.tensor, columns: tl.tensor, TOP: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
@@ -263,7 +263,7 @@ def _poisoned(weight: Tensor, gram: Gram) -> bool:
     values, errors = torch.full_like(w, float("nan")), torch.full_like(w, float("nan"))
     _launch(w, u, s, z, 15, values, errors)
     v, e = _block_ref(w, u, s, z, 15)
-    return torch.equal(values, v) and torch.equal(errors, e)
+    return bool(torch.equal(values, v)) and bool(torch.equal(errors, e))
 
 
 def _cases() -> Iterator[Case]:

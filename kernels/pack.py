@@ -180,7 +180,7 @@ INTERPRETED = Configuration({"ELEMENTS": 1 << 17}, warps=4, stages=1)
 _LAUNCH = {"enable_fp_fusion": False}  # a fused multiply-add rounds once where the reference rounds twice
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _half_sum(x: tl.tensor, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr) -> tl.tensor:
     for step in tl.static_range(STEPS):
         pairs = tl.permute(tl.reshape(x, (ROWS, 2, COLUMNS >> (step + 1))), (0, 2, 1))
@@ -189,24 +189,24 @@ def _half_sum(x: tl.tensor, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl
     return tl.reshape(x, (ROWS,))
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _to_half(scale: tl.tensor) -> tl.tensor:
     scale = scale.to(tl.float16).to(tl.float32)
     return tl.where(scale == 0.0, 0.0, scale)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _rint(x: tl.tensor) -> tl.tensor:
     return (x + 12582912.0) - 12582912.0  # 1.5 * 2^23: fp32 has no room for a fraction there; |x| < 2^22
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _to_values(w: tl.tensor, scale: tl.tensor, z: tl.tensor, TOP: tl.constexpr) -> tl.tensor:
     x = tl.div_rn(w, tl.where(scale == 0.0, 1.0, scale)[:, None])
     return _rint(tl.minimum(tl.maximum(x, -z[:, None]), TOP - z[:, None]))
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _error(
     w: tl.tensor, h: tl.tensor, scale: tl.tensor, z: tl.tensor, TOP: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, STEPS: tl.constexpr,
@@ -215,7 +215,7 @@ def _error(
     return _half_sum(h * (off * off), ROWS, COLUMNS, STEPS)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _pack_kernel(
     weight: tl.tensor, importance: tl.tensor, table: tl.tensor, codes: tl.tensor, scales: tl.tensor,
     points: tl.tensor, total: tl.tensor, columns: tl.tensor, groups: tl.tensor, BITS: tl.constexpr,

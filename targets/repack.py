@@ -70,7 +70,7 @@ class Matrix:
         columns = self.shape[1]
         scales = _per_column(self.scales.astype(np.float32), self.group, columns)
         if self.bits == 8:
-            return self.codes.astype(np.float32) * scales
+            return np.asarray(self.codes.astype(np.float32) * scales, np.float32)
         middle = (
             np.float32(8) if self.zeros is None else _per_column(self.zeros.astype(np.float32), self.group, columns)
         )
@@ -111,8 +111,7 @@ def _pairs(nibbles: Bytes) -> Bytes:
     """Two a byte along the last axis, low first; an odd end is filled with 0."""
     if nibbles.shape[-1] % 2:
         nibbles = np.concatenate([nibbles, np.zeros((*nibbles.shape[:-1], 1), np.uint8)], axis=-1)
-    found: Bytes = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
-    return found
+    return np.asarray(nibbles[..., 0::2] | (nibbles[..., 1::2] << 4), np.uint8)
 
 
 def _nibbles(pairs: Bytes, count: int) -> Bytes:
@@ -186,9 +185,9 @@ def to_matmul_nbits(matrix: Matrix) -> NBits:
     pad = ((0, 0), (0, groups * matrix.group - columns))
     scales = matrix.scales.astype(np.float32)
     if matrix.bits == 8:
-        codes = (matrix.codes.view(np.uint8) ^ 128).reshape(rows, columns)  # v + 128
-        return NBits(np.pad(codes, pad, constant_values=128).reshape(rows, groups, matrix.group), scales, None)
-    codes = np.pad(unpack(matrix.codes), pad, constant_values=8)
+        shifted = matrix.codes.view(np.uint8) ^ 128  # v + 128
+        return NBits(np.pad(shifted, pad, constant_values=128).reshape(rows, groups, matrix.group), scales, None)
+    codes: Bytes = np.pad(unpack(matrix.codes), pad, constant_values=8).astype(np.uint8)
     zeros = None if matrix.zeros is None else _pairs(matrix.zeros)
     return NBits(_pairs(codes).reshape(rows, groups, matrix.group // 2), scales, zeros)
 
@@ -233,7 +232,9 @@ def to_block_dq(matrix: Matrix, axis: int = 0) -> BlockDQ:
         raise ArtifactError("zero points have no place in TensorRT's INT4; quantize without them")
     if axis not in (0, 1):
         raise UsageError(f"axis {axis}: blocks lie along axis 0 of (K, N) or axis 1 of (N, K)")
-    values = matrix.codes.view(np.uint8) if matrix.bits == 8 else unpack(matrix.codes) ^ 8  # u - 8 in 4 bits
+    values: Bytes = matrix.codes.view(np.uint8)
+    if matrix.bits == 4:
+        values = np.bitwise_xor(unpack(matrix.codes), np.uint8(8))  # u - 8 in 4 bits
     scales = matrix.scales
     if axis == 0:
         values, scales = np.ascontiguousarray(values.T), np.ascontiguousarray(scales.T)
@@ -245,7 +246,8 @@ def to_block_dq(matrix: Matrix, axis: int = 0) -> BlockDQ:
 def from_block_dq(tensor: BlockDQ) -> Matrix:
     """The inverse of `to_block_dq`."""
     count = tensor.shape[0] * tensor.shape[1]
-    values = (tensor.data if tensor.bits == 8 else _nibbles(tensor.data, count) ^ 8).reshape(tensor.shape)
+    values = tensor.data if tensor.bits == 8 else np.bitwise_xor(_nibbles(tensor.data, count), np.uint8(8))
+    values = values.reshape(tensor.shape)
     scales = tensor.scales
     if tensor.axis == 0:
         values, scales = np.ascontiguousarray(values.T), np.ascontiguousarray(scales.T)

@@ -92,7 +92,7 @@ def student(tmp_path_factory, traces) -> Artifact:
 
 @pytest.fixture(scope="module")
 def quantized(student, tmp_path_factory) -> Artifact:
-    return quantize(QuantizeConfig(), student, tmp_path_factory.mktemp("q") / "quantized")
+    return quantize(QuantizeConfig(method="mse"), student, tmp_path_factory.mktemp("q") / "quantized")
 
 
 def _weights(student: Artifact) -> dict[str, torch.Tensor]:
@@ -195,13 +195,13 @@ def test_traces_that_are_gone_or_teach_nothing_are_named(student, tmp_path):
     lonely = stage(
         "distill", tmp_path / "s", {}, [], lambda made: (shutil.copytree(student.path, made / "model"), {})[1]
     )
-    with pytest.raises(ArtifactError, match="name them with --traces"):
+    with pytest.raises(ArtifactError, match="name them with --traces, or use a method"):
         quantize(QuantizeConfig(method="awq"), lonely, tmp_path / "q")
     wrong = _traces(tmp_path / "wrong", 3, "wrong")
     with pytest.raises(DataError, match="no trace to learn from"):
         quantize(QuantizeConfig(method="awq"), lonely, tmp_path / "q", traces=wrong)
     assert not (tmp_path / "q").exists()
-    assert quantize(QuantizeConfig(), lonely, tmp_path / "q").facts["matrices"] == 15  # needs none
+    assert quantize(QuantizeConfig(method="mse"), lonely, tmp_path / "q").facts["matrices"] == 15  # needs none
 
 
 def test_a_student_of_two_models(student, tmp_path):
@@ -231,12 +231,12 @@ def test_weights_that_are_no_numbers_and_files_cut_off_are_refused(student, tmp_
 
     bad = stage("distill", tmp_path / "bad", {}, [], lambda made: broken(made, infinite))
     with pytest.raises(DataError, match="largest weight is inf"):
-        quantize(QuantizeConfig(), bad, tmp_path / "q")
+        quantize(QuantizeConfig(method="mse"), bad, tmp_path / "q")
     cut = stage(
         "distill", tmp_path / "cut", {}, [], lambda made: broken(made, lambda file: file.write_bytes(b"\1" * 100))
     )
     with pytest.raises(ArtifactError, match="cut off or damaged"):
-        quantize(QuantizeConfig(), cut, tmp_path / "q")
+        quantize(QuantizeConfig(method="mse"), cut, tmp_path / "q")
     assert not (tmp_path / "q").exists()
 
 
@@ -490,7 +490,7 @@ def test_the_command_quantizes_and_refuses(student, traces, tmp_path):
     assert Artifact.open(tmp_path / "q", stage="quantize").manifest["config"]["method"] == "awq"
     for more, code, said in (
         (["--bits", "8", "--zeros"], 2, "zero points are for 4 bits"),
-        (["--traces", str(traces.path)], 2, "does not calibrate"),
+        (["--method", "rtn", "--traces", str(traces.path)], 2, "does not calibrate"),
         (["--kernels", "triton", "--device", "cuda"], 7, "no CUDA device")
         if not torch.cuda.is_available()
         else ([], 0, ""),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.kernels.gptq import Gram
 from soloist.toolchain.artifact import Artifact
-from soloist.toolchain.distill.data import select
+from soloist.toolchain.distill.data import Mode, select
 from soloist.toolchain.distill.stage import CARD, TRACES, recheck
 from soloist.toolchain.distill.student import load_base
 from soloist.toolchain.importers.stage import open_traces
@@ -37,7 +37,10 @@ def traces_of(student: Artifact) -> Artifact:
             found = open_traces(path)
             if found.digest == parent["digest"]:
                 return found
-    raise ArtifactError(f"{student.path}: the traces it learned from are not where they were; name them with --traces")
+    raise ArtifactError(
+        f"{student.path}: the traces it learned from are not where they were; name them with --traces, "
+        "or use a method that needs none (rtn, mse)"
+    )
 
 
 def conversations(
@@ -53,7 +56,7 @@ def conversations(
         DataError: no trace the student could have learned from.
     """
     card = student.path / CARD
-    mode = json.loads(card.read_text(encoding="utf-8"))["mode"] if card.is_file() else "acts"
+    mode: Mode = json.loads(card.read_text(encoding="utf-8"))["mode"] if card.is_file() else "acts"
     runs = read_runs(traces.path / TRACES)
     chosen = select(runs, tokenizer, check_steps=recheck, mode=mode, max_length=_LONGEST)
     ids = [example.ids for example in chosen.examples]

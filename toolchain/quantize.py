@@ -50,7 +50,7 @@ class QuantizeConfig(Config):
 
     bits: Literal[4, 8] = 4
     group: Literal[32, 64, 128] = 32
-    method: Literal["rtn", "mse", "awq", "gptq"] = "mse"
+    method: Literal["rtn", "mse", "awq", "gptq"] = "gptq"
     embedding_bits: Literal[4, 8] = 8
     zeros: bool = False
     samples: int = Field(default=64, ge=1)
@@ -120,7 +120,8 @@ def quantize(
             target.mkdir(parents=True, exist_ok=True)
             work = _Work(config, student, folder, target, made / _WORK / (part or "model"), place, kernels, events)
             facts[part] = work.run(traces if config.method in CALIBRATED else None)
-        return facts.get("", {"parts": facts})
+        whole: Mapping[str, Any] = facts.get("", {"parts": facts})
+        return whole
 
     return stage(STAGE, out, config.model_dump(mode="json"), parents, build, events=events, scratch=(_WORK,))
 
@@ -198,12 +199,12 @@ class _Work:
 
         file = self._file(group)
         if not file.is_file():
-            tensors = {}
+            made: dict[str, Tensor] = {}
             for name, source in members.items():
                 found = self._matrix(name, source.load(), grams.get(name))
-                tensors |= {f"{name}.{part}": tensor for part, tensor in _parts(found).items()}
+                made |= {f"{name}.{part}": tensor for part, tensor in _parts(found).items()}
             temporary = file.with_suffix(".tmp")
-            torch_file.save_file(tensors, str(temporary))
+            torch_file.save_file(made, str(temporary))
             temporary.replace(file)
         tensors = torch_file.load_file(str(file))
         return {

@@ -2,7 +2,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import given  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from soloist.kernels.errors import UsageError  # noqa: E402
@@ -33,6 +33,7 @@ def test_each_column_has_the_nibble_the_docstring_names(column):
     assert words.tolist() == wanted.tolist()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**32 - 1))
 def test_packing_comes_back(rows, blocks, seed):
     random = torch.Generator().manual_seed(seed)

@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soloist.kernels.errors import ArtifactError, UsageError
@@ -78,6 +78,7 @@ def test_the_words_are_the_kernels_words():
         assert np.array_equal(dequantize(twin).numpy(), weight.dequantized())
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 9), st.sampled_from([32, 64, 128]), st.booleans(), st.integers(0, 9999))
 def test_every_format_comes_back(rows, blocks, group, eight, seed):
     matrix = make(rows, 32 * blocks, 8 if eight else 4, group, seed=seed)
@@ -92,6 +93,7 @@ def test_every_format_comes_back(rows, blocks, group, eight, seed):
     assert np.array_equal(back.scales.view(np.int16), repeated.view(np.int16))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 9), st.sampled_from([32, 64, 128]), st.integers(0, 9999))
 def test_zero_points_come_back_where_they_have_a_place(rows, blocks, group, seed):
     matrix = make(rows, 32 * blocks, 4, group, zeros=True, seed=seed)

@@ -14,7 +14,7 @@ import click
 @click.option("--bits", type=click.Choice(["4", "8"]), default="4", show_default=True, help="Of the linear layers.")
 @click.option("--group", "--group-size", "--block-size", "group", type=click.Choice(["32", "64", "128"]), default="32",
               show_default=True, help="Columns that share a scale.")  # fmt: skip
-@click.option("--method", type=click.Choice(["rtn", "mse", "awq", "gptq"]), default="mse", show_default=True)
+@click.option("--method", type=click.Choice(["rtn", "mse", "awq", "gptq"]), default="gptq", show_default=True)
 @click.option(
     "--embedding-bits", type=click.Choice(["4", "8"]), default="8", show_default=True, help="Embedding and head."
 )
