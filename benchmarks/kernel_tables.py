@@ -1,6 +1,7 @@
 """Writes the table of builds of kernels/README.md from a folder of `soloist kernels build`; `--check` only compares.
 
     soloist kernels build -o build/kernels && python benchmarks/kernel_tables.py build/kernels
+    python benchmarks/kernel_tables.py --declared        counts alone, where nothing was compiled
 
 The counts of the table follow from the kernels' own declarations and are checked without compiling (`--check`, and a
 test); registers and shared memory come from the compiler and are as old as the commit named below the table.
@@ -53,20 +54,37 @@ def count(builds: Iterable[tuple[str, str, str]]) -> Counts:
     return Counts(len({v for v, _, _ in builds}), len({c for _, c, _ in builds}), ordered)
 
 
-def table(records: list[dict], commit: str | None) -> str:
-    """The table from the records of a build."""
-    archs = sorted({record["arch"] for record in records}, key=lambda arch: int(arch[3:]))
-    lines = [
+def declared_table() -> str:
+    """The table without a compiler: counts."""
+    counts = declared()
+    archs = sorted({arch for found in counts.values() for arch, _ in found.builds}, key=lambda arch: int(arch[3:]))
+    rows = [
+        f"| `{name}` | {found.variants} | {found.configurations} | "
+        + " | ".join(f"{dict(found.builds).get(arch, 0)} builds" for arch in archs) + " |"
+        for name, found in sorted(counts.items())
+    ]  # fmt: skip
+    return "\n".join([*head(archs), *rows, "", "Counts as declared; this table was not made from a whole build."])
+
+
+def head(archs: list[str]) -> list[str]:
+    """The first two lines of the table."""
+    return [
         "| kernel | variants | configurations | " + " | ".join(archs) + " |",
         "|---|---:|---:|" + "---|" * len(archs),
     ]
+
+
+def table(records: list[dict], commit: str | None) -> str:
+    """The table from the records of a build."""
+    archs = sorted({record["arch"] for record in records}, key=lambda arch: int(arch[3:]))
+    lines = head(archs)
     for kernel in dict.fromkeys(record["kernel"] for record in sorted(records, key=lambda r: r["kernel"])):
         mine = [record for record in records if record["kernel"] == kernel]
         found = count((r["variant"], r["configuration"], r["arch"]) for r in mine)
         cells = []
         for arch in archs:
             of = [record for record in mine if record["arch"] == arch]
-            most, shared = max(r["registers"] for r in of), max(r["shared"] for r in of)
+            most, shared = (max((r[key] for r in of), default=0) for key in ("registers", "shared"))
             cells.append(f"{len(of)} builds, ≤ {most} registers, ≤ {shared / 1024:.1f} KB")
         lines.append(f"| `{kernel}` | {found.variants} | {found.configurations} | " + " | ".join(cells) + " |")
     spilled = sum(r["spill_stores"] + r["spill_loads"] for r in records if r["shipped"])
@@ -88,9 +106,18 @@ def told(text: str) -> dict[str, Counts]:
     (_, _, _, *archs), _, *rows = lines
     found = {}
     for name, variants, configurations, *cells in rows:
-        builds = tuple((arch, int(cell.split()[0])) for arch, cell in zip(archs, cells, strict=True))
+        numbers = [(arch, int(cell.split()[0])) for arch, cell in zip(archs, cells, strict=True)]
+        builds = tuple((arch, number) for arch, number in numbers if number)
         found[name.strip("`")] = Counts(int(variants), int(configurations), builds)
     return found
+
+
+def compiled_table(folder: Path) -> str:
+    """The table of a folder that `soloist kernels build` wrote."""
+    from soloist.kernels.aot import read_builds
+
+    commit = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["commit"]
+    return table(read_builds(folder), commit)
 
 
 def main(arguments: list[str]) -> int:
@@ -103,11 +130,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print(__doc__)
         return 2
-    from soloist.kernels.aot import read_builds
-
-    folder = Path(arguments[0])
-    commit = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["commit"]
-    made = table(read_builds(folder), commit)
+    made = declared_table() if arguments == ["--declared"] else compiled_table(Path(arguments[0]))
     README.write_text(MARKS.sub(f"<!-- builds:start -->\n{made}\n<!-- builds:end -->", text), encoding="utf-8")
     return 0
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from soloist.kernels.errors import ArtifactError
 
+NOWHERE: frozenset[int] = frozenset()
 _ENTRY = re.compile(r"\.visible\s+\.entry\s+([\w$]+)\s*\(([^)]*)\)", re.DOTALL)
 _LABEL = re.compile(r"^(\$?[A-Za-z_$][\w$]*):\s*")
 _GUARD = re.compile(r"^@!?%\w+\s+")
@@ -148,7 +149,7 @@ def _loads(code: Sequence[_Instruction], entry: str) -> Iterator[Load]:
         if not direct and not (instruction.name.startswith("cp.async") and ".shared" in instruction.name):
             continue
         address = instruction.operands[1]
-        sources = frozenset().union(*(origins.get(name, frozenset()) for name in _REGISTER.findall(address)))
+        sources = NOWHERE.union(*(origins.get(name, NOWHERE) for name in _REGISTER.findall(address)))
         width = _width(instruction.name) if direct else int(instruction.operands[2], 0)
         yield Load(sources, width, instruction.depth, direct)
 
@@ -167,14 +168,14 @@ def _origins(code: Sequence[_Instruction], entry: str) -> dict[str, frozenset[in
             text = " ".join(rest)
             if instruction.name.startswith("ld.param"):
                 named = parameter.search(text)
-                sources = frozenset({int(named[1])}) if named else frozenset()
+                sources = frozenset({int(named[1])}) if named else NOWHERE
             elif instruction.name.startswith(("ld.", "atom.")):
                 continue  # what was loaded is data, not an address
             else:
-                sources = frozenset().union(*(origins.get(name, frozenset()) for name in _REGISTER.findall(text)))
+                sources = NOWHERE.union(*(origins.get(name, NOWHERE) for name in _REGISTER.findall(text)))
             for name in _REGISTER.findall(result):
-                if not sources <= origins.get(name, frozenset()):
-                    origins[name] = origins.get(name, frozenset()) | sources
+                if not sources <= origins.get(name, NOWHERE):
+                    origins[name] = origins.get(name, NOWHERE) | sources
                     changed = True
     return origins
 

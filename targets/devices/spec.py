@@ -120,9 +120,10 @@ def read_device(text: str, file: str) -> Device:
         raise ArtifactError(f"{file}: expected keys and values")
     if faults := _faults(data, file):
         raise ArtifactError(f"{file}: {'; '.join(faults)}")
-    published = tuple(Published(**rate) for rate in data.pop("published", []))
-    numbers = {name: float(data.pop(name)) for name in NUMBERS if name in data}
-    return Device(**data | {"modes": tuple(data.get("modes", ()))}, **numbers, published=published)
+    whole: dict[str, Any] = {**data, "modes": tuple(data.get("modes", ()))}
+    whole |= {name: float(data[name]) for name in NUMBERS if name in data}
+    whole["published"] = tuple(Published(**rate) for rate in data.get("published", []))
+    return Device(**whole)
 
 
 def _faults(data: Mapping[str, Any], file: str) -> list[str]:

@@ -59,3 +59,9 @@ def test_the_readme_states_the_limits_that_are_enforced():
     }
     assert rows["shared memory per program"] == [f"{limit.shared // 1024} KB" for limit in LIMITS.values()]
     assert rows["PTX"] == [f"{limit.ptx / 10}" for limit in LIMITS.values()]
+
+
+def test_counts_can_be_written_without_a_compiler(tables):
+    made = tables.declared_table()
+    assert tables.told(f"<!-- builds:start -->\n{made}\n<!-- builds:end -->") == tables.declared()
+    assert "not made from a whole build" in made

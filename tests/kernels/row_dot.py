@@ -15,7 +15,7 @@ from soloist.kernels.jit import tl, triton
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
 
 SMALL = Configuration({"BLOCK_N": 16, "BLOCK_K": 64}, warps=4, stages=2)
-GREEDY = Configuration({"BLOCK_N": 128, "BLOCK_K": 256}, warps=1, stages=1)
+GREEDY = Configuration({"BLOCK_N": 64, "BLOCK_K": 128}, warps=1, stages=1)
 FAULT = os.environ.get("ROW_DOT", "")
 
 

@@ -105,7 +105,7 @@ def test_spills_are_refused(importable, tmp_path):
     finally:
         importable.delenv("ROW_DOT")
     assert records[0]["spill_stores"] > 0
-    with pytest.raises(GateError, match=r"sm_87 row_dot\.fp16\.block_n128-block_k256-w1-s1 spills \d+ bytes"):
+    with pytest.raises(GateError, match=r"sm_87 row_dot\.fp16\.block_n64-block_k128-w1-s1 spills \d+ bytes"):
         gate(records)
     gate([{**records[0], "shipped": False}])
 

@@ -24,7 +24,8 @@ def _streamed(record):
     constants, types = record["constants"], {a["name"]: a["type"] for a in record["arguments"]}
     if record["kernel"] in MATMULS:
         names = [name for name in ("words_ptr", "up_words_ptr") if name in types]
-        return dict.fromkeys(names, constants.get("BLOCK_N", 0) * constants.get("BLOCKS", 4) * 16)
+        wide = constants.get("BLOCKS") or constants.get("CHUNKS") or 4  # loads of 16 bytes side by side in a row
+        return dict.fromkeys(names, constants.get("BLOCK_N", 0) * wide * 16)
     if "key" in types and "value" in types:
         block = constants["BLOCK_S"] * constants["BLOCK_D"]
         return {name: block * BYTES[types[name]] for name in ("key", "value")}
