@@ -165,7 +165,7 @@ def cross_entropies(student: Student, batch: Batch, weights: Tensor | None = Non
 
 def in_chunks(student: Student) -> bool:
     """Whether products are cheap enough here to make logits anew rather than keep them."""
-    return student.device.type != "cpu"
+    return bool(student.device.type != "cpu")
 
 
 def _linear_kl(own: Head, taught: Head | TopK | Tensor, kind: Kind, beta: float, weights: Tensor | None) -> Tensor:

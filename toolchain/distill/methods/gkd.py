@@ -24,10 +24,11 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
+from soloist.kernels.divergences import Kind
 from soloist.kernels.errors import UsageError
 from soloist.toolchain.config import Config
 from soloist.toolchain.distill.data import Example, Group
-from soloist.toolchain.distill.divergence import Kind, divergences
+from soloist.toolchain.distill.divergence import divergences
 from soloist.toolchain.distill.methods.base import Method, SelfContained, Setup
 from soloist.toolchain.distill.methods.sft import verified
 from soloist.toolchain.distill.packing import Batch
