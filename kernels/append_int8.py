@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from soloist.kernels.choose import interpreting
 from soloist.kernels.errors import UsageError
 from soloist.kernels.jit import tl, triton
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
@@ -75,6 +76,8 @@ def append_int8(
         UsageError: shapes, dtypes or layouts that do not fit.
     """
     batch, heads, width = key.shape
+    if key.device.type == "cpu" and not interpreting():
+        raise UsageError("append_int8: on a CPU use the reference, or TRITON_INTERPRET=1 before the first import")
     for new, cache, scales in ((key, key_cache, key_scales), (value, value_cache, value_scales)):
         shape = (batch, heads, cache.shape[2], width)
         if new.shape != key.shape or tuple(cache.shape) != shape or tuple(scales.shape) != shape[:3]:

@@ -240,6 +240,8 @@ def _refuse_misfit(
         raise UsageError(f"decode_attention: lengths must be int32 ({batch},), not {lengths.dtype}")
     if not all(each.is_contiguous() for each in (query, key, value, lengths, *scales)):
         raise UsageError("decode_attention: every tensor must be contiguous")
+    if query.device.type == "cpu" and not interpreting():
+        raise UsageError("decode_attention: on a CPU use the reference, or TRITON_INTERPRET=1 before the first import")
 
 
 def _cut(pairs: int, capacity: int, block: int, splits: int | None, device: torch.device) -> tuple[int, int]:

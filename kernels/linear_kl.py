@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from soloist.kernels.choose import interpreting
 from soloist.kernels.divergences import Head, Kind, TopK, divergence_ref, of_few, refuse_misfit
 from soloist.kernels.errors import UsageError
 from soloist.kernels.jit import tl, triton
@@ -200,14 +201,14 @@ class _Triton:
 
     def gradient(self, z: Tensor, t: Tensor | None, rows: Tensor, ends: Tensor, out: Tensor, plan: Plan) -> None:
         t = z if t is None else t
-        wide = triton.cdiv(z.shape[1], self.configuration.constants["BLOCK_V"])
+        wide = -(-z.shape[1] // self.configuration.constants["BLOCK_V"])
         _gradient_kernel[(self._blocks(z), wide)](
             z, t, rows, ends, out, *z.shape, z.stride(0), t.stride(0), plan.inverse, plan.beta,
             KIND=_NUMBERS[plan.kind], **self.how,
         )  # fmt: skip
 
     def _blocks(self, z: Tensor) -> int:
-        return int(triton.cdiv(len(z), self.configuration.constants["BLOCK_T"]))
+        return -(-len(z) // self.configuration.constants["BLOCK_T"])
 
 
 def linear_kl(
@@ -228,8 +229,8 @@ def linear_kl(
         UsageError: shapes that do not fit, or a divergence that is not defined.
     """
     refuse_misfit(hidden, weight, teacher, kind, beta, temperature)
-    if hidden.dtype == torch.float64 and not plain:
-        raise UsageError("linear_kl: fp64 has no Triton kernel; choose plain")
+    if not plain and (hidden.dtype == torch.float64 or (hidden.device.type == "cpu" and not interpreting())):
+        raise UsageError("linear_kl: no Triton for fp64, nor on a CPU without TRITON_INTERPRET=1: choose plain")
     device = hidden.device
     autocast = torch.is_autocast_enabled(device.type)
     own = hidden.to(torch.get_autocast_dtype(device.type)) if autocast else hidden

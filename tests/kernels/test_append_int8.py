@@ -65,3 +65,10 @@ def test_what_does_not_fit_is_refused():
         append_int8(token, token, made[0].half(), made[1].half(), *made[2:], place)
     with pytest.raises(UsageError, match="contiguous"):
         append_int8(token.transpose(0, 1), token.transpose(0, 1), *made, place)
+
+
+def test_on_a_cpu_without_the_interpreter_it_says_what_to_do(monkeypatch):
+    made, token, place = caches(), torch.ones(2, 2, 32).half(), torch.zeros(2, dtype=torch.int32)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(UsageError, match="use the reference"):
+        append_int8(token, token, *made, place)

@@ -126,6 +126,12 @@ def test_what_does_not_fit_is_refused(change, said):
         decode_attention(**change(given))
 
 
+def test_on_a_cpu_without_the_interpreter_it_says_what_to_do(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(UsageError, match="use the reference"):
+        decode_attention(*drawn())
+
+
 def test_every_width_is_built_for_every_cache_and_no_name_twice():
     builds = list(KERNEL.builds())
     names = [build.name for build in builds]

@@ -304,13 +304,21 @@ def test_upstream_of_each_row_is_used_and_tiny_ones_survive_fp16():
         ({"kind": "jsd", "beta": 0.0}, "is no mixture"),
         ({"kind": "backward"}, "choose forward, reverse or jsd"),
         ({"temperature": 0.0}, "temperature 0"),
-        ({"hidden": torch.zeros(6, 8, dtype=torch.float64)}, "fp64"),
+        ({"hidden": torch.zeros(6, 8, dtype=torch.float64)}, "no Triton for fp64"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, said):
     hidden, weight, teacher = drawn(dtype=torch.float32)
     with pytest.raises(UsageError, match=said):
         linear_kl(**{"hidden": hidden, "weight": weight, "teacher": teacher, **change})
+
+
+def test_on_a_cpu_without_the_interpreter_it_says_what_to_do(monkeypatch):
+    hidden, weight, teacher = drawn(dtype=torch.float32)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(UsageError, match="choose plain"):
+        linear_kl(hidden, weight, teacher)
+    assert linear_kl(hidden, weight, teacher, plain=True).isfinite().all()
 
 
 def test_every_build_names_its_arguments_and_none_twice():
