@@ -29,7 +29,7 @@ from soloist.kernels.jit import tl, triton
 INTERPRETED = tl.constexpr(interpreting())
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def magic_fp32(K: tl.tensor) -> tl.tensor:
     """0x4B000000, the bits of 2^23, as a value the compiler cannot know (K is a multiple of 32).
 
@@ -38,20 +38,20 @@ def magic_fp32(K: tl.tensor) -> tl.tensor:
     return (0x4B000000 + (K & 31)).to(tl.uint32, bitcast=True)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def as_fp32(bits: tl.tensor, magic: tl.tensor) -> tl.tensor:
     """The integer `bits` (uint32, below 2^23) plus 2^23, as float32."""
     return (bits | magic).to(tl.float32, bitcast=True)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def load_words(at: tl.tensor, inside: tl.tensor) -> tl.tensor:
     """Words (rows, chunks, 4) that are read once: 16 bytes of a row by each thread."""
     words = tl.load(at, mask=inside[:, :, None], eviction_policy="evict_first")
     return words.to(tl.uint32, bitcast=True)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def pair_fp16(bits: tl.tensor, magic: tl.tensor) -> tl.tensor:
     """Two integers below 1024 in the halves of a word as float16 1024 + integer, (..., 2)."""
     pair = bits | (magic + 0x19006400)  # 0x64006400
@@ -60,7 +60,7 @@ def pair_fp16(bits: tl.tensor, magic: tl.tensor) -> tl.tensor:
     return tl.join(low, high)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def pair_of(
     words: tl.tensor, scale: tl.tensor, zero: tl.tensor, magic: tl.tensor, AT: tl.constexpr, BITS: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -83,14 +83,14 @@ def pair_of(
     return weights
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def tile_rows(BLOCK_N: tl.constexpr, WARPS: tl.constexpr) -> tl.tensor:
     """Which row of the tile each loaded row is: a warp's eight lanes of rows, twice, are the 16 rows of its `mma`."""
     r = tl.arange(0, BLOCK_N)
     return r // (16 * WARPS) * (16 * WARPS) + (r // 8) % WARPS * 16 + (r // (8 * WARPS)) % 2 * 8 + r % 8
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def group_values(
     scales_ptr: tl.tensor, zeros_ptr: tl.tensor, start: tl.tensor, step: tl.tensor, N: tl.tensor, K: tl.tensor,
     GROUP: tl.constexpr, BITS: tl.constexpr, BLOCK_N: tl.constexpr, WARPS: tl.constexpr,
@@ -105,7 +105,7 @@ def group_values(
     return scale, zero
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def weight_tile(
     words_ptr: tl.tensor, scale: tl.tensor, zero: tl.tensor, start: tl.tensor, step: tl.tensor, N: tl.tensor,
     K: tl.tensor, ZEROS: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -139,7 +139,7 @@ def weight_tile(
     return tile
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def activation_tile(
     x_ptr: tl.tensor, m: tl.tensor, step: tl.tensor, M: tl.tensor, K: tl.tensor, BITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -147,7 +147,7 @@ def activation_tile(
     """x of the step's columns, renamed as in `weight_tile`, transposed: (128 or 64, BLOCK_M)."""
     k = step * (512 // BITS) + tl.arange(0, 512 // BITS)
     inside = (m < M)[:, None] & (k < K)[None, :]
-    x = tl.load(x_ptr + m.to(tl.int64)[:, None] * K + k[None, :], mask=inside, other=0.0)
+    x = tl.load(x_ptr + m[:, None] * K + k[None, :], mask=inside, other=0.0)
     if BITS == 4:
         split = tl.permute(tl.reshape(x, (BLOCK_M, 4, 2, 2, 2, 2, 2)), (0, 5, 3, 4, 6, 1, 2))
     else:
@@ -155,7 +155,7 @@ def activation_tile(
     return tl.trans(tl.reshape(split, (BLOCK_M, 512 // BITS)))
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def multiply(a: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
     """acc + a b on tensor cores. The interpreter keeps bfloat16 as raw bits and would multiply those."""
     if INTERPRETED:  # noqa: SIM108 - a statement reads better
@@ -165,7 +165,7 @@ def multiply(a: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
     return acc
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def matmul_program(
     x_ptr: tl.tensor, words_ptr: tl.tensor, scales_ptr: tl.tensor, zeros_ptr: tl.tensor, up_words_ptr: tl.tensor,
     up_scales_ptr: tl.tensor, up_zeros_ptr: tl.tensor, bias_ptr: tl.tensor, y_ptr: tl.tensor, M: tl.tensor,
@@ -189,9 +189,9 @@ def matmul_program(
     if up_words_ptr is not None:
         scale_up, zero_up = group_values(up_scales_ptr, up_zeros_ptr, start, first, N, K, GROUP, BITS, BLOCK_N, WARPS)
     for step in range(first, last):  # scales are too narrow for the asynchronous copies of the pipeline: a step ahead
-        x = activation_tile(x_ptr, m, step, M, K, BITS, BLOCK_M)
         tile = weight_tile(words_ptr, scale, zero, start, step, N, K, ZEROS, BITS, DTYPE, BLOCK_N, WARPS)
         scale, zero = group_values(scales_ptr, zeros_ptr, start, step + 1, N, K, GROUP, BITS, BLOCK_N, WARPS)
+        x = activation_tile(x_ptr, m, step, M, K, BITS, BLOCK_M)
         acc = multiply(tile, x, acc)
         if up_words_ptr is not None:
             tile = weight_tile(up_words_ptr, scale_up, zero_up, start, step, N, K, ZEROS, BITS, DTYPE, BLOCK_N, WARPS)
@@ -215,13 +215,13 @@ def matmul_program(
             tl.store(y_ptr + (split * PARTS + 1) * M * N + at, acc_up, mask=inside)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def silu_times(gate: tl.tensor, up: tl.tensor) -> tl.tensor:
     """silu(gate) * up."""
     return gate / (1.0 + tl.exp(-gate)) * up
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def sum_parts_kernel(
     parts_ptr: tl.tensor, bias_ptr: tl.tensor, y_ptr: tl.tensor, size: tl.tensor, N: tl.tensor, GATED: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK: tl.constexpr,
@@ -243,7 +243,7 @@ def sum_parts_kernel(
     tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def store_row(
     sums: tl.tensor, sums_up: tl.tensor, up_words_ptr: tl.tensor, bias_ptr: tl.tensor, y_ptr: tl.tensor,
     n: tl.tensor, row: tl.tensor, split: tl.tensor, M: tl.tensor, N: tl.tensor, SPLITS: tl.constexpr,

@@ -44,7 +44,7 @@ def _cut(block_n: int, block_m: int, warps: int, stages: int) -> Configuration:
     return Configuration({"BLOCK_N": block_n, "BLOCK_M": block_m, "SPLITS": 1}, warps, stages)
 
 
-CONFIGURATIONS = (_cut(64, 16, 4, 4), _cut(64, 32, 4, 4), _cut(64, 64, 4, 3), _cut(128, 64, 4, 3), _cut(128, 128, 8, 3))
+CONFIGURATIONS = (_cut(64, 16, 4, 4), _cut(64, 32, 4, 4), _cut(64, 64, 4, 3), _cut(128, 64, 8, 3), _cut(128, 128, 8, 3))
 COARSE = _cut(256, 128, 4, 1)  # few programs: for the interpreter
 
 
@@ -55,7 +55,7 @@ def choose_configuration(m: int, n: int, k: int, group: int) -> Configuration:
     return CONFIGURATIONS[4 if m > 256 and n >= 2048 else 3 if n >= 2048 else 2]
 
 
-@triton.jit  # type: ignore[misc]  # triton is not typed
+@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _w8a16_gemm_kernel(
     x_ptr: tl.tensor, words_ptr: tl.tensor, scales_ptr: tl.tensor, zeros_ptr: tl.tensor, up_words_ptr: tl.tensor,
     up_scales_ptr: tl.tensor, up_zeros_ptr: tl.tensor, bias_ptr: tl.tensor, y_ptr: tl.tensor, M: tl.tensor,
