@@ -387,13 +387,19 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
     return (codes * d.half().float()).reshape(x.shape)
 
 
-def logits_with_rounded_activations(folder: Path, ids: list[int], scratch: Path) -> np.ndarray:
+def differences_to_llama_cpp(folder: Path, file: Path, tokens: list[int], scratch: Path) -> list[float]:
+    """Largest difference of logits after each token alone: torch rounds where llama.cpp rounds, the rest is fp32 sums.
+
+    One token, because attention over several accumulates in fp16 there.
+    """
     write_dequantized(folder, scratch)
-    runtime = open_runtime(scratch)
-    for linear in runtime._model.modules():
+    like, found = open_runtime(scratch), open_runtime(file)
+    for name, linear in like._model.named_modules():
         if isinstance(linear, torch.nn.Linear):
             linear.register_forward_pre_hook(lambda _, given: (rounded(given[0]),))
-    return runtime.logits(ids)
+            if name.endswith("v_proj"):  # the cache is fp16
+                linear.register_forward_hook(lambda _, given, out: out.half().float())
+    return [float(np.abs(like.logits([token]) - found.logits([token])).max()) for token in tokens]
 
 
 def test_the_files_compute_what_the_integers_say(quantized, files, tmp_path):
@@ -409,10 +415,10 @@ def test_the_files_compute_what_the_integers_say(quantized, files, tmp_path):
     assert np.abs(onnx_runtime.logits(ids) - want).max() < 1e-3
     fast = open_runtime(files.onnx).logits(ids)  # activations in int8
     assert divergence(want, fast).mean() < 5e-3
-    # llama.cpp rounds activations to 8 bits and keys and values to fp16
-    like = logits_with_rounded_activations(quantized.path, ids, tmp_path / "float")
-    found = gguf_runtime.logits(ids)
-    assert np.abs(found - like).max() < 0.1 and np.abs(found - like).mean() < 0.25 * np.abs(found - want).mean() + 0.01
+    assert divergence(want, gguf_runtime.logits(ids)).mean() < 1e-3  # activations in 8 bits, attention in fp16
+    off = differences_to_llama_cpp(quantized.path, files.gguf, ids[:12], tmp_path / "float")
+    # sums in another order; where an activation lies between two codes they decide, and it moves by one
+    assert max(off) < 0.1 and np.median(off) < 1e-4, off
 
 
 def _level(folder: Path, level: int) -> None:
@@ -528,7 +534,8 @@ def test_the_real_base_holds_the_same_bits_everywhere_and_computes_alike(base_gg
     assert divergence(want, fast).mean() < 0.05
     _level(tmp_path / "onnx", 1)
     exact = open_runtime(tmp_path / "onnx").logits(ids)
-    assert np.abs(exact - want).max() < 0.01
-    like = logits_with_rounded_activations(made.path, ids, tmp_path / "float")
-    found = open_runtime(file).logits(ids)
-    assert divergence(like, found).mean() < 0.01 and divergence(want, found).mean() < 0.05
+    assert np.abs(exact - want).max() < 2e-3
+    assert divergence(want, open_runtime(file).logits(ids)).mean() < 0.05
+    off = differences_to_llama_cpp(made.path, file, [1, 2, 504, 260, 3575, 30000, 11, 6330], tmp_path / "float")
+    # in 30 layers some activation mostly lies between two codes; where none does, the logits are the same
+    assert max(off) < 1 and min(off) < 1e-3, off
