@@ -152,7 +152,8 @@ def measure(options, base):
     return {
         "bench": "packing", "device": device(), "versions": versions(), "commit": commit(),
         "model": Path(options.model).name, "data": Path(options.traces).resolve().parent.name, "runs": len(runs),
-        "mode": options.mode, "batch": options.batch, "several": options.several, "rounds": options.rounds, "part_tokens": options.part_tokens,
+        "mode": options.mode, "batch": options.batch, "several": options.several, "rounds": options.rounds,
+        "part_tokens": options.part_tokens,
         "precision": f"{trainer.dtype}".removeprefix("torch."), "computed_on": f"{trainer.student.device}",
         "threads": torch.get_num_threads(), "seed": options.seed, "batches": kinds,
     }  # fmt: skip
@@ -166,7 +167,7 @@ def main():
     parser.add_argument("--batches", nargs="+", default=["da:apart=0", "magdi:grid=run"], metavar="METHOD[:OPTIONS]")
     parser.add_argument("--mode", choices=["acts", "internalise"], default="acts")
     parser.add_argument("--batch", type=int, default=4, help="questions a step")
-    parser.add_argument("--several", type=int, default=1, help="only questions that gave a method so many conversations")
+    parser.add_argument("--several", type=int, default=1, help="only questions with so many conversations")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--part-tokens", type=int, default=2048)
