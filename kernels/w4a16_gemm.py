@@ -44,15 +44,17 @@ def _cut(block_n: int, block_m: int, warps: int, stages: int) -> Configuration:
     return Configuration({"BLOCK_N": block_n, "BLOCK_M": block_m, "SPLITS": 1}, warps, stages)
 
 
-CONFIGURATIONS = (_cut(64, 16, 4, 4), _cut(64, 32, 4, 4), _cut(64, 64, 4, 3), _cut(128, 64, 8, 3), _cut(128, 128, 8, 3))
+CONFIGURATIONS = (_cut(128, 16, 4, 3), _cut(64, 32, 4, 4), _cut(64, 64, 4, 3), _cut(128, 64, 8, 3))
 COARSE = _cut(256, 128, 4, 1)  # few programs: for the interpreter
 
 
-def choose_configuration(m: int, n: int, k: int, group: int) -> Configuration:
+def choose_configuration(m: int, n: int, k: int, group: int, gated: bool = False) -> Configuration:
     """The configuration for a shape, where no tuned table knows better: as many rows as there are, then wide tiles."""
-    if m <= 64:
-        return CONFIGURATIONS[0 if m <= 16 else 1 if m <= 32 else 2]
-    return CONFIGURATIONS[4 if m > 256 and n >= 2048 else 3 if n >= 2048 else 2]
+    if m <= 16:
+        return CONFIGURATIONS[0]
+    if m <= 32 or gated:  # two matrices at once: wider tiles would spill
+        return CONFIGURATIONS[1]
+    return CONFIGURATIONS[2 if m <= 64 or n < 2048 else 3]
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -94,7 +96,7 @@ def w4a16_gemm(
         UsageError: arguments that do not fit.
     """
     m, n, k = sizes_of(x, weight, up, bias, out, bits=4, most=0)
-    cut = configuration or choose_configuration(m, n, k, weight.group)
+    cut = configuration or choose_configuration(m, n, k, weight.group, up is not None)
     return launch(_w4a16_gemm_kernel, cut, x, weight, up, bias, out, workspace)
 
 
@@ -104,7 +106,7 @@ def _cases() -> Iterator[Case]:
         dtype = (half, brain)[cut % 2]
         yield row(19 + cut, 67, 352, dtype, (32, 64, 128)[cut % 3], tensor_cores=True, cut=cut, zeros=cut % 2 == 1)
     yield row(17, 191, 160, half, 32, tensor_cores=True, bias=True)
-    yield row(33, 577, 352, brain, 128, tensor_cores=True, gated=True)
+    yield row(33, 577, 352, brain, 128, tensor_cores=True, gated=True, coarse=True)
     yield row(130, 576, 1536, half, 32, tensor_cores=True, coarse=True)
     yield row(33, 576, 192, half, 64, tensor_cores=True, zeros=True, bias=True)
     yield row(17, 192, 576, brain, 32, tensor_cores=True, gated=True, zeros=True)
@@ -117,7 +119,7 @@ def _cases() -> Iterator[Case]:
 def check(case: Case, device: str, seed: int) -> Outcome:
     """One case: see `matmul_check`."""
     m, n, k = (case.sizes[name] for name in ("M", "N", "K"))
-    cut = choose_configuration(m, n, k, case.options["group"])
+    cut = choose_configuration(m, n, k, case.options["group"], bool(case.options.get("gated")))
     if "cut" in case.options:
         cut = CONFIGURATIONS[case.options["cut"]]
     elif case.options.get("coarse") and device == "cpu":
@@ -126,12 +128,13 @@ def check(case: Case, device: str, seed: int) -> Outcome:
 
 
 def _builds() -> Iterator[Build]:
-    for cut in CONFIGURATIONS[1:]:
+    for cut in CONFIGURATIONS:
         for dtype in ("fp16", "bf16"):
             for group in (32, 128):
                 yield build("w4a16_gemm", _w4a16_gemm_kernel, cut, dtype, group)
     for extra in ("bias", "zeros", "gated"):
-        yield build("w4a16_gemm", _w4a16_gemm_kernel, CONFIGURATIONS[2], "fp16", 32, extra)
+        for cut in CONFIGURATIONS[:2] if extra == "gated" else CONFIGURATIONS[1:]:
+            yield build("w4a16_gemm", _w4a16_gemm_kernel, cut, "fp16", 32, extra)
 
 
 KERNEL = Kernel(

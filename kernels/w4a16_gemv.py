@@ -53,13 +53,15 @@ def _one(block_n: int, warps: int, splits: int = 1) -> Configuration:
     return Configuration({"BLOCK_N": block_n, "BLOCKS": 32 * warps, "SPLITS": splits}, warps, 1)
 
 
-def _several(block_m: int, splits: int, stages: int = 4) -> Configuration:
-    return Configuration({"BLOCK_N": 64, "BLOCK_M": block_m, "SPLITS": splits}, 4, stages)
+def _several(block_m: int, splits: int, gated: bool = False) -> Configuration:
+    """64 outputs for few rows of one matrix, else 128: near 90 registers ptxas spills rather than lose a program."""
+    block_n, stages = (64, 4) if block_m == 8 and not gated else (128, 3)
+    return Configuration({"BLOCK_N": block_n, "BLOCK_M": block_m, "SPLITS": splits}, 4, stages)
 
 
 ONE_ROW = (*(_one(block_n, warps) for block_n in (4, 8) for warps in (1, 2, 4)), _one(8, 4, splits=4))
 SEVERAL_ROWS = tuple(_several(block_m, splits) for block_m in (8, 16) for splits in (1, 2, 4, 8))
-GATED_ROWS = tuple(_several(block_m, splits, 3) for block_m in (8, 16) for splits in (1, 4))  # four stages would spill
+GATED_ROWS = tuple(_several(8, splits, gated=True) for splits in (1, 2, 4, 8))
 CONFIGURATIONS = (*ONE_ROW, *SEVERAL_ROWS, *GATED_ROWS)
 COARSE = {  # few programs: for the interpreter
     "lanes": Configuration({"BLOCK_N": 128, "BLOCKS": 64, "SPLITS": 1}, 4, 1),
@@ -73,12 +75,11 @@ def choose_configuration(m: int, n: int, k: int, group: int, gated: bool = False
         if n <= 1024 and k >= 8192:
             return _one(8, 4, splits=4)
         return _one(4 if n <= 2048 or gated else 8, 1 if k <= 1024 else 2 if k <= 2048 else 4)
-    programs, splits = -(-n // 64), 1
+    rows = 8 if m <= 8 else 16
+    programs, splits = -(-n // _several(rows, 1, gated).constants["BLOCK_N"]), 1
     while splits < 8 and programs * splits < 256 and k >= 512 * splits:
         splits *= 2
-    if gated:
-        return _several(8 if m <= 8 else 16, 1 if splits == 1 else 4, 3)
-    return _several(8 if m <= 8 else 16, splits)
+    return _several(rows, splits, gated)
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -189,7 +190,8 @@ def _builds() -> Iterator[Build]:
     for extra in ("bias", "zeros"):
         plans += [(cut, "fp16", group, extra) for cut in (_one(4, 1), _one(8, 4)) for group in (32, 128)]
         plans += [(_several(16, 1), "fp16", 32, extra)]
-    plans += [(cut, "fp16", group, "gated") for cut in (*ONE_ROW[:3], *GATED_ROWS) for group in (32, 128)]
+    plans += [(cut, "fp16", group, "gated") for cut in ONE_ROW[:3] for group in (32, 128)]
+    plans += [(cut, "fp16", 32, "gated") for cut in (*GATED_ROWS, _several(16, 1), _several(16, 4))]
     for cut, dtype, group, extra in plans:
         kernel = _w4a16_gemm_kernel if "BLOCK_M" in cut.constants else _w4a16_gemv_kernel
         yield build("w4a16_gemv", kernel, cut, dtype, group, extra)

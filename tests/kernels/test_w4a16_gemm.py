@@ -53,7 +53,7 @@ def test_what_is_chosen_ships_and_what_ships_is_chosen():
 def test_any_shape_agrees_with_float64(m, n, blocks, group, dtype, extra, seed):
     options = {extra: True} if extra else {}
     case = matmul_check.row(m, n, 32 * blocks, dtype, group, tensor_cores=True, **options)
-    cut = choose(m, n, 32 * blocks, group)
+    cut = choose(m, n, 32 * blocks, group, extra == "gated")
     outcome = matmul_check.check_matmul(KERNEL.run, BITS, cut, case, "cpu", seed)
     assert outcome.passed, outcome
 
