@@ -155,7 +155,7 @@ def _cuda() -> bool:
         return False
     import torch
 
-    return torch.cuda.is_available()
+    return bool(torch.cuda.is_available())
 
 
 def _capability(device: torch.device | str) -> int:
@@ -163,4 +163,4 @@ def _capability(device: torch.device | str) -> int:
     import torch
 
     major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+    return int(10 * major + minor)
