@@ -59,6 +59,8 @@ def sizes_of(
     if x.ndim != 2 or x.shape[1] != k or not x.is_contiguous():
         raise UsageError(f"x is {tuple(x.shape)}: a matrix of {n} x {k} takes contiguous (M, {k})")
     m = x.shape[0]
+    if x.numel() >= 1 << 31:
+        raise UsageError(f"x has {x.numel()} elements: places are counted in 32 bits, hand it over in parts")
     if not 1 <= m <= (most or m):
         raise UsageError(f"{m} rows: this kernel takes 1 to {most}, more are for gemm" if m else "x has no rows")
     for name, matrix in (("weight", weight), ("up", up)):

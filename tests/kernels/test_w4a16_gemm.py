@@ -86,6 +86,8 @@ def test_gated_is_two_calls():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UsageError, match="no rows"):
         KERNEL.run(_x(0, 64), _weight(8, 64))
+    with pytest.raises(UsageError, match="32 bits"):
+        KERNEL.run(torch.zeros(1 << 25, 64, dtype=torch.float16, device="meta"), _weight(8, 64))
     with pytest.raises(UsageError, match=r"takes contiguous \(M, 64\)"):
         KERNEL.run(_x(64, 20).T, _weight(8, 64))
 
