@@ -228,7 +228,8 @@ def work() -> None:
 
 def _make(build: Build, sm: int, ptx: int, cache: Path, folder: str) -> Record:
     """Compile or take from the cache, put both files where they belong, and return the record."""
-    source, options = _source(build), {**_options(build), "ptx_version": ptx}
+    source = _source(build)
+    options = {**build.configuration.launch_options(fused=build.fused), "ptx_version": ptx}
     key = _key(build, source, sm, options)
     kept = cache / f"{key}.json"
     if not kept.is_file():
@@ -241,11 +242,6 @@ def _make(build: Build, sm: int, ptx: int, cache: Path, folder: str) -> Record:
         digest = hashlib.sha256(made.read_bytes()).hexdigest()
         record["files"][kind] = {"path": f"sm_{sm}/{made.name}", "bytes": made.stat().st_size, "sha256": digest}
     return record
-
-
-def _options(build: Build) -> dict[str, Any]:
-    cut = build.configuration
-    return {"num_warps": cut.warps, "num_stages": cut.stages, "enable_fp_fusion": build.fused}
 
 
 def _source(build: Build) -> Any:  # noqa: ANN401 - Triton has no types

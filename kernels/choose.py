@@ -6,26 +6,30 @@
 `want="auto"` takes Triton on a GPU of an architecture we build for and check, and plain torch everywhere else.
 `want="triton"` and `want="reference"` do what they say or raise. On the CPU Triton means its interpreter, hundreds of
 times slower than torch: it counts only where it was asked for, by `want="triton"` with TRITON_INTERPRET=1 set before
-the first kernel was imported. Modules are imported when they are chosen. Left out: timing, which belongs to
-`soloist.kernels.tuned`.
+the first kernel was imported. Modules are imported when they are chosen.
+
+How a kernel is cut into programs is chosen by its entry point, with `choose_cut`: as the caller asked, or as measured
+best on this GPU, or by the kernel's own rule. Left out: timing, which belongs to `soloist.kernels.tuned`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from soloist.kernels.errors import MissingExtraError, ResourceError, UsageError
+from soloist.kernels.errors import ArtifactError, MissingExtraError, ResourceError, UsageError
+from soloist.kernels.tuned import tuned
 
 if TYPE_CHECKING:
     import torch
 
-    from soloist.kernels.spec import Kernel
+    from soloist.kernels.spec import Configuration, Kernel
 
 Want = Literal["auto", "triton", "reference"]
 ARCHITECTURES = (87, 89, 90, 110, 120)  # what `soloist kernels build` compiles and checks
@@ -98,6 +102,54 @@ def choose(name: str, device: torch.device | str, want: Want = "auto") -> Choice
     _demand_triton(kind, device)
     said = "Triton's interpreter, as asked for: for checking, not for speed" if interpreting() else _on_gpu(device)
     return _triton(impl, said)
+
+
+def choose_cut(
+    kernel: str,
+    sizes: Mapping[str, int],
+    options: Mapping[str, Any],
+    device: torch.device,
+    fallback: Configuration,
+    given: Configuration | None = None,
+) -> Configuration:
+    """The configuration of a launch: the given one, else the tuned one of the tensors' GPU, else the kernel's own.
+
+    Args:
+        sizes: by name, as the kernel's tuned entries have them: {"M": 1, "N": 576, "K": 1536}.
+        options: likewise, all that the best configuration depends on: {"group": 32}.
+        fallback: what the kernel's own rule says; taken on a CPU and in the interpreter.
+
+    Raises:
+        ArtifactError: a tuned configuration that is none of the kernel's.
+    """
+    if given is not None:
+        return given
+    gpu = _tuned_for(device)
+    found = None if gpu is None else _tuned_cut(kernel, gpu, tuple(sizes.items()), tuple(options.items()))
+    return fallback if found is None else found
+
+
+@functools.cache
+def _tuned_for(device: torch.device) -> str | None:
+    """The name a GPU's driver gives it; None where tables do not count."""
+    if device.type != "cuda" or interpreting():
+        return None
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
+
+
+@functools.lru_cache(maxsize=4096)
+def _tuned_cut(
+    kernel: str, gpu: str, sizes: tuple[tuple[str, int], ...], options: tuple[tuple[str, Any], ...]
+) -> Configuration | None:
+    found = tuned(kernel, gpu, dict(sizes), dict(options))
+    if found is not None and found not in (known := find(kernel).load().configurations):
+        raise ArtifactError(
+            f"tuned table of {gpu}: {kernel} has no configuration {found.name}; it has "
+            f"{', '.join(cut.name for cut in known)}"
+        )
+    return found
 
 
 def interpreting() -> bool:

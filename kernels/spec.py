@@ -19,17 +19,25 @@ class Configuration:
         constants: the kernel's `tl.constexpr` arguments that say the cut, by name.
         warps: warps per program.
         stages: depth of the software pipeline.
+        registers: the most that a thread may use; the compiler's own judgment where none is given.
     """
 
     constants: Mapping[str, int]
     warps: int = 4
     stages: int = 2
+    registers: int | None = None
 
     @property
     def name(self) -> str:
-        """Short and unique within a kernel: `block_n16-splits4-w4-s2`."""
+        """Short and unique within a kernel: `block_n16-splits4-w4-s2`, `elements1024-w4-s1-r128`."""
         cut = [f"{key.lower()}{value}" for key, value in self.constants.items()]
-        return "-".join([*cut, f"w{self.warps}", f"s{self.stages}"])
+        ceiling = [] if self.registers is None else [f"r{self.registers}"]
+        return "-".join([*cut, f"w{self.warps}", f"s{self.stages}", *ceiling])
+
+    def launch_options(self, *, fused: bool = True) -> dict[str, Any]:
+        """What Triton is told beside the constants, at a launch and ahead of time. `fused`: see `Build`."""
+        ceiling = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": fused, **ceiling}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
     h100.json   {"device": "NVIDIA H100 80GB HBM3", "architecture": 90, "measured": {"commit": …, "triton": …},
                  "kernels": {"w4a16_gemv": [{"sizes": {"M": 1, "N": 4096, "K": 4096}, "options": {"group": 128},
-                             "configuration": {"constants": {"BLOCK_N": 16}, "warps": 4, "stages": 2},
+                             "configuration": {"constants": {"BLOCK_N": 16}, "warps": 4, "stages": 2,
+                                               "registers": null},
                              "microseconds": 7.1}]}}
 
 `tuned("w4a16_gemv", "NVIDIA H100 80GB HBM3", {"M": 1, …}, {"group": 128})` gives the configuration measured best at the
@@ -13,6 +14,7 @@ Left out: tuning while a user waits.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -84,7 +86,9 @@ def read_table(text: str, name: str) -> Table:
 
 def _entry(data: Mapping[str, Any]) -> Entry:
     cut = data["configuration"]
-    configuration = Configuration(dict(cut["constants"]), int(cut["warps"]), int(cut["stages"]))
+    ceiling = cut["registers"]
+    registers = None if ceiling is None else int(ceiling)
+    configuration = Configuration(dict(cut["constants"]), int(cut["warps"]), int(cut["stages"]), registers)
     return Entry(dict(data["sizes"]), dict(data["options"]), configuration, float(data["microseconds"]))
 
 
@@ -92,11 +96,9 @@ def write_table(path: Path, table: Table) -> None:
     """Write a table, entries in order of their sizes, so that two runs differ only where they measured differently."""
 
     def plain(entry: Entry) -> dict[str, Any]:
-        cut = entry.configuration
         return {
-            "sizes": dict(entry.sizes), "options": dict(entry.options),
-            "configuration": {"constants": dict(cut.constants), "warps": cut.warps, "stages": cut.stages},
-            "microseconds": entry.microseconds,
+            "sizes": dict(entry.sizes), "options": dict(entry.options), "microseconds": entry.microseconds,
+            "configuration": dataclasses.asdict(entry.configuration),
         }  # fmt: skip
 
     def ordered(entries: Sequence[Entry]) -> list[Entry]:

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 
 from soloist.kernels import choose as module
-from soloist.kernels.choose import ARCHITECTURES, REGISTRY, Impl, choose
-from soloist.kernels.errors import MissingExtraError, ResourceError, UsageError
+from soloist.kernels import tuned
+from soloist.kernels.choose import ARCHITECTURES, REGISTRY, Impl, choose, choose_cut
+from soloist.kernels.errors import ArtifactError, MissingExtraError, ResourceError, UsageError
+from soloist.kernels.spec import Configuration
+from soloist.kernels.tuned import Entry, Table
 
 torch = pytest.importorskip("torch")
+OWN, OTHER = Configuration({"ELEMENTS": 64}), Configuration({"ROWS": 8})
 
 
 @pytest.fixture
@@ -141,6 +145,53 @@ def test_records_are_frozen(row_dot):
     for record, field in ((choose("row_dot", "cpu"), "reason"), (REGISTRY["row_dot"], "module")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(record, field, "else")
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """Tensors on the CPU count as on a GPU whose table says this configuration of `pack` at 64 x 64."""
+    module._tuned_cut.cache_clear()
+    monkeypatch.setattr(module, "_tuned_for", lambda device: "Test GPU")
+
+    def of(configuration):
+        entry = Entry({"N": 64, "K": 64}, {"group": 32}, configuration, 1.0)
+        monkeypatch.setattr(tuned, "tables", lambda: {"Test GPU": Table("Test GPU", 90, {}, {"pack": (entry,)})})
+
+    yield of
+    module._tuned_cut.cache_clear()
+
+
+def _cut(sizes=None, options=None, given=None):
+    sizes, options = sizes or {"N": 64, "K": 64}, options or {"group": 32}
+    return choose_cut("pack", sizes, options, torch.device("cpu"), OWN, given)
+
+
+def test_a_cut_is_the_given_one_else_the_tuned_one_else_the_kernels_own(table):
+    (best,) = REGISTRY["pack"].load().configurations
+    table(best)
+    assert _cut() == best and _cut(given=OTHER) == OTHER
+    assert _cut(sizes={"N": 96, "K": 64}) == best  # the nearest within a factor of two
+    assert _cut(sizes={"N": 640, "K": 64}) == OWN and _cut(options={"group": 64}) == OWN
+
+
+def test_a_tuned_cut_that_the_kernel_does_not_have_is_refused(table):
+    table(OTHER)
+    with pytest.raises(ArtifactError, match=r"table of Test GPU: pack has no configuration rows8-w4-s2; it has elem"):
+        _cut()
+    assert _cut(given=OTHER) == OTHER
+
+
+def test_tables_count_on_a_gpu_alone_and_its_driver_names_it_once(gpu, monkeypatch):
+    gpu(90)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: asked.append(device) or "Test GPU")
+    module._tuned_for.cache_clear()
+    found = [module._tuned_for(torch.device(name)) for name in ("cuda:0", "cuda:0", "cuda:1", "cpu")]
+    assert found == ["Test GPU"] * 3 + [None] and len(asked) == 2
+    module._tuned_for.cache_clear()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert module._tuned_for(torch.device("cuda:0")) is None
+    module._tuned_for.cache_clear()
 
 
 def _python(code: str) -> str:
