@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soloist.kernels.choose import interpreting
+from soloist.kernels.choose import choose_cut, interpreting
 from soloist.kernels.errors import UsageError
 from soloist.kernels.jit import tl, triton
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
@@ -68,14 +68,20 @@ def _append_int8_kernel(
 
 def append_int8(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, key_scales: Tensor, value_scales: Tensor,
-    positions: Tensor,
+    positions: Tensor, *, configuration: Configuration | None = None,
 ) -> None:  # fmt: skip
     """Write keys and values at each row's position of the caches, in place.
+
+    Args:
+        configuration: by default the tuned one for sizes B, HKV and D.
 
     Raises:
         UsageError: shapes, dtypes or layouts that do not fit.
     """
     batch, heads, width = key.shape
+    cut = choose_cut(
+        "append_int8", {"B": batch, "HKV": heads, "D": width}, {}, key.device, CONFIGURATION, configuration
+    )
     if key.device.type == "cpu" and not interpreting():
         raise UsageError("append_int8: on a CPU use the reference, or TRITON_INTERPRET=1 before the first import")
     for new, cache, scales in ((key, key_cache, key_scales), (value, value_cache, value_scales)):
@@ -88,7 +94,7 @@ def append_int8(
             raise UsageError("append_int8: every tensor must be contiguous")
         _append_int8_kernel[(batch * heads,)](
             new, cache, scales, positions, batch, heads, shape[2], D=width, BLOCK_D=triton.next_power_of_2(width),
-            num_warps=CONFIGURATION.warps, num_stages=CONFIGURATION.stages,
+            **cut.launch_options(fused=False),  # the reference's bits
         )  # fmt: skip
 
 

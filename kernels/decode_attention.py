@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from soloist.kernels.choose import interpreting
+from soloist.kernels.choose import choose_cut, interpreting
 from soloist.kernels.errors import UsageError
 from soloist.kernels.jit import tl, triton
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
@@ -189,6 +189,7 @@ def decode_attention(
     Args:
         scale: of the scores; D ** -0.5 unless given.
         splits: pieces of the sequence; by default what fills the device.
+        configuration: by default the tuned one for sizes B, H, HKV, S, D and option int8.
         empty: allocates the output and the work space.
 
     Raises:
@@ -197,7 +198,9 @@ def decode_attention(
     _refuse_misfit(query, key, value, lengths, key_scales, value_scales)
     batch, heads, width = query.shape
     shared, capacity = key.shape[1:3]
-    chosen = configuration or (NARROW if width <= 64 else WIDE)
+    sizes = {"B": batch, "H": heads, "HKV": shared, "S": capacity, "D": width}
+    quantized, own = key_scales is not None, NARROW if width <= 64 else WIDE
+    chosen = choose_cut("decode_attention", sizes, {"int8": quantized}, query.device, own, configuration)
     block, group, padded = chosen.constants["BLOCK_S"], heads // shared, triton.next_power_of_2(width)
     tokens, pieces = _cut(batch * shared, capacity, block, splits, query.device)
     out = empty(query.shape, dtype=query.dtype, device=query.device)
@@ -208,14 +211,14 @@ def decode_attention(
         query, key, value, query if key_scales is None else key_scales, query if value_scales is None else value_scales,
         lengths, peaks, sums, partials, out,
         (width**-0.5 if scale is None else scale) * _LOG2_E, batch, shared, capacity, group, tokens, pieces,
-        D=width, QUANTIZED=key_scales is not None, WHOLE=pieces == 1,
+        D=width, QUANTIZED=quantized, WHOLE=pieces == 1,
         BLOCK_G=max(16, triton.next_power_of_2(group)), BLOCK_D=padded, BLOCK_S=block,
-        INTERPRETED=interpreting(), num_warps=chosen.warps, num_stages=chosen.stages,
+        INTERPRETED=interpreting(), **chosen.launch_options(),
     )  # fmt: skip
     if pieces > 1:
         _merge_kernel[(batch * heads,)](
             peaks, sums, partials, lengths, out, batch, heads, capacity, tokens, pieces,
-            D=width, BLOCK_D=padded, **_MERGE.constants, num_warps=_MERGE.warps, num_stages=_MERGE.stages,
+            D=width, BLOCK_D=padded, **_MERGE.constants, **_MERGE.launch_options(),
         )  # fmt: skip
     return out
 

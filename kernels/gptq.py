@@ -175,7 +175,6 @@ def _factor(hessian: Tensor, damping: float) -> Tensor:
 
 CONFIGURATIONS = (Configuration({"ROWS": 16}, warps=4, stages=1),)
 INTERPRETED = Configuration({"ROWS": 1024}, warps=4, stages=1)
-_LAUNCH = {"enable_fp_fusion": False}  # the reference rounds error * u before it subtracts
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -216,7 +215,7 @@ def _launch(
     per = configuration.constants["ROWS"]
     _block_kernel[(triton.cdiv(rows, per),)](
         w, u, s, z, values, errors, rows, columns, TOP=top, COLUMNS=triton.next_power_of_2(columns), ROWS=per,
-        num_warps=configuration.warps, num_stages=configuration.stages, **_LAUNCH,
+        **configuration.launch_options(fused=False),  # the reference rounds error * u before it subtracts
     )  # fmt: skip
 
 

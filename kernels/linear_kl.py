@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from soloist.kernels.choose import interpreting
+from soloist.kernels.choose import choose_cut, interpreting
 from soloist.kernels.divergences import Head, Kind, TopK, divergence_ref, of_few, refuse_misfit
 from soloist.kernels.errors import UsageError
 from soloist.kernels.jit import tl, triton
@@ -185,7 +185,7 @@ class _Triton:
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
-        self.how = {**configuration.constants, "num_warps": configuration.warps, "num_stages": configuration.stages}
+        self.how = {**configuration.constants, **configuration.launch_options()}
 
     def statistics(self, z: Tensor, t: Tensor | None, rows: Tensor, state: Tensor, plan: Plan) -> None:
         t = z if t is None else t
@@ -214,7 +214,7 @@ class _Triton:
 def linear_kl(
     hidden: Tensor, weight: Tensor, teacher: Tensor | Head | TopK, *, bias: Tensor | None = None,
     kind: Kind = "forward", beta: float = 0.5, temperature: float = 1.0, weights: Tensor | None = None,
-    chunk: int | None = None, plain: bool = False, configuration: Configuration = CONFIGURATIONS[0],
+    chunk: int | None = None, plain: bool = False, configuration: Configuration | None = None,
     empty: Callable[..., Tensor] = torch.empty,
 ) -> Tensor:  # fmt: skip
     """The weighted divergence of each row, (T,) in fp32; gradients for hidden states, matrix and bias.
@@ -223,6 +223,7 @@ def linear_kl(
         weights: (T,), of each row; one of 0 costs nothing.
         chunk: tokens of the vocabulary at a time; by default what fits the caches.
         plain: in torch instead of Triton.
+        configuration: by default the tuned one for sizes T (rows that weigh), C (chunk) and option kind, `lse` of TopK.
         empty: allocates buffers and gradients.
 
     Raises:
@@ -241,16 +242,19 @@ def linear_kl(
     if chunk is None:
         elements = _CPU_ELEMENTS if device.type == "cpu" else _GPU_ELEMENTS
         chunk = min(max(256, elements // len(rows) // 256 * 256), -(-len(weight) // SPARE) * SPARE)
-    steps: Steps = Plain() if plain else _Triton(configuration)
+    sweep = "lse" if isinstance(teacher, TopK) else kind
+    steps: Steps = Plain()
+    if not plain:
+        sizes, options = {"T": len(rows), "C": chunk}, {"kind": sweep}
+        steps = _Triton(choose_cut("linear_kl", sizes, options, device, CONFIGURATIONS[0], configuration))
+    plan = Plan(sweep, beta, temperature, chunk, steps, empty)
     with torch.autocast(device.type, enabled=False):
         if isinstance(teacher, TopK):
-            plan = Plan("lse", beta, temperature, chunk, steps, empty)
             few = TopK(teacher.indices[rows], teacher.values[rows], teacher.rest)
             rest, picked = Picked.apply(own.contiguous(), weight, bias, plan, few.indices)
             end = torch.logaddexp(rest, picked.logsumexp(-1))
             values = of_few(picked - end[:, None], rest - end, few, kind, beta, temperature)
         else:
-            plan = Plan(kind, beta, temperature, chunk, steps, empty)
             taught: tuple[Tensor | None, ...] = (teacher,) if isinstance(teacher, Tensor) else ()
             if isinstance(teacher, Head):
                 taught = (teacher.states[rows], teacher.weight, teacher.bias)

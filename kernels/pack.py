@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from soloist.kernels.choose import choose_cut
 from soloist.kernels.errors import DataError, UsageError
 from soloist.kernels.jit import tl, triton
 from soloist.kernels.layout import BLOCK, GROUPS, MIDDLE, Quantized, dequantize, pack_nibbles, per_column
@@ -174,10 +175,10 @@ def _checked(weight: Tensor, bits: int, group: int, zeros: bool, search: bool, i
     return h / _divisible(h.max())
 
 
-CONFIGURATIONS = (Configuration({"ELEMENTS": 1024}, warps=4, stages=1),)
+# Left alone, ptxas holds a search to 96 registers, for five programs a multiprocessor, and spills; 128 leave four.
+CONFIGURATIONS = (Configuration({"ELEMENTS": 1024}, warps=4, stages=1, registers=128),)
 # the interpreter pays by the operation, not by the element
 INTERPRETED = Configuration({"ELEMENTS": 1 << 17}, warps=4, stages=1)
-_LAUNCH = {"enable_fp_fusion": False}  # a fused multiply-add rounds once where the reference rounds twice
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -276,15 +277,14 @@ def pack(
     weight: Tensor, *, bits: Bits = 4, group: int = 32, zeros: bool = False, search: bool = False,
     importance: Tensor | None = None, configuration: Configuration | None = None,
 ) -> Quantized:  # fmt: skip
-    """Quantize `weight` (N, K) on its device: the same bits, and the same refusals, as `pack_ref`."""
+    """Quantize `weight` (N, K) on its device: the same bits, and the same refusals, as `pack_ref`.
+
+    A configuration is tuned for sizes N, K and options bits, group, zeros, search.
+    """
     h = _checked(weight, bits, group, zeros, search, importance)
     out = _room(weight, bits, group, zeros)
-    _launch(weight.contiguous(), h, out, search, importance is not None, configuration or _fitting(weight))
+    _launch(weight.contiguous(), h, out, search, importance is not None, configuration)
     return out
-
-
-def _fitting(weight: Tensor) -> Configuration:
-    return INTERPRETED if weight.device.type == "cpu" else CONFIGURATIONS[0]
 
 
 def _room(weight: Tensor, bits: int, group: int, zeros: bool) -> Quantized:
@@ -298,9 +298,14 @@ def _room(weight: Tensor, bits: int, group: int, zeros: bool) -> Quantized:
 
 
 def _launch(
-    weight: Tensor, h: Tensor, out: Quantized, search: bool, weighted: bool, configuration: Configuration
+    weight: Tensor, h: Tensor, out: Quantized, search: bool, weighted: bool, given: Configuration | None
 ) -> None:
     zeros = out.zeros is not None
+    configuration = choose_cut(
+        "pack", {"N": weight.shape[0], "K": weight.shape[1]},
+        {"bits": out.bits, "group": out.group, "zeros": zeros, "search": search}, weight.device,
+        INTERPRETED if weight.device.type == "cpu" else CONFIGURATIONS[0], given,
+    )  # fmt: skip
     table = divisors(out.bits, zeros, search)
     groups, total = out.scales.shape[1], out.scales.numel()
     elements = configuration.constants["ELEMENTS"]
@@ -308,8 +313,8 @@ def _launch(
         weight, h, torch.tensor(table, device=weight.device), out.codes, out.scales,
         out.zeros if zeros else out.scales, total, weight.shape[1], groups,
         BITS=out.bits, GROUP=out.group, STEPS=out.group.bit_length() - 1, ZEROS=zeros, WEIGHTED=weighted,
-        CANDIDATES=len(table), ELEMENTS=elements, num_warps=configuration.warps, num_stages=configuration.stages,
-        **_LAUNCH,
+        CANDIDATES=len(table), ELEMENTS=elements,
+        **configuration.launch_options(fused=False),  # fused, a multiply-add rounds once; the reference rounds twice
     )  # fmt: skip
 
 
@@ -331,7 +336,7 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
     if got.zeros is not None:
         got.zeros.fill_(255)
     h = _checked(weight, options["bits"], options["group"], options["zeros"], options["search"], importance)
-    _launch(weight, h, got, options["search"], weighted, _fitting(weight))
+    _launch(weight, h, got, options["search"], weighted, None)
     off = float((dequantize(got, torch.float64) - weight.double()).abs().max())
     return Outcome(_farthest(weight.double(), got) if _same(got, want) else float("inf"), off)
 
@@ -366,13 +371,10 @@ def _cases() -> Iterator[Case]:
         yield Case({"N": n, "K": k}, dtype, 0.0, 0.0, options)
 
 
-_TRITON = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
-
-
 def _builds() -> Iterator[Build]:
     cut = CONFIGURATIONS[0]
     kinds: list[tuple[int, bool, bool]] = [(4, False, False), (4, False, True), (4, True, True), (8, False, True)]
-    for dtype in ("float32", "bfloat16"):
+    for dtype, pointer in (("float32", "*fp32"), ("bfloat16", "*bf16")):
         for bits, zeros, search in kinds:
             for group in GROUPS:
                 kind = f"{dtype}-int{bits}-g{group}" + "-zeros" * zeros + "-search" * search
@@ -381,7 +383,7 @@ def _builds() -> Iterator[Build]:
                     "CANDIDATES": len(divisors(bits, zeros, search)), **cut.constants,
                 }  # fmt: skip
                 signature = {
-                    "weight": _TRITON[dtype], "importance": "*fp32", "table": "*fp32",
+                    "weight": pointer, "importance": "*fp32", "table": "*fp32",
                     "codes": "*i32" if bits == 4 else "*i8", "scales": "*fp16", "points": "*u8" if zeros else "*fp16",
                     "total": "i32", "columns": "i32", "groups": "i32",
                 }  # fmt: skip

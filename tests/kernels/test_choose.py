@@ -176,7 +176,7 @@ def test_a_cut_is_the_given_one_else_the_tuned_one_else_the_kernels_own(table):
 
 def test_a_tuned_cut_that_the_kernel_does_not_have_is_refused(table):
     table(OTHER)
-    with pytest.raises(ArtifactError, match=r"table of Test GPU: pack has no configuration rows8-w4-s2; it has elem"):
+    with pytest.raises(ArtifactError, match=r"table of Test GPU: pack has no configuration rows8-w4-s2; it has elements1024-w4-s1-r128"):
         _cut()
     assert _cut(given=OTHER) == OTHER
 
