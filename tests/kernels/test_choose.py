@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import subprocess
 import sys
@@ -149,13 +150,13 @@ def test_records_are_frozen(row_dot):
 
 @pytest.fixture
 def table(monkeypatch):
-    """Tensors on the CPU count as on a GPU whose table says this configuration of `pack` at 64 x 64."""
+    """Tensors on the CPU count as on a GPU whose table says this configuration, of `pack` at 64 x 64."""
     module._tuned_cut.cache_clear()
     monkeypatch.setattr(module, "_tuned_for", lambda device: "Test GPU")
 
-    def of(configuration):
-        entry = Entry({"N": 64, "K": 64}, {"group": 32}, configuration, 1.0)
-        monkeypatch.setattr(tuned, "tables", lambda: {"Test GPU": Table("Test GPU", 90, {}, {"pack": (entry,)})})
+    def of(configuration, kernel="pack", sizes=None, options=None):
+        entry = Entry(sizes or {"N": 64, "K": 64}, {"group": 32} if options is None else options, configuration, 1.0)
+        monkeypatch.setattr(tuned, "tables", lambda: {"Test GPU": Table("Test GPU", 90, {}, {kernel: (entry,)})})
 
     yield of
     module._tuned_cut.cache_clear()
@@ -176,7 +177,7 @@ def test_a_cut_is_the_given_one_else_the_tuned_one_else_the_kernels_own(table):
 
 def test_a_tuned_cut_that_the_kernel_does_not_have_is_refused(table):
     table(OTHER)
-    with pytest.raises(ArtifactError, match=r"table of Test GPU: pack has no configuration rows8-w4-s2; it has elements1024-w4-s1-r128"):
+    with pytest.raises(ArtifactError, match=r"table of Test GPU: pack has no configuration rows8-w4-s2; it has ele"):
         _cut()
     assert _cut(given=OTHER) == OTHER
 
@@ -192,6 +193,55 @@ def test_tables_count_on_a_gpu_alone_and_its_driver_names_it_once(gpu, monkeypat
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert module._tuned_for(torch.device("cuda:0")) is None
     module._tuned_for.cache_clear()
+
+
+LAUNCHES = {  # kernel: its function, how a table names the call, the call
+    "pack": (
+        "_pack_kernel", {"N": 8, "K": 64}, {"bits": 4, "group": 64, "zeros": False, "search": True},
+        lambda run: run(torch.randn(8, 64), group=64, search=True),
+    ),
+    "decode_attention": (
+        "_decode_attention_kernel", {"B": 1, "H": 4, "HKV": 2, "S": 32, "D": 64}, {"int8": False},
+        lambda run: run(
+            torch.randn(1, 4, 64).half(), *torch.randn(2, 1, 2, 32, 64).half(), torch.tensor([9], dtype=torch.int32)
+        ),
+    ),
+    "append_int8": (
+        "_append_int8_kernel", {"B": 1, "HKV": 2, "D": 32}, {},
+        lambda run: run(
+            *torch.randn(2, 1, 2, 32).half(), *torch.zeros(2, 1, 2, 9, 32, dtype=torch.int8),
+            *torch.zeros(2, 1, 2, 9).half(), torch.tensor([3], dtype=torch.int32),
+        ),
+    ),
+    "linear_kl": (
+        "_statistics_kernel", {"T": 3, "C": 48}, {"kind": "reverse"},
+        lambda run: run(torch.randn(3, 8), torch.randn(40, 8), torch.randn(3, 40), kind="reverse"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_what_is_launched_is_the_tuned_configuration(name, table, monkeypatch):
+    pytest.importorskip("triton")
+    function, sizes, options, call = LAUNCHES[name]
+    home = importlib.import_module(REGISTRY[name].module)
+    best = dataclasses.replace(home.KERNEL.configurations[0], warps=2, stages=5, registers=200)
+    real, seen = getattr(home, function), []
+
+    class Spy:
+        def __getitem__(self, grid):
+            return lambda *given, **how: seen.append(how) or real[grid](*given, **how)
+
+    monkeypatch.setattr(home, function, Spy())
+    monkeypatch.setattr(home, "KERNEL", dataclasses.replace(home.KERNEL, configurations=(best,)))
+    table(best, name, sizes, options)
+    call(home.KERNEL.run)
+    fused = name not in ("pack", "append_int8")
+    assert best.launch_options(fused=fused).items() <= seen[0].items() and best.constants.items() <= seen[0].items()
+    table(dataclasses.replace(best, warps=16), name, sizes, options)
+    module._tuned_cut.cache_clear()
+    with pytest.raises(ArtifactError, match=f"{name} has no configuration .*w16-s5-r200; it has .*w2-s5-r200"):
+        call(home.KERNEL.run)
 
 
 def _python(code: str) -> str:
