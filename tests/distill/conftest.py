@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,12 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from soloist.toolchain.distill.data import STUDENT_TEMPLATE, encode  # noqa: E402
+from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Run, ToolUse, Turn  # noqa: E402
+from soloist.toolchain.traces.store import read_runs  # noqa: E402
+
+RECORDED = Path(__file__).resolve().parents[2] / "toolchain" / "traces" / "recorded" / "traces.jsonl.gz"
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +47,38 @@ def tiny_base(tmp_path_factory, tokenizer) -> Path:
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def load_student(base: Path, dtype: torch.dtype = torch.float32) -> Student:
+    model, tokenizer = load_base(base)
+    return Student(model.to(dtype), tokenizer, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def student_of():
+    """Builder of students on the CPU: `student_of(base, dtype)`, fp32 unless another type is asked for."""
+    return load_student
+
+
+@pytest.fixture(scope="session")
+def recorded_runs() -> list[Run]:
+    """The first 60 of the desk's runs that the package ships."""
+    return list(islice(read_runs(RECORDED), 60))
+
+
+@pytest.fixture
+def said(tokenizer):
+    """Builder of conversations: `said(*turns, results=…)`, what the student says and what its tools answer."""
+
+    def build(*turns, results=()):
+        messages = [{"role": "user", "content": "Go"}]
+        for index, turn in enumerate(turns):
+            messages.append({"role": "assistant", "content": turn})
+            if index < len(results):
+                messages.append({"role": "tool", "content": results[index]})
+        return encode(messages, tokenizer, "q")
+
+    return build
 
 
 def make_run(number: int, *, verdict: str = "correct", split: str = "train", calls: int = 1) -> Run:

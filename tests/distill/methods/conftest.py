@@ -15,9 +15,10 @@ from soloist.toolchain.traces.store import write_runs
 def use(text):
     """`name(arguments) = result`, or `name(arguments) ! error`, as a call that was made."""
     call, sign, outcome = text.partition(" = ") if " = " in text else text.partition(" ! ")
-    inner = call.partition("(")[2].rstrip(")")
+    name, _, inner = call.removesuffix(")").partition("(")
+    arguments = {"expression": inner} if name == "calc" else {}  # a tool of the desk, which checks its calls
     ended = {"result": outcome, "steps": (f"{inner} = {outcome}",)} if sign == " = " else {"error": outcome}
-    return ToolUse(name=call.partition("(")[0], arguments={}, call=call, **ended)
+    return ToolUse(name=name, arguments=arguments, call=call, **ended)
 
 
 def made(rounds, *, gold="12", number=1, split="train", graded=True, answer=None):
