@@ -1,0 +1,167 @@
+"""Builds of `w4a16_gemv` in TensorRT's words: which of them a plugin can launch, with what, and the PTX it takes.
+
+    Builds.read(folder, "sm_87").tactics("bias", "FP16", 32)     records of the manifest, the tactics 1, 2, …
+    builds.ptx(record)                                           its entry as TensorRT calls it
+    launch_of(record, {"M": …, "N": …, "K": …}, plugin)          grid, block, shared memory, scalars
+
+TensorRT hands over inputs, then scalars, then outputs; Triton's entry wants y before the sizes, and two hidden pointers
+behind them. PTX names its parameters, so their declarations are put in another order and nothing else (`in_order`).
+
+Zero points are INT8 here (0 .. 15: the same bytes), because TensorRT's ONNX parser turns UINT8 constants into INT32.
+Only builds with SPLITS = 1 are taken: split columns need a second kernel, and a plugin launches one. Only builds within
+48 KiB of shared memory: nothing says that TensorRT asks the driver for more. Left out: the cubins, since TensorRT's
+documentation speaks of PTX alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.aot import Record, read_builds
+from soloist.kernels.choose import ARCHITECTURES
+from soloist.kernels.errors import ArtifactError, UsageError
+from soloist.kernels.grid import work_out
+
+NAMESPACE = "soloist"
+KERNEL = "w4a16_gemv"
+INPUTS: Mapping[str, tuple[str, ...]] = {  # of each plugin, in the order of the kernel's arguments
+    "": ("x", "words", "scales"),
+    "zeros": ("x", "words", "scales", "zeros"),
+    "bias": ("x", "words", "scales", "bias"),
+    "gated": ("x", "words", "scales", "up_words", "up_scales"),
+}
+ACTIVATIONS = ("FP16", "BF16")  # in TensorRT's words, like the types below; the type of x, bias and y
+_FIXED = {"words": "INT32", "scales": "FP16", "zeros": "INT8", "up_words": "INT32", "up_scales": "FP16"}
+_TRITON = {"FP16": "*fp16", "BF16": "*bf16", "INT32": "*i32", "INT8": "*u8"}
+_SHARED = 48 * 1024
+_ENTRY = re.compile(r"\.entry\s+[\w$]+\s*\((?P<declared>[^)]*)\)")
+
+
+def plugin_name(extra: str) -> str:
+    """Name of the plugin with this addition ("" for none), as an ONNX node says it."""
+    return "_".join(filter(None, (KERNEL, extra)))
+
+
+def types_of(extra: str, activations: str) -> dict[str, str]:
+    """TensorRT's type of each input and of y."""
+    return {name: _FIXED.get(name, activations) for name in (*INPUTS[extra], "y")}
+
+
+@dataclass(frozen=True)
+class Builds:
+    """The builds of one architecture in a folder that `soloist kernels build` wrote."""
+
+    folder: Path
+    arch: str
+    records: tuple[Record, ...]
+
+    @classmethod
+    def read(cls, folder: Path, arch: str) -> Builds:
+        """Those that a plugin can launch. Raises ArtifactError."""
+        ours = [record for record in read_builds(folder) if record["kernel"] == KERNEL]
+        found = tuple(sorted((r for r in ours if r["arch"] == arch and _can_launch(r)), key=lambda r: str(r["build"])))
+        if not found:
+            there = ", ".join(dict.fromkeys(record["arch"] for record in ours)) or "none at all"
+            raise ArtifactError(
+                f"{folder}: no builds of {KERNEL} for {arch}, but {there}; `soloist kernels build` compiles for "
+                f"{', '.join(f'sm_{sm}' for sm in ARCHITECTURES)}"
+            )
+        return cls(folder, arch, found)
+
+    def tactics(self, extra: str, activations: str, group: int) -> tuple[Record, ...]:
+        """Builds that compute the same, by name; TensorRT counts them from 1."""
+        wanted = [(f"{name}_ptr", _TRITON[kind]) for name, kind in types_of(extra, activations).items()]
+        return tuple(r for r in self.records if r["constants"]["GROUP"] == group and _pointers(r) == wanted)
+
+    def kinds(self, extra: str) -> list[tuple[str, int]]:
+        """Types of activations and groups that a plugin was built for."""
+        groups = sorted({record["constants"]["GROUP"] for record in self.records})
+        return [(kind, group) for kind in ACTIVATIONS for group in groups if self.tactics(extra, kind, group)]
+
+    def tactic(self, extra: str, activations: str, group: int, number: int) -> Record:
+        """One of them. Raises UsageError."""
+        found = self.tactics(extra, activations, group)
+        if not 1 <= number <= len(found):
+            raise UsageError(
+                f"tactic {number} of {plugin_name(extra)}, {activations}, groups of {group}, {self.arch}: there are "
+                f"{len(found)}; register the folder that the engine is built with, once"
+            )
+        return found[number - 1]
+
+    def ptx(self, record: Record) -> str:
+        """The build's PTX, its entry as TensorRT calls it. Raises ArtifactError."""
+        text = (self.folder / record["files"]["ptx"]["path"]).read_text(encoding="utf-8")
+        return in_order(text, [argument["name"] for argument in record["arguments"]], call_order(record))
+
+
+def _can_launch(record: Record) -> bool:
+    constants, scratch = record["constants"], record["scratch"]
+    whole = constants.get("SPLITS") == 1 and "GROUP" in constants
+    return whole and record["shared"] <= _SHARED and not scratch["global"][0] and not scratch["profile"][0]
+
+
+def _pointers(record: Record) -> list[tuple[str, str]]:
+    """Names and Triton types of the pointers we hand over, in order."""
+    ours = [argument for argument in record["arguments"] if not argument["hidden"]]
+    return [(argument["name"], argument["type"]) for argument in ours if argument["type"].startswith("*")]
+
+
+def _scalars(record: Record) -> list[str]:
+    return [argument["name"] for argument in record["arguments"] if not argument["type"].startswith("*")]
+
+
+def call_order(record: Record) -> list[str]:
+    """Arguments as TensorRT passes them: inputs, scalars, outputs."""
+    pointers = [name for name, _ in _pointers(record)]
+    return [*(name for name in pointers if name != "y_ptr"), *_scalars(record), "y_ptr"]
+
+
+def in_order(ptx: str, names: Sequence[str], order: Sequence[str]) -> str:
+    """PTX whose entry takes the arguments `order` instead of `names`.
+
+    Raises:
+        ArtifactError: no such entry, or an argument that would be missing is read.
+    """
+    entry = _ENTRY.search(ptx)
+    declared = [] if entry is None else [part.strip() for part in entry["declared"].split(",")]
+    if entry is None or len(declared) != len(names):
+        raise ArtifactError(f"this PTX has no entry of {len(names)} arguments, as its manifest says")
+    by_name = dict(zip(names, declared, strict=True))
+    for name in names:
+        symbol = by_name[name].split()[-1]
+        if name not in order and re.search(rf"\b{re.escape(symbol)}\b", ptx[entry.end() :]):
+            raise ArtifactError(f"this kernel reads {name}, which TensorRT has not to give")
+    inside = ",\n\t".join(by_name[name] for name in order)
+    return f"{ptx[: entry.start('declared')]}\n\t{inside}\n{ptx[entry.end('declared') :]}"
+
+
+def launch_of(record: Record, sizes: Mapping[str, Any], plugin: Any) -> tuple[Any, Any]:  # noqa: ANN401 - TensorRT's
+    """Launch parameters and scalar arguments of a build.
+
+    Args:
+        sizes: M, N and K as shape expressions.
+        plugin: the module `tensorrt.plugin`.
+
+    Raises:
+        ArtifactError: a scalar that is no size.
+    """
+    if unknown := [name for name in _scalars(record) if name not in sizes]:
+        raise ArtifactError(f"{record['build']}: its arguments {', '.join(unknown)} are no sizes of a product")
+    functions = {name: getattr(plugin, name) for name in ("cdiv", "min", "max")}
+    values = {**record["constants"], **sizes}
+    grid = [
+        work_out(axis, values, lambda value: plugin.ShapeExpr(value) if isinstance(value, int) else value, functions)
+        for axis in record["grid"]
+    ]
+    parameters = plugin.KernelLaunchParams()
+    parameters.grid_x, parameters.grid_y, parameters.grid_z = grid
+    parameters.block_x, parameters.block_y, parameters.block_z = record["block"]
+    parameters.shared_mem = record["shared"]
+    scalars = plugin.SymIntExprs(len(_scalars(record)))
+    for place, name in enumerate(_scalars(record)):
+        scalars[place] = plugin.SymInt32(sizes[name])
+    return parameters, scalars
