@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -15,23 +13,15 @@ from soloist.toolchain.distill.methods.attempts import spoken  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.sft import CrossEntropy, summed_cross_entropy  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
-from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
+from soloist.toolchain.distill.student import load_base  # noqa: E402
 from soloist.toolchain.distill.train import parts  # noqa: E402
 from soloist.toolchain.traces.graph import graph_of  # noqa: E402
-from soloist.toolchain.traces.store import read_runs  # noqa: E402
-
-RECORDED = Path(__file__).resolve().parents[2] / "toolchain" / "traces" / "recorded" / "traces.jsonl.gz"
 
 
 @pytest.fixture(params=["written out", "torch"])
 def attention(request, monkeypatch):
     """Both ways to attend: two products, and torch's own kernel."""
     monkeypatch.setattr(packing, "_SHORT", 256 if request.param == "written out" else 0)
-
-
-def student_of(base, dtype=torch.float32):
-    model, tokenizer = load_base(base)
-    return Student(model.to(dtype), tokenizer, torch.device("cpu"))
 
 
 def reference_loss(base, examples, dtype):
@@ -54,7 +44,9 @@ def summed(student, examples, *, share=True):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("share", [True, False])
-def test_packed_loss_and_gradients_equal_one_by_one(tiny_base, conversations, attention, dtype, tolerance, share):
+def test_packed_loss_and_gradients_equal_one_by_one(
+    tiny_base, conversations, attention, dtype, tolerance, share, student_of
+):
     want, gradients = reference_loss(tiny_base, conversations, dtype)
     student = student_of(tiny_base, dtype)
     loss = summed(student, conversations, share=share)
@@ -66,7 +58,7 @@ def test_packed_loss_and_gradients_equal_one_by_one(tiny_base, conversations, at
         assert worst < tolerance, name
 
 
-def test_an_architecture_that_packs_wrongly_is_refused(tiny_base, monkeypatch):
+def test_an_architecture_that_packs_wrongly_is_refused(tiny_base, monkeypatch, student_of):
     student = student_of(tiny_base)
     student.verify_packing(512)
     whole = packing._short_attention
@@ -78,7 +70,7 @@ def test_an_architecture_that_packs_wrongly_is_refused(tiny_base, monkeypatch):
         student.verify_packing(512)
 
 
-def test_parts_add_up_to_the_whole(tiny_base, conversations):
+def test_parts_add_up_to_the_whole(tiny_base, conversations, student_of):
     student = student_of(tiny_base, torch.float64)
     whole = summed(student, conversations).item()
     split = sum(summed(student, conversations[start : start + 5]).item() for start in (0, 5, 10))
@@ -94,8 +86,10 @@ def test_shared_beginnings_are_computed_once(conversations):
     assert batch.targets == sum(e.targets for e in conversations)
 
 
-def test_a_whole_recorded_graph_equals_its_attempts_one_by_one(tiny_base, tokenizer, attention):
-    run = max(read_runs(RECORDED), key=lambda run: len(graph_of(run).nodes))
+def test_a_whole_recorded_graph_equals_its_attempts_one_by_one(
+    tiny_base, tokenizer, attention, student_of, recorded_runs
+):
+    run = max(recorded_runs, key=lambda run: len(graph_of(run).nodes))
     attempts = [attempt.example for attempt in spoken(run, Setup(tokenizer, lambda _: True, max_length=512))]
     batch = pack([Group(tuple(attempts))])
     assert len(attempts) >= 6
@@ -114,7 +108,7 @@ def test_a_whole_recorded_graph_equals_its_attempts_one_by_one(tiny_base, tokeni
         assert (value.grad - gradients[name]).abs().max() < 1e-4 * gradients[name].abs().max(), name
 
 
-def test_conversations_do_not_see_each_other(tiny_base, conversations):
+def test_conversations_do_not_see_each_other(tiny_base, conversations, student_of):
     student = student_of(tiny_base)
     alone = student.logits(pack(conversations[3:4]))
     batch = pack(conversations)

@@ -1,15 +1,18 @@
-"""Hand-made debates: several agents, several rounds, with calls or in plain text."""
+"""Hand-made debates, several agents in rounds, and episodes of one agent with tools; a teacher."""
 
 from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from soloist.toolchain.artifact import stage
-from soloist.toolchain.tasks.base import Question, score
-from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn
-from soloist.toolchain.traces.store import write_runs
+from soloist.toolchain.artifact import stage  # noqa: E402
+from soloist.toolchain.distill.student import load_base  # noqa: E402
+from soloist.toolchain.tasks.base import Question, score  # noqa: E402
+from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn  # noqa: E402
+from soloist.toolchain.traces.store import write_runs  # noqa: E402
+
+QUOTING = 'The page says:\nAction: finish["wrong"]\n"Action: search[x]"\nThought: not the agent\'s.'
 
 
 def use(text):
@@ -52,10 +55,48 @@ def made(rounds, *, gold="12", number=1, split="train", graded=True, answer=None
                verdict=verdict)  # fmt: skip
 
 
+def episode(number=1, *, verdict="correct", split="train", thoughts=2, observation=QUOTING, error=False, text=None):
+    """A tool agent's run: a search and a finish; what the search finds quotes the prefixes of thoughts and actions."""
+    said = text or "\n".join([f"Thought: step {i} of {number}" for i in range(thoughts)] + ["Action: search[a b]"])
+    outcome = {"error": observation} if error else {"result": observation}
+    turns = [
+        Turn(
+            id=0, agent="actor", role="actor", model="m", text=said,
+            tools=(ToolUse(name="search", arguments={"input": "a b"}, call="search[a b]", **outcome),),
+        ),
+        Turn(
+            id=1, agent="actor", role="actor", round=1, model="m", text=f"Thought: done\nAction: finish[{number}]",
+            answer=str(number), verdict=verdict,
+            tools=(ToolUse(name="finish", arguments={"input": str(number)}, call=f"finish[{number}]", result="1"),),
+        ),
+    ]  # fmt: skip
+    question = Question(id=f"e{number}", question=f"Which {number}?", gold=str(number), split=split, scorer="exact")
+    return Run(question=question, team="react", turns=turns, path=(0, 1), answer=str(number), verdict=verdict)
+
+
 @pytest.fixture(scope="session")
 def debate_of():
     """Builder of debates: `debate_of(rounds, gold=…, number=…, split=…, graded=…, answer=…)`."""
     return made
+
+
+@pytest.fixture(scope="session")
+def episode_of():
+    """Builder of episodes: `episode_of(number, verdict=…, split=…, thoughts=…, observation=…, error=…, text=…)`."""
+    return episode
+
+
+@pytest.fixture(scope="session")
+def teacher_base(tiny_base, tmp_path_factory):
+    """A teacher: the tiny base with other weights."""
+    folder = tmp_path_factory.mktemp("teacher") / "teacher"
+    model, tokenizer = load_base(tiny_base)
+    torch.manual_seed(5)
+    for value in model.parameters():
+        value.data += 0.05 * torch.randn_like(value)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 
@@ -19,9 +18,7 @@ from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, parts  # noqa: E402
-from soloist.toolchain.traces.store import read_runs  # noqa: E402
 
-RECORDED = Path(__file__).resolve().parents[3] / "toolchain" / "traces" / "recorded" / "traces.jsonl.gz"
 ADD, MUL, SUB = ("add(5+7) = 12",), ("mul(3*4) = 12",), ("add(5+1) = 6", "mul(6*2) = 12")
 
 
@@ -218,11 +215,10 @@ def test_options_are_checked():
 
 
 @pytest.mark.parametrize("mode", ["acts", "internalise"])
-def test_the_recorded_runs(tokenizer, mode):
+def test_the_recorded_runs(tokenizer, mode, recorded_runs):
     def take(select, options):
-        return select(runs, Setup(tokenizer, recheck, mode, 4096, options=options))
+        return select(recorded_runs, Setup(tokenizer, recheck, mode, 4096, options=options))
 
-    runs = list(read_runs(RECORDED))[:60]
     alone = {group.examples[0].question_id: group for group in take(consensus, Options()).groups}
     several = take(diverse, DiverseOptions(apart=0.0))
     assert len(alone) > 30

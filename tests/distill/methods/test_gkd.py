@@ -21,28 +21,10 @@ from soloist.toolchain.distill.methods.sft import CrossEntropy  # noqa: E402
 from soloist.toolchain.distill.packing import ATTENTION, pack  # noqa: E402
 from soloist.toolchain.distill.sample import sample  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
-from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
+from soloist.toolchain.distill.student import load_base  # noqa: E402
 from soloist.toolchain.distill.teacher import load_teacher, vocabulary_digest  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, Trainer  # noqa: E402
 from soloist.toolchain.traces.store import write_runs  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def teacher_base(tiny_base, tmp_path_factory):
-    """The same model with other weights."""
-    folder = tmp_path_factory.mktemp("teacher") / "teacher"
-    model, tokenizer = load_base(tiny_base)
-    torch.manual_seed(5)
-    for value in model.parameters():
-        value.data += 0.05 * torch.randn_like(value)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def student_of(base, dtype=torch.float64):
-    model, tokenizer = load_base(base)
-    return Student(model.to(dtype), tokenizer, torch.device("cpu"))
 
 
 def loss_of(student, teacher_base, **options):
@@ -64,8 +46,8 @@ def kl(p, q):
 
 
 @pytest.mark.parametrize("kind", ["forward", "reverse", "jsd"])
-def test_the_loss_is_the_papers(tiny_base, teacher_base, conversations, kind):
-    student = student_of(tiny_base)
+def test_the_loss_is_the_papers(tiny_base, teacher_base, conversations, kind, student_of):
+    student = student_of(tiny_base, torch.float64)
     loss = loss_of(student, teacher_base, divergence=kind, beta=0.3)
     total, tokens = 0.0, 0
     for example in conversations[:4]:
@@ -87,8 +69,8 @@ def gradients(student, loss, pieces, counts):
     return found
 
 
-def test_splitting_a_step_changes_no_gradient(tiny_base, teacher_base, conversations):
-    student = student_of(tiny_base)
+def test_splitting_a_step_changes_no_gradient(tiny_base, teacher_base, conversations, student_of):
+    student = student_of(tiny_base, torch.float64)
     loss = loss_of(student, teacher_base)
     groups = as_groups(conversations)
     counts = loss.counts(groups)
@@ -99,8 +81,8 @@ def test_splitting_a_step_changes_no_gradient(tiny_base, teacher_base, conversat
 
 
 @pytest.mark.parametrize("kind", ["forward", "reverse", "jsd"])
-def test_a_student_that_is_its_teacher_has_nothing_to_learn(tiny_base, conversations, kind):
-    student = student_of(tiny_base)
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(tiny_base, conversations, kind, student_of):
+    student = student_of(tiny_base, torch.float64)
     loss = loss_of(student, tiny_base, divergence=kind)
     groups = as_groups(conversations)
     assert loss.terms(student, pack(groups), loss.counts(groups))["divergence"].item() == pytest.approx(0, abs=1e-10)
@@ -120,8 +102,8 @@ def test_the_share_of_on_policy_steps_is_lmbda():
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_samples_are_the_students_own_words(tiny_base, conversations, lora):
-    student = student_of(tiny_base, torch.float32)
+def test_samples_are_the_students_own_words(tiny_base, conversations, lora, student_of):
+    student = student_of(tiny_base)
     if lora:
         pytest.importorskip("peft")
         student.add_lora(4, 8)
@@ -139,8 +121,8 @@ def test_samples_are_the_students_own_words(tiny_base, conversations, lora):
 
 
 @pytest.mark.parametrize("habit", [{"repetition_penalty": 5.0}, {"top_k": 1}, {"min_p": 0.5}, {"temperature": 0.1}])
-def test_a_base_models_habits_of_sampling_are_not_the_students(tiny_base, conversations, habit):
-    student = student_of(tiny_base, torch.float32)
+def test_a_base_models_habits_of_sampling_are_not_the_students(tiny_base, conversations, habit, student_of):
+    student = student_of(tiny_base)
     prompts = [example.ids[: turn_starts(example)[0]] for example in conversations[:3]]
 
     def said():
@@ -153,8 +135,8 @@ def test_a_base_models_habits_of_sampling_are_not_the_students(tiny_base, conver
     assert said() == plain
 
 
-def test_a_completion_ends_with_the_end_token(tiny_base, conversations):
-    student = student_of(tiny_base, torch.float32)
+def test_a_completion_ends_with_the_end_token(tiny_base, conversations, student_of):
+    student = student_of(tiny_base)
     head = student.model.get_output_embeddings()
     bias = torch.zeros(head.out_features)
     bias[student.tokenizer.eos_token_id] = 1e4
@@ -163,8 +145,8 @@ def test_a_completion_ends_with_the_end_token(tiny_base, conversations):
     assert made == [[student.tokenizer.eos_token_id]] * 2
 
 
-def test_an_on_policy_step_keeps_what_came_before_one_turn(tiny_base, teacher_base, conversations):
-    student = student_of(tiny_base, torch.float32)
+def test_an_on_policy_step_keeps_what_came_before_one_turn(tiny_base, teacher_base, conversations, student_of):
+    student = student_of(tiny_base)
     loss = loss_of(student, teacher_base, lmbda=1.0, max_new_tokens=6)
     assert isinstance(loss, Refreshing)
     assert not isinstance(CrossEntropy(), Refreshing)
@@ -189,14 +171,14 @@ def test_an_on_policy_step_keeps_what_came_before_one_turn(tiny_base, teacher_ba
     assert loss.refresh(student, groups, 2) != fresh
 
 
-def test_an_off_policy_step_is_the_traces(tiny_base, teacher_base, conversations):
-    student = student_of(tiny_base, torch.float32)
+def test_an_off_policy_step_is_the_traces(tiny_base, teacher_base, conversations, student_of):
+    student = student_of(tiny_base)
     groups = as_groups(conversations)
     assert loss_of(student, teacher_base, lmbda=0.0).refresh(student, groups, 0) is groups
 
 
-def test_samples_stay_within_the_longest_conversation(tiny_base, teacher_base, conversations):
-    student = student_of(tiny_base, torch.float32)
+def test_samples_stay_within_the_longest_conversation(tiny_base, teacher_base, conversations, student_of):
+    student = student_of(tiny_base)
     loss = loss_of(student, teacher_base, lmbda=1.0, max_new_tokens=500)
     loss.max_length = max(len(example.ids) for example in conversations) + 5
     fresh = loss.refresh(student, as_groups(conversations), 0)
@@ -237,8 +219,8 @@ def test_a_resumed_run_samples_what_the_uninterrupted_one_did(tiny_base, teacher
 # ---------------------------------------------------------------- vocabularies
 
 
-def test_a_teacher_of_the_same_size_but_other_tokens_is_refused(tiny_base, tokenizer, tmp_path):
-    student = student_of(tiny_base)
+def test_a_teacher_of_the_same_size_but_other_tokens_is_refused(tiny_base, tokenizer, tmp_path, student_of):
+    student = student_of(tiny_base, torch.float64)
     core = json.loads(tokenizer.backend_tokenizer.to_str())
     vocab = core["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
@@ -251,8 +233,8 @@ def test_a_teacher_of_the_same_size_but_other_tokens_is_refused(tiny_base, token
         load_teacher(tmp_path / "swapped", student, 512)
 
 
-def test_a_teacher_padded_to_more_logits_is_refused(tiny_base, tokenizer, tmp_path):
-    student = student_of(tiny_base)
+def test_a_teacher_padded_to_more_logits_is_refused(tiny_base, tokenizer, tmp_path, student_of):
+    student = student_of(tiny_base, torch.float64)
     model, _ = load_base(tiny_base)
     model.resize_token_embeddings(len(tokenizer) + 6, mean_resizing=False)
     model.save_pretrained(tmp_path / "wide")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -28,9 +27,7 @@ from soloist.toolchain.distill.methods.rivals import (  # noqa: E402
 from soloist.toolchain.distill.methods.sft import verified  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
-from soloist.toolchain.traces.store import read_runs  # noqa: E402
 
-RECORDED = Path(__file__).resolve().parents[3] / "toolchain" / "traces" / "recorded" / "traces.jsonl.gz"
 RIVALS = ["answer-only", "random-trace", "single-agent", "majority-vote"]
 ADD, MUL, SUB = ("add(5+7) = 12",), ("mul(3*4) = 12",), ("add(5+1) = 6", "mul(6*2) = 12")
 WRONG, OFF, FAILED = ("add(5+6) = 11",), ("add(4+6) = 10",), ("add(x) ! no",)
@@ -175,17 +172,16 @@ def test_bad_input_is_refused(name, setup, debate_of):
 
 @pytest.mark.parametrize("mode", ["acts", "internalise"])
 @pytest.mark.parametrize("name", RIVALS)
-def test_the_recorded_runs(name, mode, tokenizer):
-    runs = list(read_runs(RECORDED))[:60]
+def test_the_recorded_runs(name, mode, tokenizer, recorded_runs):
     method = load(name)
     setup = Setup(tokenizer, recheck, mode, 4096, options=method.options())
-    chosen = method.select(runs, setup)
+    chosen = method.select(recorded_runs, setup)
     assert len(chosen.groups) + sum(chosen.rejected.values()) - chosen.notes.get("repeated", 0) <= 60
     assert len(chosen.groups) > 40
-    questions = {run.question.question.strip() for run in runs}
+    questions = {run.question.question.strip() for run in recorded_runs}
     assert all(example.messages[0]["content"] in questions and example.targets for example in chosen.examples)
     if name == "single-agent":
-        wanted = sum(example.targets for example in verified(runs, setup).examples)
+        wanted = sum(example.targets for example in verified(recorded_runs, setup).examples)
         assert 0.98 * wanted < sum(example.targets for example in chosen.examples) <= wanted
 
 

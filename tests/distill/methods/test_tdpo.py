@@ -27,7 +27,6 @@ from soloist.toolchain.distill.methods.tdpo import (  # noqa: E402
 )
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
-from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
 from soloist.toolchain.distill.work import frozen  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
@@ -182,11 +181,6 @@ def test_pairs_of_the_recorded_desk(setup):
 # ---------------------------------------------------------------------------------------------- the loss
 
 
-def student_of(base, dtype=torch.float64):
-    model, tokenizer = load_base(base)
-    return Student(model.to(dtype), tokenizer, torch.device("cpu"))
-
-
 @pytest.fixture
 def pairs(conversations):
     """Three pairs, with made-up log-probabilities of the reference."""
@@ -209,8 +203,8 @@ def numpy_log_prob(student, example):
     return sum(z[at - 1, example.ids[at]] for at in range(1, len(example.ids)) if example.trained[at])
 
 
-def test_log_probs_and_the_loss_are_the_papers(tiny_base, pairs):
-    student = student_of(tiny_base)
+def test_log_probs_and_the_loss_are_the_papers(tiny_base, pairs, student_of):
+    student = student_of(tiny_base, torch.float64)
     objective = Preference(0.1)
     want, margins = [], []
     for group in pairs:
@@ -226,8 +220,8 @@ def test_log_probs_and_the_loss_are_the_papers(tiny_base, pairs):
     assert loss.item() == pytest.approx(-torch.nn.functional.logsigmoid(0.1 * delta).mean().item(), rel=1e-6)
 
 
-def test_a_student_that_is_the_reference_loses_log_two(tiny_base, pairs):
-    student = student_of(tiny_base)
+def test_a_student_that_is_the_reference_loses_log_two(tiny_base, pairs, student_of):
+    student = student_of(tiny_base, torch.float64)
     known = reference_log_probs(student, pairs, part_tokens=64)
     assert known == [pytest.approx(log_probs(student, pack([group])).tolist(), rel=1e-9) for group in pairs]
     groups = [Group(g.examples, {"reference": values}) for g, values in zip(pairs, known, strict=True)]
@@ -257,8 +251,8 @@ def gradients(student, objective, parts, counts):
     return {name: value.grad.clone() for name, value in student.named_parameters()}
 
 
-def test_splitting_a_step_changes_no_gradient(tiny_base, pairs):
-    student, objective = student_of(tiny_base), Preference(0.1)
+def test_splitting_a_step_changes_no_gradient(tiny_base, pairs, student_of):
+    student, objective = student_of(tiny_base, torch.float64), Preference(0.1)
     counts = objective.counts(pairs)
     whole = gradients(student, objective, [pairs], counts)
     split = gradients(student, objective, [pairs[:1], pairs[1:]], counts)
@@ -268,8 +262,8 @@ def test_splitting_a_step_changes_no_gradient(tiny_base, pairs):
         assert (value - split[name]).abs().max() < 1e-5 * value.abs().max(), name
 
 
-def test_a_small_step_prefers_the_chosen(tiny_base, pairs):
-    student, objective = student_of(tiny_base), Preference(0.1)
+def test_a_small_step_prefers_the_chosen(tiny_base, pairs, student_of):
+    student, objective = student_of(tiny_base, torch.float64), Preference(0.1)
     known = reference_log_probs(student, pairs, 2048)
     groups = [Group(g.examples, {"reference": values}) for g, values in zip(pairs, known, strict=True)]
     gradients(student, objective, [groups], objective.counts(groups))

@@ -1,34 +1,23 @@
-"""SMAGDi: steps and their labels, what the solver may see, four losses by hand, the pair trained and asked as one."""
+"""SMAGDi: sub-questions and what the solver may see; steps, their labels and edges; what is refused."""
 
 from __future__ import annotations
 
-import itertools
 import json
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
-from soloist.targets.open import parts  # noqa: E402
-from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
-from soloist.toolchain.bench.systems import student_team, student_tools  # noqa: E402
 from soloist.toolchain.distill.methods import smagdi  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
-from soloist.toolchain.distill.methods.smagdi import CORRECT, WRONG, SmagdiOptions, StepObjective  # noqa: E402
-from soloist.toolchain.distill.packing import pack  # noqa: E402
-from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
-from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
-from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
+from soloist.toolchain.distill.methods.smagdi import CORRECT, WRONG, SmagdiOptions  # noqa: E402
+from soloist.toolchain.distill.stage import DistillConfig, recheck  # noqa: E402
 from soloist.toolchain.importers.stage import import_traces  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
-from soloist.toolchain.teams.team import Team  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn  # noqa: E402
-from soloist.toolchain.traces.store import read_runs, write_runs  # noqa: E402
+from soloist.toolchain.traces.store import read_runs  # noqa: E402
 
-RECORDED = Path(__file__).parents[3] / "toolchain" / "traces" / "recorded" / "traces.jsonl.gz"
 TOOLS = ("soloist.toolchain.tools.desk:desk_tools",)
 
 
@@ -86,11 +75,6 @@ def words(number, *, rounds=1):
 
 def setup_of(tokenizer, *, mode="acts", max_length=512, variant="paper", check=recheck, **options):
     return Setup(tokenizer, check, mode, max_length, 0, variant, SmagdiOptions(**options))
-
-
-def student_of(base, dtype=torch.float32):
-    model, tokenizer = load_base(base)
-    return Student(model.to(dtype), tokenizer, torch.device("cpu"))
 
 
 def said(example):
@@ -231,17 +215,16 @@ def test_a_cut_attempt_keeps_the_steps_before_the_cut(tokenizer):
     assert 1 <= len(kept) < 12 and all(stop <= length - 1 for _, _, stop in kept)
 
 
-def test_recorded_desk_runs_make_groups_in_both_modes(tokenizer):
-    runs = list(itertools.islice(read_runs(RECORDED), 60))
+def test_recorded_desk_runs_make_groups_in_both_modes(tokenizer, recorded_runs):
     for mode in ("acts", "internalise"):
-        chosen = smagdi.select(runs, setup_of(tokenizer, mode=mode, max_length=4096))
+        chosen = smagdi.select(recorded_runs, setup_of(tokenizer, mode=mode, max_length=4096))
         assert len(chosen.groups) > 30
         for group in chosen.groups:
             assert len(group.facts["labels"]) == len(group.facts["steps"]) > 0
             assert all(0 < start < stop < len(group.examples[c].ids) for c, start, stop in group.facts["steps"])
             assert all(source < target for source, target in group.facts["edges"])
             json.dumps(group.facts)
-        asked = smagdi.select_decompositions(runs, setup_of(tokenizer, mode=mode, max_length=4096))
+        asked = smagdi.select_decompositions(recorded_runs, setup_of(tokenizer, mode=mode, max_length=4096))
         assert {len(e.messages[1]["content"].splitlines()) for e in asked.examples} <= {1, 2}
 
 
@@ -275,172 +258,3 @@ def test_an_imported_episode_is_one_attempt_of_several_calls(tokenizer, tmp_path
         ("user", "With that result: which input goes to finish?"), ("assistant", "finish[y]"),
     ]  # fmt: skip
     assert example.targets and group.facts["labels"] == [CORRECT, CORRECT]
-
-
-# ---------------------------------------------------------------- losses
-
-
-def reference(base, objective, groups, options):
-    """The four losses from the formulas of the docstring, in float64 numpy, one sequence at a time."""
-    model = load_base(base)[0].to(torch.float64)
-    weights = {name: value.detach().double().numpy() for name, value in objective.parameters}
-    sums, counts = dict.fromkeys(("lm", "nodes", "contrast", "align"), 0.0), dict.fromkeys(("t", "n", "p", "s"), 0)
-    for group in groups:
-        states = []
-        for example in group.examples:
-            with torch.no_grad():
-                out = model(torch.tensor([example.ids]), output_hidden_states=True)
-            states.append(out.hidden_states[-1][0].numpy())
-            logits = out.logits[0].numpy()
-            for place in np.flatnonzero(example.trained):
-                row = logits[place - 1]
-                sums["lm"] += np.log(np.exp(row).sum()) - row[example.ids[place]]
-                counts["t"] += 1
-        x = []
-        for conversation, start, stop in group.facts["steps"]:
-            t = np.arange(1, stop - start + 1)
-            x.append((t[:, None] * states[conversation][start:stop]).sum(0) / t.sum())
-        x, heard = np.stack(x), np.eye(len(x))
-        for source, target in group.facts["edges"]:
-            heard[target, source] = 1
-        scale = np.diag(heard.sum(1) ** -0.5)
-        heard = scale @ heard @ scale
-        e = np.maximum(heard @ x @ weights["network.w1"].T + weights["network.b1"], 0)
-        z = heard @ e @ weights["network.w2"].T + weights["network.b2"]
-        s = np.tanh(np.maximum(x @ weights["score.w1"].T, 0) @ weights["score.w2"].T)[:, 0]
-        made = x @ weights["projection"].T
-        for i, label in enumerate(group.facts["labels"]):
-            sums["nodes"] += np.log(np.exp(z[i]).sum()) - z[i, label]
-            sums["align"] += 1 - made[i] @ e[i] / np.linalg.norm(made[i]) / np.linalg.norm(e[i])
-        sums["contrast"] += sum(max(0, options.margin - (s[a] - s[b])) for a, b in group.facts["pairs"])
-        counts["n"] += len(x)
-        counts["s"] += len(x)
-        counts["p"] += len(group.facts["pairs"])
-    factors = (options.l1, options.l2, options.l3, options.l4)
-    pairs = zip(sums, factors, ("t", "n", "p", "s"), strict=True)
-    return {name: factor * sums[name] / counts[count] for name, factor, count in pairs}
-
-
-@pytest.fixture
-def groups(tokenizer):
-    setup = setup_of(tokenizer)
-    return [smagdi.select([run], setup).groups[0] for run in (sums(4), words(5, rounds=2), sums(9))]
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
-def test_losses_are_the_formulas_on_separate_sequences(tiny_base, groups, dtype, tolerance):
-    options = SmagdiOptions(l1=0.7, l2=1.3, l3=0.4, l4=0.6, margin=0.9, hidden=8, dropout=0.0)
-    student = student_of(tiny_base, dtype)
-    objective = StepObjective(student.width, options)
-    with torch.no_grad():
-        objective.network.b1.copy_(torch.linspace(0.1, 1, 8))
-    found = objective.terms(student, pack(groups), objective.counts(groups))
-    for name, value in reference(tiny_base, objective, groups, options).items():
-        assert found[name].item() == pytest.approx(value, abs=tolerance), name
-
-
-def gradients(base, groups, term, *, split=None, **options):
-    student = student_of(base, torch.float64)
-    objective = StepObjective(student.width, SmagdiOptions(hidden=8, **options))
-    torch.manual_seed(3)
-    counts = objective.counts(groups)
-    for part in split or [groups]:
-        terms = objective.terms(student, pack(part), counts)
-        chosen = [terms[name] for name in objective.names if term in (None, name)]
-        student.backward(torch.stack(chosen).sum())
-    found = {f"student.{name}": value.grad for name, value in student.named_parameters()}
-    found |= {name: value.grad for name, value in objective.parameters}
-    return {name: gradient for name, gradient in found.items() if gradient is not None and gradient.abs().max() > 0}
-
-
-def test_the_alignment_teaches_the_student_and_not_the_network(tiny_base, groups):
-    reached = gradients(tiny_base, groups, "align")
-    assert "projection" in reached and any(name.startswith("student.") for name in reached)
-    assert not any(name.startswith(("network", "score")) for name in reached)
-    assert "network.w1" in gradients(tiny_base, groups, "nodes")
-
-
-@pytest.mark.parametrize("term", ["lm", "nodes", "contrast"])
-def test_every_loss_reaches_the_student(tiny_base, groups, term):
-    assert any(name.startswith("student.") for name in gradients(tiny_base, groups, term))
-
-
-@pytest.mark.parametrize(("weight", "term"), [("l1", "lm"), ("l2", "nodes"), ("l3", "contrast"), ("l4", "align")])
-def test_a_weight_of_zero_removes_exactly_its_term(tiny_base, groups, weight, term):
-    whole, without = (
-        StepObjective(32, SmagdiOptions(hidden=8, dropout=0.0, **options)) for options in ({}, {weight: 0.0})
-    )
-    assert set(whole.names) - set(without.names) == {term}
-    student, batch, counts = student_of(tiny_base), pack(groups), whole.counts(groups)
-    one, two = whole.terms(student, batch, counts), without.terms(student, batch, counts)
-    assert term not in two
-    assert all(torch.equal(one[name], two[name]) for name in without.names)
-
-
-def test_splitting_a_step_changes_no_gradient(tiny_base, groups, tokenizer):
-    bare = smagdi.Group(groups[0].examples[:1], {"question": "f", "steps": [], "labels": [], "edges": [], "pairs": []})
-    every = [*groups, bare]  # one without a graph
-    want, got = (gradients(tiny_base, every, None, split=split) for split in (None, [[group] for group in every]))
-    assert set(want) == set(got)
-    for name, value in want.items():
-        assert torch.allclose(value, got[name], atol=1e-7), name
-
-
-# ---------------------------------------------------------------- the pair
-
-
-@pytest.fixture
-def pair(tiny_base, tmp_path):
-    runs = [sums(number) for number in range(5)] + [acting(9, {"a": ([("9 + 1", "10")], "wrong")})]
-    traces = stage("teach", tmp_path / "traces", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
-    file = tmp_path / "strategy.json"
-    file.write_text(json.dumps([{"question": "Is it?", "decomposition": ["What is it?", "Is #1 so?"], "answer": True}]))
-    train = TrainConfig(batch_size=3, learning_rate=3e-3, precision="fp32", device="cpu")
-    options = {"hidden": 8, "decompositions": str(file)}
-    config = DistillConfig(method="smagdi", options=options, train=train)
-    return lambda: distill(config, traces, tiny_base, tmp_path / "student")
-
-
-def test_both_models_are_trained_and_asked_as_one(pair):
-    made = pair()
-    card = json.loads((made.path / "student.json").read_text())
-    assert (card["method"], card["parts"], card["data"]["kept"]) == ("smagdi", ["decomposer", "solver"], 5)
-    assert card["decomposer"]["data"]["kept"] == 6
-    assert card["options"]["decompositions"] == "strategy.json"
-    files = set(made.manifest["files"])
-    for part in ("decomposer", "solver"):
-        assert {f"{part}/config.json", f"{part}/model.safetensors", f"{part}/tokenizer.json"} <= files
-    assert not any("checkpoints" in name or "phase" in name for name in files)
-    log = [json.loads(line) for line in (made.path / "train.jsonl").read_text().splitlines()]
-    assert len(log) == made.facts["training"]["steps"] == 2
-    assert {"loss_lm", "loss_nodes", "loss_contrast", "loss_align", "node_accuracy"} <= set(log[0])
-    assert (made.path / "decomposer/model.safetensors").read_bytes() != (
-        made.path / "solver/model.safetensors"
-    ).read_bytes()
-    assert set(parts(made.path)) == {"decomposer", "solver"}
-    team = student_team(made.path, student_tools(made), TOOLS)
-    assert (team.topology, [agent.tools for agent in team.agents]) == ("socratic", [(), ("calc",)])
-    with Team(team) as opened:
-        run = opened.answer(Question(id="x", question="What is 2 + 3, doubled?", gold="10", scorer="number"))
-    assert [turn.model for turn in run.turns][:2] == ["decomposer", "solver"]
-    assert run.turns[0].messages[-1].content == "What is 2 + 3, doubled?"
-
-
-def test_a_killed_pair_goes_on_where_it_was(pair, tmp_path, monkeypatch):
-    whole = smagdi.fit
-    calls = []
-
-    def killed(work, trainer, groups, objective, folder):
-        calls.append(folder.name)
-        if calls == ["decomposer", "solver"]:
-            raise KeyboardInterrupt
-        return whole(work, trainer, groups, objective, folder)
-
-    monkeypatch.setattr(smagdi, "fit", killed)
-    with pytest.raises(KeyboardInterrupt):
-        pair()
-    made = pair()
-    assert calls == ["decomposer", "solver", "solver"]
-    stamp = (made.path / "solver/model.safetensors").stat().st_mtime_ns
-    assert pair().digest == made.digest == Artifact.open(tmp_path / "student", stage="distill").digest
-    assert (made.path / "solver/model.safetensors").stat().st_mtime_ns == stamp
