@@ -1,18 +1,20 @@
 """How the four low-bit matmuls are checked: random operands inside poisoned memory, against float64.
 
 Every tensor a kernel is handed lies between margins of NaN (largest integers where there is no NaN), outputs and
-split-K parts start as NaN: a read or a write outside, or an output left out, shows. Left out: speed.
+split-K parts start as NaN: a read or a write outside, or an output left out, shows. The tables hold each configuration
+on an awkward shape, with what may be added in turn, and students' shapes by the rule. Left out: speed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from soloist.kernels.layout import Quantized, pack_nibbles
-from soloist.kernels.matmul_host import matmul_ref, workspace_size
+from soloist.kernels.matmul_cuts import GATED_ROWS, GEMM, GEMV, coarse, gemm_cut, gemv_cut
+from soloist.kernels.matmul_host import Matmul, matmul_ref, workspace_size
 from soloist.kernels.spec import Case, Configuration, Outcome
 
 MARGIN = 64  # elements on either side; keeps 16-byte alignment for every type
@@ -28,18 +30,95 @@ _TOLERANCES: Mapping[tuple[str, bool], tuple[float, float]] = {
 
 
 def row(
-    m: int, n: int, k: int, dtype: str, group: int, *, tensor_cores: bool, slow: bool = False, **options: object
+    m: int,
+    n: int,
+    k: int,
+    dtype: str,
+    group: int,
+    configuration: Configuration,
+    *,
+    slow: bool = False,
+    **options: object,
 ) -> Case:
     """A row of a kernel's table.
 
     Args:
-        options: `bias`, `zeros`, `gated`; `cut`, the place of a configuration among the kernel's; `coarse`, few large
-            programs, which is what the interpreter likes.
+        configuration: what it runs in, which sets what is allowed.
+        options: `bias`, `zeros`, `gated`; `cut`, the place of a configuration among the kernel's, else the rule
+            decides; `coarse`, few large programs in the interpreter.
     """
-    atol, rtol = _TOLERANCES[dtype, tensor_cores]
+    atol, rtol = _TOLERANCES[dtype, "BLOCK_M" in configuration.constants]
     if options.get("gated"):  # a product of two such sums
         atol, rtol = 4 * atol, 2 * rtol
     return Case({"M": m, "N": n, "K": k}, dtype, atol, rtol, {"group": group, **options}, slow)
+
+
+def _extra(text: str, bits: int) -> dict[str, bool]:
+    """What `zeros bias` adds to a row; 8-bit codes have no zero points."""
+    return {name: True for name in text.split() if bits == 4 or name != "zeros"}
+
+
+def gemv_cases(bits: int) -> Iterator[Case]:
+    """1 to 16 rows: every configuration, split columns with all that may be added, students' shapes."""
+    half, brain = "float16", "bfloat16"
+    for at, cut in enumerate(GEMV):
+        extra = "gated" if cut in GATED_ROWS else ("", "bias", "zeros", "gated")[at % 4]
+        m, dtype = 2 + at % 15 if "BLOCK_M" in cut.constants else 1, (half, brain)[(at + at // 4) % 2]
+        yield row(m, 43, 352, dtype, (32, 64, 128)[at % 3], cut, cut=at, **_extra(extra, bits))
+    split = [
+        (1, ""),
+        (1, "bias"),
+        (1, "gated zeros"),
+        (8, "bias"),
+        *([(1, "zeros"), (8, "zeros")] if bits == 4 else []),
+    ]
+    for at, (m, extra) in enumerate(split):
+        place = 6 if m == 1 else 9  # lanes, tensor cores; four parts
+        yield row(m, 19, 5632, (half, brain)[at % 2], 32, GEMV[place], cut=place, **_extra(extra, bits))
+    for m, n, k, dtype, group, extra, slow in (
+        (1, 576, 1536, half, 32, "", False),
+        (1, 1536, 576, brain, 64, "gated", False),
+        (1, 576, 192, half, 128, "zeros", False),
+        (1, 192, 576, brain, 32, "bias", False),
+        (1, 896, 4864, half, 128, "zeros bias", False),
+        (1, 4864, 896, half, 64, "gated zeros", False),
+        (1, 2048, 5632, brain, 32, "zeros", False),
+        (1, 5632, 2048, half, 32, "", True),
+        (1, 191, 160, half, 128, "", False),
+        (1, 577, 352, brain, 128, "gated zeros", False),
+        (3, 191, 1184, half, 64, "", False),
+        (2, 577, 352, half, 32, "", False),
+        (6, 191, 160, brain, 64, "zeros", False),
+        (16, 576, 1536, half, 32, "", False),
+        (16, 896, 4864, half, 128, "zeros", True),
+        (5, 2048, 5632, brain, 64, "", True),
+    ):
+        more = _extra(extra, bits)
+        cut = gemv_cut(m, n, k, bits, "gated" in more)
+        yield row(m, n, k, dtype, group, cut, slow=slow, coarse=True, **more)
+    for m, n, k, dtype, group, extra in ((7, 576, 192, half, 128, "bias"), (16, 192, 576, brain, 32, "gated")):
+        yield row(m, n, k, dtype, group, gemv_cut(m, n, k, bits, extra == "gated"), **_extra(extra, bits))
+
+
+def gemm_cases(bits: int) -> Iterator[Case]:
+    """More rows: every configuration, students' shapes."""
+    half, brain = "float16", "bfloat16"
+    for at, cut in enumerate(GEMM):
+        extra = ("", "zeros")[at % 2]
+        yield row(19 + at, 67, 352, (half, brain)[at % 2], (32, 64, 128)[at % 3], cut, cut=at, **_extra(extra, bits))
+    for m, n, k, dtype, group, extra, large, slow in (
+        (17, 191, 160, half, 32, "bias", False, False),
+        (33, 577, 352, brain, 128, "gated", True, False),
+        (130, 576, 1536, half, 32, "", True, False),
+        (33, 576, 192, half, 64, "zeros bias", False, False),
+        (17, 192, 576, brain, 32, "gated zeros", False, False),
+        (1, 1536, 576, half, 128, "", True, False),
+        (17, 896, 4864, brain, 64, "", True, True),
+        (17, 2048, 5632, half, 128, "", True, True),
+        (130, 5632, 2048, brain, 32, "gated", True, True),
+    ):
+        more = {**_extra(extra, bits), **({"coarse": True} if large else {})}
+        yield row(m, n, k, dtype, group, gemm_cut(m, n, k, bits, "gated" in more), slow=slow, **more)
 
 
 def fenced(tensor: Tensor, device: str) -> Tensor:
@@ -68,10 +147,25 @@ def random_weight(
     )
 
 
-def check_matmul(
+def configuration_of(kernel: Matmul, case: Case, device: str) -> Configuration:
+    """The configuration that a case runs in."""
+    m, n, k = (case.sizes[name] for name in ("M", "N", "K"))
+    if "cut" in case.options:
+        place: int = case.options["cut"]
+        return kernel.configurations[place]
+    own = kernel.rule(m, n, k, kernel.bits, bool(case.options.get("gated")))
+    return coarse(own, m) if case.options.get("coarse") and device == "cpu" else own
+
+
+def check_matmul(kernel: Matmul, case: Case, device: str, seed: int) -> Outcome:
+    """One case on one device: the worst error in units of what is allowed; infinite where memory was harmed."""
+    return compare(kernel, kernel.bits, configuration_of(kernel, case, device), case, device, seed)
+
+
+def compare(
     run: Callable[..., Tensor], bits: int, configuration: Configuration, case: Case, device: str, seed: int
 ) -> Outcome:
-    """One case on one device: the worst error in units of what is allowed; infinite where memory was harmed."""
+    """The same for any function of an entry point's arguments, in a given configuration."""
     m, n, k = (case.sizes[name] for name in ("M", "N", "K"))
     options, dtype = case.options, getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(seed)
@@ -86,7 +180,7 @@ def check_matmul(
     size = workspace_size(configuration, m, n, up is not None)
     parts = fenced(torch.full((size,), torch.nan), device)
     y = run(x, weight, up=up, bias=bias, out=out, workspace=parts, configuration=configuration)
-    exact = matmul_ref(x, weight, up, bias, torch.float64)
+    exact = matmul_ref(x, weight, up=up, bias=bias, inside=torch.float64)
     error = (y.double() - exact).abs()
     worst = (error / (case.atol + case.rtol * exact.abs())).max().item()
     whole = y is out and _margins_are_whole(out) and _margins_are_whole(parts) and bool(error.isfinite().all())

@@ -1,35 +1,47 @@
-"""What the four low-bit matmuls share on the host: the reference, checks of arguments, launches, ahead-of-time builds.
+"""What the four low-bit matmuls share on the host: the reference, and the entry point with its checks and launches.
 
-All of them take the same arguments in the same order, so one function launches any of them. Left out: choosing by
-device (`choose`), tuning.
+    y = w4a16_gemv(x, weight)           an instance of `Matmul`: checks, chooses a configuration, launches
+    y = matmul_ref(x, weight)           the same in plain torch
+
+All of them take the same arguments in the same order, so one class serves them all; what differs is the function on the
+device, the width of the codes, the most rows and the configurations. Left out: which configurations there are
+(`matmul_cuts`), what is compiled ahead of time (`matmul_builds`), how it is checked (`matmul_check`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from soloist.kernels.choose import interpreting
+from soloist.kernels.choose import choose_cut, interpreting
 from soloist.kernels.errors import UsageError
 from soloist.kernels.layout import Quantized, dequantize
 from soloist.kernels.matmul_parts import sum_parts_kernel
-from soloist.kernels.spec import Build, Configuration
+from soloist.kernels.spec import Configuration
 
-TYPES: Mapping[torch.dtype, str] = {torch.float16: "fp16", torch.bfloat16: "bf16"}  # of activations
-
-SUM_BLOCK = 256  # outputs per program of the sum over parts
+TYPES = (torch.float16, torch.bfloat16)  # of activations
 
 
 def matmul_ref(
-    x: Tensor, weight: Quantized, up: Quantized | None, bias: Tensor | None, inside: torch.dtype | None
+    x: Tensor,
+    weight: Quantized,
+    *,
+    up: Quantized | None = None,
+    bias: Tensor | None = None,
+    inside: torch.dtype | None = None,
 ) -> Tensor:
-    """Dequantize, then multiply.
+    """y (M, N) = x W^T + bias, or silu(x W^T) * (x Up^T): dequantize, then multiply.
 
     Args:
+        x: (M, K).
+        weight: W (N, K).
+        up: the second matrix of a gated layer; `weight` is the gate.
+        bias: (N,).
         inside: type of the arithmetic; float64 also keeps the result in float64. The activations' own by default.
     """
     inside = inside or x.dtype
@@ -39,6 +51,66 @@ def matmul_ref(
     if bias is not None:
         y = y + bias.to(inside)
     return y if inside == torch.float64 else y.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """An entry point: y (M, N) = x W^T + bias, or silu(x W^T) * (x Up^T).
+
+    Args:
+        name: in the registry and in tuned tables.
+        bits: width of the codes it reads.
+        most_rows: largest M; 0 for any.
+        configurations: all that may be chosen.
+        rule: the one for M, N, K, bits and whether gated, where no tuned table knows better.
+        tile: its function on tensor cores, for configurations with BLOCK_M.
+        lanes: its function for one row, for the others.
+    """
+
+    name: str
+    bits: Literal[4, 8]
+    most_rows: int
+    configurations: tuple[Configuration, ...]
+    rule: Callable[[int, int, int, int, bool], Configuration]
+    tile: Any
+    lanes: Any = None
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Quantized,
+        *,
+        up: Quantized | None = None,
+        bias: Tensor | None = None,
+        out: Tensor | None = None,
+        workspace: Tensor | None = None,
+        configuration: Configuration | None = None,
+    ) -> Tensor:
+        """y (M, N).
+
+        Args:
+            x: (M, K), float16 or bfloat16.
+            weight: W (N, K).
+            up: the second matrix of a gated layer; `weight` is the gate.
+            bias: (N,), of the activations' type.
+            out: where y goes.
+            workspace: float32 for the parts of split columns, `workspace_size` elements.
+            configuration: one of `configurations`; by default the tuned one for sizes M, N and K and options `group`
+                and, in the gated form, `gated`, else by `rule`.
+
+        Raises:
+            UsageError: arguments that do not fit.
+        """
+        m, n, k = sizes_of(x, weight, up, bias, out, self.bits, self.most_rows)
+        gated = up is not None
+        options = {"group": weight.group, **({"gated": True} if gated else {})}
+        own = self.rule(m, n, k, self.bits, gated)
+        cut = choose_cut(self.name, {"M": m, "N": n, "K": k}, options, x.device, own, configuration)
+        return launch(self.function(cut), cut, x, weight, up, bias, out, workspace)
+
+    def function(self, configuration: Configuration) -> Any:  # noqa: ANN401 - triton is not typed
+        """The device's function that a configuration is of."""
+        return self.tile if "BLOCK_M" in configuration.constants else self.lanes
 
 
 def sizes_of(
@@ -108,6 +180,11 @@ def workspace_size(configuration: Configuration, rows: int, outputs: int, gated:
     return 0 if splits == 1 else splits * (2 if gated else 1) * rows * outputs
 
 
+def sum_cut(splits: int) -> Configuration:
+    """How the sum over the parts of split columns is cut: 256 outputs a program."""
+    return Configuration({"SPLITS": splits, "BLOCK": 256})
+
+
 def launch(
     kernel: Any,  # noqa: ANN401 - triton is not typed
     configuration: Configuration,
@@ -133,68 +210,11 @@ def launch(
     with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
         kernel[grid](
             x, *_pointers(weight), *_pointers(up), bias if splits == 1 else None, y if splits == 1 else workspace,
-            m, n, k, GROUP=weight.group, **cut, num_warps=configuration.warps, num_stages=configuration.stages,
+            m, n, k, GROUP=weight.group, **cut, **configuration.launch_options(),
         )  # fmt: skip
         if splits > 1:
-            sum_parts_kernel[(_cdiv(m * n, SUM_BLOCK),)](
-                workspace, bias, y, m * n, n, GATED=up is not None, SPLITS=splits, BLOCK=SUM_BLOCK
+            add = sum_cut(splits)
+            sum_parts_kernel[(_cdiv(m * n, add.constants["BLOCK"]),)](
+                workspace, bias, y, m * n, n, GATED=up is not None, **add.constants, **add.launch_options()
             )
     return y
-
-
-def build(
-    kernel: str,
-    function: Any,  # noqa: ANN401 - triton is not typed
-    configuration: Configuration,
-    dtype: str,
-    group: int,
-    extra: str = "",
-) -> Build:
-    """One ahead-of-time build of a kernel of the common signature.
-
-    Args:
-        dtype: of activations, `fp16` or `bf16`.
-        extra: "", "bias", "zeros" or "gated".
-    """
-    cut = dict(configuration.constants)
-    split, rows = cut["SPLITS"] > 1, cut.get("BLOCK_M")
-    types = {
-        "x_ptr": f"*{dtype}", "words_ptr": "*i32", "scales_ptr": "*fp16", "zeros_ptr": "*u8", "up_words_ptr": "*i32",
-        "up_scales_ptr": "*fp16", "up_zeros_ptr": "*u8", "bias_ptr": f"*{dtype}",
-        "y_ptr": "*fp32" if split else f"*{dtype}", "M": "i32", "N": "i32", "K": "i32",
-    }  # fmt: skip
-    absent = {"up_words_ptr", "up_scales_ptr"} if extra != "gated" else set()
-    absent |= {"up_zeros_ptr", *(("zeros_ptr",) if extra != "zeros" else ())}
-    absent |= {"bias_ptr"} if extra != "bias" or split else set()
-    constants = {**dict.fromkeys(sorted(absent)), **cut, "GROUP": group}
-    if rows is not None:
-        constants["WARPS"] = configuration.warps
-    return Build(
-        kernel=kernel,
-        variant="-".join(filter(None, (dtype, f"g{group}", extra))),
-        function=function,
-        signature={name: kind for name, kind in types.items() if name not in absent},
-        constants=constants,
-        configuration=configuration,
-        aligned=tuple(name for name in ("x_ptr", "words_ptr", "up_words_ptr", "scales_ptr", "y_ptr", "K")
-                      if name not in absent),
-        grid=("cdiv(N, BLOCK_N)", "SPLITS", "M" if rows is None else "cdiv(M, BLOCK_M)"),
-    )  # fmt: skip
-
-
-def sum_build(kernel: str, dtype: str, splits: int, gated: bool, bias: bool) -> Build:
-    """The sum over parts that follows a split-K launch, ahead of time."""
-    extra = "gated" if gated else "bias" if bias else ""
-    signature = {"parts_ptr": "*fp32", "bias_ptr": f"*{dtype}", "y_ptr": f"*{dtype}", "size": "i32", "N": "i32"}
-    if not bias:
-        del signature["bias_ptr"]
-    return Build(
-        kernel=kernel,
-        variant="-".join(filter(None, ("sum", dtype, extra))),
-        function=sum_parts_kernel,
-        signature=signature,
-        constants={**({} if bias else {"bias_ptr": None}), "GATED": gated, "SPLITS": splits, "BLOCK": SUM_BLOCK},
-        configuration=Configuration({"SPLITS": splits, "BLOCK": SUM_BLOCK}),
-        aligned=("parts_ptr", "y_ptr"),
-        grid=("cdiv(size, BLOCK)", "1", "1"),
-    )

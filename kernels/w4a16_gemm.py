@@ -15,46 +15,19 @@ order of programs that favors the L2 cache at many rows, and tensor-memory-acces
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+import functools
 
 from soloist.kernels.jit import tl, triton
-from soloist.kernels.layout import Quantized
-from soloist.kernels.matmul_check import check_matmul, row
-from soloist.kernels.matmul_host import build, launch, matmul_ref, sizes_of
+from soloist.kernels.matmul_builds import gemm_builds
+from soloist.kernels.matmul_check import check_matmul, gemm_cases
+from soloist.kernels.matmul_cuts import GEMM, gemm_cut
+from soloist.kernels.matmul_host import Matmul, matmul_ref
 from soloist.kernels.matmul_parts import matmul_program
-from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
+from soloist.kernels.spec import Kernel
 
+w4a16_gemm_ref = matmul_ref  # dequantize, then torch's own product; in float64 if `inside` says so
 
-def w4a16_gemm_ref(
-    x: Tensor,
-    weight: Quantized,
-    *,
-    up: Quantized | None = None,
-    bias: Tensor | None = None,
-    inside: torch.dtype | None = None,
-) -> Tensor:
-    """The same in plain torch: dequantize, then multiply; in float64 if `inside` says so."""
-    return matmul_ref(x, weight, up, bias, inside)
-
-
-def _cut(block_n: int, block_m: int, warps: int, stages: int) -> Configuration:
-    return Configuration({"BLOCK_N": block_n, "BLOCK_M": block_m, "SPLITS": 1}, warps, stages)
-
-
-CONFIGURATIONS = (_cut(128, 16, 4, 3), _cut(64, 32, 4, 4), _cut(64, 64, 4, 3), _cut(128, 64, 8, 3))
-COARSE = _cut(256, 128, 4, 1)  # few programs: for the interpreter
-
-
-def choose_configuration(m: int, n: int, k: int, group: int, gated: bool = False) -> Configuration:
-    """The configuration for a shape, where no tuned table knows better: as many rows as there are, then wide tiles."""
-    if m <= 16:
-        return CONFIGURATIONS[0]
-    if m <= 32 or gated:  # two matrices at once: wider tiles would spill
-        return CONFIGURATIONS[1]
-    return CONFIGURATIONS[2 if m <= 64 or n < 2048 else 3]
+CONFIGURATIONS = GEMM  # `gemm_cut` picks one
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -71,70 +44,14 @@ def _w4a16_gemm_kernel(
     )  # fmt: skip
 
 
-def w4a16_gemm(
-    x: Tensor,
-    weight: Quantized,
-    *,
-    up: Quantized | None = None,
-    bias: Tensor | None = None,
-    out: Tensor | None = None,
-    workspace: Tensor | None = None,
-    configuration: Configuration | None = None,
-) -> Tensor:
-    """y (M, N) = x W^T + bias, or silu(x W^T) * (x Up^T).
-
-    Args:
-        x: (M, K), any number of rows.
-        weight: W (N, K), 4 bit.
-        up: the second matrix of a gated layer; `weight` is the gate.
-        bias: (N,), of the activations' type.
-        out: where y goes.
-        workspace: float32 for the parts of a configuration with SPLITS over 1.
-        configuration: one of CONFIGURATIONS; chosen by shape where none is given.
-
-    Raises:
-        UsageError: arguments that do not fit.
-    """
-    m, n, k = sizes_of(x, weight, up, bias, out, bits=4, most=0)
-    cut = configuration or choose_configuration(m, n, k, weight.group, up is not None)
-    return launch(_w4a16_gemm_kernel, cut, x, weight, up, bias, out, workspace)
-
-
-def _cases() -> Iterator[Case]:
-    half, brain = "float16", "bfloat16"
-    for cut in range(len(CONFIGURATIONS)):
-        dtype = (half, brain)[cut % 2]
-        yield row(19 + cut, 67, 352, dtype, (32, 64, 128)[cut % 3], tensor_cores=True, cut=cut, zeros=cut % 2 == 1)
-    yield row(17, 191, 160, half, 32, tensor_cores=True, bias=True)
-    yield row(33, 577, 352, brain, 128, tensor_cores=True, gated=True, coarse=True)
-    yield row(130, 576, 1536, half, 32, tensor_cores=True, coarse=True)
-    yield row(33, 576, 192, half, 64, tensor_cores=True, zeros=True, bias=True)
-    yield row(17, 192, 576, brain, 32, tensor_cores=True, gated=True, zeros=True)
-    yield row(1, 1536, 576, half, 128, tensor_cores=True, coarse=True)
-    yield row(17, 896, 4864, brain, 64, tensor_cores=True, coarse=True, slow=True)
-    yield row(17, 2048, 5632, half, 128, tensor_cores=True, coarse=True, slow=True)
-    yield row(130, 5632, 2048, brain, 32, tensor_cores=True, gated=True, coarse=True, slow=True)
-
-
-def check(case: Case, device: str, seed: int) -> Outcome:
-    """One case: see `matmul_check`."""
-    m, n, k = (case.sizes[name] for name in ("M", "N", "K"))
-    cut = choose_configuration(m, n, k, case.options["group"], bool(case.options.get("gated")))
-    if "cut" in case.options:
-        cut = CONFIGURATIONS[case.options["cut"]]
-    elif case.options.get("coarse") and device == "cpu":
-        cut = COARSE
-    return check_matmul(w4a16_gemm, 4, cut, case, device, seed)
-
-
-def _builds() -> Iterator[Build]:
-    for cut in CONFIGURATIONS:
-        for dtype in ("fp16", "bf16"):
-            for group in (32, 128):
-                yield build("w4a16_gemm", _w4a16_gemm_kernel, cut, dtype, group)
-    for extra in ("bias", "zeros", "gated"):
-        for cut in CONFIGURATIONS[:2] if extra == "gated" else CONFIGURATIONS[1:]:
-            yield build("w4a16_gemm", _w4a16_gemm_kernel, cut, "fp16", 32, extra)
+w4a16_gemm = Matmul(
+    name="w4a16_gemm",
+    bits=4,
+    most_rows=0,
+    configurations=CONFIGURATIONS,
+    rule=gemm_cut,
+    tile=_w4a16_gemm_kernel,
+)
 
 
 KERNEL = Kernel(
@@ -143,7 +60,7 @@ KERNEL = Kernel(
     run=w4a16_gemm,
     reference=w4a16_gemm_ref,
     configurations=CONFIGURATIONS,
-    cases=tuple(_cases()),
-    check=check,
-    builds=_builds,
+    cases=tuple(gemm_cases(4)),
+    check=functools.partial(check_matmul, w4a16_gemm),
+    builds=functools.partial(gemm_builds, w4a16_gemm),
 )

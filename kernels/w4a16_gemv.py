@@ -5,7 +5,7 @@
     with `up`: y = silu(x W^T) * (x Up^T), both sums in one pass over x
 
 One row runs on ordinary multiply-adds: a thread takes 16 bytes of BLOCK_N rows of W (32 columns: one block of the
-layout), so that its 32 activations serve BLOCK_N times; BLOCKS = 32 * warps blocks side by side make a warp read 512
+layout), so that its 32 activations serve BLOCK_N times; CHUNKS = 32 * warps blocks side by side make a warp read 512
 consecutive bytes. A weight costs one logic operation (a nibble into the mantissa of a float32 at its own place, which
 counts 16^e), one subtraction (exact) and one multiply-add with x / 16^e (exact); scales enter once per block. Sums are
 float32. Several rows take the same path by a program each where W is small enough to stay in the L2 cache, and tensor
@@ -20,66 +20,22 @@ the columns (GPTQ's act-order), a bias in the gated form.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+import functools
 
 from soloist.kernels.jit import tl, triton
-from soloist.kernels.layout import Quantized
-from soloist.kernels.matmul_check import check_matmul, row
-from soloist.kernels.matmul_host import build, launch, matmul_ref, sizes_of, sum_build
+from soloist.kernels.matmul_builds import gemv_builds
+from soloist.kernels.matmul_check import check_matmul, gemv_cases
+from soloist.kernels.matmul_cuts import GEMV, gemv_cut
+from soloist.kernels.matmul_host import Matmul, matmul_ref
 from soloist.kernels.matmul_parts import as_fp32, load_words, magic_fp32, store_row
-from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
+from soloist.kernels.spec import Kernel
 from soloist.kernels.w4a16_gemm import _w4a16_gemm_kernel
 
 MOST_ROWS = 16
-CACHED = 1 << 22  # weights (2 MiB) of a matrix that several rows may read each for itself: it stays in L2
 
+w4a16_gemv_ref = matmul_ref  # dequantize, then torch's own product; in float64 if `inside` says so
 
-def w4a16_gemv_ref(
-    x: Tensor,
-    weight: Quantized,
-    *,
-    up: Quantized | None = None,
-    bias: Tensor | None = None,
-    inside: torch.dtype | None = None,
-) -> Tensor:
-    """The same in plain torch: dequantize, then multiply; in float64 if `inside` says so."""
-    return matmul_ref(x, weight, up, bias, inside)
-
-
-def _one(block_n: int, warps: int, splits: int = 1) -> Configuration:
-    return Configuration({"BLOCK_N": block_n, "BLOCKS": 32 * warps, "SPLITS": splits}, warps, 1)
-
-
-def _several(block_m: int, splits: int, gated: bool = False) -> Configuration:
-    """64 outputs for few rows of one matrix, else 128: near 90 registers ptxas spills rather than lose a program."""
-    block_n, stages = (64, 4) if block_m == 8 and not gated else (128, 3)
-    return Configuration({"BLOCK_N": block_n, "BLOCK_M": block_m, "SPLITS": splits}, 4, stages)
-
-
-ONE_ROW = (*(_one(block_n, warps) for block_n in (4, 8) for warps in (1, 2, 4)), _one(8, 4, splits=4))
-SEVERAL_ROWS = tuple(_several(block_m, splits) for block_m in (8, 16) for splits in (1, 2, 4, 8))
-GATED_ROWS = tuple(_several(8, splits, gated=True) for splits in (1, 2, 4, 8))
-CONFIGURATIONS = (*ONE_ROW, *SEVERAL_ROWS, *GATED_ROWS)
-COARSE = {  # few programs: for the interpreter
-    "lanes": Configuration({"BLOCK_N": 128, "BLOCKS": 64, "SPLITS": 1}, 4, 1),
-    "tile": Configuration({"BLOCK_N": 256, "BLOCK_M": 16, "SPLITS": 1}, 4, 1),
-}
-
-
-def choose_configuration(m: int, n: int, k: int, group: int, gated: bool = False) -> Configuration:
-    """The configuration for a shape, where no tuned table knows better."""
-    if m == 1 or (m <= 4 and n * k <= CACHED):
-        if n <= 1024 and k >= 8192:
-            return _one(8, 4, splits=4)
-        return _one(4 if n <= 2048 or gated else 8, 1 if k <= 1024 else 2 if k <= 2048 else 4)
-    rows = 8 if m <= 8 else 16
-    programs, splits = -(-n // _several(rows, 1, gated).constants["BLOCK_N"]), 1
-    while splits < 8 and programs * splits < 256 and k >= 512 * splits:
-        splits *= 2
-    return _several(rows, splits, gated)
+CONFIGURATIONS = GEMV  # `gemv_cut` picks one: lanes for one row, tensor cores for several
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -110,7 +66,7 @@ def _block_sums(
 def _w4a16_gemv_kernel(
     x_ptr: tl.tensor, words_ptr: tl.tensor, scales_ptr: tl.tensor, zeros_ptr: tl.tensor, up_words_ptr: tl.tensor,
     up_scales_ptr: tl.tensor, up_zeros_ptr: tl.tensor, bias_ptr: tl.tensor, y_ptr: tl.tensor, M: tl.tensor,
-    N: tl.tensor, K: tl.tensor, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS: tl.constexpr,
+    N: tl.tensor, K: tl.tensor, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
     SPLITS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Row program_id(2) of y, BLOCK_N outputs, over one of SPLITS parts of the columns."""
@@ -118,24 +74,24 @@ def _w4a16_gemv_kernel(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     split, row = tl.program_id(1), tl.program_id(2)
     blocks, magic = K // 32, magic_fp32(K)
-    span = tl.cdiv(tl.cdiv(blocks, BLOCKS), SPLITS) * BLOCKS
-    sums = tl.zeros((BLOCK_N, BLOCKS), tl.float32)
-    sums_up = tl.zeros((BLOCK_N, BLOCKS), tl.float32)
-    for start in range(split * span, tl.minimum(split * span + span, blocks), BLOCKS):
-        b = start + tl.arange(0, BLOCKS)
+    span = tl.cdiv(tl.cdiv(blocks, CHUNKS), SPLITS) * CHUNKS
+    sums = tl.zeros((BLOCK_N, CHUNKS), tl.float32)
+    sums_up = tl.zeros((BLOCK_N, CHUNKS), tl.float32)
+    for start in range(split * span, tl.minimum(split * span + span, blocks), CHUNKS):
+        b = start + tl.arange(0, CHUNKS)
         inside = (n < N)[:, None] & (b < blocks)[None, :]
         where = (n[:, None, None] * blocks + b[None, :, None]) * 4 + tl.arange(0, 4)[None, None, :]
         group = n[:, None] * tl.cdiv(K, GROUP) + (b // (GROUP // 32))[None, :]
         words = load_words(words_ptr + where, inside)
-        part = tl.zeros((BLOCK_N, BLOCKS, 4), tl.float32)
-        part_up = tl.zeros((BLOCK_N, BLOCKS, 4), tl.float32)
+        part = tl.zeros((BLOCK_N, CHUNKS, 4), tl.float32)
+        part_up = tl.zeros((BLOCK_N, CHUNKS, 4), tl.float32)
         if up_words_ptr is not None:
             words_up = load_words(up_words_ptr + where, inside)
-        x_sum = tl.zeros((1, BLOCKS, 4), tl.float32)
+        x_sum = tl.zeros((1, CHUNKS, 4), tl.float32)
         x_at = x_ptr + row * K + b[None, :, None] * 32 + tl.arange(0, 8)[None, None, :]
         for h in tl.static_range(4):
             x = tl.load(x_at + 8 * h, mask=(b < blocks)[None, :, None], other=0.0).to(tl.float32)
-            even, odd = tl.split(tl.permute(tl.reshape(x, (1, BLOCKS, 2, 4)), (0, 1, 3, 2)))
+            even, odd = tl.split(tl.permute(tl.reshape(x, (1, CHUNKS, 2, 4)), (0, 1, 3, 2)))
             x_sum += even + odd
             part = _fma_nibble(part, words, even, magic, 2 * h, MIDDLE)
             part = _fma_nibble(part, words, odd, magic, 2 * h + 1, MIDDLE)
@@ -148,106 +104,15 @@ def _w4a16_gemv_kernel(
     store_row(sums, sums_up, up_words_ptr, bias_ptr, y_ptr, n, row, split, M, N, SPLITS)
 
 
-def w4a16_gemv(
-    x: Tensor,
-    weight: Quantized,
-    *,
-    up: Quantized | None = None,
-    bias: Tensor | None = None,
-    out: Tensor | None = None,
-    workspace: Tensor | None = None,
-    configuration: Configuration | None = None,
-) -> Tensor:
-    """y (M, N) = x W^T + bias, or silu(x W^T) * (x Up^T).
-
-    Args:
-        x: (M, K), 1 to 16 rows.
-        weight: W (N, K), 4 bit.
-        up: the second matrix of a gated layer; `weight` is the gate.
-        bias: (N,), of the activations' type.
-        out: where y goes.
-        workspace: float32 for the parts of split columns, `matmul_parts.workspace_size` elements.
-        configuration: one of CONFIGURATIONS; chosen by shape where none is given.
-
-    Raises:
-        UsageError: arguments that do not fit.
-    """
-    m, n, k = sizes_of(x, weight, up, bias, out, bits=4, most=MOST_ROWS)
-    cut = configuration or choose_configuration(m, n, k, weight.group, up is not None)
-    kernel = _w4a16_gemm_kernel if "BLOCK_M" in cut.constants else _w4a16_gemv_kernel
-    return launch(kernel, cut, x, weight, up, bias, out, workspace)
-
-
-def _builds() -> Iterator[Build]:
-    """Every configuration in float16; the common ones in bfloat16, in groups of 64, and with what may be added."""
-    one, several = (
-        (_one(4, 1), _one(8, 2), _one(8, 4)),
-        [_several(rows, splits) for rows in (8, 16) for splits in (1, 4)],
-    )
-    plans = [(cut, "fp16", group, "") for cut in ONE_ROW for group in (32, 128)]
-    plans += [(cut, "fp16", 128, "") for cut in SEVERAL_ROWS] + [(cut, "fp16", 32, "") for cut in several]
-    plans += [(cut, "bf16", 32, "") for cut in (*one, *several)] + [(cut, "fp16", 64, "") for cut in one]
-    for extra in ("bias", "zeros"):
-        plans += [(cut, "fp16", group, extra) for cut in (_one(4, 1), _one(8, 4)) for group in (32, 128)]
-        plans += [(_several(16, 1), "fp16", 32, extra)]
-    plans += [(cut, "fp16", group, "gated") for cut in ONE_ROW[:3] for group in (32, 128)]
-    plans += [(cut, "fp16", 32, "gated") for cut in (*GATED_ROWS, _several(16, 1), _several(16, 4))]
-    for cut, dtype, group, extra in plans:
-        kernel = _w4a16_gemm_kernel if "BLOCK_M" in cut.constants else _w4a16_gemv_kernel
-        yield build("w4a16_gemv", kernel, cut, dtype, group, extra)
-    for splits in (2, 4, 8):
-        yield sum_build("w4a16_gemv", "fp16", splits, gated=False, bias=False)
-    yield sum_build("w4a16_gemv", "bf16", 4, gated=False, bias=False)
-    yield sum_build("w4a16_gemv", "fp16", 4, gated=True, bias=False)
-    yield sum_build("w4a16_gemv", "fp16", 4, gated=False, bias=True)
-
-
-def _cases() -> Iterator[Case]:
-    half, brain = "float16", "bfloat16"
-    for cut, shape in enumerate(CONFIGURATIONS):
-        several = "BLOCK_M" in shape.constants
-        dtype, extra = (half, brain)[cut % 2], ({}, {"bias": True}, {"zeros": True}, {"gated": True})[cut % 4]
-        extra = {"gated": True} if shape in GATED_ROWS else extra
-        yield row(
-            2 + cut % 15 if several else 1,
-            43,
-            352,
-            dtype,
-            (32, 64, 128)[cut % 3],
-            tensor_cores=several,
-            cut=cut,
-            **extra,
-        )
-    one, more = {"tensor_cores": False}, {"tensor_cores": True}
-    yield row(1, 576, 1536, half, 32, **one, coarse="lanes")
-    yield row(1, 1536, 576, brain, 64, **one, coarse="lanes", gated=True)
-    yield row(1, 576, 192, half, 128, **one, coarse="lanes", zeros=True)
-    yield row(1, 192, 576, brain, 32, **one, coarse="lanes", bias=True)
-    yield row(1, 896, 4864, half, 128, **one, coarse="lanes", zeros=True, bias=True)
-    yield row(1, 4864, 896, half, 64, **one, coarse="lanes", gated=True, zeros=True)
-    yield row(1, 2048, 5632, brain, 32, **one, coarse="lanes", zeros=True)
-    yield row(1, 5632, 2048, half, 32, **one, coarse="lanes", slow=True)
-    yield row(1, 191, 160, half, 128, **one, coarse="lanes")
-    yield row(1, 577, 352, brain, 128, **one, coarse="lanes", gated=True, zeros=True)
-    yield row(3, 191, 1184, half, 64, **one, coarse="lanes")
-    yield row(2, 577, 352, half, 32, **one, coarse="lanes")
-    yield row(3, 191, 160, brain, 64, **more, coarse="tile", zeros=True)
-    yield row(7, 576, 192, half, 128, **more, bias=True)
-    yield row(16, 192, 576, brain, 32, **more, gated=True)
-    yield row(16, 576, 1536, half, 32, **more, coarse="tile")
-    yield row(16, 896, 4864, half, 128, **more, coarse="tile", zeros=True, slow=True)
-    yield row(5, 2048, 5632, brain, 64, **more, coarse="tile", slow=True)
-
-
-def check(case: Case, device: str, seed: int) -> Outcome:
-    """One case: see `matmul_check`."""
-    m, n, k = (case.sizes[name] for name in ("M", "N", "K"))
-    cut = choose_configuration(m, n, k, case.options["group"], bool(case.options.get("gated")))
-    if "cut" in case.options:
-        cut = CONFIGURATIONS[case.options["cut"]]
-    elif "coarse" in case.options and device == "cpu":
-        cut = COARSE[case.options["coarse"]]
-    return check_matmul(w4a16_gemv, 4, cut, case, device, seed)
+w4a16_gemv = Matmul(
+    name="w4a16_gemv",
+    bits=4,
+    most_rows=MOST_ROWS,
+    configurations=CONFIGURATIONS,
+    rule=gemv_cut,
+    tile=_w4a16_gemm_kernel,
+    lanes=_w4a16_gemv_kernel,
+)
 
 
 KERNEL = Kernel(
@@ -256,7 +121,7 @@ KERNEL = Kernel(
     run=w4a16_gemv,
     reference=w4a16_gemv_ref,
     configurations=CONFIGURATIONS,
-    cases=tuple(_cases()),
-    check=check,
-    builds=_builds,
+    cases=tuple(gemv_cases(4)),
+    check=functools.partial(check_matmul, w4a16_gemv),
+    builds=functools.partial(gemv_builds, w4a16_gemv),
 )

@@ -18,66 +18,22 @@ float32 activations, zero points, a bias in the gated form.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+import functools
 
 from soloist.kernels.jit import tl, triton
-from soloist.kernels.layout import Quantized
-from soloist.kernels.matmul_check import check_matmul, row
-from soloist.kernels.matmul_host import build, launch, matmul_ref, sizes_of, sum_build
+from soloist.kernels.matmul_builds import gemv_builds
+from soloist.kernels.matmul_check import check_matmul, gemv_cases
+from soloist.kernels.matmul_cuts import GEMV, gemv_cut
+from soloist.kernels.matmul_host import Matmul, matmul_ref
 from soloist.kernels.matmul_parts import as_fp32, load_words, magic_fp32, store_row
-from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
+from soloist.kernels.spec import Kernel
 from soloist.kernels.w8a16_gemm import _w8a16_gemm_kernel
 
 MOST_ROWS = 16
-CACHED = 1 << 21  # weights (2 MiB) of a matrix that several rows may read each for itself: it stays in L2
 
+w8a16_gemv_ref = matmul_ref  # dequantize, then torch's own product; in float64 if `inside` says so
 
-def w8a16_gemv_ref(
-    x: Tensor,
-    weight: Quantized,
-    *,
-    up: Quantized | None = None,
-    bias: Tensor | None = None,
-    inside: torch.dtype | None = None,
-) -> Tensor:
-    """The same in plain torch: dequantize, then multiply; in float64 if `inside` says so."""
-    return matmul_ref(x, weight, up, bias, inside)
-
-
-def _one(block_n: int, warps: int, splits: int = 1) -> Configuration:
-    return Configuration({"BLOCK_N": block_n, "CHUNKS": 32 * warps, "SPLITS": splits}, warps, 1)
-
-
-def _several(block_m: int, splits: int, gated: bool = False) -> Configuration:
-    """64 outputs for few rows of one matrix, else 128: near 90 registers ptxas spills rather than lose a program."""
-    block_n, stages = (64, 4) if block_m == 8 and not gated else (128, 3)
-    return Configuration({"BLOCK_N": block_n, "BLOCK_M": block_m, "SPLITS": splits}, 4, stages)
-
-
-ONE_ROW = (*(_one(block_n, warps) for block_n in (4, 8) for warps in (1, 2, 4)), _one(8, 4, splits=4))
-SEVERAL_ROWS = tuple(_several(block_m, splits) for block_m in (8, 16) for splits in (1, 2, 4, 8))
-GATED_ROWS = tuple(_several(8, splits, gated=True) for splits in (1, 2, 4, 8))
-CONFIGURATIONS = (*ONE_ROW, *SEVERAL_ROWS, *GATED_ROWS)
-COARSE = {  # few programs: for the interpreter
-    "lanes": Configuration({"BLOCK_N": 128, "CHUNKS": 64, "SPLITS": 1}, 4, 1),
-    "tile": Configuration({"BLOCK_N": 256, "BLOCK_M": 16, "SPLITS": 1}, 4, 1),
-}
-
-
-def choose_configuration(m: int, n: int, k: int, group: int, gated: bool = False) -> Configuration:
-    """The configuration for a shape, where no tuned table knows better."""
-    if m == 1 or (m <= 4 and n * k <= CACHED):
-        if n <= 1024 and k >= 8192:
-            return _one(8, 4, splits=4)
-        return _one(4 if n <= 2048 or gated else 8, 1 if k <= 512 else 2 if k <= 1024 else 4)
-    rows = 8 if m <= 8 else 16
-    programs, splits = -(-n // _several(rows, 1, gated).constants["BLOCK_N"]), 1
-    while splits < 8 and programs * splits < 256 and k >= 512 * splits:
-        splits *= 2
-    return _several(rows, splits, gated)
+CONFIGURATIONS = GEMV  # `gemv_cut` picks one: lanes for one row, tensor cores for several
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -146,106 +102,15 @@ def _w8a16_gemv_kernel(
     store_row(sums, sums_up, up_words_ptr, bias_ptr, y_ptr, n, row, split, M, N, SPLITS)
 
 
-def w8a16_gemv(
-    x: Tensor,
-    weight: Quantized,
-    *,
-    up: Quantized | None = None,
-    bias: Tensor | None = None,
-    out: Tensor | None = None,
-    workspace: Tensor | None = None,
-    configuration: Configuration | None = None,
-) -> Tensor:
-    """y (M, N) = x W^T + bias, or silu(x W^T) * (x Up^T).
-
-    Args:
-        x: (M, K), 1 to 16 rows.
-        weight: W (N, K), 8 bit.
-        up: the second matrix of a gated layer; `weight` is the gate.
-        bias: (N,), of the activations' type.
-        out: where y goes.
-        workspace: float32 for the parts of split columns, `matmul_parts.workspace_size` elements.
-        configuration: one of CONFIGURATIONS; chosen by shape where none is given.
-
-    Raises:
-        UsageError: arguments that do not fit.
-    """
-    m, n, k = sizes_of(x, weight, up, bias, out, bits=8, most=MOST_ROWS)
-    cut = configuration or choose_configuration(m, n, k, weight.group, up is not None)
-    kernel = _w8a16_gemm_kernel if "BLOCK_M" in cut.constants else _w8a16_gemv_kernel
-    return launch(kernel, cut, x, weight, up, bias, out, workspace)
-
-
-def _builds() -> Iterator[Build]:
-    """Every configuration in float16; the common ones in bfloat16, in groups of 64, and with what may be added."""
-    one, several = (
-        (_one(4, 1), _one(8, 2), _one(8, 4)),
-        [_several(rows, splits) for rows in (8, 16) for splits in (1, 4)],
-    )
-    plans = [(cut, "fp16", group, "") for cut in ONE_ROW for group in (32, 128)]
-    plans += [(cut, "fp16", 128, "") for cut in SEVERAL_ROWS] + [(cut, "fp16", 32, "") for cut in several]
-    plans += [(cut, "bf16", 32, "") for cut in (*one, *several)] + [(cut, "fp16", 64, "") for cut in one]
-    for extra in ("bias",):
-        plans += [(cut, "fp16", group, extra) for cut in (_one(4, 1), _one(8, 4)) for group in (32, 128)]
-        plans += [(_several(16, 1), "fp16", 32, extra)]
-    plans += [(cut, "fp16", group, "gated") for cut in ONE_ROW[:3] for group in (32, 128)]
-    plans += [(cut, "fp16", 32, "gated") for cut in (*GATED_ROWS, _several(16, 1), _several(16, 4))]
-    for cut, dtype, group, extra in plans:
-        kernel = _w8a16_gemm_kernel if "BLOCK_M" in cut.constants else _w8a16_gemv_kernel
-        yield build("w8a16_gemv", kernel, cut, dtype, group, extra)
-    for splits in (2, 4, 8):
-        yield sum_build("w8a16_gemv", "fp16", splits, gated=False, bias=False)
-    yield sum_build("w8a16_gemv", "bf16", 4, gated=False, bias=False)
-    yield sum_build("w8a16_gemv", "fp16", 4, gated=True, bias=False)
-    yield sum_build("w8a16_gemv", "fp16", 4, gated=False, bias=True)
-
-
-def _cases() -> Iterator[Case]:
-    half, brain = "float16", "bfloat16"
-    for cut, shape in enumerate(CONFIGURATIONS):
-        several = "BLOCK_M" in shape.constants
-        dtype, extra = (half, brain)[cut % 2], ({}, {"bias": True}, {"gated": True})[cut % 3]
-        extra = {"gated": True} if shape in GATED_ROWS else extra
-        yield row(
-            2 + cut % 15 if several else 1,
-            43,
-            352,
-            dtype,
-            (32, 64, 128)[cut % 3],
-            tensor_cores=several,
-            cut=cut,
-            **extra,
-        )
-    one, more = {"tensor_cores": False}, {"tensor_cores": True}
-    yield row(1, 576, 1536, half, 32, **one, coarse="lanes")
-    yield row(1, 1536, 576, brain, 64, **one, coarse="lanes", gated=True)
-    yield row(1, 576, 192, half, 128, **one, coarse="lanes")
-    yield row(1, 192, 576, brain, 32, **one, coarse="lanes", bias=True)
-    yield row(1, 896, 4864, half, 128, **one, coarse="lanes", bias=True)
-    yield row(1, 4864, 896, half, 64, **one, coarse="lanes")
-    yield row(1, 2048, 5632, brain, 32, **one, coarse="lanes", slow=True)
-    yield row(1, 5632, 2048, half, 32, **one, coarse="lanes", slow=True)
-    yield row(1, 191, 160, half, 128, **one, coarse="lanes")
-    yield row(1, 577, 352, brain, 128, **one, coarse="lanes", gated=True)
-    yield row(3, 191, 1184, half, 64, **one, coarse="lanes")
-    yield row(2, 577, 352, half, 32, **one, coarse="lanes")
-    yield row(3, 191, 160, brain, 64, **more, coarse="tile")
-    yield row(7, 576, 192, half, 128, **more, bias=True)
-    yield row(16, 192, 576, brain, 32, **more, gated=True)
-    yield row(16, 576, 1536, half, 32, **more, coarse="tile", slow=True)
-    yield row(16, 896, 4864, half, 128, **more, coarse="tile", slow=True)
-    yield row(5, 2048, 5632, brain, 64, **more, coarse="tile", slow=True)
-
-
-def check(case: Case, device: str, seed: int) -> Outcome:
-    """One case: see `matmul_check`."""
-    m, n, k = (case.sizes[name] for name in ("M", "N", "K"))
-    cut = choose_configuration(m, n, k, case.options["group"], bool(case.options.get("gated")))
-    if "cut" in case.options:
-        cut = CONFIGURATIONS[case.options["cut"]]
-    elif "coarse" in case.options and device == "cpu":
-        cut = COARSE[case.options["coarse"]]
-    return check_matmul(w8a16_gemv, 8, cut, case, device, seed)
+w8a16_gemv = Matmul(
+    name="w8a16_gemv",
+    bits=8,
+    most_rows=MOST_ROWS,
+    configurations=CONFIGURATIONS,
+    rule=gemv_cut,
+    tile=_w8a16_gemm_kernel,
+    lanes=_w8a16_gemv_kernel,
+)
 
 
 KERNEL = Kernel(
@@ -254,7 +119,7 @@ KERNEL = Kernel(
     run=w8a16_gemv,
     reference=w8a16_gemv_ref,
     configurations=CONFIGURATIONS,
-    cases=tuple(_cases()),
-    check=check,
-    builds=_builds,
+    cases=tuple(gemv_cases(8)),
+    check=functools.partial(check_matmul, w8a16_gemv),
+    builds=functools.partial(gemv_builds, w8a16_gemv),
 )
