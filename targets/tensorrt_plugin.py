@@ -25,7 +25,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import GenericAlias, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ def register(builds: Path | None = None, *, arch: str | None = None, jit: bool =
 def _register(plugin: Any, extra: str, builds: Builds | None, jit: bool) -> str:  # noqa: ANN401 - a module
     """Register one plugin. TensorRT reads names and annotations of a function's arguments, so each gets a signature."""
     name, desc, inputs = f"{NAMESPACE}::{plugin_name(extra)}", plugin.TensorDesc, INPUTS[extra]
-    outputs = ("outputs", tuple[desc])
+    outputs = ("outputs", GenericAlias(tuple, (desc,)))
 
     def describe(*tensors: Any, group: _Group) -> Any:  # noqa: ANN401 - descriptions of tensors
         del group
@@ -107,8 +107,8 @@ def _register(plugin: Any, extra: str, builds: Builds | None, jit: bool) -> str:
         back = tuple[str, str, plugin.KernelLaunchParams, plugin.SymIntExprs]
         plugin.aot_impl(name)(_signed(compiled, inputs, desc, [outputs, ("tactic", int)], back))
     if jit:
-        kind = plugin.Tensor
-        plugin.impl(name)(_signed(run, inputs, kind, [("outputs", tuple[kind]), ("stream", int)], None))
+        data = [("outputs", GenericAlias(tuple, (plugin.Tensor,))), ("stream", int)]
+        plugin.impl(name)(_signed(run, inputs, plugin.Tensor, data, None))
     return name
 
 

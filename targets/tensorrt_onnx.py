@@ -1,0 +1,164 @@
+"""ONNX nodes that TensorRT's parser turns into the plugins of `tensorrt_plugin`, with our integers as they are.
+
+    y = w4a16_gemv(x, words, scales)     domain soloist; group=[G], plugin_namespace="soloist", plugin_version="1"
+
+The parser looks a plugin up by the node's type, `plugin_namespace` and `plugin_version`; the domain is for everyone
+else. Weights are initializers: int32 words, float16 scales, int8 zero points (UINT8 would become INT32 there, and the
+codes 0 .. 15 are the same bytes). `group` is a list of one, see `tensorrt_plugin`. `replace` puts such a node where a
+MatMul or a MatMulNBits stood, between casts where the graph computes in float32. Left out: Gemm, and quantized
+embeddings, which are gathers and not products. ONNX Runtime has no such operator: a graph with it is for TensorRT.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from soloist.kernels.errors import ArtifactError, UsageError
+from soloist.targets.base import require
+from soloist.targets.repack import BLOCK, Matrix, NBits, from_matmul_nbits
+from soloist.targets.tensorrt_builds import NAMESPACE, plugin_name
+
+VERSION = "1"  # what tensorrt.plugin registers
+
+
+def gemv_node(
+    matrix: Matrix,
+    x: str,
+    y: str,
+    name: str,
+    *,
+    up: Matrix | None = None,
+    bias: npt.NDArray[Any] | None = None,
+    activations: str = "float16",
+) -> tuple[list[Any], Any]:
+    """Initializers (`name`.words, `name`.scales …) and the node y = x W^T.
+
+    Args:
+        matrix: W (N, K), 4 bit.
+        up: the second matrix of a gated layer; y = silu(x W^T) * (x Up^T).
+        bias: (N,), added.
+        activations: `float16` or `bfloat16`, the type of x, y and bias.
+
+    Raises:
+        UsageError, ArtifactError: what there is no kernel for.
+    """
+    onnx = require("onnx", "compile")
+    extra = _extra(matrix, up, bias)
+    constants = [_constant(onnx, f"{name}.words", matrix.codes), _constant(onnx, f"{name}.scales", matrix.scales)]
+    if matrix.zeros is not None:
+        constants.append(_constant(onnx, f"{name}.zeros", matrix.zeros.view(np.int8)))
+    if up is not None:
+        constants += [_constant(onnx, f"{name}.up_words", up.codes), _constant(onnx, f"{name}.up_scales", up.scales)]
+    if bias is not None:
+        kind = _kind(onnx, activations)
+        constants.append(onnx.helper.make_tensor(f"{name}.bias", kind, bias.shape, bias.astype(np.float32).tolist()))
+    node = onnx.helper.make_node(
+        plugin_name(extra), [x, *(constant.name for constant in constants)], [y], name=name, domain=NAMESPACE,
+        group=[matrix.group], plugin_namespace=NAMESPACE, plugin_version=VERSION,
+    )  # fmt: skip
+    return constants, node
+
+
+def _extra(matrix: Matrix, up: Matrix | None, bias: npt.NDArray[Any] | None) -> str:
+    """Which plugin it takes."""
+    if matrix.bits != 4:
+        raise ArtifactError(f"the plugin multiplies by 4-bit codes, and these have {matrix.bits} bits")
+    if matrix.group % BLOCK:
+        raise ArtifactError(f"groups of {matrix.group} columns: the kernels take blocks of {BLOCK}")
+    if up is not None and (up.shape, up.group, up.bits) != (matrix.shape, matrix.group, matrix.bits):
+        raise UsageError("gate and up must agree in shape, group size and bits")
+    if bias is not None and bias.shape != matrix.shape[:1]:
+        raise UsageError(f"the bias is {bias.shape}, and there are {matrix.shape[0]} outputs")
+    zeros = matrix.zeros is not None or (up is not None and up.zeros is not None)
+    asked = [name for name, there in (("zeros", zeros), ("bias", bias is not None), ("gated", up is not None)) if there]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)}: the kernels are built with one of zeros, bias and gated at a time")
+    return "".join(asked)
+
+
+def _constant(onnx: Any, name: str, values: npt.NDArray[Any]) -> Any:  # noqa: ANN401 - an untyped module
+    return onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
+
+
+def _kind(onnx: Any, activations: str) -> int:  # noqa: ANN401 - an untyped module
+    if activations not in ("float16", "bfloat16"):
+        raise UsageError(f"activations in {activations}: the kernels compute in float16 or bfloat16")
+    return int(getattr(onnx.TensorProto, activations.upper()))
+
+
+def replace(model: Any, node_name: str, matrix: Matrix | None = None, *, activations: str = "float16") -> None:  # noqa: ANN401 - onnx.ModelProto
+    """Put the plugin in the place of a node of `model`, which is changed.
+
+    Args:
+        node_name: a MatMul by a constant, or a MatMulNBits of 4 bits.
+        matrix: W (N, K) of the MatMul, compared with the constant (K, N); a MatMulNBits carries its own.
+        activations: `float16` or `bfloat16`; cast to and from where the graph has another type.
+
+    Raises:
+        UsageError, ArtifactError: no such node, or one that the plugin cannot stand for.
+    """
+    onnx = require("onnx", "compile")
+    kind = _kind(onnx, activations)
+    graph = model.graph
+    place = next((i for i, node in enumerate(graph.node) if node.name == node_name), None)
+    if place is None:
+        raise UsageError(f"no node '{node_name}' in this graph")
+    node, constants = graph.node[place], {tensor.name: tensor for tensor in graph.initializer}
+    if node.op_type == "MatMulNBits":
+        found, bias, inside = _of_nbits(onnx, node, constants)
+    elif node.op_type == "MatMul":
+        found, bias, inside = _of_matmul(onnx, node, constants, matrix)
+    else:
+        raise UsageError(f"{node_name} is a {node.op_type}; the plugin stands for MatMul and MatMulNBits")
+    x, y = node.input[0], node.output[0]
+    inner_x, inner_y = (x, y) if inside == kind else (f"{node_name}.x", f"{node_name}.y")
+    added, new = gemv_node(found, inner_x, inner_y, node_name, bias=bias, activations=activations)
+    nodes = [new]
+    if inside != kind:
+        cast = onnx.helper.make_node
+        nodes = [cast("Cast", [x], [inner_x], to=kind), new, cast("Cast", [inner_y], [y], to=inside)]
+    whole = [*graph.node[:place], *nodes, *graph.node[place + 1 :]]
+    used = {name for one in whole for name in one.input} | {output.name for output in graph.output}
+    kept = [tensor for name, tensor in constants.items() if name in used or name not in node.input]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(whole)
+    graph.initializer.extend([*kept, *added])
+    if not any(opset.domain == NAMESPACE for opset in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(NAMESPACE, 1))
+
+
+def _of_matmul(onnx: Any, node: Any, constants: dict[str, Any], matrix: Matrix | None) -> tuple[Matrix, None, int]:  # noqa: ANN401
+    """The matrix of a MatMul whose constant it is, and the graph's type."""
+    if matrix is None:
+        raise UsageError(f"{node.name} is a MatMul: say which matrix it multiplies by")
+    if node.input[1] not in constants:
+        raise ArtifactError(f"{node.name}: its right operand is no constant")
+    tensor = constants[node.input[1]]
+    weight = onnx.numpy_helper.to_array(tensor)
+    if not np.array_equal(weight, matrix.dequantized().T.astype(weight.dtype)):
+        raise ArtifactError(f"{node.name}: its constant is not the matrix")
+    return matrix, None, int(tensor.data_type)
+
+
+def _of_nbits(onnx: Any, node: Any, constants: dict[str, Any]) -> tuple[Matrix, npt.NDArray[Any] | None, int]:  # noqa: ANN401
+    """Matrix and bias of a MatMulNBits, and the graph's type."""
+    said = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    names = dict(zip(("x", "weight", "scales", "zeros", "order", "bias"), node.input, strict=False))
+    if said.get("bits", 4) != 4 or names.get("order"):
+        raise ArtifactError(f"{node.name}: the plugin takes 4 bits, and groups in the order of the columns")
+    wanted = {part: name for part, name in names.items() if name and part != "x"}
+    if missing := [name for name in wanted.values() if name not in constants]:
+        raise ArtifactError(f"{node.name}: {', '.join(missing)} are no constants")
+    arrays = {part: onnx.numpy_helper.to_array(constants[name]) for part, name in wanted.items()}
+    rows, columns, group = said["N"], said["K"], said["block_size"]
+    if columns % BLOCK:
+        raise ArtifactError(f"{node.name}: {columns} columns, and the layout has blocks of {BLOCK}")
+    weight = arrays["weight"].reshape(rows, -1, group // 2)
+    zeros = arrays.get("zeros")
+    if zeros is not None and zeros.dtype != np.uint8:
+        raise ArtifactError(f"{node.name}: zero points of type {zeros.dtype} are no codes")
+    matrix = from_matmul_nbits(NBits(weight, arrays["scales"], zeros), 4, columns)
+    return matrix, arrays.get("bias"), int(constants[names["scales"]].data_type)
