@@ -175,8 +175,8 @@ def _checked(weight: Tensor, bits: int, group: int, zeros: bool, search: bool, i
     return h / _divisible(h.max())
 
 
-# Left alone, ptxas holds a search to 96 registers, for five programs a multiprocessor, and spills; 128 leave four.
-CONFIGURATIONS = (Configuration({"ELEMENTS": 1024}, warps=4, stages=1, registers=128),)
+# Left alone, ptxas holds some searches to 96 registers and spills, held to 128 others; 168 leave three programs at once
+CONFIGURATIONS = (Configuration({"ELEMENTS": 1024}, warps=4, stages=1, registers=168),)
 # the interpreter pays by the operation, not by the element
 INTERPRETED = Configuration({"ELEMENTS": 1 << 17}, warps=4, stages=1)
 

@@ -29,7 +29,7 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """Short and unique within a kernel: `block_n16-splits4-w4-s2`, `elements1024-w4-s1-r128`."""
+        """Short and unique within a kernel: `block_n16-splits4-w4-s2`, `elements1024-w4-s1-r168`."""
         cut = [f"{key.lower()}{value}" for key, value in self.constants.items()]
         ceiling = [] if self.registers is None else [f"r{self.registers}"]
         return "-".join([*cut, f"w{self.warps}", f"s{self.stages}", *ceiling])
