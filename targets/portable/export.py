@@ -1,0 +1,157 @@
+"""Hugging Face folder or quantized student -> a folder with a graph of standard ONNX operators.
+
+torch's exporter traces the model through a wrapper of flat tensors (`flat`); a quantized student is traced with the
+weights its integers stand for, which are then replaced by the integers (`weights`). The graph is walked before the
+folder gets its name, so a folder that exists is portable. optimum's own ONNX exporter cannot be used with
+transformers 5; its normalized configurations can, and are (`shapes`). The tokenizer is written as transformers loads
+it, not copied: what the classes of older models change at load stands in no file of theirs.
+
+float32 is for ONNX Runtime on a CPU, which computes in nothing else; float16 for TensorRT and CUDA. Left out: bfloat16
+(TensorRT on Orin has none), and students that do not fit in memory as float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.errors import ArtifactError
+from soloist.targets.base import require
+from soloist.targets.portable.facts import DATA, DTYPES, GRAPH, TEMPLATE, TOKENIZER, Facts, input_names, output_names
+from soloist.targets.portable.graph import OPSET, check_portable, save, tidy
+from soloist.targets.portable.shapes import Shapes, read_shapes
+from soloist.targets.portable.weights import Integers, put_integers
+from soloist.targets.quantized import is_quantized, read_quantized, write_dequantized
+from soloist.targets.to_gguf import read_config
+
+ACCURACY_LEVEL = 1
+
+
+def compile_portable(student: Path, out: Path, dtype: str = "float32") -> dict[str, Any]:
+    """Write the model folder `out`; returns facts. `student` is a float or a quantized folder.
+
+    Raises:
+        ArtifactError: not a student, an architecture without a portable graph, or no tokenizer.
+    """
+    if dtype not in DTYPES:
+        raise ArtifactError(f"portable ONNX in '{dtype}' is not one of {', '.join(DTYPES)}")
+    for package in ("torch", "transformers", "onnxscript", "onnx_ir", "onnx", "optimum"):
+        require(package, "compile")
+    quantized = is_quantized(student)
+    config = _configuration(student, quantized)
+    shapes = read_shapes(config)
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        special, stop = _tokenizer(student, temporary, config)
+        done = _graph(student, temporary, shapes, dtype, quantized)
+        operators = check_portable(temporary / GRAPH)
+        sizes = {name: (temporary / name).stat().st_size for name in (GRAPH, DATA, TOKENIZER, TEMPLATE)}
+        Facts(
+            family=shapes.family, dtype=dtype, opset=OPSET, layers=shapes.layers, heads=shapes.heads,
+            kv_heads=shapes.kv_heads, head_dim=shapes.head_dim, hidden=shapes.hidden, vocabulary=shapes.vocabulary,
+            context=shapes.context, stop_ids=stop, special=special, bits=dict(done.bits),
+            accuracy_level=ACCURACY_LEVEL, operators=operators, sizes=sizes,
+        ).write(temporary)  # fmt: skip
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {"file": out.name, "dtype": dtype, "opset": OPSET, "bits": dict(done.bits), "operators": operators}
+
+
+def _configuration(student: Path, quantized: bool) -> Any:  # noqa: ANN401 - a transformers configuration
+    if not quantized:
+        read_config(student)
+    try:
+        return require("transformers", "compile").AutoConfig.from_pretrained(str(student), local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ArtifactError(f"{student}: transformers does not know this architecture ({line})") from error
+
+
+def _tokenizer(student: Path, out: Path, config: Any) -> tuple[dict[str, str], tuple[int, ...]]:  # noqa: ANN401
+    """Write tokenizer and chat template; the special tokens by name, and the ids that end an answer."""
+    transformers = require("transformers", "compile")
+    if not (student / TOKENIZER).is_file():
+        raise ArtifactError(f"{student}: no {TOKENIZER}; save the student with a fast tokenizer")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(student), local_files_only=True)
+        backend = tokenizer.backend_tokenizer
+    except Exception as error:  # the tokenizers package raises plain Exception
+        line = str(error).strip().splitlines()[0]
+        raise ArtifactError(f"{student}: its tokenizer does not load ({line})") from error
+    if not isinstance(tokenizer.chat_template, str):
+        raise ArtifactError(f"{student}: no chat template (chat_template.jinja); a chat student needs one")
+    backend.no_padding()
+    backend.no_truncation()
+    (out / TOKENIZER).write_text(backend.to_str(), encoding="utf-8")
+    (out / TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
+    stop = _stop(student, config, tokenizer)
+    return {str(name): str(token) for name, token in tokenizer.special_tokens_map.items()}, stop
+
+
+def _stop(student: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
+    file = student / "generation_config.json"
+    stop = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    for other in (getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
+        stop = other if stop is None else stop
+    return tuple(int(token) for token in (stop if isinstance(stop, list) else [] if stop is None else [stop]))
+
+
+def _graph(student: Path, out: Path, shapes: Shapes, dtype: str, quantized: bool) -> Integers:
+    if not quantized:
+        model = _traced(student, shapes, dtype, apart=False)
+        tidy(model, shapes)
+        save(model, out, {})
+        return Integers()
+    content = read_quantized(student)
+    with tempfile.TemporaryDirectory(dir=out.parent) as floats:
+        write_dequantized(student, Path(floats))
+        model = _traced(Path(floats), shapes, dtype, apart=True)
+    tidy(model, shapes)
+    done = put_integers(model, content, dtype)
+    save(model, out, done.same_bytes)
+    return done
+
+
+def _traced(folder: Path, shapes: Shapes, dtype: str, *, apart: bool) -> Any:  # noqa: ANN401 - an onnx_ir model
+    """The graph of a float folder; `apart` gives a tied head a weight of its own."""
+    torch, transformers = require("torch", "compile"), require("transformers", "compile")
+    from soloist.targets.portable.flat import Flat, example
+
+    kind = getattr(torch, dtype)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        student = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=kind, local_files_only=True)
+    except Exception as error:  # safetensors, json and transformers each raise their own kinds
+        raise ArtifactError(f"{folder}: the model does not load ({error})") from error
+    arguments, free = example(shapes.layers, shapes.kv_heads, shapes.head_dim, kind)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            Flat(student.eval(), apart=apart), arguments, dynamo=True, dynamic_shapes=free, opset_version=OPSET,
+            input_names=input_names(shapes.layers), output_names=output_names(shapes.layers), verbose=False,
+        )  # fmt: skip
+    return program.model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about packages nobody asked for and about its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,155 @@
+"""The portable ONNX runtime: a graph of standard operators in plain ONNX Runtime.
+
+Needs onnxruntime, tokenizers, jinja2 and numpy; no torch, no transformers, no onnxruntime-genai, so that it runs where
+only those have a wheel. Keys and values stay where the provider computes: outputs of one step are bound as inputs of
+the next, and come to the host only where the cache is cut back to a prefix. A long prompt goes through in pieces,
+since the graph returns the logits of every position.
+
+ONNX Runtime turns DequantizeLinear and MatMul into one product of its own, which by default rounds activations to
+8 bits; `accuracy_level` 1 keeps them in float32, 4 is that default. Left out: a cache in a fixed buffer (the graph's
+Concat copies it for every token) and batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soloist.kernels.errors import ArtifactError, EngineError
+from soloist.targets.base import Message, default_threads, require
+from soloist.targets.decode import CachedDecoder, Logits
+from soloist.targets.portable.facts import GRAPH, TEMPLATE, TOKENIZER, cache_names, read_facts
+from soloist.targets.portable.template import chat_template
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+LEVELS = (0, 1, 4)
+PIECE = 256  # tokens of a prompt computed at once
+
+
+class PortableRuntime(CachedDecoder):
+    """A portable ONNX folder with one cached sequence of at most `context` tokens.
+
+    Args:
+        accuracy_level: 0, 1 or 4, of products with quantized weights; what the export measured if not given.
+
+    Raises:
+        ArtifactError: files are missing or cut off, or onnxruntime refuses the graph or has no such provider.
+    """
+
+    def __init__(
+        self, path: Path, *, context: int = 2048, threads: int | None = None, provider: str = "cpu",
+        accuracy_level: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.facts = read_facts(path)
+        self.name = path.name
+        self.context = min(context, self.facts.context)
+        self.stop_ids = frozenset(self.facts.stop_ids)
+        self._ort: Any = require("onnxruntime", "onnx")
+        self._render = chat_template((path / TEMPLATE).read_text(encoding="utf-8"), self.facts.special)
+        self._tokenizer = _tokenizer(path / TOKENIZER)
+        level = self.facts.accuracy_level if accuracy_level is None else accuracy_level
+        if level not in LEVELS:
+            raise ArtifactError(f"accuracy level {level} is not one of {', '.join(map(str, LEVELS))}")
+        self._device = "cuda" if provider == "cuda" else "cpu"
+        self._session = self._open(path / GRAPH, provider, threads or default_threads(), level)
+        self._past = cache_names(self.facts.layers, "past_key_values")
+        self._present = cache_names(self.facts.layers, "present")
+        self._cache: list[Any] = self._values([self._empty()] * len(self._past))
+
+    def _open(self, graph: Path, provider: str, threads: int, level: int) -> Any:  # noqa: ANN401 - no types
+        there = self._ort.get_available_providers()
+        if PROVIDERS.get(provider) not in there:
+            raise ArtifactError(
+                f"onnxruntime has no provider '{provider}' here (it has {', '.join(there)}); known are "
+                f"{', '.join(PROVIDERS)}, and cuda needs onnxruntime-gpu in place of onnxruntime"
+            )
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
+        try:
+            return self._ort.InferenceSession(str(graph), options, providers=[PROVIDERS[provider]])
+        except Exception as error:  # the library raises a kind of its own for every status
+            raise ArtifactError(f"{graph}: onnxruntime cannot load this graph ({_line(error)})") from error
+
+    def _empty(self) -> Any:  # noqa: ANN401 - a numpy array of the graph's type
+        return np.zeros((1, self.facts.kv_heads, 0, self.facts.head_dim), np.dtype(self.facts.dtype))
+
+    def _values(self, arrays: Sequence[Any]) -> list[Any]:
+        return [self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0) for array in arrays]
+
+    def render(self, messages: Sequence[Message]) -> str:
+        return self._render(messages)
+
+    def tokenize(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False).ids]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def _cut(self, keep: int) -> None:
+        if keep < self._length():
+            arrays = [np.ascontiguousarray(value.numpy()[:, :, :keep]) for value in self._cache]
+            self._cache = self._values(arrays)
+
+    def _length(self) -> int:
+        return int(self._cache[0].shape()[2])
+
+    def _run(self, tokens: Sequence[int]) -> Logits:
+        """Logits (len(tokens), vocabulary) of tokens after what the cache holds; the cache holds them afterwards."""
+        past, total = self._length(), self._length() + len(tokens)
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("input_ids", np.array([tokens], np.int64))
+        binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
+        binding.bind_cpu_input("position_ids", np.arange(past, total, dtype=np.int64)[None])
+        for name, value in zip(self._past, self._cache, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits", "cpu")
+        for name in self._present:
+            binding.bind_output(name, self._device)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # the library raises a kind of its own for every status
+            raise EngineError(f"{self.name}: onnxruntime stopped ({_line(error)})") from error
+        logits, *self._cache = binding.get_outputs()
+        rows: Logits = logits.numpy()[0]
+        return rows
+
+    def _feed(self, tokens: Sequence[int], keep: int) -> Logits:
+        self._cut(keep)
+        rows = None
+        for at in range(0, len(tokens), PIECE):
+            rows = self._run(tokens[at : at + PIECE])
+        if rows is None:
+            raise EngineError(f"{self.name}: no tokens to compute")
+        last: Logits = rows[-1]
+        return last
+
+    def logits(self, tokens: Sequence[int]) -> Logits:
+        if len(tokens) > self.context:
+            raise EngineError(f"{self.name}: {len(tokens)} tokens do not fit the context of {self.context}")
+        self._held = []
+        self._cut(0)
+        pieces = [self._run(tokens[at : at + PIECE]) for at in range(0, len(tokens), PIECE)]
+        self._held = list(tokens)
+        return np.concatenate(pieces)
+
+    def close(self) -> None:
+        self._session = self._tokenizer = None
+        self._cache, self._held = [], []
+
+
+def _tokenizer(file: Path) -> Any:  # noqa: ANN401 - tokenizers has no types for us
+    package = require("tokenizers", "onnx")
+    try:
+        return package.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise ArtifactError(f"{file}: not a tokenizer ({_line(error)}); export the student again") from error
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

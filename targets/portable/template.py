@@ -1,0 +1,77 @@
+"""Chat templates with jinja2 alone, in the dialect of transformers: its settings, filters and globals.
+
+A template comes with the student, who may come from anywhere: it runs in jinja2's immutable sandbox. Left out:
+tools, documents and which tokens are the assistant's (`{% generation %}` is read and passes its text on).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from soloist.kernels.errors import ArtifactError, EngineError
+from soloist.targets.base import Message, require
+
+
+def chat_template(source: str, special: Mapping[str, str]) -> Callable[[Sequence[Message]], str]:
+    """A function messages -> prompt text, generation prompt included.
+
+    Args:
+        special: special tokens by the name a template knows them under ("bos_token" …).
+
+    Raises:
+        ArtifactError: not a template. The function raises EngineError where the template refuses the messages.
+    """
+    jinja2 = require("jinja2", "onnx")
+    sandbox = require("jinja2.sandbox", "onnx")
+    environment = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_generation(), "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    try:
+        template = environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise ArtifactError(f"the chat template is not jinja2 ({error}); mend chat_template.jinja") from error
+
+    def render(messages: Sequence[Message]) -> str:
+        try:
+            return str(
+                template.render(
+                    messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **special
+                )
+            )
+        except jinja2.TemplateError as error:
+            raise EngineError(f"the chat template refuses these messages ({error})") from error
+
+    return render
+
+
+def _generation() -> type[Any]:
+    """The extension that reads `{% generation %} … {% endgeneration %}`."""
+    jinja2, extension = require("jinja2", "onnx"), require("jinja2.ext", "onnx")
+
+    class Generation(extension.Extension):  # type: ignore[misc]  # jinja2 is imported late, so its class is Any
+        tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
+
+        def parse(self, parser: Any) -> Any:  # noqa: ANN401
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body, lineno=line)
+
+    return Generation
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None,  # noqa: ANN401
+    separators: tuple[str, str] | None = None, sort_keys: bool = False,
+) -> str:  # fmt: skip
+    """JSON as it is, where jinja2's own filter would escape it for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise require("jinja2", "onnx").TemplateError(message)
