@@ -1,17 +1,16 @@
 """Open any model by what lies on disk: a GGUF file, an onnxruntime-genai folder, a Hugging Face folder,
-or a quantized one, which torch runs from the values its integers stand for.
+or a quantized one, which torch runs on our kernels where there is a GPU for them.
 
 A student may be two models that answer as one: a folder with a folder `decomposer` and a folder `solver`.
 """
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import Runtime
-from soloist.targets.quantized import is_quantized, write_dequantized
+from soloist.targets.quantized import is_quantized
 
 FORMATS = ("gguf", "onnx", "quantized", "torch")
 PARTS = ("decomposer", "solver")
@@ -60,15 +59,7 @@ def open_runtime(path: Path, format: str | None = None) -> Runtime:
         from soloist.targets.run_onnx import OnnxRuntime
 
         return OnnxRuntime(path)
-    if kind == "quantized":
-        from soloist.targets.run_torch import TorchRuntime
-
-        with tempfile.TemporaryDirectory() as folder:
-            write_dequantized(path, Path(folder))
-            runtime = TorchRuntime(Path(folder))
-        runtime.name = path.name
-        return runtime
-    if kind == "torch":
+    if kind in ("torch", "quantized"):
         from soloist.targets.run_torch import TorchRuntime
 
         return TorchRuntime(path)

@@ -17,7 +17,7 @@ import click
 @click.argument("question", nargs=-1)
 def command(student: Path, tools: tuple[str, ...], question: tuple[str, ...]) -> None:
     """Answer QUESTION, or read questions from the terminal. STUDENT is a GGUF file, an ONNX folder, a Hugging
-    Face folder, or a folder of a job (its smallest GGUF is taken)."""
+    Face folder, a quantized one, or a folder of a job (its smallest GGUF is taken)."""
     from soloist.toolchain.bench.systems import student_team
     from soloist.toolchain.tasks.base import Question
     from soloist.toolchain.teams.config import StudentEngineConfig
@@ -29,6 +29,8 @@ def command(student: Path, tools: tuple[str, ...], question: tuple[str, ...]) ->
     team = student_team(path, names, entries)
     assert isinstance(team.engine, StudentEngineConfig)
     engine = open_student(team.engine, on_text=lambda text: click.echo(text, nl=False))
+    if note := getattr(engine, "note", ""):
+        click.echo(note, err=True)
     with Team(team, engine=engine) as opened:
         asked = [" ".join(question)] if question else iter(_ask, None)
         for text in asked:
@@ -101,10 +103,13 @@ def _compiled_tools(student: Path) -> Path | None:
     from soloist.toolchain.artifact import MANIFEST, Artifact
 
     with contextlib.suppress(ArtifactError):
-        digest = Artifact.open(student, stage="distill", verify=False).digest
+        made = Artifact.open(student, verify=False)
+        origins = {made.digest}
+        if made.manifest["stage"] == "quantize":  # the files may be of the student it was made from
+            origins.add(made.manifest["parents"][0]["digest"])
         for manifest in sorted(student.resolve().parent.glob(f"*/{MANIFEST}")):
             with contextlib.suppress(ArtifactError):  # another stage, damaged, or of another program
                 compiled = Artifact.open(manifest.parent, stage="export", verify=False)
-                if digest in [parent["digest"] for parent in compiled.manifest["parents"]]:
+                if origins & {parent["digest"] for parent in compiled.manifest["parents"]}:
                     return next(compiled.path.glob("*/tools.json"), None)
     return None

@@ -27,6 +27,7 @@ class PairEngine:
         except BaseException:
             self.close()
             raise
+        self.note = "\n".join(filter(None, (part.note for part in self.parts.values())))
 
     def ask(self, asks: Sequence[Ask]) -> list[Reply]:
         return [self._answer(ask) for ask in asks]

@@ -12,7 +12,7 @@ from soloist.toolchain.teams.engines.base import Ask
 
 
 class StudentEngine:
-    """Opens a GGUF file, an ONNX folder or a Hugging Face folder; calls run one after the other.
+    """Opens a GGUF file, an ONNX folder, a Hugging Face folder or a quantized one; calls run one after the other.
 
     A student that was taught with facts before the question has its graph beside it and is asked so.
     """
@@ -22,6 +22,7 @@ class StudentEngine:
 
         self.runtime = open_runtime(Path(config.path), config.format)
         self.model = self.runtime.name
+        self.note = str(getattr(self.runtime, "note", ""))  # what is held of a quantized student, and why
         self.on_text = on_text
         self.graph = graph_beside(Path(config.path))
 
