@@ -89,13 +89,13 @@ class CudaClock:
     def facts(self) -> dict[str, Any]:
         found = self.torch.cuda.get_device_properties(0)
         return {
-            "name": found.name, "driver": _smi("driver_version").get("driver_version"),
+            "name": found.name, "driver": self._smi("driver_version").get("driver_version"),
             "sm": 10 * found.major + found.minor, "processors": found.multi_processor_count,
             "l2_bytes": found.L2_cache_size, "memory_bytes": found.total_memory,
         }  # fmt: skip
 
     def state(self) -> dict[str, Any]:
-        return _smi("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "temperature.gpu")
+        return self._smi("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "temperature.gpu")
 
     def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         self.torch._dynamo.reset()  # each shape for itself: torch would go over to dynamic shapes
@@ -139,12 +139,16 @@ class CudaClock:
         self.torch.cuda.synchronize()
         return before, self.torch.cuda.max_memory_allocated()
 
+    def _smi(self, *names: str) -> dict[str, Any]:
+        uuid = getattr(self.torch.cuda.get_device_properties(0), "uuid", None)  # torch may count other GPUs than the tool
+        return ask_smi("0" if uuid is None else f"GPU-{uuid}", *names)
 
-def _smi(*names: str) -> dict[str, Any]:
-    """What nvidia-smi says; nothing where it is not there or does not answer."""
+
+def ask_smi(which: str, *names: str) -> dict[str, Any]:
+    """What nvidia-smi says of a GPU; nothing where it is not there or does not answer."""
     if shutil.which("nvidia-smi") is None:
         return {}
-    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", "-i", which, f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
         values = [value.strip() for value in answer.stdout.strip().split(",")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import itertools
 import json
@@ -88,36 +87,28 @@ def started(tmp_path, capsys):
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What entry points ask of the tuned tables when their GPU is the made-up one: (kernel, sizes, options, answer).
+def asked(monkeypatch, tmp_path):
+    """What entry points ask of the tables in the folder of `started`, as if the made-up GPU were theirs.
 
-    Give it a file, and that table is all there is.
+    A list of (kernel, sizes, options, the configuration they get or None), one for each different question.
     """
     from soloist.kernels import choose, tuned
 
-    known, found = {}, []
+    found = []
     real = tuned.tuned
 
+    def known():
+        files = (tmp_path / "tuned").glob("*.json")
+        return {table.device: table for table in (tuned.read_table(f.read_text(), f.name) for f in files)}
+
     def recorded(kernel, device, sizes, options):
-        assert device == DEVICE
-        answer = real(kernel, device, sizes, options)
-        found.append((kernel, sizes, options, answer))
-        return answer
+        found.append((kernel, sizes, options, real(kernel, device, sizes, options)))
+        return found[-1][-1]
 
-    def of(path):
-        table = tuned.read_table(path.read_text(), path.name)
-        known[table.device] = table
-        return found
-
-    monkeypatch.setattr(tuned, "tables", lambda: known)
+    known.cache_clear = lambda: None
+    monkeypatch.setattr(tuned, "tables", known)
     monkeypatch.setattr(choose, "tuned", recorded)
     monkeypatch.setattr(choose, "_tuned_for", lambda _: DEVICE)
     choose._tuned_cut.cache_clear()
-    yield of
+    yield found
     choose._tuned_cut.cache_clear()
-
-
-@pytest.fixture
-def fewer():
-    """A kernel with some of its configurations, or another entry point."""
-    return dataclasses.replace
