@@ -150,6 +150,8 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], group: int) -> None:
         UsageError: what does not fit.
     """
     k, n = shapes["x"][-1], shapes["words"][0]
+    if len(shapes["x"]) < 2:
+        raise UsageError(f"{KERNEL}: x is {shapes['x']}; its rows lie along the dimensions before the last")
     if k < 0:
         return
     if k % 32:

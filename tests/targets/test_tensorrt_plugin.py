@@ -280,6 +280,8 @@ def test_shapes_that_would_be_read_past_their_end_are_refused(name, shape):
         tensorrt_plugin.check_shapes({**shapes, name: shape}, 32)
     with pytest.raises(UsageError, match="x has 100 columns"):
         tensorrt_plugin.check_shapes({**shapes, "x": (1, 100)}, 32)
+    with pytest.raises(UsageError, match=r"x is \(96,\); its rows"):
+        tensorrt_plugin.check_shapes({**shapes, "x": (96,)}, 32)
     tensorrt_plugin.check_shapes({**shapes, "x": (1, -1), name: shape}, 32)  # not known yet
 
 
