@@ -27,7 +27,7 @@ from soloist.targets.base import require
 from soloist.targets.portable.facts import DATA, DTYPES, GRAPH, TEMPLATE, TOKENIZER, Facts, input_names, output_names
 from soloist.targets.portable.graph import OPSET, check_portable, save, tidy
 from soloist.targets.portable.shapes import Shapes, read_shapes
-from soloist.targets.portable.weights import Integers, put_integers
+from soloist.targets.portable.weights import EMBEDDING, Integers, put_integers
 from soloist.targets.quantized import is_quantized, read_quantized, write_dequantized
 from soloist.targets.to_gguf import read_config
 
@@ -116,7 +116,7 @@ def _graph(student: Path, out: Path, shapes: Shapes, dtype: str, quantized: bool
     content = read_quantized(student)
     with tempfile.TemporaryDirectory(dir=out.parent) as floats:
         write_dequantized(student, Path(floats))
-        model = _traced(Path(floats), shapes, dtype, apart=True)
+        model = _traced(Path(floats), shapes, dtype, apart=EMBEDDING in content.matrices)
     tidy(model, shapes)
     done = put_integers(model, content, dtype)
     save(model, out, done.same_bytes)

@@ -50,9 +50,7 @@ def put_integers(model: Any, content: Quantization, dtype: str) -> Integers:  # 
     """
     graph = _Graph(model.graph, dtype)
     done = Integers()
-    tied = HEAD not in content.matrices and HEAD in model.graph.initializers and EMBEDDING in content.matrices
-    if tied and not content.plan.get("tied", True):
-        tied = False
+    tied = bool(content.plan["tied"]) and HEAD not in content.matrices
     for name, matrix in content.matrices.items():
         done.bits[str(matrix.bits)] += 1
         if name != EMBEDDING:
