@@ -1,5 +1,5 @@
-"""Open any model by what lies on disk: a GGUF file, an onnxruntime-genai folder, a Hugging Face folder,
-or a quantized one, which torch runs on our kernels where there is a GPU for them.
+"""Open any model by what lies on disk: a GGUF file, an onnxruntime-genai or a portable ONNX folder, a Hugging Face
+folder, or a quantized one, which torch runs on our kernels where there is a GPU for them.
 
 A student may be two models that answer as one: a folder with a folder `decomposer` and a folder `solver`.
 """
@@ -10,9 +10,10 @@ from pathlib import Path
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import Runtime
+from soloist.targets.portable.facts import is_portable
 from soloist.targets.quantized import is_quantized
 
-FORMATS = ("gguf", "onnx", "quantized", "torch")
+FORMATS = ("gguf", "onnx", "onnx-portable", "quantized", "torch")
 PARTS = ("decomposer", "solver")
 
 
@@ -37,13 +38,15 @@ def format_of(path: Path) -> str:
         return "gguf"
     if (path / "genai_config.json").is_file():
         return "onnx"
+    if is_portable(path):
+        return "onnx-portable"
     if is_quantized(path):
         return "quantized"
     if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
         return "torch"
     what = "no such file or folder" if not path.exists() else "not a model"
     raise ArtifactError(
-        f"{path}: {what}; give a .gguf file, a folder with genai_config.json, "
+        f"{path}: {what}; give a .gguf file, a folder with genai_config.json or portable.json, "
         "or a folder with config.json and model.safetensors"
     )
 
@@ -59,6 +62,10 @@ def open_runtime(path: Path, format: str | None = None) -> Runtime:
         from soloist.targets.run_onnx import OnnxRuntime
 
         return OnnxRuntime(path)
+    if kind == "onnx-portable":
+        from soloist.targets.portable.run import PortableRuntime
+
+        return PortableRuntime(path)
     if kind in ("torch", "quantized"):
         from soloist.targets.run_torch import TorchRuntime
 
