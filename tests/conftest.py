@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import runpy
 import shutil
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,20 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("no ../shared/data beside the checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def make_student():
+    """Builder of tiny students: `make_student(folder, pre=…, seed=…)`."""
+    for package in ("torch", "transformers", "tokenizers"):
+        pytest.importorskip(package)
+    return runpy.run_path(str(Path(__file__).with_name("targets") / "tiny_student.py"))["make"]
+
+
+@pytest.fixture(scope="session")
+def tiny(make_student, tmp_path_factory) -> Path:
+    """A two-layer student with a tokenizer of its own, as a Hugging Face folder. Treat it as read-only."""
+    return make_student(tmp_path_factory.mktemp("tiny") / "student")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,4 @@
 import json
-import runpy
 import shutil
 from pathlib import Path
 
@@ -23,12 +22,6 @@ LOOSE = Tolerance(kl=1.0, top1=0.5)  # random weights quantize worse than traine
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for the subprocesses
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    make = runpy.run_path(str(Path(__file__).parent / "targets" / "tiny_student.py"))["make"]
-    return make(tmp_path_factory.mktemp("verify") / "student")
 
 
 @pytest.fixture(scope="module")

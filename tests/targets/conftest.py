@@ -1,26 +1,8 @@
-"""The tiny student and its compiled files, made once for all tests of the targets."""
+"""The compiled files of the tiny student, made once for all tests of the targets."""
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import pytest
-
-make = runpy.run_path(str(Path(__file__).with_name("tiny_student.py")))["make"]
-
-
-@pytest.fixture(scope="session")
-def make_student():
-    for package in ("torch", "transformers", "tokenizers"):
-        pytest.importorskip(package)
-    return make
-
-
-@pytest.fixture(scope="session")
-def tiny(make_student, tmp_path_factory) -> Path:
-    """A two-layer student as a Hugging Face folder."""
-    return make_student(tmp_path_factory.mktemp("tiny") / "student")
 
 
 @pytest.fixture(scope="session")
