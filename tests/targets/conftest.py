@@ -25,3 +25,15 @@ def tiny_onnx(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("onnx") / "int8"
     compile_onnx(tiny, out, "int8")
     return out
+
+
+@pytest.fixture(scope="session")
+def tiny_portable(tiny, tmp_path_factory):
+    """The tiny student as a portable ONNX folder, float32."""
+    for package in ("onnxruntime", "onnxscript", "onnx_ir", "optimum"):
+        pytest.importorskip(package)
+    from soloist.targets.portable.export import compile_portable
+
+    out = tmp_path_factory.mktemp("portable") / "portable"
+    compile_portable(tiny, out)
+    return out
