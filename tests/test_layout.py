@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import tomllib
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py
 BESIDE = sorted(path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
 
-@cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from pydantic import ValidationError  # noqa: E402
 
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.toolchain.distill.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from soloist.toolchain.distill.data import as_groups  # noqa: E402
+from soloist.toolchain.distill.data import Example, as_groups  # noqa: E402
 from soloist.toolchain.distill.methods.sft import CrossEntropy  # noqa: E402
 from soloist.toolchain.distill.optimizer import MasterAdamW  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
@@ -72,23 +71,20 @@ torch.set_num_threads(1)
 from pathlib import Path
 from soloist.toolchain.distill.data import Example
 from soloist.toolchain.distill.train import TrainConfig, Trainer
-base, folder, data, config, slow = sys.argv[1:]
+base, folder, data, config = sys.argv[1:]
 examples = [Example((), tuple(i), tuple(t)) for i, t in json.loads(Path(data).read_text())]
 trainer = Trainer(Path(base), TrainConfig.model_validate_json(config))
-trainer.fit(examples, Path(folder), on_step=lambda record: time.sleep(float(slow)))
+trainer.fit(examples, Path(folder), on_step=lambda record: time.sleep(0.3))
 """
 
 
-def test_sigkill_loses_nothing(tiny_base, conversations, tmp_path):
+def test_sigkill_loses_nothing(tiny_base, conversations, tmp_path, one_thread):
+    examples = [Example((), e.ids, e.trained) for e in conversations]
     data = tmp_path / "data.json"
-    data.write_text(json.dumps([(e.ids, e.trained) for e in conversations]))
-    config = CONFIG.model_copy(update={"checkpoint_seconds": 1e-9}).model_dump_json()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def command(folder, slow):
-        return [sys.executable, "-P", "-c", SCRIPT, str(tiny_base), str(tmp_path / folder), str(data), config, slow]
-
-    victim = subprocess.Popen(command("killed", "0.3"), env=environment)
+    data.write_text(json.dumps([(e.ids, e.trained) for e in examples]))
+    config = CONFIG.model_copy(update={"checkpoint_seconds": 1e-9})
+    child = [str(tiny_base), str(tmp_path / "killed"), str(data), config.model_dump_json()]
+    victim = subprocess.Popen([sys.executable, "-P", "-c", SCRIPT, *child])
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("checkpoints/step-*3")):
         assert victim.poll() is None, "the run ended before it could be killed"
@@ -96,8 +92,8 @@ def test_sigkill_loses_nothing(tiny_base, conversations, tmp_path):
         time.sleep(0.02)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    for folder in ("killed", "whole"):
-        subprocess.run(command(folder, "0"), env=environment, check=True)
+    again, whole = (Trainer(tiny_base, config).fit(examples, tmp_path / folder) for folder in ("killed", "whole"))
+    assert again.resumed_at >= 3 and whole.resumed_at == 0
     lines = [(tmp_path / folder / "train.jsonl").read_text().splitlines() for folder in ("killed", "whole")]
     assert lines[0] == lines[1]
     assert len(lines[0]) == 9
