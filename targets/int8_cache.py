@@ -59,7 +59,8 @@ class Int8Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
             self.append(*new, *self.parts, self.length)
         else:  # a row for each token, each with room for itself alone
             rooms = [part[0, :, filled : filled + count].transpose(0, 1).unsqueeze(2) for part in self.parts]
-            append_int8_ref(*new, *rooms, positions=torch.zeros(count, dtype=torch.int32, device=self.device))
+            first = torch.zeros(count, dtype=torch.int32, device=self.device)
+            append_int8_ref(*[*new, *rooms, first])
         self.filled = filled + count
         self.length.fill_(self.filled)
         return self, self
