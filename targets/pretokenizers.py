@@ -4,6 +4,9 @@ A GGUF file stores only a word such as "smollm" for the step that cuts text befo
 `tokenizer.json` spells the step out. Both conversions read this one table, so that a round trip cannot
 end with another cut. It holds the byte-level BPE families whose two spellings were compared id by id;
 a tokenizer outside it is refused, because a wrong cut goes unseen: the text still decodes.
+
+Qwen2, Qwen2.5 and Qwen3 cut alike ("qwen2"), SmolLM3 as Llama 3 ("llama-bpe"). Where Llama 3's cut comes without
+its rule that whole words skip the merges, the word is "smaug-bpe".
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "smollm": PreTokenizer(_DIGITS, plain=_split(r"\p{N}", _GPT2)),
     "gpt-2": PreTokenizer(_bytes(True)),
     "llama-bpe": PreTokenizer(_split(_LLAMA3), ignore_merges=True),
+    "smaug-bpe": PreTokenizer(_split(_LLAMA3)),
     "qwen2": PreTokenizer(_split(_QWEN2)),
 }
 
@@ -74,12 +78,14 @@ def _cuts(spec: Mapping[str, Any] | None) -> object:
     return {key: value for key, value in spec.items() if key != "trim_offsets"}
 
 
-def name_of(spec: Mapping[str, Any] | None) -> str:
-    """GGUF's word for the `pre_tokenizer` of a tokenizer.json."""
+def name_of(spec: Mapping[str, Any] | None, ignore_merges: bool | None = None) -> str:
+    """GGUF's word for the `pre_tokenizer` of a tokenizer.json; `ignore_merges` of its model, if that is to count."""
     for name, known in PRE_TOKENIZERS.items():
-        if _cuts(known.spec) == _cuts(spec):
+        if _cuts(known.spec) == _cuts(spec) and ignore_merges in (None, known.ignore_merges):
             return name
+    rule = " with ignore_merges" if ignore_merges else ""
     raise ArtifactError(
-        f"tokenizer.json: this pre_tokenizer has no name in GGUF among {', '.join(PRE_TOKENIZERS)}; "
-        "the student cannot become a GGUF file"
+        f"tokenizer.json: this pre_tokenizer{rule} has no name in GGUF among {', '.join(PRE_TOKENIZERS)}; the student "
+        "cannot become a GGUF file: train it from a base whose tokenizer cuts like one of these, or add its cut to "
+        "targets/pretokenizers.py with a comparison id by id"
     )

@@ -9,7 +9,8 @@ from soloist.targets.pretokenizers import PRE_TOKENIZERS, by_name, name_of
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
 def test_name_of_finds_the_name_of_each_spec(name):
-    assert name_of(PRE_TOKENIZERS[name].spec) == name
+    known = PRE_TOKENIZERS[name]
+    assert name_of(known.spec, known.ignore_merges) == name
 
 
 def test_name_of_ignores_what_does_not_change_the_cut():
@@ -21,8 +22,15 @@ def test_name_of_ignores_what_does_not_change_the_cut():
 
 @pytest.mark.parametrize("spec", [None, {"type": "Whitespace"}])
 def test_name_of_refuses_an_unknown_cut(spec):
-    with pytest.raises(ArtifactError, match="cannot become a GGUF"):
+    with pytest.raises(ArtifactError, match="cannot become a GGUF file: train it from a base"):
         name_of(spec)
+
+
+def test_name_of_tells_apart_whole_words_that_skip_the_merges():
+    spec = PRE_TOKENIZERS["llama-bpe"].spec
+    assert (name_of(spec, True), name_of(spec, False)) == ("llama-bpe", "smaug-bpe")
+    with pytest.raises(ArtifactError, match="pre_tokenizer with ignore_merges has no name"):
+        name_of(PRE_TOKENIZERS["qwen2"].spec, True)
 
 
 def test_by_name_refuses_an_unknown_name():

@@ -25,10 +25,9 @@ CHATS = [
 STEPS = 120
 
 
-def make(folder: Path, pre: str = "smollm", seed: int = 0) -> Path:
-    import torch
+def make_tokenizer(folder: Path, pre: str = "smollm") -> int:
+    """Write a byte-level BPE and a chat template into the folder; returns the size of the vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from soloist.targets.pretokenizers import by_name
 
@@ -52,9 +51,17 @@ def make(folder: Path, pre: str = "smollm", seed: int = 0) -> Path:
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return tokenizer.get_vocab_size()
+
+
+def make(folder: Path, pre: str = "smollm", seed: int = 0) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = make_tokenizer(folder, pre)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        vocab_size=size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
         rope_theta=10000.0, bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.08,
     )  # fmt: skip

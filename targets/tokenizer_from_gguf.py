@@ -1,0 +1,142 @@
+"""The tokenizer inside a GGUF file -> tokenizer.json and tokenizer_config.json: what `gguf_tokenizer.py` undoes.
+
+transformers' own reading is not enough: it drops the pre-tokenizer named in the file (SmolLM2 then reads "15" as one
+token where it was trained on two) and knows no SmolLM3. The cut comes from `pretokenizers`. Merges of a
+SentencePiece-like vocabulary are every cut of a token into two, the tokens by their scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.errors import ArtifactError
+from soloist.targets.gguf_tokenizer import NORMALIZER, SPACE
+from soloist.targets.pretokenizers import PreTokenizer
+
+Get = Callable[..., Any]
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+_DEFAULTS = {"llama": {"bos": 1, "eos": 2, "unk": 0}}
+
+
+def special_ids(get: Get) -> dict[str, int]:
+    """The ids of bos, eos, pad and unk, of those the file has; `get(key, default)` reads its metadata."""
+    defaults = _DEFAULTS.get(get("tokenizer.ggml.model"), {})
+    found = {kind: get(f"tokenizer.ggml.{key}_token_id", defaults.get(kind)) for kind, key in _SPECIAL.items()}
+    return {kind: int(number) for kind, number in found.items() if number is not None}
+
+
+def write(get: Get, out: Path, pre: PreTokenizer | None) -> None:
+    """Write the tokenizer and its chat template into the folder `out`; `pre` is None for SentencePiece's kind.
+
+    Raises:
+        ArtifactError: the file's lists of tokens are not what its kind of tokenizer needs.
+    """
+    tokens, types = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.token_type")
+    if not tokens or not types or len(tokens) != len(types):
+        raise ArtifactError("the GGUF file has no list of tokens and their types; use another model")
+    ids = special_ids(get)
+    content = {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [
+            _added(number, token, kind) for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind in (_CONTROL, _USER_DEFINED)
+        ],
+        **_spelled(get, _vocabulary(tokens, types), types, ids, pre),
+        "post_processor": _processor(get, tokens, ids),
+    }  # fmt: skip
+    settings: dict[str, Any] = {"backend": "tokenizers", "model_max_length": 10**30}
+    settings |= {f"{kind}_token": tokens[number] for kind, number in ids.items()}
+    settings["tokenizer_class"] = "TokenizersBackend"
+    (out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    template = get("tokenizer.chat_template")
+    if template:
+        (out / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
+    """Tokens by text, without the places of an embedding that hold none."""
+    return {
+        token: number for number, token in enumerate(tokens) if types[number] != _UNUSED or token != f"[PAD{number}]"
+    }
+
+
+def _added(number: int, token: str, kind: int) -> dict[str, Any]:
+    return {
+        "id": number, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+        "special": kind == _CONTROL,
+    }  # fmt: skip
+
+
+def _spelled(
+    get: Get, vocabulary: dict[str, int], types: Sequence[int], ids: Mapping[str, int], pre: PreTokenizer | None
+) -> dict[str, Any]:
+    model: dict[str, Any] = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+        "fuse_unk": pre is None, "byte_fallback": pre is None, "ignore_merges": pre is not None and pre.ignore_merges,
+        "vocab": vocabulary,
+    }  # fmt: skip
+    if pre is not None:
+        model["merges"] = [merge.split(" ", 1) for merge in get("tokenizer.ggml.merges") or []]
+        normalizer = get(NORMALIZER)
+        decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+        return {
+            "normalizer": {"type": normalizer} if normalizer else None, "pre_tokenizer": dict(pre.spec),
+            "decoder": decoder, "model": model,
+        }  # fmt: skip
+    scores = get("tokenizer.ggml.scores")
+    if not scores or len(scores) != len(types):
+        raise ArtifactError("the GGUF file has no scores for its tokens; use another model")
+    model["merges"] = _merges(vocabulary, types, scores)
+    by_id = {number: token for token, number in vocabulary.items()}
+    model["unk_token"] = by_id.get(ids.get("unk", -1))
+    prefix = bool(get("tokenizer.ggml.add_space_prefix", True))
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    steps = [{"type": "Prepend", "prepend": SPACE}, spaces] if prefix else [spaces]
+    undo = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}]
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": steps} if prefix else spaces, "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": [*undo, {"type": "Fuse"}, *strip]}, "model": model,
+    }  # fmt: skip
+
+
+def _merges(vocabulary: Mapping[str, int], types: Sequence[int], scores: Sequence[float]) -> list[list[str]]:
+    made = [token for token, number in vocabulary.items() if types[number] in (_NORMAL, _USER_DEFINED)]
+    made.sort(key=lambda token: -scores[vocabulary[token]])
+    return [
+        [token[:at], token[at:]]
+        for token in made
+        for at in range(1, len(token))
+        if token[:at] in vocabulary and token[at:] in vocabulary
+    ]
+
+
+def _processor(get: Get, tokens: Sequence[str], ids: Mapping[str, int]) -> dict[str, Any]:
+    """What encoding adds in front of a text and behind it."""
+    kind = get("tokenizer.ggml.model")
+    adds = {
+        "bos": get("tokenizer.ggml.add_bos_token", kind == "llama"), "eos": get("tokenizer.ggml.add_eos_token", False)
+    }  # fmt: skip
+    texts = {name: tokens[ids[name]] for name, wanted in adds.items() if wanted and name in ids}
+
+    def around(*parts: tuple[str, int]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for part, segment in parts:
+            inside = {"Sequence": {"id": part, "type_id": segment}}
+            ends = {
+                name: [{"SpecialToken": {"id": text, "type_id": segment}}] for name, text in texts.items()
+            }  # fmt: skip
+            found += [*ends.get("bos", []), inside, *ends.get("eos", [])]
+        return found
+
+    return {
+        "type": "TemplateProcessing", "single": around(("A", 0)), "pair": around(("A", 0), ("B", 1)),
+        "special_tokens": {
+            text: {"id": text, "ids": [ids[name]], "tokens": [text]} for name, text in texts.items()
+        },
+    }  # fmt: skip
