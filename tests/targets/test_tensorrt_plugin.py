@@ -25,8 +25,9 @@ from soloist.kernels.grid import grid_size  # noqa: E402
 from soloist.kernels.layout import Quantized, pack_nibbles  # noqa: E402
 from soloist.kernels.listing import read_ptx  # noqa: E402
 from soloist.kernels.w4a16_gemv import KERNEL  # noqa: E402
-from soloist.targets import tensorrt_builds, tensorrt_plugin  # noqa: E402
-from soloist.targets.tensorrt_builds import INPUTS, Builds, call_order, in_order, plugin_name  # noqa: E402
+from soloist.targets.tensorrt import builds as tensorrt_builds  # noqa: E402
+from soloist.targets.tensorrt import plugin as tensorrt_plugin  # noqa: E402
+from soloist.targets.tensorrt.builds import INPUTS, Builds, call_order, in_order, plugin_name  # noqa: E402
 
 double = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tensorrt_double.py"))))
 HALF, BF16, INT32, INT8 = (double.DataType[name] for name in ("HALF", "BF16", "INT32", "INT8"))
@@ -298,7 +299,7 @@ def test_nothing_to_register_and_nothing_to_register_with(built, monkeypatch):
 
 def test_importing_needs_neither_tensorrt_nor_torch():
     code = (
-        "import sys, soloist.targets.tensorrt_plugin, soloist.targets.tensorrt_onnx\n"
+        "import sys, soloist.targets.tensorrt.plugin, soloist.targets.tensorrt.nodes\n"
         "print({'tensorrt', 'torch', 'triton', 'onnx'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)

@@ -2,7 +2,7 @@
 
     soloist kernels build --kernel w4a16_gemv --arch sm_87 -o build/kernels     any machine, no GPU
     register(Path("build/kernels"))                                             where the engine is built
-    trt.OnnxParser(network, logger).parse(…)                                    nodes written by `tensorrt_onnx`
+    trt.OnnxParser(network, logger).parse(…)                                    nodes written by `nodes`
 
     y = soloist::w4a16_gemv(x, words, scales; group=[G])    x (…, K), words and scales as in `soloist.kernels.layout`,
         w4a16_gemv_zeros(…, zeros)                          y (…, N) of the type of x, float16 or bfloat16
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from soloist.kernels.errors import ResourceError, UsageError
-from soloist.targets.tensorrt_builds import (
+from soloist.targets.tensorrt.builds import (
     ACTIVATIONS,
     INPUTS,
     KERNEL,

@@ -13,8 +13,8 @@ from onnx.reference.op_run import OpRun  # noqa: E402
 
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.targets.repack import Matrix, pack, to_matmul_nbits, unpack  # noqa: E402
-from soloist.targets.tensorrt_builds import INPUTS, plugin_name  # noqa: E402
-from soloist.targets.tensorrt_onnx import gemv_node, replace  # noqa: E402
+from soloist.targets.tensorrt.builds import INPUTS, plugin_name  # noqa: E402
+from soloist.targets.tensorrt.nodes import gemv_node, replace  # noqa: E402
 
 N, K = 43, 96
 

@@ -1,10 +1,10 @@
-"""ONNX nodes that TensorRT's parser turns into the plugins of `tensorrt_plugin`, with our integers as they are.
+"""ONNX nodes that TensorRT's parser turns into the plugins of `plugin`, with our integers as they are.
 
     y = w4a16_gemv(x, words, scales)     domain soloist; group=[G], plugin_namespace="soloist", plugin_version="1"
 
 The parser looks a plugin up by the node's type, `plugin_namespace` and `plugin_version`; the domain is for everyone
 else. Weights are initializers: int32 words, float16 scales, int8 zero points (UINT8 would become INT32 there, and the
-codes 0 .. 15 are the same bytes). `group` is a list of one, see `tensorrt_plugin`. `replace` puts such a node where a
+codes 0 .. 15 are the same bytes). `group` is a list of one, see `plugin`. `replace` puts such a node where a
 MatMul or a MatMulNBits stood, between casts where the graph computes in float32. Left out: Gemm, and quantized
 embeddings, which are gathers and not products. ONNX Runtime has no such operator: a graph with it is for TensorRT.
 """
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.base import require
 from soloist.targets.repack import BLOCK, Matrix, NBits, from_matmul_nbits
-from soloist.targets.tensorrt_builds import NAMESPACE, plugin_name
+from soloist.targets.tensorrt.builds import NAMESPACE, plugin_name
 
 VERSION = "1"  # what tensorrt.plugin registers
 
