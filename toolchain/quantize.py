@@ -71,17 +71,9 @@ def load_quantized(path: Path) -> dict[str, Quantized]:
     Raises:
         ArtifactError: no quantized student, or a damaged one.
     """
-    import torch
+    from soloist.targets.quantized_torch import as_torch
 
-    from soloist.kernels.layout import Quantized
-
-    def tensor(array: Any) -> Any:  # noqa: ANN401 - numpy to torch, None to None
-        return None if array is None else torch.from_numpy(array)
-
-    return {
-        name: Quantized(tensor(matrix.codes), tensor(matrix.scales), matrix.group, tensor(matrix.zeros))
-        for name, matrix in read_quantized(path).matrices.items()
-    }
+    return {name: as_torch(matrix) for name, matrix in read_quantized(path).matrices.items()}
 
 
 def quantize(
