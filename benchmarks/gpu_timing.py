@@ -140,7 +140,7 @@ class CudaClock:
         return before, self.torch.cuda.max_memory_allocated()
 
     def _smi(self, *names: str) -> dict[str, Any]:
-        uuid = getattr(self.torch.cuda.get_device_properties(0), "uuid", None)  # torch may count other GPUs than the tool
+        uuid = getattr(self.torch.cuda.get_device_properties(0), "uuid", None)  # torch and the tool may count otherwise
         return ask_smi("0" if uuid is None else f"GPU-{uuid}", *names)
 
 

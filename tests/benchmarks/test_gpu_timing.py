@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,40 @@ def test_a_bar_is_met_or_missed_with_its_number(benches, value, limit, most, ver
     bar = benches.gpu_program.Bar("speed", limit, value, most)
     assert bar.plain() == {"bar": "speed", "limit": limit, "most": most, "value": value, "verdict": verdict}
     assert bar.line().startswith(f"{verdict}: ") and (value is None or f"{value:.3f}" in bar.line())
+
+
+def test_a_replay_goes_ahead_of_the_timed_one(benches):
+    told = []
+
+    class Event:
+        def __init__(self, *, enable_timing):
+            self.name = "start" if not any("made" in one for one in told) else "end"
+            told.append(f"{self.name} made")
+
+        def record(self):
+            told.append(self.name)
+
+        def synchronize(self):
+            told.append("waited")
+
+        def elapsed_time(self, other):
+            return 2.0 if (self.name, other.name) == ("start", "end") else -2.0
+
+    clock = object.__new__(benches.gpu_timing.CudaClock)
+    clock.torch = SimpleNamespace(cuda=SimpleNamespace(Event=Event))
+    assert clock.seconds(lambda: told.append("replay")) == 2e-3, "milliseconds in, seconds out"
+    assert told[2:] == ["replay", "start", "replay", "end", "waited"]
+
+
+def test_what_the_driver_says_is_read_or_left_out(benches, tmp_path, monkeypatch):
+    ask = benches.gpu_timing.ask_smi
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ask("0", "driver_version") == {}, "there is no such program"
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\n[ "$2" = GPU-1 ] && [ "$3" = --query-gpu=clocks.sm,power.draw ] && echo "1980, [N/A]"\n')
+    smi.chmod(0o755)
+    assert ask("GPU-1", "clocks.sm", "power.draw") == {"clocks.sm": "1980", "power.draw": "[N/A]"}
+    assert ask("GPU-2", "clocks.sm", "power.draw") == {}, "it does not know that GPU"
 
 
 def test_only_a_gpus_rows_are_called_measured(benches):
