@@ -28,8 +28,9 @@ from torch import Tensor
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.kernels.jit import tl, triton
-from soloist.kernels.layout import MIDDLE, Quantized, dequantize, pack_nibbles
-from soloist.kernels.pack import Bits, pack, pack_ref
+from soloist.kernels.layout import MIDDLE, WIDTHS, Quantized, dequantize, narrow_of, pack_nibbles, top_of, zero_of
+from soloist.kernels.pack import pack, pack_ref
+from soloist.kernels.pack_options import Bits
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
 
 Order = Literal["natural", "activation"]
@@ -101,7 +102,7 @@ class _Options:
     @property
     def top(self) -> int:
         """Codes run from 0 to here before they are stored."""
-        return 15 if self.bits == 4 else 254
+        return top_of(self.bits)
 
 
 def _solve(
@@ -123,7 +124,7 @@ def _solve(
         )  # fmt: skip
         s = found.scales.float().repeat_interleave(options.group, 1)[:, : h[columns].numel()]
         if found.zeros is None:
-            return s, torch.full_like(s, MIDDLE if options.bits == 4 else 127)
+            return s, torch.full_like(s, zero_of(options.bits))
         return s, found.zeros.float().repeat_interleave(options.group, 1)[:, : s.shape[1]]
 
     if options.order == "natural":
@@ -138,7 +139,7 @@ def _solve(
         codes[:, by] = found
     scales, points = s[:, :: options.group].half(), z[:, :: options.group].to(torch.uint8)
     stored = pack_nibbles(codes + z) if options.bits == 4 else codes.to(torch.int8)
-    return Quantized(stored, scales, options.group, points if options.zeros else None)
+    return Quantized(stored, scales, options.group, points if options.zeros else None, narrow_of(options.bits))
 
 
 def _walk(
@@ -270,6 +271,7 @@ def _cases() -> Iterator[Case]:
         ((64, 192), "float32", {}), ((37, 96), "bfloat16", {"search": False}), ((3, 32), "float32", {}),
         ((65, 224), "float16", {"group": 64, "order": "activation"}),
         ((33, 160), "float32", {"group": 128, "zeros": True, "search": False}), ((20, 96), "float32", {"bits": 8}),
+        ((24, 96), "float32", {"bits": 5}), ((18, 64), "float32", {"bits": 6, "order": "activation"}),
     ):  # fmt: skip
         yield Case({"N": n, "K": k}, dtype, 0.0, 0.0, options)
     yield Case({"N": 576, "K": 1536}, "float32", 0.0, 0.0, {"search": False}, slow=True)
@@ -278,12 +280,12 @@ def _cases() -> Iterator[Case]:
 def _builds() -> Iterator[Build]:
     configuration = CONFIGURATIONS[0]
     pointers = ("w_at", "u_at", "s_at", "z_at", "values", "errors")
-    for bits, top in ((4, 15), (8, 254)):
+    for bits in WIDTHS:
         for columns in (32, 64, 128):
             yield Build(
                 "gptq", f"int{bits}-block{columns}", _block_kernel,
                 {**dict.fromkeys(pointers, "*fp32"), "rows": "i32", "columns": "i32"},
-                {"TOP": top, "COLUMNS": columns, **configuration.constants}, configuration,
+                {"TOP": top_of(bits), "COLUMNS": columns, **configuration.constants}, configuration,
                 aligned=(*pointers, "columns"), grid=("cdiv(rows, ROWS)", "1", "1"), fused=False,
             )  # fmt: skip
 

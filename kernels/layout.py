@@ -5,8 +5,10 @@ is shorter where G does not divide K; K is a multiple of 32):
 
     4 bit   W[n, k] = (u[n, k] - z[n, g]) * s[n, g],   u in 0..15,  z = 8 unless there are zero points,  g = k // G
     8 bit   W[n, k] = q[n, k] * s[n, g],               q in -128..127
+    5, 6    the same, q in -16..15, -32..31
 
-8-bit codes are stored row by row as int8 (N, K). 4-bit codes are stored as int32 words (N, K / 8): 32 columns are one
+Codes of 5 to 8 bits are stored row by row as int8 (N, K); whoever multiplies sees 8 bits, whoever writes a file the
+`width`. 4-bit codes are stored as int32 words (N, K / 8): 32 columns are one
 block of four words, 16 bytes, what a GPU thread loads at once, and
 
     nibble i (bits 4i .. 4i+3) of word j of block b   holds column   32 b + 4 i + j
@@ -29,6 +31,7 @@ from soloist.kernels.errors import UsageError
 BLOCK = 32  # columns
 GROUPS = (32, 64, 128)
 MIDDLE = 8  # the code of zero where there are no zero points
+WIDTHS = (4, 5, 6, 8)
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,14 @@ class Quantized:
         scales: float16 (N, ceil(K / group)).
         group: columns that share a scale.
         zeros: uint8 (N, ceil(K / group)), of 4-bit codes only.
+        narrow: 5 or 6 where codes in int8 keep to the range of so many bits.
     """
 
     codes: Tensor
     scales: Tensor
     group: int
     zeros: Tensor | None = None
+    narrow: Literal[5, 6] | None = None
 
     def __post_init__(self) -> None:
         if self.group not in GROUPS:
@@ -60,11 +65,18 @@ class Quantized:
             raise UsageError(f"scales must be float16 {expected}, not {self.scales.dtype} {tuple(self.scales.shape)}")
         if self.zeros is not None and (self.bits != 4 or tuple(self.zeros.shape) != expected):
             raise UsageError(f"zero points are for 4 bits, uint8 {expected}, not {tuple(self.zeros.shape)}")
+        if self.narrow is not None and (self.bits != 8 or self.narrow not in (5, 6)):
+            raise UsageError(f"codes of {self.narrow} bits: int8 holds 5, 6 or 8, words hold 4")
 
     @property
     def bits(self) -> Literal[4, 8]:
-        """Width of a code."""
+        """Bits a code is stored in."""
         return 4 if self.codes.dtype == torch.int32 else 8
+
+    @property
+    def width(self) -> Literal[4, 5, 6, 8]:
+        """Bits a code needs."""
+        return self.narrow or self.bits
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,7 +93,22 @@ class Quantized:
     def to(self, device: torch.device | str) -> Quantized:
         """The same on another device."""
         zeros = None if self.zeros is None else self.zeros.to(device)
-        return Quantized(self.codes.to(device), self.scales.to(device), self.group, zeros)
+        return Quantized(self.codes.to(device), self.scales.to(device), self.group, zeros, self.narrow)
+
+
+def top_of(width: int) -> int:
+    """Codes run from 0 to here, if zero is stored as `zero_of`. 8 bits leave -128 out, as GGUF's Q8_0 does."""
+    return 254 if width == 8 else (1 << width) - 1
+
+
+def zero_of(width: int) -> int:
+    """The code of zero, counted from the smallest."""
+    return 127 if width == 8 else 1 << (width - 1)
+
+
+def narrow_of(width: int) -> Literal[5, 6] | None:
+    """The field `narrow` of codes of a width."""
+    return 5 if width == 5 else 6 if width == 6 else None
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
     4 bit              v = clamp(rint(w / s), -8, 7)          stored u = v + 8
     4 bit with zeros   v = clamp(rint(w / s), -z, 15 - z)     stored u = v + z,  z = clamp(rint(-low / s), 0, 15)
     8 bit              v = clamp(rint(w / s), -127, 127)      stored v
+    5, 6 bit           v = clamp(rint(w / s), -16, 15), (-32, 31)      stored v
 
 w (N, K) fp32, fp16 or bf16; s (N, groups) fp16. A scale is the group's extreme over a divisor d, in fp32, rounded to
 fp16 *before* the codes are computed, so that the integers fit the scale that is stored:
 
     4 bit    m = the entry of largest magnitude, with its sign (of two equal ones the negative);  s = m / -8
-             as GGUF's Q4_0: the extreme gets the code -8, which the other side does not have
+             as GGUF's Q4_0: the extreme gets the code -8, which the other side does not have; 5 and 6 bits alike
     zeros    m = max(high, 0) - min(low, 0);  s = m / 15
     8 bit    m = largest magnitude;  s = m / 127, as GGUF's Q8_0
 
@@ -23,31 +24,23 @@ so a search never loses to it. `importance` h (K) is the mean square of each inp
 2306.00978, without its folding of scales into the layer before); none means h = 1.
 
 Bit for bit the same everywhere: sums are added half onto half in one fixed order, v * s is exact in fp32 (at most
-8 + 11 bits), and multiply-adds are not fused. Left out: scales shared by groups (K-quants), 5 and 6 bits.
+8 + 11 bits), and multiply-adds are not fused. Left out: scales shared by groups (K-quants).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from soloist.kernels.choose import choose_cut
-from soloist.kernels.errors import DataError, UsageError
 from soloist.kernels.jit import tl, triton
-from soloist.kernels.layout import BLOCK, GROUPS, MIDDLE, Quantized, dequantize, pack_nibbles, per_column
+from soloist.kernels.layout import GROUPS, Quantized, dequantize, narrow_of, pack_nibbles, per_column, top_of, zero_of
+from soloist.kernels.pack_options import Bits, checked, divisors
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
 
-Bits = Literal[4, 8]
-DIVISORS = {
-    "4": (-8.0, -7.0, -7.25, -7.5, -7.75, -8.25, -8.5, -8.75, -9.0, -9.5, -10.0, 7.0, 7.25, 7.5, 7.75, 8.0, 8.5),
-    "zeros": (15.0, 14.5, 15.5, 16.0, 16.5, 17.0, 17.5, 18.0, 19.0),
-    "8": (127.0, 126.5, 127.5, 128.0, 129.0, 130.0, 132.0),
-}
-_LARGEST = 65504.0  # of fp16: no scale can overflow
 _CHUNK = 1 << 15  # weights that the reference works on at once: they stay in a core's cache
 
 
@@ -61,7 +54,7 @@ def pack_ref(
         UsageError: bits, group or shape that the layout does not have.
         DataError: weights that are infinite, no numbers, or too large for a scale in fp16.
     """
-    h = _checked(weight, bits, group, zeros, search, importance)
+    h = checked(weight, bits, group, zeros, search, importance)
     rows, columns = weight.shape
     groups = -(-columns // group)
     table = divisors(bits, zeros, search)
@@ -70,7 +63,7 @@ def pack_ref(
         _pack_rows(weight[first : first + step], h, table, bits, group, groups, zeros) for first in range(0, rows, step)
     ]
     codes, scales, points = (torch.cat(found) for found in zip(*parts, strict=True))
-    return Quantized(codes, scales, group, points if zeros else None)
+    return Quantized(codes, scales, group, points if zeros else None, narrow_of(bits))
 
 
 def _pack_rows(
@@ -86,8 +79,8 @@ def _pack_rows(
     if len(table) > 1:
         scale = _search(w, h, _extreme(low, high, bits, zeros), scale, z, table, bits)
     codes = (_values(w, scale, z, bits) + z[..., None]).reshape(len(w), -1)[:, :columns]
-    if bits == 8:
-        return (codes - 127).to(torch.int8), scale.half(), z.to(torch.uint8)
+    if bits != 4:
+        return (codes - zero_of(bits)).to(torch.int8), scale.half(), z.to(torch.uint8)
     return pack_nibbles(codes), scale.half(), z.to(torch.uint8)
 
 
@@ -98,12 +91,12 @@ def _extreme(low: Tensor, high: Tensor, bits: int, zeros: bool) -> Tensor:
 
 
 def _first(low: Tensor, high: Tensor, divisor: float, bits: int, zeros: bool) -> tuple[Tensor, Tensor]:
-    """Unsearched scales (fp32, of fp16 value) and zero points (127 for 8 bits, as if codes were 0..254)."""
+    """Unsearched scales (fp32, of fp16 value) and zero points (`zero_of` where there are none)."""
     scale = _half(_extreme(low, high, bits, zeros) / divisor)
     if not zeros:
-        return scale, torch.full_like(scale, MIDDLE if bits == 4 else 127)
+        return scale, torch.full_like(scale, zero_of(bits))
     z = torch.round((-low.clamp_max(0) / _divisible(scale)).clamp(0, 15))
-    return scale, torch.where(scale == 0, MIDDLE, z)
+    return scale, torch.where(scale == 0, zero_of(bits), z)
 
 
 def _half(scale: Tensor) -> Tensor:
@@ -117,7 +110,7 @@ def _divisible(scale: Tensor) -> Tensor:
 
 def _values(w: Tensor, scale: Tensor, z: Tensor, bits: int) -> Tensor:
     z = z[..., None]
-    return torch.round((w / _divisible(scale)[..., None]).maximum(-z).minimum((15 if bits == 4 else 254) - z))
+    return torch.round((w / _divisible(scale)[..., None]).maximum(-z).minimum(top_of(bits) - z))
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -144,35 +137,6 @@ def _search(
         better = found < best
         scale, best = torch.where(better, tried, scale), torch.where(better, found, best)
     return scale
-
-
-def divisors(bits: int, zeros: bool, search: bool) -> tuple[float, ...]:
-    """What a group's extreme is divided by, the unsearched divisor first."""
-    table = DIVISORS["zeros" if zeros else str(bits)]
-    return table if search else table[:1]
-
-
-def _checked(weight: Tensor, bits: int, group: int, zeros: bool, search: bool, importance: Tensor | None) -> Tensor:
-    """The importance of each column in fp32, its largest 1."""
-    if bits not in (4, 8) or (zeros and bits != 4):
-        raise UsageError(f"{bits} bits{' with zero points' * zeros}: choose 4 bits, with or without zero points, or 8")
-    if group not in GROUPS:
-        raise UsageError(f"group size {group}: choose one of {', '.join(map(str, GROUPS))}")
-    if weight.dim() != 2 or weight.shape[1] % BLOCK or 0 in weight.shape:
-        raise UsageError(
-            f"shape {tuple(weight.shape)}: the layout takes (rows, columns), columns a multiple of {BLOCK}"
-        )
-    largest = float(weight.abs().amax())
-    if not largest <= _LARGEST:  # NaN is not either
-        raise DataError(f"the largest weight is {largest:g}: weights must be finite and at most {_LARGEST:g}")
-    if importance is None:
-        return torch.ones(weight.shape[1], device=weight.device)
-    if not search:
-        raise UsageError("importance weighs the error of a search: ask for search=True, or leave importance out")
-    h = importance.float()
-    if h.shape != weight.shape[1:] or not bool(torch.isfinite(h).all()) or float(h.min()) < 0:
-        raise DataError(f"importance must be {weight.shape[1]} finite numbers, none below 0, one for each column")
-    return h / _divisible(h.max())
 
 
 # Left alone, ptxas holds some searches to 96 registers and spills, held to 128 others; 168 leave three programs at once
@@ -224,7 +188,8 @@ def _pack_kernel(
     CANDIDATES: tl.constexpr, ELEMENTS: tl.constexpr,
 ) -> None:  # fmt: skip
     ROWS: tl.constexpr = ELEMENTS // GROUP  # rows of this tile are groups: all of W's, row by row
-    TOP: tl.constexpr = 15 if BITS == 4 else 254
+    TOP: tl.constexpr = 254 if BITS == 8 else (1 << BITS) - 1  # layout.top_of
+    ZERO: tl.constexpr = 127.0 if BITS == 8 else 1.0 * (1 << (BITS - 1))  # layout.zero_of
     index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     n, g = (index // groups).to(tl.int64), index % groups
     column = (g * GROUP)[:, None] + tl.arange(0, GROUP)[None, :]
@@ -239,7 +204,7 @@ def _pack_kernel(
     else:
         extreme = tl.where(high > -low, high, low)
     scale = _to_half(tl.div_rn(extreme, tl.load(table) + tl.zeros_like(extreme)))
-    z = tl.zeros_like(scale) + (8.0 if BITS == 4 else 127.0)
+    z = tl.zeros_like(scale) + ZERO
     if ZEROS:
         exact = tl.div_rn(-low, tl.where(scale == 0.0, 1.0, scale))
         z = tl.where(scale == 0.0, z, _rint(tl.minimum(tl.maximum(exact, 0.0), 15.0)))
@@ -262,7 +227,7 @@ def _pack_kernel(
     tl.store(scales + index, scale.to(tl.float16), mask=index < total)
     if ZEROS:
         tl.store(points + index, z.to(tl.uint8), mask=index < total)
-    if BITS == 8:
+    if BITS != 4:
         tl.store(codes + (n * columns)[:, None] + column, v.to(tl.int8), mask=inside)
     else:
         u = tl.reshape((v + z[:, None]).to(tl.int32), (ROWS, GROUP // 32, 8, 4))
@@ -281,7 +246,7 @@ def pack(
 
     A configuration is tuned for sizes N, K and options bits, group, zeros, search.
     """
-    h = _checked(weight, bits, group, zeros, search, importance)
+    h = checked(weight, bits, group, zeros, search, importance)
     out = _room(weight, bits, group, zeros)
     _launch(weight.contiguous(), h, out, search, importance is not None, configuration)
     return out
@@ -294,7 +259,7 @@ def _room(weight: Tensor, bits: int, group: int, zeros: bool) -> Quantized:
     codes = torch.empty(rows, stored[0], dtype=stored[1], device=weight.device)
     scales = torch.empty(shape, dtype=torch.float16, device=weight.device)
     points = torch.empty(shape, dtype=torch.uint8, device=weight.device) if zeros else None
-    return Quantized(codes, scales, group, points)
+    return Quantized(codes, scales, group, points, narrow_of(bits))
 
 
 def _launch(
@@ -303,16 +268,16 @@ def _launch(
     zeros = out.zeros is not None
     configuration = choose_cut(
         "pack", {"N": weight.shape[0], "K": weight.shape[1]},
-        {"bits": out.bits, "group": out.group, "zeros": zeros, "search": search}, weight.device,
+        {"bits": out.width, "group": out.group, "zeros": zeros, "search": search}, weight.device,
         INTERPRETED if weight.device.type == "cpu" else CONFIGURATIONS[0], given,
     )  # fmt: skip
-    table = divisors(out.bits, zeros, search)
+    table = divisors(out.width, zeros, search)
     groups, total = out.scales.shape[1], out.scales.numel()
     elements = configuration.constants["ELEMENTS"]
     _pack_kernel[(triton.cdiv(total, elements // out.group),)](
         weight, h, torch.tensor(table, device=weight.device), out.codes, out.scales,
         out.zeros if zeros else out.scales, total, weight.shape[1], groups,
-        BITS=out.bits, GROUP=out.group, STEPS=out.group.bit_length() - 1, ZEROS=zeros, WEIGHTED=weighted,
+        BITS=out.width, GROUP=out.group, STEPS=out.group.bit_length() - 1, ZEROS=zeros, WEIGHTED=weighted,
         CANDIDATES=len(table), ELEMENTS=elements,
         **configuration.launch_options(fused=False),  # fused, a multiply-add rounds once; the reference rounds twice
     )  # fmt: skip
@@ -335,7 +300,7 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
     got.scales.fill_(float("nan"))
     if got.zeros is not None:
         got.zeros.fill_(255)
-    h = _checked(weight, options["bits"], options["group"], options["zeros"], options["search"], importance)
+    h = checked(weight, options["bits"], options["group"], options["zeros"], options["search"], importance)
     _launch(weight, h, got, options["search"], weighted, None)
     off = float((dequantize(got, torch.float64) - weight.double()).abs().max())
     return Outcome(_farthest(weight.double(), got) if _same(got, want) else float("inf"), off)
@@ -349,10 +314,10 @@ def _same(a: Quantized, b: Quantized) -> bool:
 def _farthest(weight: Tensor, found: Quantized) -> float:
     """The largest distance of a weight, cut to what its group can hold, from its code: 1 is half a step."""
     columns = weight.shape[1]
-    points = torch.full_like(found.scales, MIDDLE if found.bits == 4 else 127) if found.zeros is None else found.zeros
+    points = torch.full_like(found.scales, zero_of(found.width)) if found.zeros is None else found.zeros
     s, z = (per_column(values.double(), found.group, columns) for values in (found.scales, points))
     s = torch.where(s == 0, 1.0, s)
-    exact = (weight / s).maximum(-z).minimum((15 if found.bits == 4 else 254) - z)
+    exact = (weight / s).maximum(-z).minimum(top_of(found.width) - z)
     distance = (dequantize(found, torch.float64) / s - exact).abs() / 0.5
     return float((distance / (1 + 2.0**-20)).max())
 
@@ -365,7 +330,9 @@ def _cases() -> Iterator[Case]:
         ((64, 576), "float32", {"search": True}), ((61, 576), "float16", {"search": True, "weighted": True}),
         ((33, 576), "float32", {"group": 128, "search": True, "weighted": True}),
         ((29, 224), "float32", {"group": 64, "zeros": True, "search": True, "weighted": True}),
-        ((48, 192), "bfloat16", {"bits": 8, "search": True}),
+        ((48, 192), "bfloat16", {"bits": 8, "search": True}), ((50, 160), "bfloat16", {"bits": 5, "group": 128}),
+        ((40, 96), "float32", {"bits": 5, "search": True, "weighted": True}), ((33, 64), "float16", {"bits": 6}),
+        ((31, 96), "float32", {"bits": 6, "group": 64, "search": True}),
         ((19, 96), "float32", {"bits": 8, "group": 64, "search": True, "weighted": True}),
     ):  # fmt: skip
         yield Case({"N": n, "K": k}, dtype, 0.0, 0.0, options)
@@ -373,7 +340,9 @@ def _cases() -> Iterator[Case]:
 
 def _builds() -> Iterator[Build]:
     cut = CONFIGURATIONS[0]
-    kinds: list[tuple[int, bool, bool]] = [(4, False, False), (4, False, True), (4, True, True), (8, False, True)]
+    kinds: list[tuple[int, bool, bool]] = [
+        (4, False, False), (4, False, True), (4, True, True), (5, False, True), (6, False, True), (8, False, True),
+    ]  # fmt: skip
     for dtype, pointer in (("float32", "*fp32"), ("bfloat16", "*bf16")):
         for bits, zeros, search in kinds:
             for group in GROUPS:

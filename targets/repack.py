@@ -2,6 +2,7 @@
 
     ours              4 bit   int32 (N, K/8): nibble i of word j of block b holds column 32 b + 4 i + j   (layout.py)
     GGUF Q4_0         18 bytes for 32 columns: fp16 scale; byte t = column t | column t+16 << 4
+    GGUF Q5_0         22 bytes for 32 columns: fp16 scale; 4 bytes of fifth bits, column t at bit t; low bits as Q4_0
     GGUF Q8_0         34 bytes for 32 columns: fp16 scale; 32 signed bytes
     MatMulNBits       B uint8 (N, groups, G * bits / 8), two columns a byte, low first; 8 bit: v + 128;
                       scales (N, groups); zero points two a byte along the groups, only if there are any
@@ -37,22 +38,30 @@ class Matrix:
         codes: int32 words (N, K / 8) of 4-bit codes, or int8 (N, K).
         scales: float16 (N, ceil(K / group)).
         zeros: uint8 of the shape of `scales`, of 4-bit codes only.
+        narrow: 5 or 6 where codes in int8 keep to the range of so many bits.
     """
 
     codes: npt.NDArray[Any]
     scales: npt.NDArray[np.float16]
     group: int
     zeros: Bytes | None = None
+    narrow: int | None = None
 
     @classmethod
     def of(cls, weight: Any) -> Matrix:  # noqa: ANN401 - a Quantized, whose module imports torch
         """The same of a `Quantized`."""
         zeros = None if weight.zeros is None else weight.zeros.cpu().numpy()
-        return cls(weight.codes.cpu().numpy(), weight.scales.cpu().numpy(), weight.group, zeros)
+        return cls(weight.codes.cpu().numpy(), weight.scales.cpu().numpy(), weight.group, zeros, weight.narrow)
 
     @property
     def bits(self) -> int:
+        """Bits a code is stored in."""
         return 4 if self.codes.dtype == np.int32 else 8
+
+    @property
+    def width(self) -> int:
+        """Bits a code needs."""
+        return self.narrow or self.bits
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -85,7 +94,9 @@ def stack(parts: list[Matrix]) -> Matrix:
         raise UsageError("matrices of different bits or groups cannot become one")
     zeros = None if parts[0].zeros is None else np.concatenate([part.zeros for part in parts if part.zeros is not None])
     codes, scales = (np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
-    return Matrix(codes, scales, parts[0].group, zeros)
+    widths = {part.width for part in parts}
+    narrow = max(widths) if max(widths) in (5, 6) else None
+    return Matrix(codes, scales, parts[0].group, zeros, narrow)
 
 
 def unpack(words: npt.NDArray[np.int32]) -> Bytes:
@@ -124,8 +135,8 @@ def _nibbles(pairs: Bytes, count: int) -> Bytes:
 
 def _blocks(matrix: Matrix, bits: int, name: str) -> npt.NDArray[np.float16]:
     """The scale of every 32 columns (N, K / 32)."""
-    if matrix.bits != bits:
-        raise ArtifactError(f"{matrix.bits}-bit codes cannot become {name}, which holds {bits}")
+    if (matrix.width if bits < 8 else matrix.bits) != bits:
+        raise ArtifactError(f"{matrix.width}-bit codes cannot become {name}, which holds {bits}")
     if matrix.zeros is not None:
         raise ArtifactError(f"zero points have no place in {name}; quantize without them")
     return np.ascontiguousarray(_per_column(matrix.scales, matrix.group // BLOCK, matrix.shape[1] // BLOCK))
@@ -145,6 +156,26 @@ def from_q4_0(raw: Bytes) -> Matrix:
     blocks = raw.reshape(len(raw), -1, 18)
     codes = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], axis=-1)
     return Matrix(pack(codes.reshape(len(raw), -1)), _scales_of(blocks), BLOCK)
+
+
+def to_q5_0(matrix: Matrix) -> Bytes:
+    """GGUF bytes (N, K / 32 * 22). Raises ArtifactError."""
+    scales = _blocks(matrix, 5, "Q5_0")
+    rows, columns = matrix.shape
+    codes = (matrix.codes.astype(np.int16) + 16).astype(np.uint8).reshape(rows, -1, BLOCK)
+    fifth = np.packbits(codes >> 4, axis=-1, bitorder="little")
+    low, high = codes[..., :16] & 15, codes[..., 16:] & 15
+    raw = np.concatenate([scales[..., None].view(np.uint8), fifth, low | (high << 4)], axis=-1)
+    return raw.reshape(rows, columns // BLOCK * 22)
+
+
+def from_q5_0(raw: Bytes) -> Matrix:
+    """Groups of 32."""
+    blocks = raw.reshape(len(raw), -1, 22)
+    low = np.concatenate([blocks[..., 6:] & 15, blocks[..., 6:] >> 4], axis=-1)
+    fifth = np.unpackbits(np.ascontiguousarray(blocks[..., 2:6]), axis=-1, bitorder="little")
+    codes = (low | (fifth << 4)).astype(np.int8) - 16
+    return Matrix(codes.astype(np.int8).reshape(len(raw), -1), _scales_of(blocks), BLOCK, None, 5)
 
 
 def to_q8_0(matrix: Matrix) -> Bytes:

@@ -44,6 +44,10 @@ def test_eight_bits_and_zero_points_by_hand():
     found = pack_ref(_row(-12.7, 6.35, 0.1), bits=8)
     assert found.scales.item() == pytest.approx(0.1, rel=1e-3)
     assert found.codes[0, :3].tolist() == [-127, 64, 1]
+    found = pack_ref(_row(-3.2, 1.6, 3.1), bits=5)  # 3.2 / 16: the extreme gets the code that only one side has
+    assert found.scales.item() == pytest.approx(0.2, rel=1e-3) and found.width == 5 and found.bits == 8
+    assert found.codes[0, :3].tolist() == [-16, 8, 15]
+    assert pack_ref(_row(3.2, -1.6, -3.2), bits=6).codes[0, :3].tolist() == [31, -16, -32]
     found = pack_ref(_row(-3.0, 12.0), zeros=True)
     assert found.scales.tolist() == [[1.0]] and found.zeros.tolist() == [[3]]
     assert unpack_nibbles(found.codes)[0, :3].tolist() == [0, 15, 3]
@@ -72,7 +76,7 @@ def test_a_group_of_zeros_and_one_too_small_for_fp16_become_zeros(run, options):
     assert not values[0].any() and not values[1, :32].any() and values[1, 40] == pytest.approx(2.0, rel=0.01)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 5, 6, 8])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_search_never_loses_and_mostly_wins(bits, weighted):
     random = torch.Generator().manual_seed(5)
@@ -111,7 +115,7 @@ def test_weights_that_are_no_numbers_are_refused(run, bad):
         (torch.ones(32), {}, "shape"),
         (torch.ones(0, 32), {}, "shape"),
         (torch.ones(2, 32), {"group": 16}, "group size 16"),
-        (torch.ones(2, 32), {"bits": 5}, "5 bits"),
+        (torch.ones(2, 32), {"bits": 7}, "7 bits"),
         (torch.ones(2, 32), {"bits": 8, "zeros": True}, "with zero points"),
         (torch.ones(2, 32), {"importance": torch.ones(32)}, "search=True"),
     ],

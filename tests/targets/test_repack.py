@@ -14,12 +14,14 @@ from soloist.targets.repack import (
     from_block_dq,
     from_matmul_nbits,
     from_q4_0,
+    from_q5_0,
     from_q8_0,
     pack,
     stack,
     to_block_dq,
     to_matmul_nbits,
     to_q4_0,
+    to_q5_0,
     to_q8_0,
     unpack,
 )
@@ -28,8 +30,10 @@ from soloist.targets.repack import (
 def make(rows=3, columns=96, bits=4, group=32, zeros=False, seed=0) -> Matrix:
     random = np.random.default_rng(seed)
     scales = random.normal(size=(rows, -(-columns // group))).astype(np.float16)
-    if bits == 8:
-        return Matrix(random.integers(-128, 128, (rows, columns)).astype(np.int8), scales, group)
+    if bits != 4:
+        half = 1 << bits - 1
+        codes = random.integers(-half, half, (rows, columns)).astype(np.int8)
+        return Matrix(codes, scales, group, narrow=None if bits == 8 else bits)
     points = random.integers(0, 16, scales.shape).astype(np.uint8) if zeros else None
     return Matrix(pack(random.integers(0, 16, (rows, columns)).astype(np.uint8)), scales, group, points)
 
@@ -53,6 +57,9 @@ def test_known_bytes_of_one_block():
     eight = Matrix(np.array([[-128, -1, 0, 127] * 8], np.int8), np.array([[2.0]], np.float16), 32)
     assert to_q8_0(eight).tobytes()[:6] == bytes([0x00, 0x40, 0x80, 0xFF, 0x00, 0x7F])
     assert to_matmul_nbits(eight).weight[0, 0, :4].tolist() == [0, 127, 128, 255]
+    five = Matrix(np.arange(-16, 16, dtype=np.int8)[None], np.array([[2.0]], np.float16), 32, narrow=5)
+    # columns 16 to 31 are 0 to 15 and have the fifth bit; low bits of column t and t + 16 share a byte
+    assert to_q5_0(five).tobytes() == bytes([0x00, 0x40, 0, 0, 0xFF, 0xFF, *(17 * t for t in range(16))])
 
 
 def test_two_rows_of_a_transposed_tensor_share_bytes():
@@ -76,6 +83,22 @@ def test_the_words_are_the_kernels_words():
         twin = Quantized(*parts, weight.group, zeros)
         assert same(Matrix.of(twin), weight)
         assert np.array_equal(dequantize(twin).numpy(), weight.dequantized())
+
+
+@pytest.mark.parametrize("bits", [5, 6])
+def test_narrow_codes_travel_in_the_next_container(bits):
+    matrix = make(4, 160, bits, 64)
+    assert (matrix.width, matrix.bits) == (bits, 8)
+    values = matrix.dequantized()
+    assert np.array_equal(from_q8_0(to_q8_0(matrix)).dequantized(), values)
+    assert np.array_equal(from_matmul_nbits(to_matmul_nbits(matrix), 8, 160).dequantized(), values)
+    assert np.array_equal(from_block_dq(to_block_dq(matrix)).dequantized(), values)
+    if bits == 6:
+        with pytest.raises(ArtifactError, match="6-bit codes cannot become Q5_0"):
+            to_q5_0(matrix)
+        return
+    back = from_q5_0(to_q5_0(matrix))
+    assert back.width == 5 and np.array_equal(back.codes, matrix.codes) and np.array_equal(back.dequantized(), values)
 
 
 @settings(deadline=None)
@@ -106,7 +129,12 @@ def test_zero_points_come_back_where_they_have_a_place(rows, blocks, group, seed
 def test_ggufs_own_reader_sees_our_values():
     quants = pytest.importorskip("gguf").quants
     kinds = pytest.importorskip("gguf").GGMLQuantizationType
-    for matrix, write, kind in ((make(), to_q4_0, kinds.Q4_0), (make(bits=8, group=64), to_q8_0, kinds.Q8_0)):
+    made = (
+        (make(), to_q4_0, kinds.Q4_0),
+        (make(bits=8, group=64), to_q8_0, kinds.Q8_0),
+        (make(bits=5), to_q5_0, kinds.Q5_0),
+    )
+    for matrix, write, kind in made:
         assert np.array_equal(quants.dequantize(write(matrix), kind), matrix.dequantized())
 
 
