@@ -101,7 +101,10 @@ def _tokenizer(student: Path, out: Path, config: Any) -> tuple[dict[str, str], t
 
 def _stop(student: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
     file = student / "generation_config.json"
-    stop = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    try:
+        stop = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    except ValueError as error:
+        raise ArtifactError(f"{file}: not JSON ({error}); save the student again") from error
     for other in (getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
         stop = other if stop is None else stop
     return tuple(int(token) for token in (stop if isinstance(stop, list) else [] if stop is None else [stop]))

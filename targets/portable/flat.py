@@ -40,7 +40,7 @@ class FlatCache:
         self.values[layer] = torch.cat([self.values[layer], value], dim=2)
         return self.keys[layer], self.values[layer]
 
-    def get_seq_length(self, layer: int = 0) -> int:
+    def get_seq_length(self, layer: int = 0) -> Any:  # noqa: ANN401 - a number, or a symbol of the trace
         """Tokens held."""
         return self.keys[layer].shape[2]
 
@@ -49,7 +49,7 @@ class FlatCache:
         return [tensor for pair in zip(self.keys, self.values, strict=True) for tensor in pair]
 
 
-class InOut(torch.nn.Module):
+class InOut(torch.nn.Module):  # type: ignore[misc]  # torch is not typed where the check runs
     """A linear layer whose weight is (in, out)."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
@@ -76,7 +76,7 @@ def grouped_attention(
     return mixed.transpose(1, 2), None
 
 
-class Flat(torch.nn.Module):
+class Flat(torch.nn.Module):  # type: ignore[misc]  # torch is not typed where the check runs
     """A causal language model of flat tensors. Takes the model over: its linear layers are replaced.
 
     Args:

@@ -54,7 +54,7 @@ def _generation() -> type[Any]:
     """The extension that reads `{% generation %} … {% endgeneration %}`."""
     jinja2, extension = require("jinja2", "onnx"), require("jinja2.ext", "onnx")
 
-    class Generation(extension.Extension):  # type: ignore[misc]  # jinja2 is imported late, so its class is Any
+    class Generation(extension.Extension):  # type: ignore[misc,name-defined]  # jinja2 is imported late
         tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
 
         def parse(self, parser: Any) -> Any:  # noqa: ANN401

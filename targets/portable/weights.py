@@ -165,17 +165,20 @@ class _Graph:
         """
         rows, columns = matrix.shape
         base, per_word = 1 << matrix.bits, _WORD // matrix.bits
-        whole = lambda name, value: self.constant(f"embedding.{name}", np.asarray(value, np.int64))  # noqa: E731
-        count = whole("codes_per_word", per_word)
-        at = nodes.add("Add", [ids, whole("first_of_column", np.arange(columns).reshape(-1, 1, 1) * rows)])
+        count = self._whole("codes_per_word", per_word)
+        first = self._whole("first_of_column", np.arange(columns).reshape(-1, 1, 1) * rows)
+        powers = self._whole("powers", [base**i for i in range(per_word)])
+        half, wrap = self._whole("half", base // 2), self._whole("wrap", 1 << _WORD)
+        at = nodes.add("Add", [ids, first])
         word = nodes.add("Gather", [words, nodes.add("Div", [at, count])], axis=0)
-        digit = nodes.add("Mod", [at, count])
-        power = nodes.add("Gather", [whole("powers", [base**i for i in range(per_word)]), digit], axis=0)
-        positive = nodes.add("Add", [nodes.add("Cast", [word], to=int(self.ir.DataType.INT64)), whole("wrap", 1 << 32)])
-        half = whole("half", base // 2)
+        power = nodes.add("Gather", [powers, nodes.add("Mod", [at, count])], axis=0)
+        positive = nodes.add("Add", [nodes.add("Cast", [word], to=int(self.ir.DataType.INT64)), wrap])
         moved = nodes.add("Add", [nodes.add("Div", [positive, power]), half])
-        signed = nodes.add("Sub", [nodes.add("Mod", [moved, whole("base", base)]), half])
+        signed = nodes.add("Sub", [nodes.add("Mod", [moved, self._whole("base", base)]), half])
         return nodes.add("Cast", [signed], to=self.onnx_dtype)
+
+    def _whole(self, name: str, value: Any) -> Any:  # noqa: ANN401
+        return self.constant(f"embedding.{name}", np.asarray(value, np.int64))
 
 
 class _Nodes:

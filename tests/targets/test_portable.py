@@ -255,8 +255,17 @@ def test_the_file_holds_each_integer_once_and_no_float_of_it(integers):
             assert codes.data_type == kinds[matrix.bits] and tuple(codes.dims) == matrix.shape[::-1]
         assert name not in tensors
     assert "lm_head.weight" not in tensors
-    stored = sum(matrix.codes.nbytes for matrix in content.matrices.values())
-    assert stored < (portable / DATA).stat().st_size < 1.6 * stored + 40_000
+    place = {
+        name: {entry.key: int(entry.value) for entry in tensor.external_data if entry.key in ("offset", "length")}
+        for name, tensor in tensors.items()
+    }
+    if content.plan["tied"]:
+        assert place["model.embed_tokens.words"] == place["model.embed_tokens.codes"] != {}
+        del place["model.embed_tokens.words"]
+    ends = sorted((at["offset"], at["offset"] + at["length"]) for at in place.values() if at)
+    assert all(end <= start for (_, end), (start, _) in zip(ends, ends[1:], strict=False))
+    floats = [tensor for tensor in tensors.values() if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert all(np.prod(tensor.dims) <= 128 for tensor in floats)  # norms and biases; scales are float16
     assert check_portable(portable / GRAPH)["DequantizeLinear"] == sum(
         1 for name in content.matrices if "embed_tokens" not in name
     ) + bool(content.plan["tied"])
@@ -268,3 +277,25 @@ def test_quantized_answers_are_those_of_the_values(integers):
     runtime, reference = PortableRuntime(portable), TorchRuntime(floats, context=512)
     ours, theirs = (one.chat(QUESTION, Sampling(max_tokens=10)) for one in (runtime, reference))
     assert ours.text == theirs.text
+
+
+@pytest.mark.slow
+def test_smollm2_keeps_its_logits_in_floats_and_integers(base_gguf, tmp_path):
+    pytest.importorskip("gguf")
+    from soloist.targets.from_gguf import from_gguf
+
+    from_gguf(base_gguf, tmp_path / "student", "float32")
+    four, eight = {"bits": 4, "group": 32}, {"bits": 8, "group": 32}
+    folder = quantized(tmp_path / "student", tmp_path / "quantized", four, eight)
+    write_dequantized(folder, tmp_path / "floats")
+    for student, reference in ((tmp_path / "student", tmp_path / "student"), (folder, tmp_path / "floats")):
+        compile_portable(student, tmp_path / "portable")
+        runtime, wanted = PortableRuntime(tmp_path / "portable"), TorchRuntime(reference)
+        assert runtime.render(FOLLOWUP) == wanted.render(FOLLOWUP)
+        tokens = wanted.tokenize(wanted.render(FOLLOWUP))
+        assert runtime.tokenize(wanted.render(FOLLOWUP)) == tokens
+        np.testing.assert_allclose(runtime.logits(tokens), wanted.logits(tokens), atol=2e-2)
+        ours, theirs = (one.chat(QUESTION, Sampling(max_tokens=24)) for one in (runtime, wanted))
+        assert ours.text == theirs.text
+        runtime.close()
+    assert (tmp_path / "portable" / DATA).stat().st_size < 90e6  # 4 bits, and 8 for embedding and head, once
