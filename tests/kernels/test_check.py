@@ -28,13 +28,13 @@ def test_cases_pass_in_the_interpreter_whatever_the_environment_says(monkeypatch
     assert short.passed and long.passed
     assert (short.kernel, short.case, short.total) == ("row_dot", "N19-K128-float16", 2)
     assert 0 < short.worst <= 1 and 0 < short.absolute < 0.1
-    assert [result.case for result in run_cases(ROW_DOT, "cpu", seed=3, slow=False)] == [short.case]
 
 
 def test_a_wrong_kernel_fails(monkeypatch):
     monkeypatch.setenv("ROW_DOT", "wrong")
     (result,) = run_cases(ROW_DOT, "cpu", seed=0, slow=False)
     assert not result.passed and result.worst > 10 and result.said == ""
+    assert (result.case, result.total) == ("N19-K128-float16", 1)  # and not the slow one
 
 
 def test_a_case_that_breaks_off_says_why_and_fails():

@@ -1,5 +1,6 @@
 """The machine code of what ships: weights are read 16 bytes at a time and once, matrix instructions stand where meant.
 
+What is streamed: the matrices of the low-bit matmuls, the cache of attention, the logits of the loss, what is packed.
 The default tests look at a few builds on two architectures, the slow ones at all builds on all.
 """
 
@@ -14,22 +15,30 @@ from soloist.kernels.choose import ARCHITECTURES, REGISTRY
 from soloist.kernels.listing import read_sass
 
 pytest.importorskip("triton", reason="Triton is not installed")
-BYTES = {"*i32": 4, "*fp16": 2, "*bf16": 2, "*i8": 1}
+BYTES = {"*fp32": 4, "*i32": 4, "*fp16": 2, "*bf16": 2, "*i8": 1}
 MATMULS = ("w4a16_gemv", "w8a16_gemv", "w4a16_gemm", "w8a16_gemm")
-STREAMING = (*MATMULS, "decode_attention")
+STREAMING = (*MATMULS, "decode_attention", "linear_kl", "pack")
 
 
-def _streamed(record):
+def _tiles(kernel, constants, types):
     """Bytes of each streamed tensor that a program takes per turn of its loop, by argument; none in a helper kernel."""
-    constants, types = record["constants"], {a["name"]: a["type"] for a in record["arguments"]}
-    if record["kernel"] in MATMULS:
+    if kernel in MATMULS:
         names = [name for name in ("words_ptr", "up_words_ptr") if name in types]
         wide = constants.get("BLOCKS") or constants.get("CHUNKS") or 4  # loads of 16 bytes side by side in a row
         return dict.fromkeys(names, constants.get("BLOCK_N", 0) * wide * 16)
-    if "key" in types and "value" in types:
-        block = constants["BLOCK_S"] * constants["BLOCK_D"]
-        return {name: block * BYTES[types[name]] for name in ("key", "value")}
-    return {}
+    if kernel == "linear_kl":
+        names = ["logits", "teacher"][: 1 if constants.get("KIND") == 0 else 2]
+        elements = constants["BLOCK_T"] * constants["BLOCK_V"]
+    elif kernel == "pack":
+        names, elements = ["weight"], constants["ELEMENTS"]
+    else:
+        names = [name for name in ("key", "value") if name in types]
+        elements = constants.get("BLOCK_S", 0) * constants["BLOCK_D"]
+    return {name: elements * BYTES[types[name]] for name in names}
+
+
+def _streamed(record):
+    return _tiles(record["kernel"], record["constants"], {a["name"]: a["type"] for a in record["arguments"]})
 
 
 def _multiplies_matrices(record):
@@ -40,9 +49,8 @@ def _few(name):
     """One build of every function that streams: in the default configuration and precision, and one more of int8."""
     chosen = {}
     for build in REGISTRY[name].load().builds():
-        kinds = build.signature.get("key"), "BLOCK_M" in build.constants
-        if build.shipped and ("words_ptr" in build.signature or kinds[0]):
-            chosen.setdefault((build.function.__name__, *kinds), build.name)
+        if build.shipped and _tiles(name, build.constants, build.signature):
+            chosen.setdefault((build.function.__name__, build.signature.get("key")), build.name)
     return list(chosen.values())
 
 
@@ -65,7 +73,8 @@ def _check(folder, record):
     for name, tile in _streamed(record).items():
         loads = record["loads"][name]
         assert {load[0] for load in loads} <= {16, 32}, f"{who}: {name} is loaded {loads}"
-        turn = sum(width for width, depth, _ in loads if depth) * record["block"][0]
+        looped = max(depth for _, depth, _ in loads)  # or there is none, and a program is one tile
+        turn = sum(width for width, depth, _ in loads if depth or not looped) * record["block"][0]
         assert turn == tile, f"{who}: a turn of the loop loads {turn} bytes of {name}, its tile has {tile}"
     sass = read_sass(folder / record["files"]["cubin"]["path"])
     if _streamed(record):
