@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))  # -P leaves it out
 
-from gpu_matmul import SQUARES, STUDENTS, Shape, add_options, faster, measure_all, roofline_bar, student_bar
+from gpu_matmul import GATED, SQUARES, STUDENTS, Shape, add_options, faster, measure_all, roofline_bar, student_bar
 from gpu_program import Bar, Found, program, worst
 
 from soloist.kernels.w4a16_gemv import KERNEL
@@ -23,6 +23,7 @@ from soloist.kernels.w4a16_gemv import KERNEL
 SHAPES = (
     *(Shape(m, n, k, 128) for n, k in SQUARES for m in (1, 2, 4, 8, 16)),  # as published numbers have them
     *(Shape(1, n, k, group) for n, k in STUDENTS for group in (32, 128)),
+    *(Shape(1, n, k, 32, gated=True) for n, k in GATED),
 )
 QUICK = (*(Shape(m, n, k, 128) for n, k in SQUARES for m in (1, 16)), Shape(1, 576, 1536, 32))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))  # -P leaves it out
 
-from gpu_matmul import SQUARES, STUDENTS, Shape, add_options, measure_all, roofline_bar, student_bar
+from gpu_matmul import GATED, SQUARES, STUDENTS, Shape, add_options, measure_all, roofline_bar, student_bar
 from gpu_program import Found, program
 
 from soloist.kernels.w8a16_gemm import KERNEL as GEMM
@@ -23,6 +23,7 @@ from soloist.kernels.w8a16_gemv import KERNEL as GEMV
 DECODE = (
     *(Shape(m, n, k, 128) for n, k in SQUARES for m in (1, 4, 16)),
     *(Shape(1, n, k, 32) for n, k in STUDENTS),  # GGUF's Q8_0
+    *(Shape(1, n, k, 32, gated=True) for n, k in GATED),
 )
 PREFILL = (
     *(Shape(m, n, k, 128) for n, k in SQUARES for m in (32, 512)),

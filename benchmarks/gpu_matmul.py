@@ -3,7 +3,7 @@
 All sides multiply by the same random matrices, so that every rival can be checked too: fp16 of cuBLAS by the
 dequantized weights; `torch.compile` of dequantize and multiply; tinygemm, the 4-bit kernel inside torch that torchao's
 tile-packed tensors call, by the same integers in its own order; GemLite by the same integers, where it is installed.
-Left out: bias, zero points, the gated form.
+Left out: bias and zero points.
 """
 
 from __future__ import annotations
@@ -23,23 +23,31 @@ from torch.nn import functional
 
 from soloist.kernels.errors import GateError
 from soloist.kernels.layout import Quantized, dequantize, unpack_nibbles
+from soloist.kernels.matmul_host import matmul_ref
 from soloist.kernels.spec import Configuration, Kernel
 from soloist.kernels.tuned import Entry, tuned
 
 SQUARES = ((4096, 4096), (8192, 8192))
 STUDENTS = ((576, 1536), (1536, 576), (576, 192), (896, 4864), (2048, 5632))  # SmolLM2-135M, Qwen2.5-0.5B, a 1B one
+GATED = ((1536, 576), (4864, 896), (5632, 2048))  # their gate and up
 RIVAL_ERROR = 0.03  # relative; bfloat16 rounds weights and sums
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """y (M, N) = x (M, K) W (N, K)^T, W in groups of G columns."""
+    """y (M, N) = x (M, K) W (N, K)^T, W in groups of G columns; gated: silu(x Gate^T) * (x Up^T), two such matrices."""
 
     m: int
     n: int
     k: int
     group: int
+    gated: bool = False
+
+    @property
+    def matrices(self) -> int:
+        """How many there are."""
+        return 1 + self.gated
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -49,10 +57,11 @@ class Shape:
     @property
     def options(self) -> dict[str, Any]:
         """Likewise."""
-        return {"group": self.group}
+        return {"group": self.group, **({"gated": True} if self.gated else {})}
 
     def __str__(self) -> str:
-        return f"{self.n} × {self.k}, group {self.group}, {self.m} row{'s' if self.m > 1 else ''}"
+        gated = ", gated" if self.gated else ""
+        return f"{self.n} × {self.k}{gated}, group {self.group}, {self.m} row{'s' if self.m > 1 else ''}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -62,16 +71,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 class Operands:
-    """Random activations and as many copies of a quantized matrix as do not fit in the cache."""
+    """Random activations and as many copies of a quantized matrix (gate above up) as do not fit in the cache."""
 
     def __init__(self, run: Run, shape: Shape, bits: int) -> None:
         self.run, self.shape, self.bits = run, shape, bits
         self.dtype = DTYPES[run.options.dtype]
         device, m, n, k = run.clock.device, shape.m, shape.n, shape.k
         draw = torch.Generator(device).manual_seed(run.options.seed)
-        groups = -(-k // shape.group)
-        self.copies = copies_for(n * k * bits // 8 + 2 * n * groups, run.facts)
-        rows = self.copies * n
+        groups, high = -(-k // shape.group), shape.matrices * n
+        self.copies = copies_for(high * (k * bits // 8 + 2 * groups), run.facts)
+        rows = self.copies * high
         if bits == 4:  # random words are random nibbles
             codes = torch.randint(-(2**31), 2**31, (rows, k // 8), dtype=torch.int32, device=device, generator=draw)
         else:
@@ -79,8 +88,21 @@ class Operands:
         scales = 0.5 + torch.rand((rows, groups), device=device, generator=draw)
         scales = (scales / ((5 if bits == 4 else 74) * k**0.5)).to(torch.float16)  # y is about normal
         self.whole = Quantized(codes, scales, shape.group)
-        self.weights = [Quantized(part(codes, i, n), part(scales, i, n), shape.group) for i in range(self.copies)]
+        self.weights = [self._part(i, high) for i in range(self.copies)]
         self.x = torch.randn((m, k), device=device, generator=draw).to(self.dtype)
+
+    def _part(self, index: int, rows: int) -> Quantized:
+        return Quantized(part(self.whole.codes, index, rows), part(self.whole.scales, index, rows), self.whole.group)
+
+    def arguments(self, copy: int) -> dict[str, Quantized]:
+        """A copy as our kernels take it."""
+        n, first = self.shape.n, copy * self.shape.matrices
+        return {"weight": self._part(first, n), **({"up": self._part(first + 1, n)} if self.shape.gated else {})}
+
+    @property
+    def moved(self) -> int:
+        """Bytes that a call on quantized weights must move: a copy, x and y."""
+        return self.weights[0].bytes + self.edges
 
     @property
     def edges(self) -> int:
@@ -90,7 +112,7 @@ class Operands:
     @functools.cached_property
     def exact(self) -> dict[int, Tensor]:
         """y in float64 for the first and the last copy."""
-        return {i: self.x.double() @ dequantize(self.weights[i], torch.float64).T for i in (0, self.copies - 1)}
+        return {i: matmul_ref(self.x, **self.arguments(i), inside=torch.float64) for i in (0, self.copies - 1)}
 
     def relative_error(self, found: Tensor, copy: int) -> float:
         """|y - exact| / |exact|; infinite where it is not a number."""
@@ -110,10 +132,8 @@ def part(whole: Tensor, index: int, rows: int) -> Tensor:
 def ours(kernel: Kernel, work: Operands, configuration: Configuration | None = None, name: str = "ours") -> Side:
     """Our kernel on each copy, into one output; by its own choice of configuration unless one is given."""
     out = torch.empty((work.shape.m, work.shape.n), dtype=work.dtype, device=work.x.device)
-    calls = [
-        functools.partial(kernel.run, work.x, weight, out=out, configuration=configuration) for weight in work.weights
-    ]
-    return Side(name, calls, work.weights[0].bytes + work.edges, ours=True)
+    call = functools.partial(kernel.run, work.x, out=out, configuration=configuration)
+    return Side(name, [functools.partial(call, **work.arguments(i)) for i in range(work.copies)], work.moved, ours=True)
 
 
 def demand_right(kernel: Kernel, work: Operands, side: Side) -> float:
@@ -122,8 +142,9 @@ def demand_right(kernel: Kernel, work: Operands, side: Side) -> float:
     Raises:
         GateError: a wrong element: then nothing is timed.
     """
-    plain = [case for case in kernel.cases if case.dtype == work.run.options.dtype and not case.options.get("gated")]
-    atol, rtol = max(case.atol for case in plain), max(case.rtol for case in plain)
+    like = [case for case in kernel.cases if case.dtype == work.run.options.dtype
+            and bool(case.options.get("gated")) == work.shape.gated]  # fmt: skip
+    atol, rtol = max(case.atol for case in like), max(case.rtol for case in like)
     most = 0.0
     for copy, exact in work.exact.items():
         out = side.calls[copy].keywords["out"]
@@ -143,16 +164,23 @@ def demand_right(kernel: Kernel, work: Operands, side: Side) -> float:
 
 
 def cublas(work: Operands) -> Side:
-    """The dequantized matrix in 16 bits."""
-    n, k = work.shape.n, work.shape.k
-    copies = min(work.copies, copies_for(2 * n * k, work.run.facts))
-    whole = Quantized(work.whole.codes[: copies * n], work.whole.scales[: copies * n], work.shape.group)
+    """The dequantized matrix in 16 bits; gate and up in one product, as servers fuse them."""
+    high, k = work.shape.matrices * work.shape.n, work.shape.k
+    copies = min(work.copies, copies_for(2 * high * k, work.run.facts))
+    whole = Quantized(work.whole.codes[: copies * high], work.whole.scales[: copies * high], work.shape.group)
     wide = dequantize(whole, work.dtype)
-    calls = [functools.partial(functional.linear, work.x, part(wide, i, n)) for i in range(copies)]
-    return Side("cublas", calls, 2 * n * k + work.edges)
+    product = gated_product if work.shape.gated else functional.linear
+    calls = [functools.partial(product, work.x, part(wide, i, high)) for i in range(copies)]
+    return Side("cublas", calls, 2 * high * k + work.edges)
 
 
-def dequantized_product(x: Tensor, codes: Tensor, scales: Tensor, group: int) -> Tensor:
+def gated_product(x: Tensor, both: Tensor) -> Tensor:
+    """silu(x Gate^T) * (x Up^T) in plain torch."""
+    gate, up = functional.linear(x, both).chunk(2, dim=-1)
+    return functional.silu(gate) * up
+
+
+def dequantized_product(x: Tensor, codes: Tensor, scales: Tensor, group: int, gated: bool) -> Tensor:
     """What a user would write and compile."""
     rows = len(codes)
     if codes.dtype == torch.int32:
@@ -161,7 +189,7 @@ def dequantized_product(x: Tensor, codes: Tensor, scales: Tensor, group: int) ->
     else:
         values = codes
     weights = values.reshape(rows, -1, group).to(x.dtype) * scales.to(x.dtype)[:, :, None]
-    return functional.linear(x, weights.reshape(rows, -1))
+    return (gated_product if gated else functional.linear)(x, weights.reshape(rows, -1))
 
 
 def compiled(work: Operands) -> Side:
@@ -172,15 +200,15 @@ def compiled(work: Operands) -> Side:
         raise AbsentError("compiled for 1, 16 and 512 rows only, for time's sake")
     how = {"coordinate_descent_tuning": True} if work.shape.m == 1 else {}
     made = work.run.clock.compiled(dequantized_product, **how)
-    calls = [functools.partial(made, work.x, w.codes, w.scales, w.group) for w in work.weights]
-    return Side("compiled", calls, work.weights[0].bytes + work.edges)
+    calls = [functools.partial(made, work.x, w.codes, w.scales, w.group, work.shape.gated) for w in work.weights]
+    return Side("compiled", calls, work.moved)
 
 
 def tinygemm(work: Operands) -> Side:
     """torch's own 4-bit kernel: W = (u - 8) s + zero, two codes a byte, high first; bfloat16 only."""
     shape = work.shape
-    if work.bits != 4 or work.x.device.type != "cuda":
-        raise AbsentError("torch has it for 4 bits on CUDA")
+    if work.bits != 4 or work.x.device.type != "cuda" or shape.gated:
+        raise AbsentError("torch has it for 4 bits on CUDA, not gated")
     if shape.k % shape.group or shape.n % 8:
         raise AbsentError("a short last group, or rows that are no multiple of 8")
     inner = next(tiles for tiles in (8, 4, 2) if shape.k % (16 * tiles) == 0)
@@ -191,7 +219,7 @@ def tinygemm(work: Operands) -> Side:
         scales = weight.scales.to(torch.bfloat16).T
         both = torch.stack([scales, torch.zeros_like(scales)], dim=2).contiguous()
         calls.append(functools.partial(torch.ops.aten._weight_int4pack_mm, x, packed, shape.group, both))
-    return Side("tinygemm", calls, work.weights[0].bytes + 2 * shape.n * (shape.k // shape.group) + work.edges)
+    return Side("tinygemm", calls, work.moved + 2 * shape.n * (shape.k // shape.group))
 
 
 def gemlite(work: Operands) -> Side:
@@ -201,7 +229,7 @@ def gemlite(work: Operands) -> Side:
     except ImportError as error:
         raise AbsentError("GemLite is not installed (pip install gemlite)") from error
     shape = work.shape
-    if (shape.n, shape.k) not in SQUARES:
+    if (shape.n, shape.k) not in SQUARES or shape.gated:
         raise AbsentError("it tunes itself for minutes a shape: at 4096 and 8192 only")
     kind = {"float16": library.DType.FP16, "bfloat16": library.DType.BF16}[work.run.options.dtype]
     calls: list[Any] = []
@@ -213,7 +241,7 @@ def gemlite(work: Operands) -> Side:
         )  # fmt: skip
         layer.pack(codes, weight.scales.to(work.dtype), 8 if work.bits == 4 else 128, None)
         calls.append(functools.partial(layer, work.x))
-    return Side("gemlite", calls, work.weights[0].bytes + work.edges)
+    return Side("gemlite", calls, work.moved)
 
 
 RIVALS: dict[str, Callable[[Operands], Side]] = {"compiled": compiled, "tinygemm": tinygemm, "gemlite": gemlite}
@@ -248,7 +276,7 @@ def measure_shape(run: Run, kernel: Kernel, shape: Shape, bits: int) -> dict[str
     row = compared(times, sides, run.rate)
     absent = {name: rival for name, rival in made.items() if isinstance(rival, str)} | times.absent
     cut = tuned(kernel.name, run.facts["name"], shape.sizes, shape.options)
-    flops = 2 * shape.m * shape.n * shape.k
+    flops = 2 * shape.m * shape.n * shape.k * shape.matrices
     run.say(f"{kernel.name} {shape}: " + told(row))
     return {
         "kernel": kernel.name, **shape.sizes, **shape.options, "dtype": run.options.dtype, "error": round(off, 4),
@@ -281,7 +309,7 @@ def faster(rows: Sequence[dict[str, Any]], rival: str = "cublas") -> list[float]
 
 def student_bar(kernel: str, rows: Sequence[dict[str, Any]]) -> Bar:
     """Students' matrices at one row."""
-    own = [row for row in rows if (row["N"], row["K"]) in STUDENTS and row["M"] == 1]
+    own = [row for row in rows if (row["N"], row["K"]) in STUDENTS and row["M"] == 1 and not row.get("gated")]
     which = f"worst of {len(own)} students' matrices, 1 row, in CUDA graphs"
     return Bar(f"{kernel}: times as fast as cuBLAS in fp16, {which}", 1.0, worst(faster(own)))
 

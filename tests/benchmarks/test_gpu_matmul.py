@@ -23,7 +23,8 @@ def tiny(benches, monkeypatch):
     for module in (bench, matmul):
         monkeypatch.setattr(module, "SQUARES", ((N, K),))
         monkeypatch.setattr(module, "STUDENTS", ((N, K),))
-    monkeypatch.setattr(bench, "SHAPES", tuple(matmul.Shape(m, N, K, 128) for m in (1, 2)))
+    monkeypatch.setattr(bench, "SHAPES", (matmul.Shape(1, N, K, 128), matmul.Shape(2, N, K, 128),
+                                          matmul.Shape(1, N, K, 32, gated=True)))  # fmt: skip
     monkeypatch.setattr(bench, "QUICK", bench.SHAPES[:1])
     return bench
 
@@ -40,7 +41,7 @@ def test_a_whole_run_is_one_row_with_what_a_stranger_needs(benches, tiny, starte
     assert row["label"] == "made up" and row["bench"] == "w4a16_gemv"
     assert row["gpu"]["name"] == "NVIDIA T9000 80GB HBM3" and row["gpu"]["driver"] == "1.2.3"
     assert {"device", "versions", "commit", "seed", "copy_gb_s", "state", "seconds"} < set(row)
-    first, second = row["shapes"]
+    first, second, gated = row["shapes"]
     assert [first[key] for key in ("kernel", "M", "N", "K", "group")] == ["w4a16_gemv", 1, N, K, 128]
     assert second["M"] == 2 and 0 <= first["error"] <= 1 and first["dtype"] == "float16"
     ours, cublas = first["sides"]["ours"], first["sides"]["cublas"]
@@ -50,6 +51,8 @@ def test_a_whole_run_is_one_row_with_what_a_stranger_needs(benches, tiny, starte
     assert ours["of_copy"] == round(ours["bytes"] / 1e-6 / (2 * (1 << 13) / 1e-6), 4)
     assert set(first["sides"]) == {"ours", "cublas", "compiled"} and set(second["sides"]) == {"ours", "cublas"}
     assert "CUDA" in first["absent"]["tinygemm"] and "rows only" in second["absent"]["compiled"]
+    assert gated["gated"] and gated["sides"]["ours"]["bytes"] == 2 * (N * K // 2 + 2 * N * 4) + 2 * (N + K)
+    assert gated["sides"]["cublas"]["bytes"] == 2 * (2 * N * K + N + K) and set(gated["sides"]) == set(first["sides"])
     assert [bar["verdict"] for bar in row["bars"]] == ["met", "met", "not measured", "met"]
     assert said.count("\nmet: 2.500 (at least ") == 3 and "2 rows" in said
 
@@ -66,7 +69,7 @@ def test_no_call_meets_the_matrix_before_it_in_the_cache(benches):
     work = benches.gpu_matmul.Operands(_run(benches, clock), benches.gpu_matmul.Shape(1, 64, 128, 32), 4)
     from soloist.kernels.w4a16_gemv import KERNEL
 
-    for side, bytes_of in ((benches.gpu_matmul.ours(KERNEL, work), lambda call: call.args[1].codes),
+    for side, bytes_of in ((benches.gpu_matmul.ours(KERNEL, work), lambda call: call.keywords["weight"].codes),
                            (benches.gpu_matmul.cublas(work), lambda call: call.args[1])):  # fmt: skip
         seen = [bytes_of(call) for call in side.calls]
         assert len({one.data_ptr() for one in seen}) == len(seen) > 2
@@ -75,12 +78,12 @@ def test_no_call_meets_the_matrix_before_it_in_the_cache(benches):
     assert not torch.equal(work.weights[0].codes, work.weights[1].codes)
 
 
-def _left_out(x, weight, out, **_):
+def _left_out(x, *, weight, out, **_):
     out[:, :-1] = (x.double() @ _exact(weight).T).to(x.dtype)[:, :-1]
     return out
 
 
-def _slightly_off(x, weight, out, **_):
+def _slightly_off(x, *, weight, out, **_):
     out[:] = (x.double() @ _exact(weight).T).to(x.dtype)
     out[0, 7] += 0.05
     return out
@@ -105,10 +108,10 @@ def test_a_kernel_that_is_wrong_on_the_last_copy_only_is_not_timed(benches, tiny
     right = tiny.KERNEL.run
     codes = []
 
-    def run(x, weight, out, **more):
+    def run(x, *, weight, out, **more):
         if weight.codes.data_ptr() not in codes:
             codes.append(weight.codes.data_ptr())
-        return right(x, weight, out=out, **more) if len(codes) < 2 else _slightly_off(x, weight, out)
+        return right(x, weight=weight, out=out, **more) if len(codes) < 2 else _slightly_off(x, weight=weight, out=out)
 
     monkeypatch.setattr(tiny, "KERNEL", dataclasses.replace(tiny.KERNEL, run=run))
     code, _, said = started(tiny, benches.MadeUpClock(), "--quick", "--rivals")  # one shape, one matrix, two copies
@@ -124,13 +127,15 @@ def test_a_wrong_rival_is_named_and_not_timed(benches, tiny, started, monkeypatc
 
 
 @pytest.mark.parametrize(("bits", "group", "k"), [(4, 32, 128), (4, 128, 256), (8, 32, 96), (8, 64, 128)])
-def test_what_is_compiled_is_the_same_product(benches, bits, group, k):
+@pytest.mark.parametrize("gated", [False, True])
+def test_what_is_compiled_is_the_same_product(benches, bits, group, k, gated):
     run = _run(benches, benches.MadeUpClock())
-    work = benches.gpu_matmul.Operands(run, benches.gpu_matmul.Shape(3, 24, k, group), bits)
+    work = benches.gpu_matmul.Operands(run, benches.gpu_matmul.Shape(3, 24, k, group, gated), bits)
     weight = work.weights[0]
-    found = benches.gpu_matmul.dequantized_product(work.x, weight.codes, weight.scales, group)
+    found = benches.gpu_matmul.dequantized_product(work.x, weight.codes, weight.scales, group, gated)
     assert work.relative_error(found, 0) < 2e-3
-    assert float(work.exact[0].std()) == pytest.approx(1, abs=0.5), "tolerances are for results about that size"
+    assert work.relative_error(benches.gpu_matmul.cublas(work).calls[0](), 0) < 2e-3
+    assert gated or float(work.exact[0].std()) == pytest.approx(1, abs=0.5), "tolerances are for results of that size"
 
 
 def test_a_short_last_group_is_no_reshape(benches):
@@ -193,12 +198,12 @@ def test_what_was_tuned_is_what_the_entry_point_takes(benches, started, monkeypa
         some = full.configurations[:2]
         best[full.name] = some[1].name
         monkeypatch.setattr(bench, kernel, dataclasses.replace(full, configurations=some))
-    shapes = (shape(1, 16, 64, 32),), (shape(17, 16, 64, 32),)
+    shapes = (shape(1, 16, 64, 32), shape(1, 16, 64, 32, gated=True)), (shape(17, 16, 64, 32),)
     monkeypatch.setattr(bench, "QUICK", shapes if len(best) == 2 else shapes[name == "bench_w4a16_gemm"])
     code, row, said = started(
         bench, benches.MadeUpClock(dict.fromkeys(best.values(), 1e-6)), "--quick", "--tune", "--rivals"
     )
-    assert code == 0 and said.count("best of 2 is ") == len(best)
+    assert code == 0 and said.count("best of 2 is ") == len(row["shapes"]) == len(asked)
     assert {kernel: answer and answer.name for kernel, _, _, answer in asked} == best
     assert {each["kernel"]: each["tuned"] for each in row["shapes"]} == best
 
