@@ -106,6 +106,18 @@ def test_a_torch_student_whose_tools_nobody_names_is_refused_and_not_answered_wi
     assert said.startswith(f"{student / 'student.json'}: not the card of a student of ours") and "\n" not in said
 
 
+def test_a_quantized_student_calls_the_tools_of_the_one_it_was_made_from(soloist, whole_job, tmp_path, one_thread):
+    from soloist.toolchain.artifact import Artifact
+    from soloist.toolchain.quantization.stage import QuantizeConfig, quantize
+
+    student = Artifact.open(whole_job.out / "student")
+    made = quantize(QuantizeConfig(method="rtn", bits=8), student, tmp_path / "quantized").path
+    shutil.copytree(whole_job.out / "compiled", tmp_path / "files", ignore=shutil.ignore_patterns("*.gguf"))
+    given = soloist("chat", made, "What is 411 + 108?")
+    assert given.exit_code == 0 and "  calc(" in given.stdout, given.output
+    assert given.stderr.startswith("weights held as ")
+
+
 def _of_another_student(manifest):
     from soloist.toolchain.artifact import _digest
 
