@@ -7,8 +7,11 @@
 The second kind is exact only where the rank of a merge is that of the token it makes, and every cut of a token into
 two tokens is among the merges. Tokenizers converted from SentencePiece are such; one trained as BPE is not, and is
 refused. Among cuts of one token llama.cpp takes the leftmost, which differs from rank only in runs of one sign; the
-gate compares ids. Nor can GGUF name a normalizer: llama.cpp reads text as it comes, so that a student with Unicode
-NFC (Qwen) sees other ids where text is not in NFC. That is a note, and the key `soloist.tokenizer.normalizer`.
+gate compares ids. One text stays apart: Gemma lists "▁▁" as an added token, which cuts text that has this very sign
+twice; llama.cpp would then print the sign for spaces, so it is a plain token there.
+
+Nor can GGUF name a normalizer: llama.cpp reads text as it comes, so that a student with Unicode NFC (Qwen) gets other
+ids for text that is not in NFC. That is a note to the user, and the key `soloist.tokenizer.normalizer`.
 Left out: unigram and WordPiece models.
 """
 
@@ -56,7 +59,7 @@ def add(writer: Any, student: Path, config: Mapping[str, Any]) -> list[str]:  # 
         notes = _pieces(writer, content, ids, pairs, size, file)
     else:
         notes = _byte_level(writer, content, ids, pairs, size)
-    _special(writer, student, config, content, ids)
+    _special(writer, student, config, ids)
     return notes
 
 
@@ -194,7 +197,6 @@ def _special(
     writer: Any,  # noqa: ANN401 - gguf.GGUFWriter
     student: Path,
     config: Mapping[str, Any],
-    content: Mapping[str, Any],
     ids: Mapping[str, int],
 ) -> None:
     settings = _json(student / "tokenizer_config.json")
@@ -218,20 +220,19 @@ def _special(
     others = [number for number in (ends if isinstance(ends, list) else []) if number != chosen.get("eos")]
     if others:
         writer.add_eot_token_id(others[0])  # Gemma ends a turn with another token than a text
-    writer.add_add_bos_token(_adds(content, settings, "bos"))
-    writer.add_add_eos_token(_adds(content, settings, "eos"))
+    writer.add_add_bos_token(adds(student, "bos"))
+    writer.add_add_eos_token(adds(student, "eos"))
     writer.add_chat_template(chat_template(student))
 
 
-def _adds(content: Mapping[str, Any], settings: Mapping[str, Any], kind: str) -> bool:
-    """Whether encoding adds the token to a text: what the post-processor does, else what the settings say."""
-    processor = content.get("post_processor") or {}
-    steps = processor.get("processors", [processor])
-    for step in steps:
+def adds(student: Path, kind: str) -> bool:
+    """Whether encoding adds "bos" or "eos" to a text: what the post-processor does, else what the settings say."""
+    processor = _json(student / "tokenizer.json").get("post_processor") or {}
+    for step in processor.get("processors", [processor]):
         if step.get("type") == "TemplateProcessing":
             parts = ["SpecialToken" in part for part in step["single"]]
             return parts[0] if kind == "bos" else parts[-1]
-    return bool(settings.get(f"add_{kind}_token", False))
+    return bool(_json(student / "tokenizer_config.json").get(f"add_{kind}_token", False))
 
 
 def chat_template(student: Path) -> str:

@@ -32,7 +32,7 @@ from soloist.targets.from_gguf import field, read_gguf
 Importance = Mapping[str, npt.NDArray[Any]]
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _PREFIX = "MOSTLY_"
-_LOG_ERROR = 3  # GGML_LOG_LEVEL_ERROR
+_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h; the binding counts otherwise
 
 
 def types() -> tuple[str, ...]:
@@ -146,9 +146,8 @@ def _log(lib: Any) -> Iterator[list[tuple[int, str]]]:  # noqa: ANN401 - llama_c
 
 
 def _reason(said: list[tuple[int, str]], code: int) -> str:
-    lines = [text.strip() for level, text in said if level == _LOG_ERROR]
-    useful = [re.sub(r"[=\s]+", " ", line).strip() for line in lines]
-    return next((line for line in reversed(useful) if line), f"code {code}")
+    lines = [text.rpartition("failed to quantize:")[2].strip() for level, text in said if level == _LOG_ERROR]
+    return next((line for line in reversed(lines) if line), f"code {code}")
 
 
 def _facts(file: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,8 +166,7 @@ def write_importance(path: Path, sums: Mapping[str, tuple[npt.NDArray[Any], floa
     gguf = require("gguf", "train")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
-    writer = gguf.GGUFWriter(str(temporary), "")
-    writer.kv_data[0].pop("general.architecture")  # such a file has none
+    writer = gguf.GGUFWriter(str(temporary), "")  # such a file has no architecture
     writer.add_type("imatrix")
     writer.add_array("imatrix.datasets", [dataset])
     writer.add_uint32("imatrix.chunk_count", 1)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from soloist.targets.base import Message, require
-from soloist.targets.gguf_tokenizer import chat_template
+from soloist.targets.gguf_tokenizer import adds, chat_template
 
 ROLES = ("system", "user", "assistant")
 _GRAMMAR = """# A grammar has no place in a Modelfile: Ollama constrains answers by JSON schemas alone. Where answers
@@ -29,7 +29,7 @@ def write(gguf: Path, student: Path) -> Path:
     settings_file = student / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
     tokens = {kind: _text(settings.get(f"{kind}_token")) for kind in ("bos", "eos")}
-    found = wrapping(_renderer(chat_template(student), tokens), tokens["bos"])
+    found = wrapping(_renderer(chat_template(student), tokens), tokens["bos"] if adds(student, "bos") else "")
     lines = [f"FROM ./{gguf.name}", ""]
     if found is None:
         lines += ["# The chat template does more than wrap messages; Ollama takes its nearest from the file.", ""]
@@ -78,9 +78,9 @@ def _renderer(template: str, tokens: Mapping[str, str]) -> _Render:
 def wrapping(render: Callable[[Sequence[Message], bool], str], bos: str = "") -> dict[str, str] | None:
     """What a template puts around messages, or None where it does more.
 
-    `render` takes messages and whether to open the answer. Keys: "" before everything (the token `bos`), "greeting"
-    where no system message is, "<role>" before and "<role> end" after the
-    text of each role, "answer" at the end.
+    `render` takes messages and whether to open the answer; `bos` is what llama.cpp itself puts in front of a prompt.
+    Keys: "" before everything (`bos`), "greeting" where no system message is, "<role>" before and "<role> end" after
+    the text of each role, "answer" at the end.
     """
     try:
         found = _probe(render, bos)

@@ -39,6 +39,9 @@ VARIANTS = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}, "smollm"),
     "llama-biased": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}, "gpt-2"),
     "llama3": ("LlamaConfig", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}, "llama-bpe"),
+    "llama-wide": (  # as wide as a K-quant's block
+        "LlamaConfig", {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 4}, "smollm",
+    ),
     "llama-linear": ("LlamaConfig", {"rope_parameters": _LINEAR}, "smollm"),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "tie_word_embeddings": True}, "llama-bpe"),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}, "qwen2"),
