@@ -35,7 +35,7 @@ from soloist.targets.to_gguf import compile_gguf, head_order  # noqa: E402
 from soloist.targets.to_onnx import compile_onnx  # noqa: E402
 from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
 from soloist.toolchain.export import export  # noqa: E402
-from soloist.toolchain.quantize import QuantizeConfig, quantize  # noqa: E402
+from soloist.toolchain.quantization.stage import QuantizeConfig, quantize  # noqa: E402
 from soloist.toolchain.verify import Probe, divergence  # noqa: E402
 
 CHAT: list[Message] = [{"role": "user", "content": "What is 12 + 30?"}]

@@ -41,7 +41,7 @@ def command(
     from soloist.toolchain.events import EventLog
     from soloist.toolchain.importers.stage import open_traces
     from soloist.toolchain.progress import Bars
-    from soloist.toolchain.quantize import CALIBRATED, QuantizeConfig, quantize
+    from soloist.toolchain.quantization.stage import CALIBRATED, QuantizeConfig, quantize
 
     if traces is not None and method not in CALIBRATED:
         raise UsageError(f"--traces: method {method} does not calibrate; use {' or '.join(CALIBRATED)}")

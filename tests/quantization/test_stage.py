@@ -21,10 +21,10 @@ from soloist.kernels.pack import pack_ref  # noqa: E402
 from soloist.targets.base import Message  # noqa: E402
 from soloist.targets.open import format_of, open_runtime  # noqa: E402
 from soloist.targets.quantized import PLAN, WEIGHTS, read_quantized, write_dequantized  # noqa: E402
-from soloist.toolchain import quantize as module  # noqa: E402
 from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
 from soloist.toolchain.cli import main  # noqa: E402
-from soloist.toolchain.quantize import QuantizeConfig, load_quantized, quantize  # noqa: E402
+from soloist.toolchain.quantization import stage as module  # noqa: E402
+from soloist.toolchain.quantization.stage import QuantizeConfig, load_quantized, quantize  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Run, ToolUse, Turn  # noqa: E402
 from soloist.toolchain.traces.store import write_runs  # noqa: E402

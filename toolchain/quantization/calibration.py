@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.kernels.gptq import Gram
 from soloist.toolchain.artifact import Artifact
-from soloist.toolchain.distill.data import Mode, select
+from soloist.toolchain.distill.data import Example, Mode, select
 from soloist.toolchain.distill.stage import CARD, TRACES, recheck
 from soloist.toolchain.distill.student import load_base
 from soloist.toolchain.importers.stage import open_traces
@@ -49,8 +49,8 @@ def conversations(
     traces: Artifact,
     samples: int,
     seed: int,
-) -> list[tuple[int, ...]]:
-    """Token ids of at most `samples` conversations of the traces, drawn at random, always the same ones.
+) -> list[Example]:
+    """At most `samples` conversations of the traces, drawn at random, always the same ones.
 
     Raises:
         DataError: no trace the student could have learned from.
@@ -59,8 +59,8 @@ def conversations(
     mode: Mode = json.loads(card.read_text(encoding="utf-8"))["mode"] if card.is_file() else "acts"
     runs = read_runs(traces.path / TRACES)
     chosen = select(runs, tokenizer, check_steps=recheck, mode=mode, max_length=_LONGEST)
-    ids = [example.ids for example in chosen.examples]
-    return random.Random(f"{seed}/calibration").sample(ids, min(samples, len(ids)))  # noqa: S311 - not cryptography
+    drawn = random.Random(f"{seed}/calibration")  # noqa: S311 - not cryptography
+    return drawn.sample(list(chosen.examples), min(samples, len(chosen.examples)))
 
 
 class _Captured(Exception):
@@ -87,25 +87,32 @@ class Walk:
 
     def start(self, sequences: Sequence[Sequence[int]]) -> int:
         """Embed the conversations; returns how many tokens they have."""
+        self._states = self.enter([torch.tensor([list(ids)]) for ids in sequences])
+        return sum(state.shape[1] for state in self._states)
+
+    def enter(self, batches: Sequence[Tensor]) -> list[Tensor]:
+        """What enters the first layer for each batch of token ids (B, T); `through` goes on from there."""
+        states: list[Tensor] = []
+        self._arguments = []
 
         def capture(_: nn.Module, positional: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-            self._states.append(positional[0])
+            states.append(positional[0])
             self._arguments.append(named)
             raise _Captured
 
         hook = self.layers[0].register_forward_pre_hook(capture, with_kwargs=True)
         try:
-            for ids in sequences:
+            for ids in batches:
                 try:
                     with torch.no_grad():
-                        self.model(torch.tensor([list(ids)], device=self.device), use_cache=False)
+                        self.model(ids.to(self.device), use_cache=False)
                 except _Captured:
                     continue
         finally:
             hook.remove()
-        if not self._states:
+        if not states:
             raise UsageError("no conversation to calibrate on")
-        return sum(state.shape[1] for state in self._states)
+        return states
 
     def observe(self, index: int) -> dict[str, Gram]:
         """The input statistics of each linear layer inside layer `index`, by the name of its weight."""
@@ -125,7 +132,7 @@ class Walk:
             hooks.append(module.register_forward_pre_hook(hook))
         try:
             for place in range(len(self._states)):
-                self._through(index, place)
+                self.through(index, place, self._states[place])
                 seen.clear()
         finally:
             for one in hooks:
@@ -138,7 +145,7 @@ class Walk:
             weight = weight_of(name)
             if weight is not None:
                 module.weight.data.copy_(weight)
-        self._states = [self._through(index, place) for place in range(len(self._states))]
+        self._states = [self.through(index, place, state) for place, state in enumerate(self._states)]
 
     def replace(self, name: str, weight: Tensor) -> None:
         """Put a new weight into the embedding or the head, by its name."""
@@ -149,8 +156,9 @@ class Walk:
             if isinstance(module, nn.Linear):
                 yield f"{self.prefix}.{index}.{name}.weight", module
 
-    def _through(self, index: int, place: int) -> Tensor:
+    def through(self, index: int, place: int, state: Tensor) -> Tensor:
+        """What leaves layer `index` for the batch at `place` of those that entered."""
         with torch.no_grad():
-            out = self.layers[index](self._states[place], **self._arguments[place])
+            out = self.layers[index](state, **self._arguments[place])
         found: Tensor = out[0] if isinstance(out, tuple) else out
         return found
