@@ -83,7 +83,7 @@ def gemv_cases(bits: int) -> Iterator[Case]:
         (1, 896, 4864, half, 128, "zeros bias", False),
         (1, 4864, 896, half, 64, "gated zeros", False),
         (1, 2048, 5632, brain, 32, "zeros", False),
-        (1, 5632, 2048, half, 32, "", True),
+        (1, 5632, 2048, half, 32, "", False),
         (1, 191, 160, half, 128, "", False),
         (1, 577, 352, brain, 128, "gated zeros", False),
         (3, 191, 1184, half, 64, "", False),
@@ -115,7 +115,7 @@ def gemm_cases(bits: int) -> Iterator[Case]:
         (1, 1536, 576, half, 128, "", True, False),
         (17, 896, 4864, brain, 64, "", True, True),
         (17, 2048, 5632, half, 128, "", True, True),
-        (130, 5632, 2048, brain, 32, "gated", True, True),
+        (70, 5632, 2048, brain, 32, "gated", True, True),
     ):
         more = {**_extra(extra, bits), **({"coarse": True} if large else {})}
         yield row(m, n, k, dtype, group, gemm_cut(m, n, k, bits, "gated" in more), slow=slow, **more)
