@@ -6,16 +6,12 @@ same weights as Q8_0 read a prompt almost twice as fast on one core, and every v
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 from pathlib import Path
 
-from soloist.kernels.errors import ArtifactError
-from soloist.targets.base import require
+from soloist.targets.llama_quantize import quantize_gguf
 from soloist.targets.run_gguf import check_gguf
-
-_TYPES = {"q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "f16": "LLAMA_FTYPE_MOSTLY_F16"}
 
 
 def cache_folder() -> Path:
@@ -26,20 +22,10 @@ def cache_folder() -> Path:
 def requantize(source: Path, precision: str, folder: Path | None = None) -> Path:
     """`source` as `precision` ("q8_0" or "f16"), from the cache if it was made before. Raises ArtifactError."""
     check_gguf(source)
-    lib = require("llama_cpp", "gguf")
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     target = (folder or cache_folder()) / f"{source.name.split('.')[0]}-{digest}.{precision}.gguf"
     if target.is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    parameters = lib.llama_model_quantize_default_params()
-    parameters.ftype = getattr(lib, _TYPES[precision])
-    parameters.allow_requantize = True
-    code = lib.llama_model_quantize(str(source).encode(), str(temporary).encode(), ctypes.byref(parameters))
-    if code != 0:
-        temporary.unlink(missing_ok=True)
-        raise ArtifactError(f"{source}: llama.cpp could not write it as {precision} (code {code})")
-    temporary.replace(target)
+    quantize_gguf(source, target, precision)
     return target

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from soloist.targets.base import require
 from soloist.targets.families import Place, check, family_of, head_order, metadata, places, sizes, tied
 from soloist.targets.llama_quantize import Importance, quantize_gguf, types
 from soloist.targets.quantized import is_quantized, read_quantized
-from soloist.targets.repack import Matrix, to_q4_0, to_q8_0
+from soloist.targets.repack import Matrix, to_q4_0, to_q5_0, to_q8_0
 from soloist.targets.ropes import FACTORS, ropes_of
 
 Array = npt.NDArray[np.float32]
@@ -57,6 +57,8 @@ PRECISIONS: Mapping[str, Plan] = {
 # what holds the codes of a quantized student: width -> container and the bytes of a matrix in it
 _CONTAINERS: Mapping[int, tuple[str, Callable[[Matrix], npt.NDArray[np.uint8]]]] = {
     4: ("Q4_0", to_q4_0),
+    5: ("Q5_0", to_q5_0),
+    6: ("Q8_0", to_q8_0),
     8: ("Q8_0", to_q8_0),
 }
 
@@ -64,7 +66,7 @@ _CONTAINERS: Mapping[int, tuple[str, Callable[[Matrix], npt.NDArray[np.uint8]]]]
 def compile_gguf(
     student: Path,
     out: Path,
-    precision: str,
+    precision: str | None = None,
     name: str | None = None,
     *,
     importance: Importance | None = None,
@@ -72,11 +74,14 @@ def compile_gguf(
 ) -> dict[str, Any]:
     """Write `Name-135M-Q5_0.gguf` into the folder `out`; returns facts, `file` among them.
 
-    `importance` and `overrides` are for llama.cpp's quantizer (`llama_quantize.quantize_gguf`).
+    Without a `precision` a quantized student keeps its integers and any other becomes F16. `importance` and
+    `overrides` are for llama.cpp's quantizer (`llama_quantize.quantize_gguf`).
 
     Raises:
         ArtifactError: not a student folder, or one whose architecture or tokenizer GGUF cannot carry.
     """
+    if precision is None:
+        precision = _container(student, read_quantized(student).bits)[0] if is_quantized(student) else "F16"
     if precision not in PRECISIONS and precision not in types():
         raise ArtifactError(f"GGUF precision '{precision}' is not one of {', '.join([*PRECISIONS, *types()])}")
     config = read_config(student)
@@ -111,6 +116,9 @@ def _write_file(
 ) -> dict[str, Any]:
     gguf = require("gguf", "train")
     check(config, student)
+    plan = PRECISIONS[precision]
+    if is_quantized(student):  # what its plan left in 16 bits stays so
+        plan = replace(PRECISIONS["F16"], file_type=plan.file_type)
     with ExitStack() as stack:
         tensors = _all_tensors(student, config, precision, stack)
         parameters = sum(tensor.size for tensor in tensors)
@@ -119,9 +127,9 @@ def _write_file(
         temporary = file.with_name(file.name + ".tmp")
         writer = gguf.GGUFWriter(str(temporary), family_of(config, student).architecture)
         try:
-            _add_model(writer, config, student, name, label, PRECISIONS[precision])
+            _add_model(writer, config, student, name, label, plan)
             notes = gguf_tokenizer.add(writer, student, config)
-            kinds = _write(writer, tensors, PRECISIONS[precision])
+            kinds = _write(writer, tensors, plan)
         except BaseException:
             writer.close()
             temporary.unlink(missing_ok=True)
@@ -229,7 +237,7 @@ def _integers(student: Path, precision: str) -> _Found:
     if precision != wanted:
         raise ArtifactError(f"{student}: holds {content.bits}-bit layers; export it as gguf-{wanted.lower()}")
     for key, matrix in content.matrices.items():
-        kind, write = _container(student, matrix.bits)
+        kind, write = _container(student, matrix.width)
         yield key, matrix.shape, kind, partial(_bytes, matrix, write)
     for key, array in content.others.items():
         yield key, array.shape, "", partial(_placed, array)

@@ -17,7 +17,7 @@ from soloist.targets.gguf_tokenizer import NORMALIZER, SPACE
 from soloist.targets.pretokenizers import PreTokenizer
 
 Get = Callable[..., Any]
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = range(1, 6)
 _SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 _DEFAULTS = {"llama": {"bos": 1, "eos": 2, "unk": 0}}
 
@@ -43,7 +43,7 @@ def write(get: Get, out: Path, pre: PreTokenizer | None) -> None:
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": [
             _added(number, token, kind) for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
-            if kind in (_CONTROL, _USER_DEFINED)
+            if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
         ],
         **_spelled(get, _vocabulary(tokens, types), types, ids, pre),
         "post_processor": _processor(get, tokens, ids),
@@ -68,7 +68,7 @@ def _vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
 def _added(number: int, token: str, kind: int) -> dict[str, Any]:
     return {
         "id": number, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-        "special": kind == _CONTROL,
+        "special": kind != _USER_DEFINED,
     }  # fmt: skip
 
 

@@ -16,6 +16,15 @@ for package in ("torch", "transformers", "gguf", "llama_cpp"):
 from soloist.kernels.errors import ArtifactError  # noqa: E402
 from soloist.targets import families  # noqa: E402
 from soloist.targets.from_gguf import from_gguf  # noqa: E402
+from soloist.targets.quantized import (  # noqa: E402
+    PLAN,
+    WEIGHTS,
+    arrays_of,
+    carry,
+    read_quantized,
+    write_dequantized,
+)
+from soloist.targets.repack import Matrix, from_q4_0, from_q5_0, from_q8_0  # noqa: E402
 from soloist.targets.run_gguf import GgufRuntime  # noqa: E402
 from soloist.targets.to_gguf import compile_gguf  # noqa: E402
 
@@ -96,6 +105,59 @@ def test_the_way_back_ends_at_the_same_weights_and_logits(students, variant, tmp
     ids = list(range(3, 99))
     np.testing.assert_array_equal(torch_logits(tmp_path / "back", ids), torch_logits(student, ids))
     assert (tmp_path / "back/tokenizer.json").is_file() and (tmp_path / "back/chat_template.jinja").is_file()
+
+
+def quantized(student, folder, bits):
+    """The folder of a quantized student: every matrix rounded to `bits`, one left as it is."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from soloist.kernels.pack import pack_ref
+
+    folder.mkdir()
+    carry(student, folder)
+    tensors, facts = {}, {}
+    for name, weight in load_file(str(student / "model.safetensors")).items():
+        if weight.dim() == 1 or name == LEFT:
+            tensors[name] = weight
+            continue
+        matrix = Matrix.of(pack_ref(weight, bits=8 if "embed" in name else bits, group=32))
+        tensors |= {key: torch.from_numpy(array) for key, array in arrays_of(name, matrix).items()}
+        facts[name] = {"bits": matrix.width, "group": 32, "shape": list(weight.shape)}
+    save_file(tensors, str(folder / WEIGHTS))
+    (folder / PLAN).write_text(json.dumps({"tensors": facts, "tied": True}))
+    return folder
+
+
+LEFT = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize("bits", [4, 5, 6, 8])
+@pytest.mark.parametrize("variant", ["llama3", "smollm3", "qwen2", "qwen3", "gemma3"])
+def test_a_quantized_student_keeps_its_integers(students, variant, bits, tmp_path):
+    """Row by row through the reordering; and the values they stand for give the logits."""
+    from soloist.targets.from_gguf import read_gguf
+
+    student = quantized(students(variant), tmp_path / "quantized", bits)
+    content = read_quantized(student)
+    facts = compile_gguf(student, tmp_path / "out", name="Tiny")
+    file = tmp_path / "out" / facts["file"]
+    assert facts["precision"] == {4: "Q4_0", 5: "Q5_0", 6: "Q8_0", 8: "Q8_0"}[bits]
+    found = {tensor.name: tensor for tensor in read_gguf(file).tensors}
+    where = families.places(json.loads((student / "config.json").read_text()), "here")
+    read = {"Q4_0": from_q4_0, "Q5_0": from_q5_0, "Q8_0": from_q8_0}
+    for name, matrix in content.matrices.items():
+        tensor, heads = found[where[name].name], where[name].heads
+        again = read[tensor.tensor_type.name](np.array(tensor.data).reshape(matrix.shape[0], -1))
+        order = families.head_order(matrix.shape[0], heads) if heads else np.arange(matrix.shape[0])
+        np.testing.assert_array_equal(again.codes, matrix.codes[order], err_msg=name)
+        np.testing.assert_array_equal(again.scales, matrix.scales[order], err_msg=name)
+    assert found[where[LEFT].name].tensor_type.name == "F16"
+    write_dequantized(student, tmp_path / "values")
+    ids, logits = llama_logits(file)
+    assert difference(torch_logits(tmp_path / "values", ids), logits) < LIMITS["Q8_0"]
+    with pytest.raises(ArtifactError, match="would round them again"):
+        compile_gguf(student, tmp_path / "again", "Q4_K_M")
 
 
 WRONG = [

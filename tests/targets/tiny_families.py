@@ -75,7 +75,11 @@ def build(folder: Path, variant: str) -> Path:
                 middle = 0.0 if name.startswith("Gemma") else 1.0
                 weight.copy_(middle + torch.randint(-400, 400, weight.shape) / 1024)
             else:
-                weight.copy_((torch.randn_like(weight) * (0.5 if "bias" in key else 0.2)).half().float())
+                weight.copy_(
+                    (torch.randn_like(weight) * (0.5 if "bias" in key else 1.6 / config.hidden_size**0.5))
+                    .half()
+                    .float()
+                )
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for one small file
         model.save_pretrained(str(folder))
     return folder
