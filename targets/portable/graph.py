@@ -19,6 +19,8 @@ from soloist.targets.portable.shapes import Shapes
 
 OPSET = 21  # the first with INT4 and with DequantizeLinear in blocks
 IR_VERSION = 10  # of opset 21; TensorRT 10.3 reads no newer file
+LEAD = 16  # int32 words by which a constant over another's bytes begins before it: TensorRT tells weights by address
+_WORD = 4  # bytes
 _INLINE = 1024  # smaller constants stay in model.onnx, where shapes must be known before the weights are read
 _VALUE_DEPENDENT = frozenset({
     "If", "Loop", "Scan", "NonZero", "Unique", "Compress", "NonMaxSuppression", "TopK", "RandomNormal",
@@ -72,8 +74,11 @@ def save(model: Any, folder: Path, same_bytes: Mapping[str, str]) -> None:  # no
     """Write graph and weights into `folder`.
 
     Args:
-        same_bytes: int32 constants the graph uses, by name, and the initializer whose bytes they are: the file holds
-            those bytes once, and both tensors point at them.
+        same_bytes: int32 constants the graph uses, by name, and the initializer whose bytes they are, after LEAD words
+            of whatever lies before: the file holds those bytes once, and both tensors point at them.
+
+    Raises:
+        ArtifactError: nothing lies before.
     """
     ir, onnx = require("onnx_ir", "compile"), require("onnx", "compile")
     ir.save(model, str(folder / GRAPH), external_data=DATA, size_threshold_bytes=_INLINE)
@@ -82,13 +87,16 @@ def save(model: Any, folder: Path, same_bytes: Mapping[str, str]) -> None:  # no
     proto = onnx.load(str(folder / GRAPH), load_external_data=False)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for name, source in same_bytes.items():
-        seen = onnx.TensorProto()
-        seen.CopyFrom(tensors[source])
-        length = next(int(entry.value) for entry in seen.external_data if entry.key == "length")
-        seen.name, seen.data_type = name, onnx.TensorProto.INT32
-        del seen.dims[:]
-        seen.dims.append(length // 4)
-        proto.graph.initializer.append(seen)
+        place = {entry.key: entry.value for entry in tensors[source].external_data}
+        start, length = int(place.get("offset", 0)) - LEAD * _WORD, int(place.get("length", 0)) + LEAD * _WORD
+        if start < 0 or length % _WORD:
+            raise ArtifactError(f"'{source}' cannot be read as words (offset {start + LEAD * _WORD} of {DATA})")
+        words = proto.graph.initializer.add()
+        words.name, words.data_type = name, onnx.TensorProto.INT32
+        words.data_location = onnx.TensorProto.EXTERNAL
+        words.dims.append(length // _WORD)
+        for key, value in (("location", DATA), ("offset", start), ("length", length)):
+            words.external_data.add(key=key, value=str(value))
     (folder / GRAPH).write_bytes(proto.SerializeToString())
 
 

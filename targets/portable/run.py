@@ -6,8 +6,8 @@ the next, and come to the host only where the cache is cut back to a prefix. A l
 since the graph returns the logits of every position.
 
 ONNX Runtime turns DequantizeLinear and MatMul into one product of its own, which by default rounds activations to
-8 bits; `accuracy_level` 1 keeps them in float32, 4 is that default. Left out: a cache in a fixed buffer (the graph's
-Concat copies it for every token) and batches.
+8 bits; `accuracy_level` 1 keeps them in float32 (very slow where a weight has 8 bits), 4 is that default. Left out: a
+cache in a fixed buffer (the graph's Concat copies it for every token) and batches.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
 ONNX Runtime fuses the first into MatMulNBits; TensorRT keeps the integers in the engine. The second exists because
 neither can look up a row otherwise: TensorRT takes an INT8 constant only directly before a DequantizeLinear, ONNX has
 no Gather of INT4, and a DequantizeLinear of the whole table would be computed for every token. Where the head is the
-embedding, the words *are* the head's codes: two constants over the same bytes of the file.
+embedding, the words *are* the head's codes: two constants over the same bytes of the file (`graph.save`), the
+words beginning a little earlier, since TensorRT refuses two constants of different lengths at one address.
 
 Every float weight is compared with ours before it goes, so a graph that means something else is refused. A last group
 that is short (576 columns in groups of 128) is refused by TensorRT: the groups are split until they divide, with the
@@ -27,6 +28,7 @@ import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import require
+from soloist.targets.portable.graph import LEAD
 from soloist.targets.quantized import Quantization
 from soloist.targets.repack import Matrix, to_block_dq
 
@@ -51,7 +53,7 @@ def put_integers(model: Any, content: Quantization, dtype: str) -> Integers:  # 
     graph = _Graph(model.graph, dtype)
     done = Integers()
     tied = bool(content.plan["tied"]) and HEAD not in content.matrices
-    for name, matrix in content.matrices.items():
+    for name, matrix in sorted(content.matrices.items(), key=lambda entry: entry[0] == EMBEDDING):  # last: see LEAD
         done.bits[str(matrix.bits)] += 1
         if name != EMBEDDING:
             graph.layer(name, matrix)
@@ -141,7 +143,7 @@ class _Graph:
         scales = self.constant(f"{stem}.scales", to_block_dq(whole, axis=0).scales)
         nodes = _Nodes(self.ir, stem)
         ids = gather.inputs[1]
-        codes = self._unpacked(nodes, words, ids, matrix)
+        codes = self._unpacked(nodes, words, ids, matrix, LEAD if stored else 0)
         columns = self.constant(f"{stem}.group_of_column", np.arange(whole.shape[1]) // whole.group)
         factors = nodes.add("Gather", [nodes.add("Gather", [scales, ids], axis=1), columns], axis=0)
         if self.dtype != np.float16:
@@ -158,15 +160,16 @@ class _Graph:
             return self.ir.Value(name=name, type=self.ir.TensorType(self.ir.DataType.INT32))
         return self.constant(name, to_block_dq(whole_groups(matrix), axis=0).data.view("<i4"))
 
-    def _unpacked(self, nodes: _Nodes, words: Any, ids: Any, matrix: Matrix) -> Any:  # noqa: ANN401
-        """Codes (K, batch, sequence) of tokens, in the graph's type: code k of token t is number k · N + t.
+    def _unpacked(self, nodes: _Nodes, words: Any, ids: Any, matrix: Matrix, lead: int) -> Any:  # noqa: ANN401
+        """Codes (K, batch, sequence) of tokens, in the graph's type: code k of token t is number k · N + t after the
+        `lead` words.
 
         A word w, seen as w + 2³² > 0, holds code i in its digit i to the base 2^bits; codes are two's complement.
         """
         rows, columns = matrix.shape
         base, per_word = 1 << matrix.bits, _WORD // matrix.bits
         count = self._whole("codes_per_word", per_word)
-        first = self._whole("first_of_column", np.arange(columns).reshape(-1, 1, 1) * rows)
+        first = self._whole("first_of_column", np.arange(columns).reshape(-1, 1, 1) * rows + lead * per_word)
         powers = self._whole("powers", [base**i for i in range(per_word)])
         half, wrap = self._whole("half", base // 2), self._whole("wrap", 1 << _WORD)
         at = nodes.add("Add", [ids, first])

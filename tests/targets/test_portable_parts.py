@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -154,6 +156,18 @@ def test_long_texts_go_through_in_pieces_or_are_refused(tiny_portable, monkeypat
         pieces.chat(CHAT, Sampling(max_tokens=2))
     with pytest.raises(EngineError, match="tokens do not fit"):
         pieces.logits([*tokens, 5])
+
+
+def test_the_runner_needs_neither_torch_nor_transformers(tiny_portable):
+    program = (
+        "import sys; from pathlib import Path; from soloist.targets.base import Sampling;"
+        "from soloist.targets.portable.run import PortableRuntime; runtime = PortableRuntime(Path(sys.argv[1]));"
+        "print(runtime.chat([{'role': 'user', 'content': 'Say hello.'}], Sampling(max_tokens=4)).tokens_out);"
+        "print({'torch', 'transformers', 'onnx', 'onnxruntime_genai', 'optimum'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-P", "-c", program, str(tiny_portable)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["4", "set()"], done.stderr
 
 
 def test_tokens_are_the_students(tiny, tiny_portable):
