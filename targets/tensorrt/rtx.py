@@ -1,0 +1,143 @@
+"""Portable ONNX folder -> TensorRT-RTX engine for GeForce RTX laptops, built here, without a GPU.
+
+    build_rtx(portable, out)      out/model.engine   portable kernels for each compute capability named
+                                  out/engine.json    versions, capabilities, profiles, names, student, hashes
+                                  out/tokenizer.json, chat_template.jinja
+
+The engine's kernels are finished on the machine that opens it. Parser and builder run in a process of their own, under
+a limit of time and memory: what they read may be anything, and a parser may crash. Its script is the one that goes to
+the Jetson. Left out: reading an engine back here, which takes a GPU; `runner` does it where there is one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.errors import ArtifactError, MissingExtraError, ResourceError
+from soloist.targets.portable.facts import TEMPLATE, TOKENIZER, read_facts
+from soloist.targets.tensorrt import build_engine
+from soloist.targets.tensorrt.plan import Lengths, Student, digest_of, make_plan, write_plan
+from soloist.targets.tensorrt.versions import check_capabilities
+
+LIBRARY = "tensorrt_rtx"
+VERSION = "1"  # a major version; engine.json has the whole of it
+ENGINE = "model.engine"
+
+
+def target(capabilities: tuple[str, ...]) -> dict[str, Any]:
+    """What TensorRT-RTX is told. Raises UsageError."""
+    check_capabilities(capabilities)
+    return {
+        "library": LIBRARY, "title": "RTX laptops", "version": VERSION, "strongly_typed_flag": False,
+        "capabilities": list(capabilities),
+    }  # fmt: skip
+
+
+def build_rtx(
+    portable: Path, out: Path, capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0"), *,
+    student: Student | None = None, lengths: Lengths | None = None, seconds: float = 3600, memory_mb: int = 16384,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the engine folder `out`; returns its facts (`engine.json`).
+
+    Args:
+        portable: a folder of `compile_portable`, float16.
+        student: its folder's name and the digest of its files if not given.
+        lengths: 2048 tokens, or the student's context where that is shorter, if not given.
+        seconds: of the build; a resource limit like `memory_mb`, its own memory.
+
+    Raises:
+        UsageError, ArtifactError, ResourceError: the graph is refused (which node, why), or a limit was reached.
+        MissingExtraError: TensorRT-RTX is not installed.
+    """
+    aimed = target(capabilities)
+    if importlib.util.find_spec(LIBRARY) is None:
+        raise MissingExtraError(LIBRARY, "rtx")
+    facts = read_facts(portable)
+    plan = make_plan(
+        portable, facts, lengths or Lengths(min(2048, facts.context)),
+        student or Student(portable.name, digest_of(portable)), aimed,
+    )  # fmt: skip
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        options = ["--folder", portable, "--plan", write_plan(plan, temporary), "--out", temporary / ENGINE]
+        run_builder([*map(str, options), "--memory-mb", str(memory_mb)], temporary / "report.json", seconds)
+        for name in (TOKENIZER, TEMPLATE):
+            shutil.copy2(portable / name, temporary / name)
+        for name in (build_engine.PLAN, "report.json"):
+            (temporary / name).unlink()
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    done: dict[str, Any] = json.loads((out / build_engine.SIDECAR).read_text(encoding="utf-8"))
+    return done
+
+
+def check_rtx(portable: Path, *, seconds: float = 600, memory_mb: int = 16384) -> list[dict[str, Any]]:
+    """Only parse the graph of a portable folder; every refusal of the parser: node, operator, reason, advice.
+
+    Raises ArtifactError where it refuses without saying what, ResourceError, MissingExtraError.
+    """
+    if importlib.util.find_spec(LIBRARY) is None:
+        raise MissingExtraError(LIBRARY, "rtx")
+    facts = read_facts(portable)
+    plan = make_plan(portable, facts, Lengths(2, 1), Student(portable.name, ""), target(("8.9",)))
+    scratch = portable.with_name(portable.name + ".check.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        options = ["--folder", str(portable), "--plan", str(write_plan(plan, scratch)), "--check"]
+        report = scratch / "report.json"
+        try:
+            run_builder([*options, "--memory-mb", str(memory_mb)], report, seconds)
+        except ArtifactError:
+            errors = _read(report).get("errors", [])
+            if not errors:
+                raise
+            return list(errors)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return []
+
+
+def run_builder(options: list[str], report: Path, seconds: float) -> dict[str, Any]:
+    """Run `build_engine` in a process of its own; its report.
+
+    Raises:
+        ArtifactError: it refused, or it died.
+        ResourceError: it took longer than `seconds`, or more memory than it may.
+    """
+    command = [sys.executable, "-P", str(Path(build_engine.__file__)), *options, "--report", str(report)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ResourceError(
+            f"the engine was not built within {seconds:g} s; allow more, or a smaller student"
+        ) from error
+    found = _read(report)
+    if done.returncode == 0 and found:
+        return found
+    if said := found.get("refused"):
+        raise ArtifactError(str(said))
+    last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
+    if any(word in done.stderr for word in ("MemoryError", "bad_alloc", "OutOfMemory")):
+        raise ResourceError(f"the builder ran out of the memory it may use ({last}); allow more, or a smaller student")
+    how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    raise ArtifactError(f"the builder of the engine died ({how}: {last}); check the graph, or export it again")
+
+
+def _read(report: Path) -> dict[str, Any]:
+    """What the builder wrote before it ended; empty if it wrote nothing."""
+    try:
+        found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
