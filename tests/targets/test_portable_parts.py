@@ -230,7 +230,7 @@ def test_groups_are_split_until_they_divide(columns, group, wanted):
 def graph_file(path, nodes, kind=TensorProto.FLOAT, domains=(("", 21),), constants=()):
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants]
     inputs = [helper.make_tensor_value_info("x", kind, ["n", 4])]
-    shape = helper.make_tensor_value_info("y", kind, None)
+    shape = helper.make_tensor_value_info("y", kind, ["a", "b"])
     graph = helper.make_graph(nodes, "g", inputs, [shape], tensors)
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid(*one) for one in domains], ir_version=10), path)
     return path
