@@ -19,6 +19,7 @@ COMMANDS = {
     "import": "Read traces that others recorded.",
     "distill": "Train one student on recorded traces.",
     "methods": "List the ways to distill, what they need and cost.",
+    "plan": "Choose the bits of every part of a student for a budget.",
     "quantize": "Turn a student's weights into integers, once for all formats.",
     "export": "Compile a student to GGUF and ONNX, each file opened and checked.",
     "verify": "Compare a compiled file with the student it came from.",

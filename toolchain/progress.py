@@ -11,6 +11,7 @@ NAMES = {
     "teach": "record the team",
     "distill": "distill the student",
     "export": "compile and check",
+    "plan": "plan the widths",
     "quantize": "quantize the student",
     "kernels": "compile the kernels",
     "gate": "ask whether to distill",

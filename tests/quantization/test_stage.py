@@ -23,11 +23,8 @@ from soloist.targets.open import format_of, open_runtime  # noqa: E402
 from soloist.targets.quantized import PLAN, WEIGHTS, read_quantized, write_dequantized  # noqa: E402
 from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
 from soloist.toolchain.cli import main  # noqa: E402
-from soloist.toolchain.quantization import stage as module  # noqa: E402
+from soloist.toolchain.quantization.matrices import Rounding  # noqa: E402
 from soloist.toolchain.quantization.stage import QuantizeConfig, load_quantized, quantize  # noqa: E402
-from soloist.toolchain.tasks.base import Question  # noqa: E402
-from soloist.toolchain.traces.schema import Run, ToolUse, Turn  # noqa: E402
-from soloist.toolchain.traces.store import write_runs  # noqa: E402
 from soloist.toolchain.verify import divergence  # noqa: E402
 
 CHAT: list[Message] = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -37,41 +34,6 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 @pytest.fixture(autouse=True)
 def _threads(one_thread):
     """One thread, here and in the subprocesses."""
-
-
-def _run(number: int, verdict: str = "correct") -> Run:
-    total = number + 5
-    call = ToolUse(
-        name="add", arguments={}, call=f"add({number} | 5)", result=str(total), steps=(f"{number} + 5 = {total}",)
-    )
-    question = Question(
-        id=f"q{number}", question=f"What is {number} + 5?", gold=str(total), split="train", scorer="number"
-    )
-    turn = Turn(id=0, agent="a", role="a", text=call.call, tools=(call,))
-    return Run(question=question, team="t", turns=(turn,), path=(0,), answer=str(total), verdict=verdict)
-
-
-def _traces(folder: Path, count: int = 12, verdict: str = "correct") -> Artifact:
-    def build(partial):
-        write_runs([_run(number, verdict) for number in range(count)], partial / "traces.jsonl.gz")
-        return {}
-
-    return stage("teach", folder, {"count": count}, [], build)
-
-
-@pytest.fixture(scope="module")
-def traces(tmp_path_factory) -> Artifact:
-    return _traces(tmp_path_factory.mktemp("traces") / "traces")
-
-
-@pytest.fixture(scope="module")
-def student(tiny, tmp_path_factory, traces) -> Artifact:
-    def build(partial):
-        shutil.copytree(tiny, partial, dirs_exist_ok=True)
-        (partial / "student.json").write_text(json.dumps({"mode": "acts", "method": "sft"}))
-        return {}
-
-    return stage("distill", tmp_path_factory.mktemp("student") / "student", {}, [traces], build)
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +90,12 @@ def test_other_widths_and_groups(student, tmp_path, options, group, bits):
 
 
 @pytest.mark.parametrize(("method", "order"), [("awq", "natural"), ("gptq", "natural"), ("gptq", "activation")])
-def test_calibration_on_the_students_own_trajectories(student, traces, quantized, tmp_path, method, order):
+def test_calibration_on_the_students_own_trajectories(student, traces, quantized, tmp_path, method, order, traces_in):
     config = QuantizeConfig(method=method, order=order, samples=8)
     made = quantize(config, student, tmp_path / "q")
     assert made.facts["calibration"]["conversations"] == 8 and made.facts["calibration"]["tokens"] > 100
     assert [parent["digest"] for parent in made.manifest["parents"]] == [student.digest, traces.digest]
-    again = quantize(config, student, tmp_path / "again", traces=_traces(tmp_path / "copy"))
+    again = quantize(config, student, tmp_path / "again", traces=traces_in(tmp_path / "copy"))
     assert again.digest == made.digest
     # what was calibrated on is kept better than by looking at the weights alone, in spite of a larger error of these
     plan = json.loads((made.path / PLAN).read_text())["tensors"]
@@ -153,32 +115,31 @@ def _drift(student: Artifact, made: Artifact, number: int) -> float:
 def test_a_killed_run_goes_on_with_the_next_layer(student, tmp_path, monkeypatch):
     whole = quantize(QuantizeConfig(method="gptq", samples=4), student, tmp_path / "whole")
     done: list[str] = []
-    matrix = module._Work._matrix
+    matrix = Rounding.matrix
 
-    def killed(self, name, weight, gram):
-        if name.startswith("model.layers.1.") and "killed" not in done:
+    def killed(self, weight, rule, gram=None):
+        if len(done) == 8:  # embedding, seven of layer 0
             done.append("killed")
             raise KeyboardInterrupt
-        done.append(name)
-        return matrix(self, name, weight, gram)
+        done.append("matrix")
+        return matrix(self, weight, rule, gram)
 
-    monkeypatch.setattr(module._Work, "_matrix", killed)
+    monkeypatch.setattr(Rounding, "matrix", killed)
     with pytest.raises(KeyboardInterrupt):
         quantize(QuantizeConfig(method="gptq", samples=4), student, tmp_path / "out")
-    assert not (tmp_path / "out").exists() and len(done) == 9  # embedding, seven of layer 0, the kill
+    assert not (tmp_path / "out").exists() and done[-1] == "killed"
     made = quantize(QuantizeConfig(method="gptq", samples=4), student, tmp_path / "out")
     assert made.digest == whole.digest
-    names = [name for name in done if name != "killed"]
-    assert len(names) == len(set(names)) == 15
+    assert done.count("matrix") == 15  # none twice
 
 
-def test_traces_that_are_gone_or_teach_nothing_are_named(student, tmp_path):
+def test_traces_that_are_gone_or_teach_nothing_are_named(student, tmp_path, traces_in):
     lonely = stage(
         "distill", tmp_path / "s", {}, [], lambda made: (shutil.copytree(student.path, made / "model"), {})[1]
     )
     with pytest.raises(ArtifactError, match="name them with --traces, or use a method"):
         quantize(QuantizeConfig(method="awq"), lonely, tmp_path / "q")
-    wrong = _traces(tmp_path / "wrong", 3, "wrong")
+    wrong = traces_in(tmp_path / "wrong", 3, "wrong")
     with pytest.raises(DataError, match="no trace to learn from"):
         quantize(QuantizeConfig(method="awq"), lonely, tmp_path / "q", traces=wrong)
     assert not (tmp_path / "q").exists()
@@ -261,9 +222,20 @@ def test_the_command_quantizes_and_refuses(student, traces, tmp_path):
     done = run(main, ["quantize", str(student.path), "-o", str(tmp_path / "q"), "--method", "awq", "--samples", "4"])
     assert done.exit_code == 0 and "15 matrices" in done.output, done.output
     assert Artifact.open(tmp_path / "q", stage="quantize").manifest["config"]["method"] == "awq"
+    (tmp_path / "plan.yaml").write_text(
+        "schema: 1\nrules:\n  - {tensors: '*.embed_tokens.weight', bits: 6, method: mse}\n"
+        "  - {tensors: '*.down_proj.weight', bits: 5, method: rtn}\n  - {tensors: '*', bits: 4, method: mse}\n"
+    )
+    done = run(main, ["quantize", str(student.path), "-o", str(tmp_path / "p"), "--plan", str(tmp_path / "plan.yaml")])
+    assert done.exit_code == 0, done.output
+    made = read_quantized(tmp_path / "p").matrices
+    assert {matrix.width for name, matrix in made.items() if "down_proj" in name} == {5}
+    assert {matrix.width for name, matrix in made.items() if "q_proj" in name} == {4}
+    assert made["model.embed_tokens.weight"].width == 6
     for more, code, said in (
         (["--bits", "8", "--zeros"], 2, "zero points are for 4 bits"),
-        (["--method", "rtn", "--traces", str(traces.path)], 2, "does not calibrate"),
+        (["--plan", str(tmp_path / "plan.yaml"), "--bits", "8"], 2, "a plan says bits; leave out the one or the other"),
+        (["--method", "rtn", "--traces", str(traces.path)], 2, "nothing here calibrates"),
         (["--kernels", "triton", "--device", "cuda"], 7, "no CUDA device")
         if not torch.cuda.is_available()
         else ([], 0, ""),

@@ -6,18 +6,23 @@ from pathlib import Path
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
 
-@click.command(short_help="Turn a student's weights into 4- or 8-bit integers, once for all formats.")
+@click.command(short_help="Turn a student's weights into integers of 4 to 8 bits, once for all formats.")
 @click.argument("student", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--bits", type=click.Choice(["4", "8"]), default="4", show_default=True, help="Of the linear layers.")
+@click.option("--bits", type=click.Choice(["4", "5", "6", "8"]), default="4", show_default=True,
+              help="Of the linear layers.")  # fmt: skip
 @click.option("--group", "--group-size", "--block-size", "group", type=click.Choice(["32", "64", "128"]), default="32",
               show_default=True, help="Columns that share a scale.")  # fmt: skip
 @click.option("--method", type=click.Choice(["rtn", "mse", "awq", "gptq"]), default="gptq", show_default=True)
 @click.option(
-    "--embedding-bits", type=click.Choice(["4", "8"]), default="8", show_default=True, help="Embedding and head."
-)
+    "--embedding-bits", type=click.Choice(["4", "5", "6", "8"]), default="8", show_default=True,
+    help="Embedding and head.",
+)  # fmt: skip
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Bits and method of each matrix instead: "
+              "a file, or what `soloist plan` made.")  # fmt: skip
 @click.option("--zeros", is_flag=True, help="Zero points; GGUF and TensorRT cannot take such a student.")
 @click.option("--traces", type=click.Path(path_type=Path), help="Calibrate on these, not on those it learned from.")
 @click.option("--samples", type=click.IntRange(min=1), default=64, show_default=True, help="Conversations for that.")
@@ -28,7 +33,7 @@ import click
 @click.option("--kernels", type=click.Choice(["auto", "triton", "reference"]), default="auto", show_default=True)
 def command(
     student: Path, output: Path, bits: str, group: str, method: str, embedding_bits: str, zeros: bool,
-    traces: Path | None, samples: int, order: str, seed: int, device: str,
+    plan_file: Path | None, traces: Path | None, samples: int, order: str, seed: int, device: str,
     kernels: Literal["auto", "triton", "reference"],
 ) -> None:  # fmt: skip
     """Quantize the artifact STUDENT. Formats written from the result (`soloist export`) carry the same integers."""
@@ -41,15 +46,22 @@ def command(
     from soloist.toolchain.events import EventLog
     from soloist.toolchain.importers.stage import open_traces
     from soloist.toolchain.progress import Bars
-    from soloist.toolchain.quantization.stage import CALIBRATED, QuantizeConfig, quantize
+    from soloist.toolchain.quantization.plan import CALIBRATED, read_plan
+    from soloist.toolchain.quantization.stage import QuantizeConfig, quantize
 
-    if traces is not None and method not in CALIBRATED:
-        raise UsageError(f"--traces: method {method} does not calibrate; use {' or '.join(CALIBRATED)}")
-    told = {
+    told: dict[str, object] = {"samples": samples, "order": order, "seed": seed}
+    widths = {
         "bits": int(bits), "group": int(group), "method": method, "embedding_bits": int(embedding_bits), "zeros": zeros,
-        "samples": samples, "order": order, "seed": seed,
     }  # fmt: skip
+    if plan_file is None:
+        told |= widths
+    else:
+        source = click.get_current_context().get_parameter_source
+        told |= {name: value for name, value in widths.items() if source(name) == ParameterSource.COMMANDLINE}
+        told["plan"] = read_plan(plan_file)
     config = validated(QuantizeConfig, told, "quantize")
+    if traces is not None and not config.calibrates:
+        raise UsageError(f"--traces: nothing here calibrates; use method {' or '.join(CALIBRATED)}")
     parent = Artifact.open(student, stage="distill")
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
         made = quantize(

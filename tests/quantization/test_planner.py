@@ -1,0 +1,200 @@
+"""A plan from measurements: damages against a model that is changed by hand, budgets, a kill, the command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+for package in ("torch", "transformers", "gguf", "safetensors"):
+    pytest.importorskip(package)
+
+import torch  # noqa: E402
+
+from soloist.kernels.errors import UsageError  # noqa: E402
+from soloist.kernels.layout import dequantize  # noqa: E402
+from soloist.kernels.pack import pack_ref  # noqa: E402
+from soloist.targets.quantized import read_quantized  # noqa: E402
+from soloist.targets.to_gguf import compile_gguf  # noqa: E402
+from soloist.toolchain.cli import main  # noqa: E402
+from soloist.toolchain.quantization.calibration import Walk, conversations  # noqa: E402
+from soloist.toolchain.quantization.plan import read_plan  # noqa: E402
+from soloist.toolchain.quantization.planner import SENSITIVITY, PlanConfig, make_plan  # noqa: E402
+from soloist.toolchain.quantization.sensitivity import Probe, spots  # noqa: E402
+from soloist.toolchain.quantization.stage import QuantizeConfig, quantize  # noqa: E402
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.fixture(autouse=True)
+def _threads(one_thread):
+    """One thread, here and in the subprocesses."""
+
+
+def _config(**told) -> PlanConfig:
+    return PlanConfig.model_validate({"samples": 6, "probes": 4, **told})
+
+
+def _least_mb(student) -> float:
+    """What the tiny student takes with 4 bits everywhere, by the refusal that names it."""
+    with pytest.raises(UsageError, match="cannot be met") as refused:
+        make_plan(_config(max_mb=1e-6), student, student.path.parent / "none")
+    return float(str(refused.value).split("the file takes ")[1].split(" MB")[0])
+
+
+@pytest.fixture(scope="module")
+def planned(student, tmp_path_factory):
+    out = tmp_path_factory.mktemp("plan") / "plan"
+    return make_plan(_config(max_mb=_least_mb(student) + 0.015), student, out)
+
+
+def _mean_kl(walk, talks, weights):
+    """The same by another way: the whole model, one conversation at a time."""
+    model, total, count = walk.model, 0.0, 0
+    for talk in talks:
+        ids = torch.tensor([talk.ids])
+        at = [i for i in range(len(talk.ids) - 1) if talk.trained[i + 1]]
+        kept = {name: model.get_parameter(name).data.clone() for name in weights}
+        with torch.no_grad():
+            p = torch.log_softmax(model(ids).logits[0, at].double(), -1)
+            for name, weight in weights.items():
+                model.get_parameter(name).data.copy_(weight)
+            q = torch.log_softmax(model(ids).logits[0, at].double(), -1)
+            for name, weight in kept.items():
+                model.get_parameter(name).data.copy_(weight)
+        total, count = total + float((p.exp() * (p - q)).sum()), count + len(at)
+    return total / count
+
+
+@pytest.mark.parametrize(("name", "layer"), [(DOWN, 1), (EMBEDDING, -1)])
+def test_the_damage_of_a_unit_is_that_of_the_whole_model_with_it(student, traces, name, layer):
+    walk = Walk(student.path)
+    talks = conversations(student, walk.tokenizer, traces, 10, 1)
+    probe = Probe(walk, talks)
+    rounded = {name: dequantize(pack_ref(walk.model.get_parameter(name).data.float()))}
+    wanted = _mean_kl(walk, talks, rounded)
+    assert wanted > 1e-7
+    assert probe.damage(layer, rounded) == pytest.approx(wanted, rel=0.02, abs=2e-8)
+    same = {name: walk.model.get_parameter(name).data.clone()}
+    assert probe.damage(layer, same) < 1e-9  # nothing is left of the weights that were tried
+    assert probe.tokens == sum(sum(talk.trained[1:]) for talk in talks)
+
+
+def test_units_are_parts_of_layers_embedding_first():
+    names = [f"model.layers.0.{part}.weight" for part in (
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+        "mlp.down_proj",
+    )]  # fmt: skip
+    found = spots({"tables": [EMBEDDING, "lm_head.weight"], "0": names})
+    assert [(spot.name, len(spot.tensors), spot.layer) for spot in found] == [
+        ("embedding", 1, -1), ("head", 1, -1), ("layer-00.query-key-value", 3, 0), ("layer-00.attention-out", 1, 0),
+        ("layer-00.gate-up", 2, 0), ("layer-00.down", 1, 0),
+    ]  # fmt: skip
+
+
+def test_a_plan_fits_its_budget_and_is_what_the_file_takes(student, planned, tmp_path):
+    facts = planned.facts
+    assert facts["size_mb"] <= planned.manifest["config"]["max_mb"]
+    record = json.loads((planned.path / SENSITIVITY).read_text())
+    assert len(record["units"]) == 9 and {len(options) for options in record["units"].values()} == {3}
+    assert record["bought"] and {4} < set(record["chosen"].values())
+    assert facts["damage_predicted"] == pytest.approx(sum(
+        next(o["damage"] for o in record["units"][unit] if o["bits"] == bits) for unit, bits in record["chosen"].items()
+    ))  # fmt: skip
+    made = quantize(QuantizeConfig(plan=read_plan(planned.path), samples=6), student, tmp_path / "q")
+    widths = {name: matrix.width for name, matrix in read_quantized(made.path).matrices.items()}
+    assert widths[EMBEDDING] == record["chosen"]["embedding"] and widths[DOWN] == record["chosen"]["layer-01.down"]
+    file = tmp_path / "gguf" / compile_gguf(made.path, tmp_path / "gguf")["file"]
+    assert file.stat().st_size <= facts["size_mb"] * 1e6
+
+
+def test_more_room_never_does_more_damage(student, planned, tmp_path):
+    roomy = make_plan(_config(max_mb=100), student, tmp_path / "roomy")
+    assert roomy.facts["damage_predicted"] <= planned.facts["damage_predicted"]
+    assert roomy.facts["size_mb"] > planned.facts["size_mb"]
+
+
+def test_a_kill_costs_one_measurement(student, planned, tmp_path, monkeypatch):
+    measured: list[int] = []
+    damage = Probe.damage
+
+    def killed(self, layer, weights):
+        if len(measured) == 5:
+            measured.append(-9)
+            raise KeyboardInterrupt
+        measured.append(layer)
+        return damage(self, layer, weights)
+
+    monkeypatch.setattr(Probe, "damage", killed)
+    config = _config(**{key: planned.manifest["config"][key] for key in ("max_mb",)})
+    with pytest.raises(KeyboardInterrupt):
+        make_plan(config, student, tmp_path / "plan")
+    assert not (tmp_path / "plan").exists()
+    made = make_plan(config, student, tmp_path / "plan")
+    assert len(measured) == 9 * 3 + 1 + 1  # every unit and width once, the kill, the whole plan
+    assert made.digest == planned.digest
+    assert not (tmp_path / "plan" / "bank").exists()
+
+
+def test_the_smallest_size_that_keeps_the_accuracy_is_taken(student, tmp_path):
+    asked: list[float] = []
+
+    def ask(matrices):
+        """Right on all questions with a wide embedding, on 8 of 10 else."""
+        if matrices is None:
+            return [1] * 10
+        asked.append(sum(matrix.bytes for matrix in matrices.values()))
+        return [1] * 10 if matrices[EMBEDDING].width > 4 else [1] * 8 + [0] * 2
+
+    made = make_plan(_config(max_accuracy_drop=1.0, max_mb=100), student, tmp_path / "plan", ask=ask)
+    assert made.facts["accuracy"]["drop_points"] == 0 and made.facts["accuracy"]["questions"] == 10
+    assert json.loads((made.path / SENSITIVITY).read_text())["chosen"]["embedding"] > 4
+    assert len(asked) <= 4 and made.facts["size_mb"] < max(asked)
+    with pytest.raises(UsageError, match=r"max_accuracy_drop 1 cannot be met .* loses 20.0 points on 10 questions"):
+        make_plan(
+            _config(max_accuracy_drop=1.0, max_mb=100, seed=3), student, tmp_path / "no",
+            ask=lambda matrices: [1] * 10 if matrices is None else [1] * 8 + [0] * 2,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({}, "no budget"),
+        ({"max_ms_per_token": 5}, "max_ms_per_token needs a device"),
+        ({"max_mb": 5, "widths": [4, 4]}, "widths: name each once"),
+    ],
+)
+def test_budgets_that_say_nothing_are_refused(told, said):
+    with pytest.raises(ValueError, match=said):
+        _config(**told)
+
+
+def test_milliseconds_that_no_width_meets_name_the_nearest(student, tmp_path):
+    told = {"device": "jetson-orin-nano-8gb", "max_ms_per_token": 1e-6}
+    with pytest.raises(UsageError, match=r"cannot be met on .*predicted"):
+        make_plan(_config(**told), student, tmp_path / "no")
+    made = make_plan(_config(**{**told, "max_ms_per_token": 1000.0}), student, tmp_path / "yes")
+    assert 0 < made.facts["ms_per_token_predicted"] <= 1000
+    with pytest.raises(UsageError, match="an accuracy budget needs questions"):
+        make_plan(_config(max_accuracy_drop=1), student, tmp_path / "no")
+
+
+def test_the_command_plans_and_explains(student, tmp_path):
+    pytest.importorskip("llama_cpp")
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(
+        json.dumps({"question": f"What is {n} + 5?", "answer": str(n + 5), "scorer": "number"}) + "\n" for n in (1, 2)
+    ))  # fmt: skip
+    budget = ["--max-mb", "1", "--max-accuracy-drop", "100", "--questions", str(questions)]
+    counts = ["--samples", "6", "--probes", "4"]
+    done = CliRunner().invoke(main, ["plan", str(student.path), "-o", str(tmp_path / "plan"), *budget, *counts])
+    assert done.exit_code == 0, done.output
+    assert "the next bytes would go to" in done.output and "on 2 questions" in done.output
+    assert read_plan(tmp_path / "plan").model is not None
+    done = CliRunner().invoke(main, ["plan", str(student.path), "-o", str(tmp_path / "no"), *budget[:4]])
+    assert done.exit_code == 2 and "go together" in done.output
+    done = CliRunner().invoke(main, ["plan", str(student.path), "-o", str(tmp_path / "no"), "--max-mb", "0.0001"])
+    assert done.exit_code == 2 and "cannot be met: with 4 bits everywhere the file takes" in done.output
