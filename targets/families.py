@@ -105,7 +105,7 @@ class Place:
 
 def family_of(config: Config, where: object) -> Family:
     """The family of a config.json. Raises ArtifactError for an architecture outside the table."""
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
         raise ArtifactError(
             f"{where}: architecture '{model_type}' cannot become GGUF; only {', '.join(map(repr, FAMILIES))} can"

@@ -90,16 +90,15 @@ def from_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> dict[str, Any]:
     pre = _pre_tokenizer(reader, path)
     config = _config(reader, path) | {"dtype": dtype}
     weights = _weights(reader, config, path)
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer_from_gguf.write(partial(field, reader), out, pre)
+    files = tokenizer_from_gguf.files(partial(field, reader), pre)
     kind = getattr(require("torch", "train"), dtype)
     tensors = {name: tensor.to(kind) for name, tensor in weights}
-    (out / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     ids = {key: value for key in _IDS.values() if (value := config[key]) is not None}
     end = field(reader, "tokenizer.ggml.eot_token_id")
     if end is not None and end != ids.get("eos_token_id"):
         ids["eos_token_id"] = [number for number in (ids.get("eos_token_id"), end) if number is not None]
-    (out / "generation_config.json").write_text(json.dumps(ids, indent=2), encoding="utf-8")
+    files |= {"config.json": json.dumps(config, indent=2), "generation_config.json": json.dumps(ids, indent=2)}
+    _write_files(files, out)
     save_weights(tensors.items(), out / "model.safetensors")
     return {
         "architecture": config["architectures"][0], "parameters": sum(t.numel() for t in tensors.values()),
@@ -109,7 +108,13 @@ def from_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> dict[str, Any]:
 
 def write_tokenizer(path: Path, out: Path, pre: PreTokenizer) -> None:
     """Write the tokenizer and chat template of a GGUF file into `out`, cutting text as `pre` says."""
-    tokenizer_from_gguf.write(partial(field, read_gguf(path)), out, pre)
+    _write_files(tokenizer_from_gguf.files(partial(field, read_gguf(path)), pre), out)
+
+
+def _write_files(files: Mapping[str, str], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
 
 
 def _pre_tokenizer(reader: Any, path: Path) -> PreTokenizer | None:  # noqa: ANN401 - gguf.GGUFReader
@@ -134,8 +139,9 @@ def _config(reader: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401 - gguf.G
 
     required = {key: get(key) for key in _REQUIRED.values()}
     lost = [key for key, value in required.items() if value is None]
-    if lost or "token_embd.weight" not in tensors:
-        raise ArtifactError(f"{path}: lacks {', '.join([*lost, 'token_embd.weight'][:3])}; fetch the file again")
+    lost += [name for name in ("token_embd.weight",) if name not in tensors]
+    if lost:
+        raise ArtifactError(f"{path}: lacks {', '.join(lost)}; fetch the file again")
     config: dict[str, Any] = {
         "architectures": [family.class_name], "model_type": family.model_type,
         **{ours: required[theirs] for ours, theirs in _REQUIRED.items()},

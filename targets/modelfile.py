@@ -90,7 +90,8 @@ def wrapping(render: Callable[[Sequence[Message], bool], str], bos: str = "") ->
         {"role": role, "content": text}
         for role, text in (("user", "Hi there"), ("assistant", "Yes?"), ("user", "2 + 2"), ("assistant", "4"))
     ]
-    for messages in (talk, [{"role": "system", "content": "Be brief"}, *talk], talk[:3], talk[:1]):
+    told = [Message(role="system", content="Be brief"), *talk]
+    for messages in (talk, told, talk[:3], talk[:1]):
         for opened in (False, True):
             if render(messages, opened) != _wrapped(found, messages, opened):
                 return None

@@ -181,8 +181,8 @@ def _all_tensors(student: Path, config: Mapping[str, Any], precision: str, stack
     wanted = places(config, student)
     tensors: dict[str, _Tensor] = {}
     for key, shape, kind, load in found:
-        if key == "lm_head.weight" and tied(config):
-            continue
+        if (key == "lm_head.weight" and tied(config)) or key.endswith(".rotary_emb.inv_freq"):
+            continue  # the embedding again, and what old checkpoints keep though it is computed
         if key not in wanted:
             kind_of = config["model_type"]
             raise ArtifactError(f"{student}: weight '{key}' has no place in a GGUF file of a '{kind_of}' model")
@@ -207,7 +207,10 @@ def _values(student: Path, stack: ExitStack) -> _Found:
     index = student / _INDEX
     files = sorted(student.glob("*.safetensors"))
     if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ArtifactError(f"{index}: cut off or not an index ({error}); make the student again") from error
         lost = sorted(shards - {path.name for path in files})
         if lost:
             raise ArtifactError(f"{student}: {_INDEX} names {', '.join(lost)}, which is missing; copy all its files")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import ArtifactError
@@ -29,8 +28,8 @@ def special_ids(get: Get) -> dict[str, int]:
     return {kind: int(number) for kind, number in found.items() if number is not None}
 
 
-def write(get: Get, out: Path, pre: PreTokenizer | None) -> None:
-    """Write the tokenizer and its chat template into the folder `out`; `pre` is None for SentencePiece's kind.
+def files(get: Get, pre: PreTokenizer | None) -> dict[str, str]:
+    """The tokenizer's files by name, chat template included; `pre` is None for SentencePiece's kind.
 
     Raises:
         ArtifactError: the file's lists of tokens are not what its kind of tokenizer needs.
@@ -51,11 +50,12 @@ def write(get: Get, out: Path, pre: PreTokenizer | None) -> None:
     settings: dict[str, Any] = {"backend": "tokenizers", "model_max_length": 10**30}
     settings |= {f"{kind}_token": tokens[number] for kind, number in ids.items()}
     settings["tokenizer_class"] = "TokenizersBackend"
-    (out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
     template = get("tokenizer.chat_template")
-    if template:
-        (out / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return {
+        "tokenizer.json": json.dumps(content, ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(settings, indent=2),
+        **({"chat_template.jinja": template} if template else {}),
+    }
 
 
 def _vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:

@@ -79,6 +79,60 @@ def test_missing_foreign_and_cut_off_files_are_refused(tiny_gguf, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def rewritten(source, file, *, fields=None, tensors=None):
+    """A GGUF file with other metadata, or other tensors (None takes one away)."""
+    import gguf
+
+    reader = read_gguf(source)
+    architecture = (fields or {}).get("general.architecture") or reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(str(file), architecture)
+    for name, known in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            value = (fields or {}).get(name, known.contents())
+            if value is not None:
+                writer.add_key_value(name, value, known.types[0], known.types[-1])
+    for tensor in reader.tensors:
+        data = (tensors or {}).get(tensor.name, tensor.data)
+        if data is not None:
+            writer.add_tensor(tensor.name, np.array(data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fields": {"general.architecture": "mamba"}}, "architecture 'mamba' cannot become a student; only 'llama'"),
+        ({"fields": {"llama.block_count": None}}, "lacks block_count"),
+        ({"fields": {"llama.block_count": 1}}, r"tensor 'blk.1.*' has no place in a 'llama' model"),
+        ({"fields": {"tokenizer.ggml.model": "bert"}}, "its tokenizer is of kind 'bert'"),
+        ({"fields": {"tokenizer.ggml.model": "llama"}}, "no scores for its tokens"),
+        ({"fields": {"tokenizer.ggml.pre": "viking"}}, "the pre-tokenizer 'viking' is not one of"),
+        ({"fields": {"llama.feed_forward_length": 96}}, r"tensor 'blk.0.ffn_.*its metadata say"),
+        ({"tensors": {"blk.0.attn_q.weight": None}}, r"1 tensors are missing \(blk.0.attn_q.weight"),
+        ({"tensors": {"token_embd.weight": None}}, "lacks token_embd.weight"),
+        ({"tensors": {"output_norm.weight": np.ones(32, np.float32)}}, r"'output_norm.weight' is \(32,\)"),
+    ],
+)
+def test_a_file_that_is_no_student_of_ours_is_refused_and_leaves_nothing(tiny_gguf, tmp_path, changes, message):
+    file = rewritten(tiny_gguf, tmp_path / "other.gguf", **changes)
+    with pytest.raises(ArtifactError, match=message):
+        from_gguf(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_frequency_factors_of_no_llama_3_are_refused(tiny_gguf, tmp_path):
+    from soloist.targets.ropes import rope_from
+
+    with pytest.raises(ArtifactError, match="its frequency factors are not those of a Llama 3"):
+        rope_from({"rope.freq_base": 5e5}.get, np.linspace(1, 9, 8, dtype=np.float32), 16, "here")
+    with pytest.raises(ArtifactError, match="of type 'longrope' cannot become a student"):
+        rope_from({"rope.scaling.type": "longrope"}.get, None, 16, "here")
+
+
 def test_unknown_dtype_is_refused(tiny_gguf, tmp_path):
     with pytest.raises(ArtifactError, match="'float8' is not one of"):
         from_gguf(tiny_gguf, tmp_path, "float8")
