@@ -10,6 +10,7 @@ students whose fp32 weights do not fit in memory.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,22 +25,25 @@ from soloist.targets.quantized import Quantization, read_quantized, write_dequan
 from soloist.targets.repack import Matrix, stack, to_matmul_nbits
 
 _FILE, _DATA = "model.onnx", "model.onnx.data"
+_QKV = re.compile(r"\.[qkv]_proj\.")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ACCURACY_LEVEL = 4  # activations of a product in int8, four times faster on a CPU; 1 keeps them in fp32
 
 
 def compile_quantized(
-    student: Path, out: Path, precision: str, build: Callable[[Path, Path, Mapping[str, str]], None],
+    student: Path, out: Path, precision: str | None, build: Callable[[Path, Path, Mapping[str, str]], None],
     *, accuracy_level: int = ACCURACY_LEVEL,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the model folder `out`; `build(student, folder, options)` writes the builder's fp32 package.
+
+    Every product has the width of its own matrix. A `precision` is what the caller takes the layers for.
 
     Raises:
         ArtifactError: another precision than the student has, or a graph that is not understood.
     """
     content = read_quantized(student)
-    if precision != f"int{content.bits}":
-        raise ArtifactError(f"{student}: holds {content.bits}-bit layers; export it as onnx-int{content.bits}")
+    if precision not in (None, f"int{content.bits}"):
+        raise ArtifactError(f"{student}: holds {content.bits}-bit layers; export it as onnx")
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     package, floats = temporary / "package", temporary / "float"
@@ -53,15 +57,17 @@ def compile_quantized(
         package.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return {"file": out.name, "precision": precision, "options": {"accuracy_level": accuracy_level}, "nodes": counts}
+    options = {"accuracy_level": str(accuracy_level)}
+    return {"file": out.name, "precision": f"int{content.bits}", "options": options, "nodes": counts}
 
 
 def _alike(content: Quantization) -> bool:
     """Whether query, key and value of every layer can be one matrix."""
     for name in content.matrices:
-        if ".q_proj." in name:
+        found = _QKV.search(name)
+        if found:
             try:
-                _of(content, [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"])
+                _of(content, [f"{name[: found.start()]}.{part}_proj.{name[found.end() :]}" for part in "qkv"])
             except (KeyError, UsageError):
                 return False
     return True

@@ -1,6 +1,7 @@
 """Hugging Face folder -> an onnxruntime-genai folder, made by that package's own builder.
 
     precision   options                                     SmolLM2-135M
+    none        fp32
     int8        shared_embeddings=false                     the embedding stays in fp32
     int4        algo_config=k_quant_mixed, blocks of 32     8 bits for the head, the embedding and the
                                                             layers that suffer most, shared
@@ -38,33 +39,36 @@ TIME_LIMIT_S = 1800
 
 
 def compile_onnx(
-    student: Path, out: Path, precision: str, *, options: Mapping[str, str] | None = None, limit_s: int = TIME_LIMIT_S
-) -> dict[str, Any]:
+    student: Path, out: Path, precision: str | None = None, *, options: Mapping[str, str] | None = None,
+    limit_s: int = TIME_LIMIT_S,
+) -> dict[str, Any]:  # fmt: skip
     """Write the model folder `out`; returns facts. `options` replace the builder options of the precision.
+
+    Without a `precision` a quantized student keeps its integers and any other becomes fp32.
 
     Raises:
         ArtifactError: not a student, or the builder refuses it.
         ResourceError: the builder took longer than `limit_s`.
     """
-    if precision not in PRECISIONS:
+    if precision is not None and precision not in PRECISIONS:
         raise ArtifactError(f"ONNX precision '{precision}' is not one of {', '.join(PRECISIONS)}")
     read_config(student)
     for package in ("onnxruntime_genai", "onnx_ir"):
         require(package, "onnx")
     if is_quantized(student):
         return compile_quantized(student, out, precision, partial(_write, limit_s=limit_s))
-    chosen = dict(PRECISIONS[precision] if options is None else options)
+    chosen = dict(PRECISIONS.get(precision or "", {}) if options is None else options)
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _build(student, temporary, precision, chosen, limit_s)
+        _build(student, temporary, precision or "fp32", chosen, limit_s)
         _carry(student, temporary)
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return {"file": out.name, "precision": precision, "options": chosen}
+    return {"file": out.name, "precision": precision or "fp32", "options": chosen}
 
 
 def _write(student: Path, out: Path, options: Mapping[str, str], *, limit_s: int) -> None:

@@ -9,6 +9,9 @@ one. A format that fails is removed and named at the end, after the others were 
 becomes <format>/decomposer and <format>/solver: each is checked, and the worse one counts. A quantized student
 (`quantize.py`) becomes files with its very integers, compared with the student that it was made from. Left out:
 choosing among the files, which is for whoever has measured them on the task.
+
+Where a student has an importance matrix (importance.gguf, as `targets.llama_quantize` writes it), llama.cpp's
+quantizer weighs its columns by it.
 """
 
 from __future__ import annotations
@@ -17,21 +20,27 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import ArtifactError, GateError, UsageError
+from soloist.targets.formats import EXAMPLES, parse
+from soloist.targets.llama_quantize import mean_squares, read_importance
 from soloist.targets.open import parts
-from soloist.targets.to_gguf import compile_gguf
+from soloist.targets.portable.export import compile_portable
+from soloist.targets.quantized import is_quantized, read_plan
+from soloist.targets.to_gguf import PRECISIONS, compile_gguf
 from soloist.targets.to_onnx import compile_onnx
-from soloist.targets.tolerances import TOLERANCES, tolerance_of
+from soloist.targets.tolerances import Tolerance, tolerance_of
 from soloist.toolchain.artifact import Artifact, stage, write_atomic
 from soloist.toolchain.events import QUIET, EventLog
 from soloist.toolchain.knowledge.context import FILE
 from soloist.toolchain.verify import Probe, judge
 
 STAGE = "export"
+IMPORTANCE = "importance.gguf"
 DEFAULT_FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q5_0", "onnx-int8", "onnx-int4")
 _WORK = "work"
 _QUANTIZED = "quantize"
@@ -84,15 +93,15 @@ def export(
         GateError: some file does not load or drifts; every reason is named.
     """
     if not formats:
-        raise UsageError(f"no format to export: name at least one of {', '.join(TOLERANCES)}")
+        raise UsageError(f"no format to export: name at least one of {', '.join(EXAMPLES)}")
     formats = tuple(dict.fromkeys(formats))
-    limits = {format: vars(tolerance_of(format)) for format in formats}
     models = model_folders(student)
+    limits = {format: tolerance_of(format, width_of(models)) for format in formats}
     references = model_folders(original(student))
     beside = {**knowledge(student.path), **(beside or {})}
     asked = json.dumps([[list(messages) for messages in probe.prompts], list(probe.references)], ensure_ascii=False)
     config = {
-        "formats": limits,
+        "formats": {format: vars(limit) for format, limit in limits.items()},
         "name": name,
         "probe": hashlib.sha256(asked.encode()).hexdigest()[:16],
         "beside": {file: hashlib.sha256(text.encode()).hexdigest()[:16] for file, text in beside.items()},
@@ -105,7 +114,7 @@ def export(
             facts = _finished(partial, format)
             if facts is None:
                 facts = compile_format(models, partial, format, name, beside)
-                _check(references, partial, format, facts, probe)
+                _check(references, partial, format, facts, probe, limits[format])
             events.emit(STAGE, "metric", format=format, **facts)
             found[format] = facts
         events.progress(STAGE, len(formats), len(formats))
@@ -115,6 +124,12 @@ def export(
         return {"formats": found}
 
     return stage(STAGE, out, config, [student], build, events=events, scratch=(_WORK,))
+
+
+def width_of(models: Mapping[str, Path]) -> int | None:
+    """The fewest bits of a matrix of quantized models; None for floats."""
+    plans = [read_plan(folder) for folder in models.values() if is_quantized(folder)]
+    return min((int(facts["bits"]) for plan in plans for facts in plan["tensors"].values()), default=None)
 
 
 def knowledge(student: Path) -> dict[str, str]:
@@ -136,32 +151,62 @@ def _finished(partial: Path, format: str) -> dict[str, Any] | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Work:
+    """One model to compile: its folder, where to, rounded to what (None: as it is), and what to call it."""
+
+    folder: Path
+    out: Path
+    precision: str | None
+    name: str
+
+
+def _gguf(work: _Work) -> str:
+    precision = work.precision.upper() if work.precision else None
+    matrix = work.folder / IMPORTANCE
+    if precision is None or precision in PRECISIONS or not matrix.is_file():
+        return str(compile_gguf(work.folder, work.out, precision, work.name)["file"])
+    weights = mean_squares(read_importance(matrix))
+    return str(compile_gguf(work.folder, work.out, precision, work.name, importance=weights)["file"])
+
+
+def _onnx(work: _Work) -> str:
+    compile_onnx(work.folder, work.out, work.precision)
+    return ""
+
+
+def _portable(work: _Work) -> str:
+    compile_portable(work.folder, work.out, "float16" if work.precision == "fp16" else "float32")
+    return ""
+
+
+# target -> writes one model; the name of its file, empty where the folder is the model
+_COMPILERS: Mapping[str, Callable[[_Work], str]] = {"gguf": _gguf, "onnx": _onnx, "onnx-portable": _portable}
+
+
 def compile_format(
     models: Mapping[str, Path], partial: Path, format: str, name: str, beside: Mapping[str, str]
 ) -> dict[str, Any]:
     """Write one format of a student's model or models, without checking it; returns its path and size."""
-    family, _, precision = format.partition("-")
+    wanted = parse(format)
     shutil.rmtree(partial / format, ignore_errors=True)
     path = format
     for part, folder in models.items():
-        out = partial / format / part
-        if family == "gguf":
-            file = compile_gguf(folder, out, precision.upper(), f"{name}-{part.capitalize()}" if part else name)["file"]
-            path = format if part else f"{format}/{file}"
-        else:
-            compile_onnx(folder, out, precision)
+        title = f"{name}-{part.capitalize()}" if part else name
+        file = _COMPILERS[wanted.target](_Work(folder, partial / format / part, wanted.precision, title))
+        path = f"{format}/{file}" if file and not part else format
     for file, text in beside.items():
         write_atomic(partial / format / file, text)
     return {"path": path, "size_mb": _size_mb(partial / path)}
 
 
-def _check(models: Mapping[str, Path], partial: Path, format: str, facts: dict[str, Any], probe: Probe) -> None:
+def _check(
+    models: Mapping[str, Path], partial: Path, format: str, facts: dict[str, Any], probe: Probe, limit: Tolerance
+) -> None:
     """Compare a compiled format with the student; keep it with its marker, or remove it."""
     scratch = partial / _WORK / "verify"
     files = parts(partial / format) if len(models) > 1 else {"": partial / facts["path"]}
-    judged = {
-        part: judge(folder, files[part], probe, scratch / part, tolerance_of(format)) for part, folder in models.items()
-    }
+    judged = {part: judge(folder, files[part], probe, scratch / part, limit) for part, folder in models.items()}
     facts.update(_worse(judged))
     for part in models:
         shutil.rmtree(scratch / part / "file", ignore_errors=True)

@@ -23,12 +23,13 @@ def _student(path: Path) -> Artifact:
 @click.command(short_help="Compile a student to GGUF and ONNX, each file opened and checked.")
 @click.argument("student", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--formats", default="gguf-q8_0", show_default=True, help="Comma-separated, or 'all'.")
+@click.option("--formats", default="gguf-q8_0", show_default=True, help="Such as gguf,onnx,gguf-q4_k_m; or 'all'.")
 @click.option("--probe", type=click.Path(path_type=Path), required=True, help="Held-out questions, JSON lines.")
 @click.option("--name", default="Student", show_default=True)
 def command(student: Path, output: Path, formats: str, probe: Path, name: str) -> None:
-    """Compile the artifact STUDENT; of a quantized one the files carry its integers (gguf-q4_0, onnx-int4 or the
-    8-bit ones). A file that does not load or drifts past its tolerance is refused."""
+    """Compile the artifact STUDENT. The formats gguf, onnx and onnx-portable take it as it is: of a quantized one they
+    carry its integers. The others round a float student. A file that does not load or drifts past its tolerance is
+    refused."""
     from soloist.toolchain.events import EventLog
     from soloist.toolchain.export import export
     from soloist.toolchain.pipeline import FORMATS
@@ -45,6 +46,6 @@ def command(student: Path, output: Path, formats: str, probe: Path, name: str) -
         made = export(_student(student), output, chosen, prompts, events, name=name)
     for format, facts in made.facts["formats"].items():
         click.echo(
-            f"{format:12} {facts['size_mb']:7.1f} MB  KL {facts['kl_mean']:.4f}  top-1 {facts['top1']:.1%}  "
+            f"{format:18} {facts['size_mb']:7.1f} MB  KL {facts['kl_mean']:.4f}  top-1 {facts['top1']:.1%}  "
             f"{output / facts['path']}"
         )
