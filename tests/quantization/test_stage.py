@@ -24,7 +24,8 @@ from soloist.targets.quantized import PLAN, WEIGHTS, read_quantized, write_dequa
 from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
 from soloist.toolchain.cli import main  # noqa: E402
 from soloist.toolchain.quantization.matrices import Rounding  # noqa: E402
-from soloist.toolchain.quantization.stage import QuantizeConfig, load_quantized, quantize  # noqa: E402
+from soloist.toolchain.quantization.refine import AwareConfig  # noqa: E402
+from soloist.toolchain.quantization.stage import IMPORTANCE, QuantizeConfig, load_quantized, quantize  # noqa: E402
 from soloist.toolchain.verify import divergence  # noqa: E402
 
 CHAT: list[Message] = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -244,3 +245,44 @@ def test_the_command_quantizes_and_refuses(student, traces, tmp_path):
         assert done.exit_code == code and said in done.output, done.output
     done = run(main, ["quantize", str(traces.path), "-o", str(tmp_path / "no")])
     assert done.exit_code == 4 and "'distill' is needed" in done.output
+
+
+def test_inputs_that_were_looked_at_serve_llama_cpps_quantizer(student, traces, tmp_path):
+    pytest.importorskip("llama_cpp")
+    from soloist.targets.llama_quantize import mean_squares, quantize_gguf, read_importance
+    from soloist.targets.to_gguf import compile_gguf
+    from soloist.toolchain.quantization.calibration import Walk, conversations
+
+    made = quantize(QuantizeConfig(method="gptq", samples=6), student, tmp_path / "q")
+    found = read_importance(made.path / IMPORTANCE)
+    assert len(found) == 14 and {name.split(".")[0] for name in found} == {"blk"}
+    walk = Walk(student.path)
+    walk.replace("model.embed_tokens.weight", dequantize(load_quantized(made.path)["model.embed_tokens.weight"]))
+    tokens = walk.start([talk.ids for talk in conversations(student, walk.tokenizer, traces, 6, 42)])
+    seen = walk.observe(0)["model.layers.0.self_attn.k_proj.weight"]
+    total, count = found["blk.0.attn_k.weight"]
+    assert count == tokens == made.facts["calibration"]["tokens"]
+    np.testing.assert_allclose(total / count, seen.mean_square.numpy(), rtol=1e-5)
+    whole = tmp_path / "gguf" / compile_gguf(student.path, tmp_path / "gguf", "F16")["file"]
+    facts = quantize_gguf(whole, tmp_path / "iq4.gguf", "IQ4_NL", importance=mean_squares(found))
+    assert facts["tensors"]["IQ4_NL"] > 0
+
+
+def test_a_refinement_changes_linear_layers_and_nothing_else(student, tmp_path):
+    plain = quantize(QuantizeConfig(method="mse"), student, tmp_path / "plain")
+    told = AwareConfig(spend=4000, batch_size=4)
+    made = quantize(QuantizeConfig(method="mse", refine=told), student, tmp_path / "refined")
+    facts = made.facts["refine"]
+    assert facts["refined"] and facts["divergence_after"] < facts["divergence_before"]
+    before, after = load_quantized(plain.path), load_quantized(made.path)
+    assert torch.equal(before["model.embed_tokens.weight"].codes, after["model.embed_tokens.weight"].codes)
+    assert not torch.equal(before[DOWN].codes, after[DOWN].codes) and after[DOWN].width == 4
+    assert not (made.path / "layers").exists()
+    pair = tmp_path / "pair"
+    for part in ("decomposer", "solver"):
+        shutil.copytree(student.path, pair / part, ignore=shutil.ignore_patterns("manifest.json"))
+    both = stage(
+        "distill", tmp_path / "both", {}, [], lambda out: (shutil.copytree(pair, out, dirs_exist_ok=True), {})[1]
+    )
+    with pytest.raises(UsageError, match="a refinement are for one model"):
+        quantize(QuantizeConfig(method="mse", refine=told), both, tmp_path / "no")

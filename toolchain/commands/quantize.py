@@ -28,13 +28,15 @@ from click.core import ParameterSource
 @click.option("--samples", type=click.IntRange(min=1), default=64, show_default=True, help="Conversations for that.")
 @click.option("--order", type=click.Choice(["natural", "activation"]), default="natural", show_default=True,
               help="Of the columns, for gptq.")  # fmt: skip
+@click.option("--refine", is_flag=True, help="Train on through the rounding (quantization-aware distillation).")
+@click.option("--refine-tokens", type=click.IntRange(min=1), default=60_000, show_default=True, help="To read for it.")
 @click.option("--seed", default=42, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, or what there is.")
 @click.option("--kernels", type=click.Choice(["auto", "triton", "reference"]), default="auto", show_default=True)
 def command(
     student: Path, output: Path, bits: str, group: str, method: str, embedding_bits: str, zeros: bool,
-    plan_file: Path | None, traces: Path | None, samples: int, order: str, seed: int, device: str,
-    kernels: Literal["auto", "triton", "reference"],
+    plan_file: Path | None, traces: Path | None, samples: int, order: str, refine: bool, refine_tokens: int,
+    seed: int, device: str,    kernels: Literal["auto", "triton", "reference"],
 ) -> None:  # fmt: skip
     """Quantize the artifact STUDENT. Formats written from the result (`soloist export`) carry the same integers."""
     from soloist.kernels.errors import UsageError
@@ -59,8 +61,10 @@ def command(
         source = click.get_current_context().get_parameter_source
         told |= {name: value for name, value in widths.items() if source(name) == ParameterSource.COMMANDLINE}
         told["plan"] = read_plan(plan_file)
+    if refine:
+        told["refine"] = {"spend": refine_tokens, "seed": seed}
     config = validated(QuantizeConfig, told, "quantize")
-    if traces is not None and not config.calibrates:
+    if traces is not None and not config.reads:
         raise UsageError(f"--traces: nothing here calibrates; use method {' or '.join(CALIBRATED)}")
     parent = Artifact.open(student, stage="distill")
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
@@ -73,3 +77,9 @@ def command(
             f"{output / part}: {facts['matrices']} matrices, {facts['size_mb']:.1f} MB, mean error "
             f"{facts['error_mean']:.2%} of a matrix's norm"
         )
+        if "refine" in facts:
+            told_of = facts["refine"]
+            click.echo(
+                f"refined: KL {told_of['divergence_before']:.4f} -> {told_of['divergence_after']:.4f} on "
+                f"{told_of['held_back']} conversations held back"
+            )

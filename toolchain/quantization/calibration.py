@@ -47,10 +47,10 @@ def conversations(
     student: Artifact,
     tokenizer: Any,  # noqa: ANN401 - transformers is untyped here
     traces: Artifact,
-    samples: int,
+    samples: int | None,
     seed: int,
 ) -> list[Example]:
-    """At most `samples` conversations of the traces, drawn at random, always the same ones.
+    """At most `samples` conversations of the traces (None: all), drawn at random, always the same ones.
 
     Raises:
         DataError: no trace the student could have learned from.
@@ -60,7 +60,7 @@ def conversations(
     runs = read_runs(traces.path / TRACES)
     chosen = select(runs, tokenizer, check_steps=recheck, mode=mode, max_length=_LONGEST)
     drawn = random.Random(f"{seed}/calibration")  # noqa: S311 - not cryptography
-    return drawn.sample(list(chosen.examples), min(samples, len(chosen.examples)))
+    return drawn.sample(list(chosen.examples), min(samples or len(chosen.examples), len(chosen.examples)))
 
 
 class _Captured(Exception):

@@ -8,21 +8,25 @@
 
 A plan says the width and method of each matrix (`plan.py`); without one, linear layers get `bits`, embedding and head
 `embedding_bits` (by rtn or mse: a row is used or not, there is no input to weigh), norms and biases stay as they are.
-Layers are done one by one and kept, so a kill costs one layer. `distill` then trains the rounded layers a little
-more (`aware.py`). The kernels of `soloist.kernels` do the work, on a GPU if there is one.
+Layers are done one by one and kept, so a kill costs one layer. `refine` then trains the rounded layers a little more
+(`refine.py`). Where inputs were looked at, `importance.gguf` holds their squares for llama.cpp's own quantizer. The
+kernels of `soloist.kernels` do the work, on a GPU if there is one.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from soloist.kernels.errors import UsageError
+from soloist.targets.base import require
 from soloist.targets.quantized import carry, read_quantized
 from soloist.toolchain.artifact import Artifact, stage
 from soloist.toolchain.config import Config
@@ -37,6 +41,7 @@ from soloist.toolchain.quantization.matrices import (
     write_quantized,
 )
 from soloist.toolchain.quantization.plan import CALIBRATED, Bits, Method, Plan, Rule, resolve, uniform
+from soloist.toolchain.quantization.refine import AwareConfig, refine
 from soloist.toolchain.quantization.weights import FIRST, Source, architecture, groups_of, read_weights, shapes_of
 
 if TYPE_CHECKING:
@@ -47,13 +52,14 @@ if TYPE_CHECKING:
 
 
 STAGE = "quantize"
+IMPORTANCE = "importance.gguf"
 _WORK = "layers"
 _PLANNED = ("bits", "group", "method", "embedding_bits", "zeros")
 
 
 class QuantizeConfig(Config):
     """Widths, group size and method, or a `plan` of them. `samples`: conversations to calibrate on; `order`,
-    `damping`: GPTQ's."""
+    `damping`: GPTQ's; `refine`: train on through the rounding."""
 
     bits: Bits = 4
     group: Literal[32, 64, 128] = 32
@@ -64,6 +70,7 @@ class QuantizeConfig(Config):
     samples: int = Field(default=64, ge=1)
     order: Literal["natural", "activation"] = "natural"
     damping: float = Field(default=0.01, gt=0, le=1)
+    refine: AwareConfig | None = None
     seed: int = 42
 
     @model_validator(mode="after")
@@ -84,6 +91,11 @@ class QuantizeConfig(Config):
     def calibrates(self) -> bool:
         """Whether some matrix is quantized for its inputs."""
         return any(rule.method in CALIBRATED for rule in self.rules.rules)
+
+    @property
+    def reads(self) -> bool:
+        """Whether the student's traces are needed."""
+        return self.calibrates or self.refine is not None
 
 
 def load_quantized(path: Path) -> dict[str, Quantized]:
@@ -116,9 +128,11 @@ def quantize(
     """
     models = model_folders(student)
     parents = [student]
-    if config.calibrates:
+    if config.reads:
         if len(models) > 1:
-            raise UsageError("methods awq and gptq calibrate one model; for a student of two use rtn or mse")
+            raise UsageError(
+                "methods awq and gptq and a refinement are for one model; for a student of two use rtn or mse"
+            )
         from soloist.toolchain.quantization.calibration import traces_of
 
         traces = traces or traces_of(student)
@@ -132,7 +146,7 @@ def quantize(
             target = made / part
             target.mkdir(parents=True, exist_ok=True)
             work = _Work(config, student, folder, target, made / _WORK / (part or "model"), rounding, events)
-            facts[part] = work.run(traces if config.calibrates else None)
+            facts[part] = work.run(traces)
         whole: Mapping[str, Any] = facts.get("", {"parts": facts})
         return whole
 
@@ -161,7 +175,7 @@ class _Work:
             self.rules.update(resolve(self.config.rules, architecture(self.folder), shapes_of(groups)))
             reason = self.rounding.reason(self.rules.values())
             self.events.emit(STAGE, "note", text=f"kernels: {reason}")
-            if traces is None:
+            if traces is None or not self.config.calibrates:
                 for done, (name, members) in enumerate(groups.items()):
                     self.events.progress(STAGE, done, len(groups), layer=name)
                     self._group(name, members, {})
@@ -171,8 +185,13 @@ class _Work:
             self.events.progress(STAGE, len(groups), len(groups))
             matrices = {name: one for group in groups for name, one in self._group(group, groups[group], {}).items()}
             methods = {name: rule.method for name, rule in self.rules.items()}
+            refined: dict[str, Any] = {}
+            if traces is not None and self.config.refine is not None:
+                new, refined = self._refine(matrices, traces, self.config.refine)
+                matrices |= new
             facts = write_quantized(self.folder, self.target, matrices, methods)
-        return {**facts, "kernels": reason, **({"calibration": tokens} if tokens else {})}
+            self._write_importance()
+        return {**facts, "kernels": reason, **({"calibration": tokens} if tokens else {}), **refined}
 
     def _walk(self, traces: Artifact, groups: Mapping[str, Mapping[str, Source]]) -> dict[str, int]:
         """Layer by layer on the student's conversations; layers that are done are only walked through."""
@@ -189,6 +208,7 @@ class _Work:
             if layer == FIRST:
                 continue
             grams = {} if self._file(layer).is_file() else walk.observe(int(layer))
+            self._keep_importance(layer, grams)
             new = self._group(layer, members, grams)
 
             def weight_of(name: str, new: Mapping[str, Quantized] = new) -> Tensor | None:
@@ -196,6 +216,48 @@ class _Work:
 
             walk.advance(int(layer), weight_of)
         return {"conversations": len(sequences), "tokens": tokens}
+
+    def _refine(
+        self, matrices: Mapping[str, Quantized], traces: Artifact, config: AwareConfig
+    ) -> tuple[dict[str, Quantized], dict[str, Any]]:  # fmt: skip
+        """New integers for the linear layers, from all of the student's conversations."""
+        from soloist.toolchain.distill.student import load_base
+        from soloist.toolchain.quantization.calibration import conversations
+
+        tokenizer = load_base(self.folder)[1]
+        talks = conversations(self.student, tokenizer, traces, None, self.config.seed)
+        new, facts = refine(
+            self.folder, matrices, talks, config, self.scratch / "refine", device=self.rounding.device,
+            events=self.events,
+        )  # fmt: skip
+        return new, {"refine": facts}
+
+    def _keep_importance(self, layer: str, grams: Mapping[str, Gram]) -> None:
+        """Sums of squares of a layer's inputs, where they were looked at."""
+        if grams:
+            arrays = {}
+            for name, gram in grams.items():
+                arrays[f"{name}.sum"] = gram.mean_square.float().cpu().numpy() * np.float32(gram.rows)
+                arrays[f"{name}.rows"] = np.array([gram.rows], np.float32)
+            file = self.scratch / f"importance-{layer}.tmp"
+            require("safetensors.numpy", "train").save_file(arrays, str(file))
+            file.replace(file.with_suffix(".safetensors"))
+
+    def _write_importance(self) -> None:
+        """llama.cpp's file of them, if the model is one that GGUF knows."""
+        from soloist.targets.families import FAMILIES, places
+        from soloist.targets.llama_quantize import write_importance
+
+        files = sorted(self.scratch.glob("importance-*.safetensors"))
+        if not files or architecture(self.folder) not in FAMILIES:
+            return
+        load = require("safetensors.numpy", "train").load_file
+        found = {name: array for file in files for name, array in load(str(file)).items()}
+        where = places(json.loads((self.folder / "config.json").read_text(encoding="utf-8")), self.folder)
+        write_importance(self.target / IMPORTANCE, {
+            where[name].name: (found[f"{name}.sum"], float(found[f"{name}.rows"][0]))
+            for name in (key.removesuffix(".sum") for key in found if key.endswith(".sum")) if name in where
+        })  # fmt: skip
 
     def _file(self, group: str) -> Path:
         return self.scratch / f"{group}.safetensors"
