@@ -323,7 +323,8 @@ def run(options: argparse.Namespace) -> Json:
 def main(given: Sequence[str] | None = None) -> int:
     """0, or 1 with one line that says why."""
     options = arguments(sys.argv[1:] if given is None else given)
-    status, report = 0, {"errors": []}
+    status = 0
+    report: Json
     try:
         report = run(options)
         print("parsed" if options.check else f"wrote {options.out}")

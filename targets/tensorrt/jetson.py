@@ -1,0 +1,133 @@
+"""Portable ONNX folder -> a folder for a Jetson, where the engine is built: an engine runs where it was built.
+
+    model.onnx, model.onnx.data      the graph, as it was
+    build.json                       what to build, which student, which bytes
+    build_engine.py, run_engine.py   Python 3.10 and TensorRT; no Soloist, no torch
+    README.txt                       the commands, trtexec's line, what is not certain
+    tokenizer.json, chat_template.jinja, portable.json
+
+A folder is made for one JetPack. Where TensorRT-RTX is installed, its parser, which is TensorRT's, reads the graph
+first. What needs a Jetson has not been verified, and README.txt says so. Left out: DLA cores.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.errors import ArtifactError, UsageError
+from soloist.targets.portable.facts import DATA, FACTS, GRAPH, TEMPLATE, TOKENIZER, Facts, read_facts
+from soloist.targets.tensorrt import build_engine, run_engine
+from soloist.targets.tensorrt.plan import Corners, Lengths, Student, digest_of, make_plan, write_plan
+from soloist.targets.tensorrt.rtx import LIBRARY, check_rtx
+from soloist.targets.tensorrt.versions import Release
+
+README = "README.txt"
+SCRIPTS = (build_engine, run_engine)
+
+
+def target(release: Release) -> dict[str, Any]:
+    """What TensorRT on a device is told."""
+    return {
+        "library": "tensorrt", "title": release.title, "version": release.tensorrt,
+        "strongly_typed_flag": release.strongly_typed_flag, "capabilities": [],
+    }  # fmt: skip
+
+
+def compile_tensorrt(
+    portable: Path, out: Path, release: Release, *, student: Student | None = None, lengths: Lengths | None = None
+) -> dict[str, Any]:
+    """Write the device's folder `out`; returns its plan (`build.json`).
+
+    Args:
+        portable: a folder of `compile_portable`.
+        student: its folder's name and the digest of its files if not given.
+        lengths: 2048 tokens, or the student's context where that is shorter, if not given.
+
+    Raises:
+        UsageError: a float32 graph, which a Jetson runs at half the speed, or a context that is too long.
+        ArtifactError: not a portable folder, one whose files are cut off, or a graph that the parser refuses.
+    """
+    facts = read_facts(portable)
+    if facts.dtype != "float16":
+        raise UsageError(f"{portable}: its graph is {facts.dtype}; export it in float16 for TensorRT")
+    plan = make_plan(
+        portable, facts, lengths or Lengths(min(2048, facts.context)),
+        student or Student(portable.name, digest_of(portable)), target(release),
+    )  # fmt: skip
+    plan["parsed"] = _parsed(portable)
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for name in (GRAPH, DATA, FACTS, TOKENIZER, TEMPLATE):
+            shutil.copy2(portable / name, temporary / name)
+        for script in SCRIPTS:
+            shutil.copyfile(str(script.__file__), temporary / Path(str(script.__file__)).name)
+        write_plan(plan, temporary)
+        (temporary / README).write_text(readme(plan, facts, release), encoding="utf-8")
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return plan
+
+
+def _parsed(portable: Path) -> str:
+    """Which parser has read the graph; empty where there is none here. Raises ArtifactError."""
+    if importlib.util.find_spec(LIBRARY) is None:
+        return ""
+    for refused in check_rtx(portable):
+        raise ArtifactError(
+            f"{portable}: TensorRT's parser refuses node '{refused['node']}' ({refused['operator']}): "
+            f"{refused['reason']}; {refused['advice']}"
+        )
+    return LIBRARY
+
+
+def trtexec(plan: dict[str, Any]) -> str:
+    """The same build in TensorRT's own tool."""
+    words = ["trtexec", f"--onnx={plan['graph']}", "--saveEngine=model.engine", "--timingCacheFile=timings"]
+    words += ["--stronglyTyped"] if plan["target"]["strongly_typed_flag"] else []
+    for place, shapes in enumerate(plan["profiles"].values()):
+        words.append(f"--profile={place}")
+        words += [f"--{name}Shapes={_corner(shapes, at)}" for at, name in enumerate(("min", "opt", "max"))]
+    return " ".join(words)
+
+
+def _corner(shapes: dict[str, Corners], at: int) -> str:
+    return ",".join(f"{name}:{'x'.join(map(str, corners[at]))}" for name, corners in shapes.items())
+
+
+def readme(plan: dict[str, Any], facts: Facts, release: Release) -> str:
+    """What a person on the device needs to know."""
+    eights = facts.bits.get("8", 0)
+    plugin = "TensorRT 10.9 and newer" if not release.has_plugins else "Soloist and its kernels on the device"
+    lines = [
+        f"Student {plan['student']['name']}, digest {plan['student']['digest']}",
+        f"for {release.title}, TensorRT {release.tensorrt}, Python {release.python or '3.10 or newer'}",
+        *(f"{name} sha256 {digest}" for name, digest in plan["files"].items()),
+        "",
+        "Build the engine on the device, once for each JetPack, then ask:",
+        "",
+        "    python3 build_engine.py --timing-cache timings",
+        '    python3 run_engine.py "What is 12 + 30?"      (needs: pip install numpy tokenizers)',
+        "",
+        "build_engine.py --check only parses. --refittable and --strip build an engine that takes the weights of a",
+        "later student: --refit model.engine, run in that student's folder. --workspace-mb 1024 where memory is short.",
+        f"--plugin KERNELS takes {plugin}.",
+        "",
+        "The same in TensorRT's own tool (it writes no engine.json, without which nothing here opens the engine):",
+        "",
+        "    " + trtexec(plan),
+        "",
+        f"Not verified on a Jetson. {'Read by the parser of TensorRT-RTX.' if plan['parsed'] else 'Not parsed yet.'}",
+    ]
+    if eights:
+        lines += [
+            f"{eights} of its tensors are INT8 in blocks. TensorRT documents blocks for INT4; if this version refuses",
+            "them, --check says which tensor: quantize it to 4 or 16 bits and export again.",
+        ]
+    return "\n".join(lines) + "\n"
