@@ -15,7 +15,7 @@ from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import require
 
 FAMILIES = ("llama", "qwen2", "qwen3", "smollm3", "gemma3_text")
-_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
+_ROPES = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)

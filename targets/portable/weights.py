@@ -54,7 +54,7 @@ def put_integers(model: Any, content: Quantization, dtype: str) -> Integers:  # 
     done = Integers()
     tied = bool(content.plan["tied"]) and HEAD not in content.matrices
     for name, matrix in sorted(content.matrices.items(), key=lambda entry: entry[0] == EMBEDDING):  # last: see LEAD
-        done.bits[str(matrix.bits)] += 1
+        done.bits[str(matrix.width)] += 1
         if name != EMBEDDING:
             graph.layer(name, matrix)
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -205,7 +206,7 @@ def quantized(student: Path, out: Path, settings: dict, tables: dict) -> Path:
             chosen = settings if name.endswith("_proj.weight") else tables
             matrix = Matrix.of(pack_ref(weight.float(), **chosen))
             arrays |= arrays_of(name, matrix)
-            tensors[name] = {"bits": matrix.bits, "group": matrix.group, "shape": list(matrix.shape)}
+            tensors[name] = {"bits": matrix.width, "group": matrix.group, "shape": list(matrix.shape)}
         else:
             arrays[name] = weight.float().numpy()
     save_file(arrays, str(out / WEIGHTS))
@@ -217,7 +218,7 @@ CASES = {
     # family, dtype, layers, embedding and head
     "tied, 4 and 8 bits": ("llama", "float32", {"bits": 4, "group": 32}, {"bits": 8, "group": 32}),
     "tied, all 4 bits, short last groups": ("llama", "float16", {"bits": 4, "group": 128}, {"bits": 4, "group": 64}),
-    "head of its own, 8 and 4 bits": ("qwen2", "float32", {"bits": 8, "group": 64}, {"bits": 4, "group": 32}),
+    "head of its own, 5 and 4 bits": ("qwen2", "float32", {"bits": 5, "group": 64}, {"bits": 4, "group": 32}),
 }
 
 
@@ -271,7 +272,8 @@ def test_the_file_holds_each_integer_once_and_no_float_of_it(integers):
     assert check_portable(portable / GRAPH)["DequantizeLinear"] == sum(
         1 for name in content.matrices if "embed_tokens" not in name
     ) + bool(content.plan["tied"])
-    assert sum(read_facts(portable).bits.values()) == len(content.matrices)
+    widths = Counter(str(matrix.width) for matrix in content.matrices.values())
+    assert dict(widths) == read_facts(portable).bits
 
 
 def test_quantized_answers_are_those_of_the_values(integers):
@@ -282,22 +284,25 @@ def test_quantized_answers_are_those_of_the_values(integers):
 
 
 @pytest.mark.slow
-def test_smollm2_keeps_its_logits_in_floats_and_integers(base_gguf, tmp_path):
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["floats", "integers"])
+def test_smollm2_keeps_its_logits(base_gguf, tmp_path, kind):
     pytest.importorskip("gguf")
     from soloist.targets.from_gguf import from_gguf
 
-    from_gguf(base_gguf, tmp_path / "student", "float32")
-    four, eight = {"bits": 4, "group": 32}, {"bits": 8, "group": 32}
-    folder = quantized(tmp_path / "student", tmp_path / "quantized", four, eight)
-    write_dequantized(folder, tmp_path / "floats")
-    for student, reference in ((tmp_path / "student", tmp_path / "student"), (folder, tmp_path / "floats")):
-        compile_portable(student, tmp_path / "portable")
-        runtime, wanted = PortableRuntime(tmp_path / "portable", accuracy_level=1), TorchRuntime(reference)
-        assert runtime.render(FOLLOWUP) == wanted.render(FOLLOWUP)
-        tokens = wanted.tokenize(wanted.render(FOLLOWUP))
-        assert runtime.tokenize(wanted.render(FOLLOWUP)) == tokens
-        np.testing.assert_allclose(runtime.logits(tokens), wanted.logits(tokens), atol=2e-2)
-        ours, theirs = (one.chat(QUESTION, Sampling(max_tokens=24)) for one in (runtime, wanted))
-        assert ours.text == theirs.text
-        runtime.close()
-    assert (tmp_path / "portable" / DATA).stat().st_size < 90e6  # 4 bits, and 8 for embedding and head, once
+    student = reference = tmp_path / "student"
+    from_gguf(base_gguf, student, "float32")
+    if kind == "integers":
+        student = quantized(reference, tmp_path / "quantized", {"bits": 4, "group": 32}, {"bits": 8, "group": 32})
+        reference = tmp_path / "floats"
+        write_dequantized(student, reference)
+    compile_portable(student, tmp_path / "portable")
+    runtime, wanted = PortableRuntime(tmp_path / "portable", accuracy_level=1), TorchRuntime(reference)
+    assert runtime.render(FOLLOWUP) == wanted.render(FOLLOWUP)
+    tokens = wanted.tokenize(wanted.render(FOLLOWUP))
+    assert runtime.tokenize(wanted.render(FOLLOWUP)) == tokens
+    np.testing.assert_allclose(runtime.logits(tokens), wanted.logits(tokens), atol=2e-3)
+    ours, theirs = (one.chat(QUESTION, Sampling(max_tokens=24)) for one in (runtime, wanted))
+    assert ours.text == theirs.text
+    if kind == "integers":  # 4 bits, and 8 for embedding and head, which the file holds once
+        assert (tmp_path / "portable" / DATA).stat().st_size < 91e6
