@@ -54,7 +54,7 @@ def judged(monkeypatch):
         return failed if file.parent.name in seen["bad"] else {"verdict": "pass", "kl_mean": 0.0}
 
     monkeypatch.setattr(module, "compile_gguf", counted)
-    monkeypatch.setattr(module, "judge", judge)
+    monkeypatch.setattr("soloist.toolchain.verify.gate.judge", judge)
     return seen
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soloist.kernels.errors import ArtifactError, GateError, UsageError
+from soloist.kernels.errors import ArtifactError, GateError, SoloistError, UsageError
 from soloist.targets.formats import EXAMPLES, parse
 from soloist.targets.llama_quantize import mean_squares, read_importance
 from soloist.targets.open import parts
@@ -37,7 +37,8 @@ from soloist.targets.tolerances import Tolerance, tolerance_of
 from soloist.toolchain.artifact import Artifact, stage, write_atomic
 from soloist.toolchain.events import QUIET, EventLog
 from soloist.toolchain.knowledge.context import FILE
-from soloist.toolchain.verify import Probe, judge
+from soloist.toolchain.verify.gate import judge_format
+from soloist.toolchain.verify.process import Probe
 
 STAGE = "export"
 IMPORTANCE = "importance.gguf"
@@ -65,14 +66,17 @@ def original(student: Artifact) -> Artifact:
     Raises:
         ArtifactError: that one is not where it was, or is another by now.
     """
-    if student.manifest["stage"] != _QUANTIZED:
-        return student
-    parent = student.manifest["parents"][0]
-    path = (student.path.parent / parent["path"]).resolve()
+    return parent_of(student) if student.manifest["stage"] == _QUANTIZED else student
+
+
+def parent_of(made: Artifact) -> Artifact:
+    """The student that an artifact was made from. Raises ArtifactError: not where it was, or another by now."""
+    parent = made.manifest["parents"][0]
+    path = (made.path.parent / parent["path"]).resolve()
     found = Artifact.open(path) if path.is_dir() else None
     if found is None or found.digest != parent["digest"]:
         raise ArtifactError(
-            f"{student.path}: the student it was made from is not at {path}, and files are compared with that one"
+            f"{made.path}: the student it was made from is not at {path}, and files are compared with that one"
         )
     return found
 
@@ -109,16 +113,25 @@ def export(
 
     def build(partial: Path) -> Mapping[str, Any]:
         found: dict[str, dict[str, Any]] = {}
+        failed: list[SoloistError] = []
         for done, format in enumerate(formats):
             events.progress(STAGE, done, len(formats), format=format)
             facts = _finished(partial, format)
             if facts is None:
-                facts = compile_format(models, partial, format, name, beside)
+                try:
+                    facts = compile_format(models, partial, format, name, beside)
+                except SoloistError as error:
+                    shutil.rmtree(partial / format, ignore_errors=True)
+                    failed.append(error)
+                    found[format] = {"verdict": "fail", "reason": str(error)}
+                    continue
                 _check(references, partial, format, facts, probe, limits[format])
             events.emit(STAGE, "metric", format=format, **facts)
             found[format] = facts
         events.progress(STAGE, len(formats), len(formats))
-        refused = [f"{format}: {facts['reason']}" for format, facts in found.items() if facts["verdict"] != "pass"]
+        refused = [f"{format}: {facts['reason']}" for format, facts in found.items() if facts["verdict"] == "fail"]
+        if len(refused) == len(failed) == 1:
+            raise failed[0]
         if refused:
             raise GateError("; ".join(refused))
         return {"formats": found}
@@ -200,31 +213,24 @@ def compile_format(
     return {"path": path, "size_mb": _size_mb(partial / path)}
 
 
+def files_of(folder: Path, path: Path, parts_of: Mapping[str, Path]) -> dict[str, Path]:
+    """The model or models of a compiled format by the name of the part."""
+    return parts(folder) if len(parts_of) > 1 else {"": path}
+
+
 def _check(
     models: Mapping[str, Path], partial: Path, format: str, facts: dict[str, Any], probe: Probe, limit: Tolerance
 ) -> None:
     """Compare a compiled format with the student; keep it with its marker, or remove it."""
     scratch = partial / _WORK / "verify"
-    files = parts(partial / format) if len(models) > 1 else {"": partial / facts["path"]}
-    judged = {part: judge(folder, files[part], probe, scratch / part, limit) for part, folder in models.items()}
-    facts.update(_worse(judged))
+    files = files_of(partial / format, partial / facts["path"], models)
+    facts.update(judge_format(models, files, probe, scratch, limit))
     for part in models:
         shutil.rmtree(scratch / part / "file", ignore_errors=True)
-    if facts["verdict"] != "pass":
+    if facts["verdict"] == "fail":
         shutil.rmtree(partial / format)
         return
     write_atomic(_marker(partial, format), json.dumps(facts))
-
-
-def _worse(judged: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The verdict on all parts: the first refusal, else the numbers of the part that drifted most."""
-    if len(judged) == 1:
-        return next(iter(judged.values()))
-    for part, facts in judged.items():
-        if facts["verdict"] != "pass":
-            return {**facts, "reason": f"{part}: {facts['reason']}"}
-    worst = max(judged.values(), key=lambda facts: float(facts["kl_mean"]))
-    return {**worst, "top1": min(facts["top1"] for facts in judged.values()), "parts": dict(judged)}
 
 
 def _size_mb(path: Path) -> float:

@@ -42,6 +42,7 @@ from soloist.toolchain.teams.config import Demonstration, TeamConfig
 from soloist.toolchain.tools.calls import grammar
 from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import read_runs
+from soloist.toolchain.verify.verdict import standing
 
 if TYPE_CHECKING:
     from soloist.toolchain.distill.stage import DistillConfig
@@ -325,7 +326,9 @@ def _parity(compiled: Artifact) -> list[Parity]:
             file=Path(facts["path"]).name, format=name, size_mb=facts["size_mb"], kl=facts.get("kl_mean"),
             top1=facts.get("top1"), passed=facts["verdict"] == "pass",
             tolerance=f"KL ≤ {facts['tolerance']['kl']:g}, top-1 ≥ {facts['tolerance']['top1']:.0%}",
-            note=facts.get("reason", ""),
+            note=stands.note,
         )
-        for name, facts in compiled.facts["formats"].items()
+        for name, made in compiled.facts["formats"].items()
+        for stands in [standing(compiled, name)]
+        for facts in [{**made, **stands.facts}]
     ]  # fmt: skip

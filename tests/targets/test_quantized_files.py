@@ -249,7 +249,7 @@ def test_export_of_a_quantized_student_is_compared_with_the_one_it_came_from(stu
         judged.append(folder)
         return {"verdict": "pass", "kl_mean": 0.1}
 
-    monkeypatch.setattr("soloist.toolchain.export.judge", judge)
+    monkeypatch.setattr("soloist.toolchain.verify.gate.judge", judge)
     made = export(quantized, tmp_path / "out", ["gguf-q4_0"], PROBE, name="Tiny")
     facts = made.facts["formats"]["gguf-q4_0"]
     assert judged == [student.path]

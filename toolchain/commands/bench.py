@@ -13,7 +13,10 @@ import click
 @click.option("--tools", multiple=True, help="Entry point of tools, module:attribute; may be given again.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True)
 @click.option("--seed", default=42, show_default=True)
-def command(models: tuple[Path, ...], questions: Path, tools: tuple[str, ...], output: Path, seed: int) -> None:
+@click.option("--force", is_flag=True, help="Open exported files without a passing verdict; they are marked for ever.")
+def command(
+    models: tuple[Path, ...], questions: Path, tools: tuple[str, ...], output: Path, seed: int, force: bool
+) -> None:
     """Ask all MODELS (GGUF files, ONNX folders, Hugging Face folders) the same questions in turns."""
     from soloist.toolchain.bench.measure import MEASUREMENTS, measure
     from soloist.toolchain.bench.records import load_measurements
@@ -24,7 +27,11 @@ def command(models: tuple[Path, ...], questions: Path, tools: tuple[str, ...], o
     from soloist.toolchain.report.lineage import artifact_around, lineage_of, refuse_trained
     from soloist.toolchain.tasks.files import load_questions
     from soloist.toolchain.tools.files import load_tools
+    from soloist.toolchain.verify.verdict import admit
 
+    for model in models:
+        if said := admit(model, force=force, command="bench"):
+            click.echo(said, err=True)
     asked = [q.model_copy(update={"split": "held-out"}) for q in load_questions(questions).questions]
     made = [artifact for model in models if (artifact := artifact_around(model)) is not None]
     refuse_trained(lineage_of(made), (question.benchmark for question in asked))

@@ -14,8 +14,9 @@ import click
 @click.command(short_help="Talk to a student in the terminal.")
 @click.argument("student", type=click.Path(path_type=Path))
 @click.option("--tools", multiple=True, help="Entry point of tools  [default: those named by its job]")
+@click.option("--force", is_flag=True, help="Open an exported file without a passing verdict; it is marked for ever.")
 @click.argument("question", nargs=-1)
-def command(student: Path, tools: tuple[str, ...], question: tuple[str, ...]) -> None:
+def command(student: Path, tools: tuple[str, ...], force: bool, question: tuple[str, ...]) -> None:
     """Answer QUESTION, or read questions from the terminal. STUDENT is a GGUF file, an ONNX folder, a Hugging
     Face folder, a quantized one, or a folder of a job (its smallest GGUF is taken)."""
     from soloist.toolchain.bench.systems import student_team
@@ -23,8 +24,11 @@ def command(student: Path, tools: tuple[str, ...], question: tuple[str, ...]) ->
     from soloist.toolchain.teams.config import StudentEngineConfig
     from soloist.toolchain.teams.engines.pair import open_student
     from soloist.toolchain.teams.team import Team
+    from soloist.toolchain.verify.verdict import admit
 
     path = _model(student)
+    if said := admit(path, force=force, command="chat"):
+        click.echo(said, err=True)
     entries, names = _tools(path, tools)
     team = student_team(path, names, entries)
     assert isinstance(team.engine, StudentEngineConfig)

@@ -35,12 +35,9 @@ def command(student: Path, output: Path, formats: str, probe: Path, name: str) -
     from soloist.toolchain.pipeline import FORMATS
     from soloist.toolchain.progress import Bars
     from soloist.toolchain.tasks.files import load_questions
-    from soloist.toolchain.verify import Probe
+    from soloist.toolchain.verify.process import probe_of
 
-    asked = load_questions(probe).questions[:24]
-    prompts = Probe(
-        prompts=[[{"role": "user", "content": q.question}] for q in asked], references=[q.gold or "" for q in asked]
-    )
+    prompts = probe_of(load_questions(probe).questions[:24])
     chosen = FORMATS if formats == "all" else tuple(filter(None, formats.split(",")))
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
         made = export(_student(student), output, chosen, prompts, events, name=name)

@@ -1,28 +1,77 @@
-"""`soloist verify`: one compiled file against its student."""
+"""`soloist verify`: the files of an export, or one compiled file, against the student they came from."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
 
-@click.command(short_help="Compare a compiled file with the student it came from.")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--student", type=click.Path(path_type=Path), required=True, help="Folder of the torch student.")
-@click.option("--format", "format_", required=True, help="What the file claims to be, such as gguf-q5_0.")
-@click.option("--probe", type=click.Path(path_type=Path), required=True, help="Held-out questions, JSON lines.")
-def command(file: Path, student: Path, format_: str, probe: Path) -> None:
-    """Open FILE in its own runtime and compare it with its student: chat template, tokens, KL, top-1."""
-    from soloist.targets.tolerances import tolerance_of
+@click.command(short_help="Compare compiled files with the student they came from.")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--format", "formats", multiple=True, help="Only this; may be given again. Of a lone file: what it is.")
+@click.option("--student", type=click.Path(path_type=Path), help="Of a lone file: folder of the torch student.")
+@click.option("--probe", type=click.Path(path_type=Path), help="Held-out questions to compare on, JSON lines.")
+@click.option("--questions", type=click.Path(path_type=Path), help="Held-out questions to count right answers of.")
+@click.option("--points", type=float, help="Points of accuracy that may be lost  [default: as the format's table says]")
+@click.option("--tools", multiple=True, help="Entry point of tools  [default: those beside the files]")
+@click.option("--seconds", default=900.0, show_default=True, help="Time that a file may take to be observed.")
+@click.option("--memory-mb", type=int, help="Memory that it may take  [default: by its size]")
+def command(
+    artifact: Path, formats: tuple[str, ...], student: Path | None, probe: Path | None, questions: Path | None,
+    points: float | None, tools: tuple[str, ...], seconds: float, memory_mb: int | None,
+) -> None:  # fmt: skip
+    """Open every format of ARTIFACT in its own runtime, under limits of time and memory, and compare it with its
+    student: chat template, tokens, KL, top-1, and with --questions the task's accuracy. The verdict is written beside
+    the files. ARTIFACT may be a lone file with --student and --format; then nothing is written."""
+    from soloist.kernels.errors import GateError, UsageError
     from soloist.toolchain.tasks.files import load_questions
-    from soloist.toolchain.verify import Probe, verify
+    from soloist.toolchain.verify.exports import verify_export
+    from soloist.toolchain.verify.process import probe_of
 
-    asked = load_questions(probe).questions
-    prompts = Probe(
-        prompts=[[{"role": "user", "content": q.question}] for q in asked], references=[q.gold or "" for q in asked]
-    )
+    asked = load_questions(questions).questions if questions else ()
+    if probe is None and not asked:
+        raise UsageError("nothing to compare on: give --probe or --questions, a file of held-out questions")
+    prompts = probe_of((load_questions(probe).questions if probe else asked)[:24])
+    limits: dict[str, Any] = {"limit_s": seconds, "memory_mb": memory_mb}
+    failed = []
     with tempfile.TemporaryDirectory() as scratch:
-        facts = verify(student, file, prompts, Path(scratch), tolerance_of(format_))
-    click.echo(f"{file}: passes. KL {facts['kl_mean']:.4f}, same top-1 {facts['top1']:.1%}")
+        if student is not None:
+            if len(formats) != 1 or asked:
+                raise UsageError("a lone file takes one --format, and accuracy is of the files of an export")
+            _lone(artifact, student, formats[0], prompts, Path(scratch), limits)
+            return
+        options = {"questions": asked, "points": points, "entries": tools, **limits}
+        for format, stands in verify_export(artifact, prompts, Path(scratch), formats, **options):
+            click.echo(f"{format:18} {stands.verdict:8} {_numbers(stands.facts)}")
+            if stands.note:
+                click.echo(f"{'':18} {stands.note}")
+            if stands.verdict == "fail":
+                failed.append(format)
+    if failed:
+        raise GateError(f"{artifact}: no passing verdict on {', '.join(failed)}")
+
+
+def _lone(file: Path, student: Path, format: str, probe: Any, scratch: Path, limits: dict[str, Any]) -> None:  # noqa: ANN401 - a Probe
+    from soloist.kernels.errors import GateError
+    from soloist.targets.tolerances import tolerance_of
+    from soloist.toolchain.verify import judge
+
+    facts = judge(student, file, probe, scratch, tolerance_of(format), **limits)
+    if facts["verdict"] != "pass":
+        raise GateError(f"{file}: {facts['reason']}")
+    click.echo(f"{file}: passes. {_numbers(facts)}")
+
+
+def _numbers(facts: Any) -> str:  # noqa: ANN401 - JSON
+    if "kl_mean" not in facts:
+        return ""
+    said = f"KL {facts['kl_mean']:.4f}, same top-1 {facts['top1']:.1%}"
+    if accuracy := facts.get("accuracy"):
+        said += (
+            f", {accuracy['file']} of {accuracy['questions']} right ({accuracy['points']:+.1f} points, "
+            f"{accuracy['low']:+.1f} to {accuracy['high']:+.1f})"
+        )
+    return said

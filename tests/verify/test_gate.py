@@ -116,11 +116,11 @@ def test_the_students_record_is_taken_once_and_anew_when_it_changed(tiny, tmp_pa
     student = shutil.copytree(tiny, tmp_path / "student")
     runs = []
 
-    def worker(job, limit_s):
+    def worker(job, limit_s, memory_mb):
         runs.append(job)
         (job.parent / "record.json").write_text("{}")
 
-    monkeypatch.setattr("soloist.toolchain.verify._run_worker", worker)
+    monkeypatch.setattr("soloist.toolchain.verify.process._start", worker)
     observe(student, PROBE, tmp_path / "record")
     observe(student, PROBE, tmp_path / "record")
     assert len(runs) == 1

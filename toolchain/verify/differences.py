@@ -1,0 +1,110 @@
+"""Numbers between the records of a student and of a file, and the token where they are furthest apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from soloist.kernels.errors import GateError
+from soloist.targets.hostile import HOSTILE
+
+Rows = npt.NDArray[np.float32]
+
+
+def compare(wanted: Mapping[str, Any], got: Mapping[str, Any], wanted_dir: Path, got_dir: Path) -> dict[str, Any]:
+    """Numbers between two records; `worst` is the answer token with the largest divergence.
+
+    Raises:
+        GateError: another chat template, other token ids, another vocabulary, or logits that are no numbers.
+    """
+    _same_tokens(wanted, got)
+    kl, same = [], []
+    worst: dict[str, Any] = {"kl": -1.0}
+    for index in range(len(wanted["rendered"])):
+        a = np.load(wanted_dir / f"logits-{index}.npy", allow_pickle=False)
+        b = np.load(got_dir / f"logits-{index}.npy", allow_pickle=False)
+        if a.shape != b.shape:
+            raise GateError(f"has another vocabulary: {b.shape[-1]} tokens instead of {a.shape[-1]}")
+        if not np.isfinite(b).all():
+            raise GateError(f"gives logits that are not numbers (prompt {index})")
+        kl.append(divergence(a, b))
+        same.append(a.argmax(-1) == b.argmax(-1))
+        at = int(kl[-1].argmax())
+        if kl[-1][at] > worst["kl"]:
+            worst = {"prompt": index, "position": at, "kl": float(kl[-1][at]), **_likeliest(a[at], b[at])}
+    every = np.concatenate(kl)
+    answers = [a == b for a, b in zip(wanted["answers"], got["answers"], strict=True)]
+    return {
+        "kl_mean": float(every.mean()),
+        "kl_p99": float(np.quantile(every, 0.99)),
+        "kl_first": float(np.mean([one[0] for one in kl])),
+        "top1": float(np.concatenate(same).mean()),
+        "top1_first": float(np.mean([one[0] for one in same])),
+        "same_answers": float(np.mean(answers)),
+        "tokens": len(every),
+        "prompts": len(kl),
+        "worst": worst,
+    }
+
+
+def _same_tokens(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
+    for index, (a, b) in enumerate(zip(wanted["rendered"], got["rendered"], strict=True)):
+        if a != b:
+            raise GateError(f"renders another chat template (prompt {index}: {_first_difference(a, b)})")
+    for key, what in (("prompt_ids", "prompt"), ("answer_ids", "answer"), ("hostile_ids", "hostile text")):
+        for index, (ids, other) in enumerate(zip(wanted[key], got[key], strict=True)):
+            if ids != other:
+                shown = f" {HOSTILE[index]!r}" if key == "hostile_ids" else ""
+                raise GateError(f"cuts {what} {index}{shown} into other tokens: {other[:8]} instead of {ids[:8]}")
+
+
+def _likeliest(a: Rows, b: Rows) -> dict[str, Any]:
+    """The next token of the student and that of the file, with what the one and the other give it."""
+    found = {}
+    for name, row in (("expected", a), ("got", b)):
+        token = int(row.argmax())
+        found[name] = {
+            "token": token,
+            "student": round(float(np.exp(_log_softmax(a[None])[0, token])), 4),
+            "file": round(float(np.exp(_log_softmax(b[None])[0, token])), 4),
+        }
+    return found
+
+
+def in_words(worst: Mapping[str, Any], wanted: Mapping[str, Any], student: Path) -> dict[str, Any]:
+    """The worst case with its texts, where the student's tokenizer can be read."""
+    found = {**worst, "prompt_text": wanted["rendered"][worst["prompt"]]}
+    try:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(student / "tokenizer.json"))
+    except Exception:  # the package may be absent, and raises plain Exception for what it cannot read
+        return found
+    before = wanted["answer_ids"][worst["prompt"]][: worst["position"]]
+    found["after"] = tokenizer.decode(before, skip_special_tokens=False)
+    for name in ("expected", "got"):
+        text = tokenizer.decode([worst[name]["token"]], skip_special_tokens=False)
+        found[name] = {**worst[name], "text": text}
+    return found
+
+
+def divergence(reference: Rows, other: Rows) -> npt.NDArray[np.float64]:
+    """KL(reference || other) of each row of logits, in nats, never below zero."""
+    p, q = _log_softmax(reference), _log_softmax(other)
+    found: npt.NDArray[np.float64] = np.maximum((np.exp(p) * (p - q)).sum(-1), 0.0)
+    return found
+
+
+def _log_softmax(logits: Rows) -> npt.NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found
+
+
+def _first_difference(a: str, b: str) -> str:
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return f"{b[at : at + 30]!r} instead of {a[at : at + 30]!r}"

@@ -1,0 +1,121 @@
+"""From observations to a verdict: on one model, and on a format, which may be two models that answer as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from soloist.kernels.errors import ArtifactError, GateError
+from soloist.targets.tolerances import Tolerance
+from soloist.toolchain.verify.differences import compare, in_words
+from soloist.toolchain.verify.process import LIMIT_S, Probe, memory_for, observe
+
+if TYPE_CHECKING:
+    from soloist.toolchain.verify.accuracy import Exam
+
+
+def verify(
+    student: Path,
+    file: Path,
+    probe: Probe,
+    out: Path,
+    tolerance: Tolerance,
+    *,
+    limit_s: float = LIMIT_S,
+) -> dict[str, Any]:
+    """Compare a compiled file with its student; `out` is a scratch folder that keeps the student's record.
+
+    Raises:
+        GateError: the file does not load, crashes, hangs, or drifts past its tolerance.
+    """
+    facts = judge(student, file, probe, out, tolerance, limit_s=limit_s)
+    if facts["verdict"] != "pass":
+        raise GateError(f"{file}: {facts['reason']}")
+    return facts
+
+
+def judge(
+    student: Path,
+    file: Path,
+    probe: Probe,
+    out: Path,
+    tolerance: Tolerance,
+    *,
+    limit_s: float = LIMIT_S,
+    memory_mb: int | None = None,
+) -> dict[str, Any]:
+    """Like `verify`, with the refusal as `verdict` "fail" and `reason` instead of an exception.
+
+    Raises:
+        ArtifactError: the student itself does not run; that is no verdict on the file.
+    """
+    try:
+        wanted = observe(student, probe, out / "student", limit_s=limit_s, memory_mb=memory_mb)
+    except GateError as error:
+        raise ArtifactError(f"{student}: the student cannot be run, so nothing can be compared ({error})") from error
+    said = {"tolerance": asdict(tolerance), "limits": {"seconds": limit_s, "memory_mb": memory_mb or memory_for(file)}}
+    probe = replace(probe, references=wanted["references"])
+    try:
+        got = observe(file, probe, out / "file", limit_s=limit_s, memory_mb=memory_mb)
+        numbers = compare(wanted, got, out / "student", out / "file")
+    except GateError as error:
+        return {"verdict": "fail", "reason": str(error), **said}
+    numbers["worst"] = in_words(numbers["worst"], wanted, student)
+    facts = {**numbers, "load_s": got["load_s"], "peak_mb": got["peak_mb"], **said}
+    reason = _drift(numbers, tolerance)
+    return facts | ({"verdict": "fail", "reason": reason} if reason else {"verdict": "pass"})
+
+
+def _drift(numbers: Mapping[str, Any], tolerance: Tolerance) -> str | None:
+    """Every number that is past its tolerance, and where it is worst; None if all are within."""
+    past = [
+        f"{what} {numbers[key]:.4g} (at {side} {limit:g})"
+        for what, key, side, limit, wrong in (
+            ("mean KL", "kl_mean", "most", tolerance.kl, numbers["kl_mean"] > tolerance.kl),
+            ("99th percentile of KL", "kl_p99", "most", tolerance.p99, numbers["kl_p99"] > tolerance.p99),
+            ("KL of first tokens", "kl_first", "most", tolerance.first, numbers["kl_first"] > tolerance.first),
+            ("same top-1", "top1", "least", tolerance.top1, numbers["top1"] < tolerance.top1),
+        )
+        if wrong
+    ]
+    if not past:
+        return None
+    worst = numbers["worst"]
+    expected, got = (worst[name].get("text", worst[name]["token"]) for name in ("expected", "got"))
+    where = f"worst at prompt {worst['prompt']}, answer token {worst['position']}: {got!r} instead of {expected!r}"
+    return f"drifted from the student: {', '.join(past)} over {numbers['tokens']} answer tokens; {where}"
+
+
+def judge_format(
+    students: Mapping[str, Path],
+    files: Mapping[str, Path],
+    probe: Probe,
+    scratch: Path,
+    tolerance: Tolerance,
+    exam: Exam | None = None,
+    **limits: Any,  # noqa: ANN401 - limit_s and memory_mb of `judge`
+) -> dict[str, Any]:
+    """The verdict on all models of a format by the name of the part, and on its accuracy where there is an exam.
+
+    Raises ArtifactError where a student itself does not run.
+    """
+    judged = {part: judge(folder, files[part], probe, scratch / part, tolerance, **limits)
+              for part, folder in students.items()}  # fmt: skip
+    facts = _worse(judged)
+    if exam is None or facts["verdict"] != "pass":
+        return facts
+    model = files[""] if "" in files else next(iter(files.values())).parent.parent
+    return facts | exam.sit(model, scratch / "exam", tolerance, **limits)
+
+
+def _worse(judged: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The verdict on all parts: the first refusal, else the numbers of the part that drifted most."""
+    if len(judged) == 1:
+        return next(iter(judged.values()))
+    for part, facts in judged.items():
+        if facts["verdict"] != "pass":
+            return {**facts, "reason": f"{part}: {facts['reason']}"}
+    worst = max(judged.values(), key=lambda facts: float(facts["kl_mean"]))
+    return {**worst, "top1": min(facts["top1"] for facts in judged.values()), "parts": dict(judged)}

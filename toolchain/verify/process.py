@@ -1,0 +1,122 @@
+"""The parent's side of `worker.py`: a model is opened in a process of its own, with limits of time and memory.
+
+A subprocess, because a broken file may take its runtime down with it; a crash, a hang or an error becomes the reason
+in the verdict; it ends with the process that started it. Memory is limited by the system: on Linux the worker's
+private memory (RLIMIT_DATA: heap, stacks, buffers; a mapped model file does not count, which RLIMIT_AS would count,
+together with the many gigabytes that runtimes only reserve), on other Unix systems the same limit, which there counts
+the heap alone. Windows has no such limit for a process by itself: there only time is limited.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.errors import DataError, GateError
+from soloist.targets.base import Message
+from soloist.targets.hostile import HOSTILE
+from soloist.toolchain.artifact import write_atomic
+from soloist.toolchain.lifeline import lifeline
+from soloist.toolchain.tasks.base import Question
+
+RECORD = "record.json"
+LIMIT_S = 900
+_LEAST_MB, _TIMES = 4096, 8  # torch alone takes one gigabyte; weights may be widened to fp32, logits are kept
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Held-out prompts, and for each the answer over whose tokens distributions are compared.
+
+    An empty reference stands for what the student itself answers.
+    """
+
+    prompts: Sequence[Sequence[Message]]
+    references: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if not self.prompts or len(self.prompts) != len(self.references):
+            raise DataError(
+                f"the gate needs one reference answer for each prompt, "
+                f"has {len(self.references)} for {len(self.prompts)}"
+            )
+
+
+def probe_of(questions: Sequence[Question]) -> Probe:
+    """Questions as prompts, the student's own answers as references."""
+    return Probe([[{"role": "user", "content": q.question}] for q in questions], [""] * len(questions))
+
+
+def observe(
+    model: Path,
+    probe: Probe,
+    out: Path,
+    *,
+    limit_s: float = LIMIT_S,
+    memory_mb: int | None = None,
+) -> dict[str, Any]:
+    """Run a model over the prompts in a subprocess; its record, logits beside it in `out`.
+
+    A record that is there already is used again if model and prompts are the same. Without `memory_mb` a model gets
+    what its size makes likely.
+
+    Raises:
+        GateError: it does not load, crashes, takes longer than `limit_s` or more than `memory_mb` MB.
+    """
+    job = {
+        "what": "observe",
+        "model": str(model.resolve()),
+        "files": stamp(model),
+        "prompts": [list(messages) for messages in probe.prompts],
+        "references": list(probe.references),
+        "hostile": list(HOSTILE),
+    }
+    return run_worker(job, out, limit_s, memory_mb or memory_for(model))
+
+
+def stamp(model: Path) -> list[tuple[str, int, int]]:
+    """What tells one state of a model's files from another."""
+    files = [model] if model.is_file() else sorted(p for p in model.rglob("*") if p.is_file())
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+
+
+def memory_for(model: Path) -> int:
+    """Megabytes that are plenty for a model of this size."""
+    return _LEAST_MB + _TIMES * sum(size for _, size, _ in stamp(model)) // 1_000_000
+
+
+def run_worker(job: Mapping[str, Any], out: Path, limit_s: float, memory_mb: int) -> dict[str, Any]:
+    """Do a job unless `out` holds its record; returns the record. Raises GateError with the reason."""
+    file = out / "job.json"
+    text = json.dumps({**job, "memory_mb": memory_mb}, ensure_ascii=False)
+    if not (out / RECORD).is_file() or not file.is_file() or file.read_text(encoding="utf-8") != text:
+        (out / RECORD).unlink(missing_ok=True)
+        write_atomic(file, text)
+        _start(file, limit_s, memory_mb)
+    record: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    return record
+
+
+def _start(job: Path, limit_s: float, memory_mb: int) -> None:
+    command = [sys.executable, "-P", "-m", "soloist.toolchain.verify.worker", str(job)]
+    try:
+        with lifeline() as stdin:
+            done = subprocess.run(
+                command, stdin=stdin, capture_output=True, text=True, errors="replace", timeout=limit_s, check=False
+            )
+    except subprocess.TimeoutExpired as error:
+        raise GateError(f"did not finish within {limit_s:g} s in its runtime") from error
+    if done.returncode == 0 and (job.parent / RECORD).is_file():
+        return
+    if any(word in done.stderr for word in ("MemoryError", "bad_alloc", "can't allocate memory", "std::length_error")):
+        raise GateError(f"needs more than the {memory_mb} MB of memory it may use")
+    if done.returncode < 0:
+        raise GateError(f"crashed its runtime ({signal.Signals(-done.returncode).name})")
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    raise GateError(f"does not run: {lines[-1] if lines else f'exit code {done.returncode}'}")
