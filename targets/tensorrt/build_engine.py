@@ -310,6 +310,8 @@ def run(options: argparse.Namespace) -> Json:
     student, graph = plan["student"], plan["files"][plan["graph"]]
     print(f"student {student['name']} {student['digest'][:16]}, graph {graph[:16]}")
     trt = load_library(plan, options.any_version)
+    if plan.get("plugins") and options.plugin is None:
+        raise Refused(f"{plan['plugins']} products of this graph are Soloist's kernel: build with --plugin KERNELS")
     if options.plugin is not None:
         try:
             plugin = importlib.import_module("soloist.targets.tensorrt.plugin")

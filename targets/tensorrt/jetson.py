@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import ArtifactError, UsageError
+from soloist.targets.base import require
 from soloist.targets.portable.facts import DATA, FACTS, GRAPH, TEMPLATE, TOKENIZER, Facts, read_facts
 from soloist.targets.tensorrt import build_engine, run_engine
+from soloist.targets.tensorrt.nodes import replace_all
 from soloist.targets.tensorrt.plan import Corners, Lengths, Student, digest_of, make_plan, write_plan
 from soloist.targets.tensorrt.rtx import LIBRARY, check_rtx
 from soloist.targets.tensorrt.versions import Release
@@ -37,33 +39,40 @@ def target(release: Release) -> dict[str, Any]:
 
 
 def compile_tensorrt(
-    portable: Path, out: Path, release: Release, *, student: Student | None = None, lengths: Lengths | None = None
-) -> dict[str, Any]:
+    portable: Path, out: Path, release: Release, *, student: Student | None = None, lengths: Lengths | None = None,
+    plugins: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Write the device's folder `out`; returns its plan (`build.json`).
 
     Args:
         portable: a folder of `compile_portable`.
         student: its folder's name and the digest of its files if not given.
         lengths: 2048 tokens, or the student's context where that is shorter, if not given.
+        plugins: products of 4-bit blocks by our kernel, which the device then needs (`soloist kernels build`).
 
     Raises:
-        UsageError: a float32 graph, which a Jetson runs at half the speed, or a context that is too long.
+        UsageError: a float32 graph, which a Jetson runs at half the speed, a context that is too long, or plugins for a
+            TensorRT that has none or a graph without 4-bit blocks.
         ArtifactError: not a portable folder, one whose files are cut off, or a graph that the parser refuses.
     """
     facts = read_facts(portable)
     if facts.dtype != "float16":
         raise UsageError(f"{portable}: its graph is {facts.dtype}; export it in float16 for TensorRT")
-    plan = make_plan(
-        portable, facts, lengths or Lengths(min(2048, facts.context)),
-        student or Student(portable.name, digest_of(portable)), target(release),
-    )  # fmt: skip
-    plan["parsed"] = _parsed(portable)
+    if plugins and not release.has_plugins:
+        raise UsageError(f"{release.title} has TensorRT {release.tensorrt}; our kernels are plugins from 10.9 on")
+    parsed = _parsed(portable)
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        for name in (GRAPH, DATA, FACTS, TOKENIZER, TEMPLATE):
+        for name in (TOKENIZER, TEMPLATE):
             shutil.copy2(portable / name, temporary / name)
+        count = _with_plugins(portable, temporary) if plugins else _as_it_is(portable, temporary)
+        plan = make_plan(
+            temporary, facts, lengths or Lengths(min(2048, facts.context)),
+            student or Student(portable.name, digest_of(portable)), target(release),
+        )  # fmt: skip
+        plan |= {"parsed": parsed, "plugins": count}
         for script in SCRIPTS:
             shutil.copyfile(str(script.__file__), temporary / Path(str(script.__file__)).name)
         write_plan(plan, temporary)
@@ -73,6 +82,23 @@ def compile_tensorrt(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return plan
+
+
+def _as_it_is(portable: Path, out: Path) -> int:
+    for name in (GRAPH, DATA, FACTS):
+        shutil.copy2(portable / name, out / name)
+    return 0
+
+
+def _with_plugins(portable: Path, out: Path) -> int:
+    """Write the graph with our kernels in it, how many. It is no longer portable, hence no `portable.json`."""
+    onnx = require("onnx", "compile")
+    model = onnx.load(str(portable / GRAPH))
+    count = replace_all(model)
+    if not count:
+        raise UsageError(f"{portable}: no products of 4-bit blocks in its graph; quantize to 4 bits, or export without")
+    onnx.save(model, str(out / GRAPH), save_as_external_data=True, location=DATA, size_threshold=1024)
+    return count
 
 
 def _parsed(portable: Path) -> str:
@@ -104,7 +130,7 @@ def _corner(shapes: dict[str, Corners], at: int) -> str:
 def readme(plan: dict[str, Any], facts: Facts, release: Release) -> str:
     """What a person on the device needs to know."""
     eights = facts.bits.get("8", 0)
-    plugin = "TensorRT 10.9 and newer" if not release.has_plugins else "Soloist and its kernels on the device"
+    build = "python3 build_engine.py --timing-cache timings" + (" --plugin KERNELS" if plan["plugins"] else "")
     lines = [
         f"Student {plan['student']['name']}, digest {plan['student']['digest']}",
         f"for {release.title}, TensorRT {release.tensorrt}, Python {release.python or '3.10 or newer'}",
@@ -112,12 +138,11 @@ def readme(plan: dict[str, Any], facts: Facts, release: Release) -> str:
         "",
         "Build the engine on the device, once for each JetPack, then ask:",
         "",
-        "    python3 build_engine.py --timing-cache timings",
+        "    " + build,
         '    python3 run_engine.py "What is 12 + 30?"      (needs: pip install numpy tokenizers)',
         "",
         "build_engine.py --check only parses. --refittable and --strip build an engine that takes the weights of a",
         "later student: --refit model.engine, run in that student's folder. --workspace-mb 1024 where memory is short.",
-        f"--plugin KERNELS takes {plugin}.",
         "",
         "The same in TensorRT's own tool (it writes no engine.json, without which nothing here opens the engine):",
         "",
@@ -125,6 +150,11 @@ def readme(plan: dict[str, Any], facts: Facts, release: Release) -> str:
         "",
         f"Not verified on a Jetson. {'Read by the parser of TensorRT-RTX.' if plan['parsed'] else 'Not parsed yet.'}",
     ]
+    if plan["plugins"]:
+        lines += [
+            f"{plan['plugins']} products are Soloist's kernel: KERNELS is a folder of `soloist kernels build --kernel",
+            "w4a16_gemv` for this board. pip install soloist on the device first. trtexec alone cannot build it.",
+        ]
     if eights:
         lines += [
             f"{eights} of its tensors are INT8 in blocks. TensorRT documents blocks for INT4; if this version refuses",

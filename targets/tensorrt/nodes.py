@@ -5,8 +5,9 @@
 The parser looks a plugin up by the node's type, `plugin_namespace` and `plugin_version`; the domain is for everyone
 else. Weights are initializers: int32 words, float16 scales, int8 zero points (UINT8 would become INT32 there, and the
 codes 0 .. 15 are the same bytes). `group` is a list of one, see `plugin`. `replace` puts such a node where a
-MatMul or a MatMulNBits stood, between casts where the graph computes in float32. Left out: Gemm, and quantized
-embeddings, which are gathers and not products. ONNX Runtime has no such operator: a graph with it is for TensorRT.
+MatMul or a MatMulNBits stood, between casts where the graph computes in float32; `replace_all` where a float16 MatMul
+stood behind the DequantizeLinear of 4-bit blocks, as in a portable graph. Left out: Gemm, and quantized embeddings,
+which are gathers and not products. ONNX Runtime has no such operator: a graph with it is for TensorRT.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.base import require
-from soloist.targets.repack import BLOCK, Matrix, NBits, from_matmul_nbits
+from soloist.targets.repack import BLOCK, BlockDQ, Matrix, NBits, from_block_dq, from_matmul_nbits
 from soloist.targets.tensorrt.builds import NAMESPACE, plugin_name
 
 VERSION = "1"  # what tensorrt.plugin registers
@@ -128,6 +129,53 @@ def replace(model: Any, node_name: str, matrix: Matrix | None = None, *, activat
     graph.initializer.extend([*kept, *added])
     if not any(opset.domain == NAMESPACE for opset in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(NAMESPACE, 1))
+
+
+def replace_all(model: Any) -> int:  # noqa: ANN401 - onnx.ModelProto
+    """Put the plugin in the place of every MatMul by 4-bit blocks in `model`; how many there were.
+
+    Constants must be loaded. What has another width, or another type than float16, stays as it is.
+    """
+    onnx = require("onnx", "compile")
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    blocks = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    nodes, added, count = [], [], 0
+    for node in graph.node:
+        dequantized = blocks.get(node.input[1]) if node.op_type == "MatMul" else None
+        matrix = None if dequantized is None else _of_blocks(onnx, dequantized, constants)
+        if matrix is None:
+            nodes.append(node)
+            continue
+        tensors, new = gemv_node(matrix, node.input[0], node.output[0], node.name)
+        nodes.append(new)
+        added += tensors
+        count += 1
+    used = {name for node in nodes if node.op_type != "DequantizeLinear" for name in node.input}
+    nodes = [node for node in nodes if node.op_type != "DequantizeLinear" or node.output[0] in used]
+    used = {name for node in nodes for name in node.input}
+    whole, kept = [*nodes], [tensor for name, tensor in constants.items() if name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(whole)
+    graph.initializer.extend([*kept, *added])
+    if count:
+        model.opset_import.append(onnx.helper.make_opsetid(NAMESPACE, 1))
+    return count
+
+
+def _of_blocks(onnx: Any, node: Any, constants: dict[str, Any]) -> Matrix | None:  # noqa: ANN401
+    """The matrix of a DequantizeLinear for the right operand of a MatMul; None where the plugin does not take it."""
+    said = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    codes, scales = (constants.get(name) for name in node.input[:2])
+    float16 = scales is not None and scales.data_type == onnx.TensorProto.FLOAT16
+    if codes is None or codes.data_type != onnx.TensorProto.INT4 or not float16 or said.get("axis") != 0:
+        return None
+    (columns, rows), group = codes.dims, said.get("block_size", 0)
+    if len(node.input) > 2 or not group or columns % BLOCK or group % BLOCK:
+        return None
+    data = np.frombuffer(codes.raw_data, np.uint8)
+    shape = (int(columns), int(rows))
+    return from_block_dq(BlockDQ(data, shape, onnx.numpy_helper.to_array(scales), 0, int(group), 4))
 
 
 def _of_matmul(onnx: Any, node: Any, constants: dict[str, Any], matrix: Matrix | None) -> tuple[Matrix, None, int]:  # noqa: ANN401

@@ -17,11 +17,14 @@ import pytest
 for package in ("onnxruntime", "onnx", "tokenizers", "jinja2"):
     pytest.importorskip(package)
 
+import onnx  # noqa: E402
+
 from soloist.kernels.errors import ArtifactError, EngineError, UsageError  # noqa: E402
 from soloist.targets.base import Sampling  # noqa: E402
 from soloist.targets.portable.facts import DATA, FACTS, GRAPH, read_facts  # noqa: E402
 from soloist.targets.portable.run import PortableRuntime  # noqa: E402
-from soloist.targets.tensorrt import build_engine, jetson, run_engine  # noqa: E402
+from soloist.targets.repack import Matrix, dequantize_linear, pack  # noqa: E402
+from soloist.targets.tensorrt import build_engine, jetson, plugin, run_engine  # noqa: E402
 from soloist.targets.tensorrt.plan import Lengths, Student, profiles  # noqa: E402
 from soloist.targets.tensorrt.runner import EngineRuntime, is_engine  # noqa: E402
 from soloist.targets.tensorrt.versions import release  # noqa: E402
@@ -250,6 +253,45 @@ def test_no_tensorrt_says_where_it_comes_from(exported, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert build(exported) == 1
     assert "on a Jetson it is part of JetPack" in capsys.readouterr().err
+
+
+@pytest.fixture
+def blocks(half, tmp_path):
+    """The folder with a graph of one product by 4-bit blocks behind the inputs."""
+    folder = shutil.copytree(half, tmp_path / "blocks")
+    model = onnx.load(str(folder / GRAPH))
+    draw = np.random.default_rng(3)
+    matrix = Matrix(pack(draw.integers(0, 16, (64, 64)).astype(np.uint8)), draw.random((64, 2)).astype(np.float16), 32)
+    constants, node = dequantize_linear(matrix, "weight", dtype="float16")
+    constants.append(onnx.numpy_helper.from_array(np.ones((1, 64), np.float16), "x"))
+    model.graph.node.extend([node, onnx.helper.make_node("MatMul", ["x", "weight"], ["product"], name="product")])
+    model.graph.initializer.extend(constants)
+    onnx.save(model, str(folder / GRAPH), save_as_external_data=True, location=DATA, size_threshold=1024)
+    facts = json.loads((folder / FACTS).read_text())
+    facts["sizes"] |= {name: (folder / name).stat().st_size for name in (GRAPH, DATA)}
+    (folder / FACTS).write_text(json.dumps(facts))
+    return folder
+
+
+def test_our_kernel_may_be_part_of_the_graph(blocks, half, tmp_path, monkeypatch, install, capsys):
+    monkeypatch.setattr(jetson, "_parsed", lambda folder: "")
+    out, thor = tmp_path / "device", release(jetpack="7.0")
+    plan = jetson.compile_tensorrt(blocks, out, thor, student=STUDENT, lengths=LENGTHS, plugins=True)
+    model = onnx.load(str(out / GRAPH))
+    assert plan["plugins"] == 1 == [node.op_type for node in model.graph.node].count("w4a16_gemv")
+    assert not (out / FACTS).exists() and "--plugin KERNELS" in (out / "README.txt").read_text()
+    install("10.13.3")
+    assert build(out) == 1 and "--plugin KERNELS" in capsys.readouterr().err
+    asked = []
+    monkeypatch.setattr(plugin, "register", asked.append)
+    assert build(out, "--plugin", tmp_path / "kernels") == 0 and asked == [tmp_path / "kernels"]
+    monkeypatch.setitem(sys.modules, "soloist.targets.tensorrt.plugin", None)
+    assert build(out, "--plugin", tmp_path) == 1 and "--plugin needs Soloist" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"JetPack 6.1 .* has TensorRT 10.3; our kernels are plugins from 10.9 on"):
+        jetson.compile_tensorrt(blocks, tmp_path / "no", release(jetpack="6.1"), plugins=True)
+    with pytest.raises(UsageError, match="no products of 4-bit blocks in its graph"):
+        jetson.compile_tensorrt(half, tmp_path / "no", thor, plugins=True)
+    assert not list(tmp_path.glob("no*"))
 
 
 # --- running --------------------------------------------------------------------------------------------------------

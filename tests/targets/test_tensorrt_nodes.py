@@ -12,9 +12,9 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 from onnx.reference.op_run import OpRun  # noqa: E402
 
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
-from soloist.targets.repack import Matrix, pack, to_matmul_nbits, unpack  # noqa: E402
+from soloist.targets.repack import Matrix, dequantize_linear, pack, to_matmul_nbits, unpack  # noqa: E402
 from soloist.targets.tensorrt.builds import INPUTS, plugin_name  # noqa: E402
-from soloist.targets.tensorrt.nodes import gemv_node, replace  # noqa: E402
+from soloist.targets.tensorrt.nodes import gemv_node, replace, replace_all  # noqa: E402
 
 N, K = 43, 96
 
@@ -214,3 +214,32 @@ def test_matrices_without_a_kernel_are_refused(change, says):
     given = {"matrix": _matrix(), **change}
     with pytest.raises((UsageError, ArtifactError), match=says):
         gemv_node(given.pop("matrix"), "x", "y", "layer", **given)
+
+
+def test_every_product_of_4_bit_blocks_is_replaced_and_no_other():
+    tame = np.float16(0.2)  # five products one after the other stay within float16
+    made = {name: _matrix(rows=96, seed=at) for at, name in enumerate(("first", "shared", "odd"))}
+    matrices = {name: Matrix(matrix.codes, matrix.scales * tame, 32) for name, matrix in made.items()}
+    codes = np.random.default_rng(4).integers(-9, 10, (96, 96)).astype(np.int8)
+    eight = Matrix(codes, matrices["odd"].scales, 32)
+    constants, nodes, x = [], [], "x"
+    for name, matrix in (*matrices.items(), ("eight", eight), ("shared", None)):
+        if matrix is not None:
+            tensors, node = dequantize_linear(matrix, name, dtype="float16")
+            constants += tensors
+            nodes.append(node)
+        y = "y" if len(nodes) == 4 and matrix is None else f"{name}.{len(nodes)}"
+        nodes.append(helper.make_node("MatMul", [x, name], [y], name=y))
+        x = y
+    nodes[-1].output[0] = "y"
+    nodes.append(helper.make_node("Transpose", ["odd"], ["seen"]))  # these blocks are read by something else, too
+    model = _model(nodes, constants)
+    model.graph.output.append(helper.make_tensor_value_info("seen", TensorProto.FLOAT16, [None, None]))
+    wanted = ReferenceEvaluator(model).run(None, {"x": _x(5, 96)})[0]
+    assert replace_all(model) == 4
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("w4a16_gemv") == 4 and kinds.count("DequantizeLinear") == 2 and kinds.count("MatMul") == 1
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert {name for name in names if name.endswith(".codes")} == {"odd.codes", "eight.codes"}
+    np.testing.assert_allclose(_run(model, _x(5, 96)), wanted, rtol=2e-2, atol=np.abs(wanted).max() * 5e-3)
+    assert replace_all(model) == 0
