@@ -24,11 +24,11 @@ from soloist.toolchain.distill.teacher import load_teacher  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, Trainer  # noqa: E402
 from soloist.toolchain.events import EventLog  # noqa: E402
 from soloist.toolchain.quantization.aware import RoundedLinear, _Rounded, dress, values  # noqa: E402
-from soloist.toolchain.quantization.refine import AwareConfig, divergence, refine, split  # noqa: E402
+from soloist.toolchain.quantization.refine import AwareConfig, divergence, refine, split, typical_gradient  # noqa: E402
 
 TABLE = "model.embed_tokens.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
-CONFIG = AwareConfig(spend=8000, batch_size=8, learning_rate=0.02, seed=1, checkpoint_seconds=1e-9)
+CONFIG = AwareConfig(spend=8000, batch_size=8, learning_rate=0.05, seed=1, checkpoint_seconds=1e-9)
 FORMATS = [(4, 32, False), (4, 64, True), (4, 128, False), (5, 32, False), (6, 64, False), (8, 32, False)]
 
 
@@ -195,6 +195,17 @@ def test_an_untied_head_is_frozen_at_its_values():
     for name in ("model.layers.7.mlp.up_proj.weight", "model.norm.weight", TABLE):
         with pytest.raises(ArtifactError, match="no such matrix"):
             dress(model, {name: pack_ref(torch.randn(32, 64), bits=4)})
+
+
+def test_the_typical_gradient_is_that_of_all_the_conversations(tiny, matrices, examples):
+    config = TrainConfig(precision="fp32", device="cpu")
+    trainer = Trainer(tiny, config, dress=lambda model: dress(model, matrices))
+    found = typical_gradient(trainer, examples, part_tokens=64)
+    assert all(value.grad is None for _, value in trainer.student.named_parameters())
+    batch = pack(examples)
+    nn.functional.cross_entropy(trainer.student.logits(batch), batch.labels).backward()
+    gradient = torch.cat([value.grad.flatten() for _, value in trainer.student.named_parameters()])
+    assert found == pytest.approx(float(gradient.square().mean().sqrt()), rel=1e-4)
 
 
 def test_what_was_trained_is_what_the_integers_say(tiny, matrices, examples, tmp_path):

@@ -6,8 +6,13 @@
 Trained are the linear layers (`aware.py`); embedding, head and norms stay as they are. Data are the task's own
 conversations: what a small model has to keep is what it says there. Some questions are held back, the divergence on
 them is measured before and after, and the better of the two models is what comes out: a learning rate that is too high
-costs time, never quality. A kill costs what happened since the last checkpoint, and changes no number. Left out: bf16
-(its weights are coarser than the codes' borders), several processes.
+costs time, never quality.
+
+A quantized student is close to its teacher, so gradients are small, and AdamW, which divides by their size, moves all
+weights in step: those near a border cross it together, and the divergence jumps fifty-fold (benchmarks/LOG.md). What it
+adds to the divisor is therefore a few times the gradient's own size at the start: a weight moves as far as it matters.
+A kill costs what happened since the last checkpoint, and changes no number. Left out: bf16 (its weights are coarser
+than the way to a border), several processes.
 """
 
 from __future__ import annotations
@@ -28,23 +33,25 @@ if TYPE_CHECKING:
     from soloist.kernels.layout import Quantized
     from soloist.toolchain.distill.data import Example
     from soloist.toolchain.distill.student import Student
-    from soloist.toolchain.distill.train import TrainConfig
+    from soloist.toolchain.distill.train import TrainConfig, Trainer
 
 STAGE = "refine"
 _FEWEST = 2  # questions: one to learn from, one held back
+_DAMPING = 5.0  # AdamW's epsilon in root mean squares of the first gradient
+_LEAST = 1e-12  # where a student of 8 bits has no gradient at all
 
 
 class AwareConfig(Config):
     """How long and how to refine.
 
-    `spend`: tokens of conversations to read. `learning_rate`: steps of the format per update. `lmbda`: share of updates
-    on the student's own words. `held_back`: of the questions at most so many, and never more than a quarter, are kept
-    to measure on.
+    `spend`: tokens of conversations to read. `learning_rate`: steps of the format per update, at most. `lmbda`: share
+    of updates on the student's own words. `held_back`: of the questions at most so many, and never more than a
+    quarter, are kept to measure on.
     """
 
     spend: int = Field(default=60_000, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=0.02, gt=0)
+    learning_rate: float = Field(default=0.05, gt=0)
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
     lmbda: float = Field(default=0.0, ge=0, le=1)
     held_back: int = Field(default=32, ge=1)
@@ -95,6 +102,7 @@ def refine(
         teacher = load_teacher(folder, student, told.max_length)
         setup = Setup(student.tokenizer, lambda steps: True, max_length=told.max_length, seed=config.seed)
         trainer.optimize(Distillation(options, teacher, setup))
+        trainer.optimizer.epsilon = max(_DAMPING * typical_gradient(trainer, held), _LEAST)
         before = divergence(student, teacher, held)
         trained = trainer.fit(learned, work / _key(matrices, config), events=_renamed(events))
         after = divergence(student, teacher, held)
@@ -160,6 +168,23 @@ def divergence(student: Student, teacher: Student, examples: Sequence[Example], 
             found = divergences(student, teacher, pack(piece).to(student.device), "forward")
             total, rows = total + float(found.double().sum()), rows + len(found)
     return total / rows
+
+
+def typical_gradient(trainer: Trainer, examples: Sequence[Example], part_tokens: int = 2048) -> float:
+    """Root mean square, over all trained numbers, of the gradient of the objective on some conversations."""
+    from soloist.toolchain.distill.data import as_groups
+    from soloist.toolchain.distill.packing import pack
+    from soloist.toolchain.distill.train import parts
+
+    optimizer, groups = trainer.optimizer, as_groups(examples)
+    counts = trainer.objective.counts(groups)
+    for piece in parts(groups, part_tokens):
+        terms = trainer.objective.terms(trainer.student, pack(piece).to(trainer.student.device), counts)
+        trainer.student.backward(sum(terms.values()))
+    norm = float(optimizer.norm())
+    for parameter in optimizer.parameters.values():
+        parameter.grad = None
+    return norm / sum(parameter.numel() for parameter in optimizer.parameters.values()) ** 0.5
 
 
 def _changed(old: Mapping[str, Quantized], new: Mapping[str, Quantized]) -> dict[str, float]:
