@@ -34,6 +34,7 @@ Json = dict[str, Any]
 ADVICE = (
     ("plugin|IPluginRegistry|creator", "the graph has kernels of Soloist: build with --plugin KERNELS, TensorRT 10.9"),
     ("zero.?point|symmetric", "TensorRT reads symmetric integers only: quantize without zero points"),
+    ("positive", "its parser asks for scales above 0: export the student again with this version of Soloist"),
     ("block", "blocks of integers that this version does not take: quantize these tensors to 16 bits, or update"),
     ("int4|int8|uint4|dequantize", "an integer constant may only feed a DequantizeLinear: export the student again"),
     ("int64|float64|double", "a type this version does not compute in: export the student again"),

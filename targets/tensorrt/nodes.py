@@ -140,10 +140,11 @@ def replace_all(model: Any) -> int:  # noqa: ANN401 - onnx.ModelProto
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     blocks = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
     nodes, added, count = [], [], 0
     for node in graph.node:
         dequantized = blocks.get(node.input[1]) if node.op_type == "MatMul" else None
-        matrix = None if dequantized is None else _of_blocks(onnx, dequantized, constants)
+        matrix = None if dequantized is None else _of_blocks(onnx, dequantized, constants, casts)
         if matrix is None:
             nodes.append(node)
             continue
@@ -151,22 +152,23 @@ def replace_all(model: Any) -> int:  # noqa: ANN401 - onnx.ModelProto
         nodes.append(new)
         added += tensors
         count += 1
-    used = {name for node in nodes if node.op_type != "DequantizeLinear" for name in node.input}
-    nodes = [node for node in nodes if node.op_type != "DequantizeLinear" or node.output[0] in used]
+    for kind in ("DequantizeLinear", "Cast"):
+        used = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
+        nodes = [node for node in nodes if node.op_type != kind or node.output[0] in used]
     used = {name for node in nodes for name in node.input}
-    whole, kept = [*nodes], [tensor for name, tensor in constants.items() if name in used]
+    kept = [tensor for name, tensor in constants.items() if name in used]
     del graph.node[:], graph.initializer[:]
-    graph.node.extend(whole)
+    graph.node.extend(nodes)
     graph.initializer.extend([*kept, *added])
     if count:
         model.opset_import.append(onnx.helper.make_opsetid(NAMESPACE, 1))
     return count
 
 
-def _of_blocks(onnx: Any, node: Any, constants: dict[str, Any]) -> Matrix | None:  # noqa: ANN401
+def _of_blocks(onnx: Any, node: Any, constants: dict[str, Any], casts: dict[str, str]) -> Matrix | None:  # noqa: ANN401
     """The matrix of a DequantizeLinear for the right operand of a MatMul; None where the plugin does not take it."""
     said = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    codes, scales = (constants.get(name) for name in node.input[:2])
+    codes, scales = constants.get(node.input[0]), constants.get(casts.get(node.input[1], node.input[1]))
     float16 = scales is not None and scales.data_type == onnx.TensorProto.FLOAT16
     if codes is None or codes.data_type != onnx.TensorProto.INT4 or not float16 or said.get("axis") != 0:
         return None
