@@ -7,6 +7,8 @@
     onnx-int8, onnx-int4          rounded by that package's builder
     onnx-portable                 standard operators, for ONNX Runtime on a CPU
     onnx-portable-fp16            the same for GPUs
+    tensorrt-rtx                  engine for RTX laptops, made of that graph
+    tensorrt, tensorrt-7.2        that graph and what builds its engine on a Jetson of a JetPack (6.2 if not named)
 
 Left out: whether what a format needs is installed, which its compiler says.
 """
@@ -18,15 +20,19 @@ import re
 from dataclasses import dataclass
 
 from soloist.kernels.errors import UsageError
+from soloist.targets.tensorrt.versions import release
 
 _LLAMA = re.compile(r"b?f(16)|[it]?q([1-8])_\w+|(?:mx|nv)fp(4)\w*")
 _OWN = ("f16", "q8_0", "q5_0", "q4_0")
 # what holds the weights of a float student where no precision is named
-_WHOLE = {"gguf": 16, "onnx": 32, "onnx-portable": 32}
+_WHOLE = {"gguf": 16, "onnx": 32, "onnx-portable": 32, "tensorrt-rtx": 16, "tensorrt": 16}
+ENGINES = ("tensorrt-rtx", "tensorrt")
+JETPACK = "6.2"
 _ONNX = {"int8": 8, "int4": 4}
 EXAMPLES = (
     "gguf", *(f"gguf-{kind}" for kind in _OWN), "gguf-<type of llama.cpp>", "onnx",
     *(f"onnx-{kind}" for kind in _ONNX), "onnx-portable", "onnx-portable-fp16",
+    *ENGINES, "tensorrt-<JetPack>",
 )  # fmt: skip
 
 
@@ -49,6 +55,9 @@ def parse(name: str) -> Format:
     if target == "onnx" and precision in _ONNX:
         return Format(name, target, precision, _ONNX[precision])
     if target == "onnx-portable" and precision == "fp16":
+        return Format(name, target, precision, 16)
+    if target == "tensorrt":
+        release(jetpack=precision)  # raises where there is none
         return Format(name, target, precision, 16)
     found = _LLAMA.fullmatch(precision) if target == "gguf" else None
     if found is None or not _known(precision):

@@ -1,5 +1,5 @@
-"""Open any model by what lies on disk: a GGUF file, an onnxruntime-genai or a portable ONNX folder, a Hugging Face
-folder, or a quantized one, which torch runs on our kernels where there is a GPU for them.
+"""Open any model by what lies on disk: a GGUF file, an onnxruntime-genai or a portable ONNX folder, a TensorRT engine's
+folder, a Hugging Face folder, or a quantized one, which torch runs on our kernels where there is a GPU for them.
 
 A student may be two models that answer as one: a folder with a folder `decomposer` and a folder `solver`.
 """
@@ -12,8 +12,9 @@ from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import Runtime
 from soloist.targets.portable.facts import is_portable
 from soloist.targets.quantized import is_quantized
+from soloist.targets.tensorrt.build_engine import SIDECAR
 
-FORMATS = ("gguf", "onnx", "onnx-portable", "quantized", "torch")
+FORMATS = ("gguf", "onnx", "onnx-portable", "engine", "quantized", "torch")
 PARTS = ("decomposer", "solver")
 
 
@@ -38,6 +39,8 @@ def format_of(path: Path) -> str:
         return "gguf"
     if (path / "genai_config.json").is_file():
         return "onnx"
+    if (path / SIDECAR).is_file():
+        return "engine"
     if is_portable(path):
         return "onnx-portable"
     if is_quantized(path):
@@ -46,7 +49,7 @@ def format_of(path: Path) -> str:
         return "torch"
     what = "no such file or folder" if not path.exists() else "not a model"
     raise ArtifactError(
-        f"{path}: {what}; give a .gguf file, a folder with genai_config.json or portable.json, "
+        f"{path}: {what}; give a .gguf file, a folder with genai_config.json, portable.json or engine.json, "
         "or a folder with config.json and model.safetensors"
     )
 
@@ -66,6 +69,10 @@ def open_runtime(path: Path, format: str | None = None) -> Runtime:
         from soloist.targets.portable.run import PortableRuntime
 
         return PortableRuntime(path)
+    if kind == "engine":
+        from soloist.targets.tensorrt.runner import EngineRuntime
+
+        return EngineRuntime(path)
     if kind in ("torch", "quantized"):
         from soloist.targets.run_torch import TorchRuntime
 

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from soloist.kernels.errors import ArtifactError, GateError, UsageError
+from soloist.kernels.errors import ArtifactError, GateError, MissingExtraError, UsageError
 from soloist.targets.open import parts
 from soloist.targets.tolerances import Tolerance
 from soloist.toolchain import export as module
@@ -159,3 +159,63 @@ def test_a_pair_is_refused_where_one_part_is(pair, tmp_path, judged):
     judged["bad"] = {"solver"}
     with pytest.raises(GateError, match="gguf-q8_0: solver: drifted far"):
         export(pair, tmp_path / "out", ["gguf-q8_0"], PROBE)
+
+
+@pytest.fixture
+def engines(monkeypatch, judged):
+    """Graph and engine as empty files: both have their own tests."""
+    build_rtx = module.build_rtx
+
+    def portable(folder, out, dtype):
+        assert dtype == "float16"
+        out.mkdir(parents=True)
+        for file in ("portable.json", "model.onnx", "model.onnx.data"):
+            (out / file).write_text("{}")
+
+    def build(graph, out, **_):
+        out.mkdir(parents=True)
+        (out / "engine.json").write_text("{}")
+
+    def folder(graph, out, found, **_):
+        shutil.copytree(graph, out)
+        (out / "build.json").write_text(found.title)
+        return {"parsed": "tensorrt_rtx"}
+
+    for name, fake in (("compile_portable", portable), ("build_rtx", build), ("compile_tensorrt", folder)):
+        monkeypatch.setattr(module, name, fake)
+    judged["rtx"] = build_rtx
+    monkeypatch.setattr("soloist.toolchain.verify.gate.device", lambda: {"gpu": None})
+    return judged
+
+
+def test_an_engine_that_cannot_run_here_is_not_said_to_have_passed(student, tmp_path, engines):
+    made = export(student, tmp_path / "out", ["tensorrt-rtx", "tensorrt", "tensorrt-7.2"], PROBE)
+    facts = made.facts["formats"]
+    assert [one["verdict"] for one in facts.values()] == ["not run"] * 3
+    graph = "its graph in ONNX Runtime against the student"
+    assert facts["tensorrt-rtx"]["checked"] == [graph, "parsed and built by TensorRT-RTX"]
+    assert facts["tensorrt"]["checked"] == [graph, "parsed by tensorrt_rtx"]
+    assert "runs where its GPU is; checked without it: its graph" in facts["tensorrt"]["reason"]
+    assert "JetPack 7.2" in (made.path / "tensorrt-7.2" / "build.json").read_text()
+    assert not (made.path / "work").exists()
+
+
+def test_an_engine_whose_graph_drifts_is_refused(student, tmp_path, engines):
+    engines["bad"] = {"graph"}
+    with pytest.raises(GateError, match="tensorrt-rtx: drifted far"):
+        export(student, tmp_path / "out", ["tensorrt-rtx"], PROBE)
+    assert not (tmp_path / "out.partial" / "tensorrt-rtx").exists()
+
+
+def test_a_format_that_cannot_be_compiled_is_named_after_the_others_were_done(student, tmp_path, engines, monkeypatch):
+    monkeypatch.setattr("soloist.targets.tensorrt.rtx.LIBRARY", "tensorrt_rtx_that_nobody_has")
+    monkeypatch.setattr(module, "build_rtx", engines["rtx"])
+    with pytest.raises(MissingExtraError, match=r"needs the package 'tensorrt_rtx_that_nobody_has'.*soloist\[rtx\]"):
+        export(student, tmp_path / "out", ["tensorrt-rtx", "gguf-f16"], PROBE)
+    partial = tmp_path / "out.partial"
+    assert (
+        engines["compiled"] == ["F16"] and not (partial / "tensorrt-rtx").exists() and not (tmp_path / "out").exists()
+    )
+    engines["bad"] = {"gguf-q8_0"}
+    with pytest.raises(GateError, match=r"tensorrt-rtx: this needs the package .*; gguf-q8_0: drifted far"):
+        export(student, tmp_path / "other", ["tensorrt-rtx", "gguf-q8_0"], PROBE)

@@ -23,22 +23,29 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from soloist.kernels.errors import ArtifactError, GateError, SoloistError, UsageError
-from soloist.targets.formats import EXAMPLES, parse
+from soloist.targets.formats import ENGINES, EXAMPLES, JETPACK, Format, parse
 from soloist.targets.llama_quantize import mean_squares, read_importance
 from soloist.targets.open import parts
 from soloist.targets.portable.export import compile_portable
 from soloist.targets.quantized import is_quantized, read_plan
+from soloist.targets.tensorrt.jetson import compile_tensorrt
+from soloist.targets.tensorrt.plan import Student, digest_of
+from soloist.targets.tensorrt.rtx import build_rtx
+from soloist.targets.tensorrt.versions import release
 from soloist.targets.to_gguf import PRECISIONS, compile_gguf
 from soloist.targets.to_onnx import compile_onnx
 from soloist.targets.tolerances import Tolerance, tolerance_of
 from soloist.toolchain.artifact import Artifact, stage, write_atomic
 from soloist.toolchain.events import QUIET, EventLog
 from soloist.toolchain.knowledge.context import FILE
-from soloist.toolchain.verify.gate import judge_format
+from soloist.toolchain.verify.gate import GRAPH_CHECKED, judge_format, runs_here, without_device
 from soloist.toolchain.verify.process import Probe
+
+if TYPE_CHECKING:
+    from soloist.toolchain.verify.accuracy import Exam
 
 STAGE = "export"
 IMPORTANCE = "importance.gguf"
@@ -90,11 +97,15 @@ def export(
     *,
     name: str = "Student",
     beside: Mapping[str, str] | None = None,
+    exam: Exam | None = None,
 ) -> Artifact:
     """Compile and check every format. `beside` is text that goes next to each model: file name -> content.
 
+    With an `exam` a format must keep the task's accuracy as well, where it can run here.
+
     Raises:
-        GateError: some file does not load or drifts; every reason is named.
+        GateError: some file does not load, drifts, or loses accuracy; every reason is named.
+        SoloistError: the only format that failed could not be compiled.
     """
     if not formats:
         raise UsageError(f"no format to export: name at least one of {', '.join(EXAMPLES)}")
@@ -110,6 +121,8 @@ def export(
         "probe": hashlib.sha256(asked.encode()).hexdigest()[:16],
         "beside": {file: hashlib.sha256(text.encode()).hexdigest()[:16] for file, text in beside.items()},
     }
+    if exam is not None:
+        config["exam"] = hashlib.sha256(repr(exam).encode()).hexdigest()[:16]
 
     def build(partial: Path) -> Mapping[str, Any]:
         found: dict[str, dict[str, Any]] = {}
@@ -125,7 +138,7 @@ def export(
                     failed.append(error)
                     found[format] = {"verdict": "fail", "reason": str(error)}
                     continue
-                _check(references, partial, format, facts, probe, limits[format])
+                _check(references, partial, format, facts, probe, limits[format], exam)
             events.emit(STAGE, "metric", format=format, **facts)
             found[format] = facts
         events.progress(STAGE, len(formats), len(formats))
@@ -166,67 +179,104 @@ def _finished(partial: Path, format: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class _Work:
-    """One model to compile: its folder, where to, rounded to what (None: as it is), and what to call it."""
+    """One model to compile: its folder, where to, as what, what to call it, and a folder for graphs on the way."""
 
     folder: Path
     out: Path
-    precision: str | None
+    format: Format
     name: str
+    graph: Path
+
+    @property
+    def precision(self) -> str | None:
+        return self.format.precision
 
 
-def _gguf(work: _Work) -> str:
+_Made = tuple[str, list[str]]  # name of the file, empty where the folder is the model; what was checked meanwhile
+
+
+def _gguf(work: _Work) -> _Made:
     precision = work.precision.upper() if work.precision else None
     matrix = work.folder / IMPORTANCE
     if precision is None or precision in PRECISIONS or not matrix.is_file():
-        return str(compile_gguf(work.folder, work.out, precision, work.name)["file"])
+        return str(compile_gguf(work.folder, work.out, precision, work.name)["file"]), []
     weights = mean_squares(read_importance(matrix))
-    return str(compile_gguf(work.folder, work.out, precision, work.name, importance=weights)["file"])
+    return str(compile_gguf(work.folder, work.out, precision, work.name, importance=weights)["file"]), []
 
 
-def _onnx(work: _Work) -> str:
+def _onnx(work: _Work) -> _Made:
     compile_onnx(work.folder, work.out, work.precision)
-    return ""
+    return "", []
 
 
-def _portable(work: _Work) -> str:
+def _portable(work: _Work) -> _Made:
     compile_portable(work.folder, work.out, "float16" if work.precision == "fp16" else "float32")
-    return ""
+    return "", []
 
 
-# target -> writes one model; the name of its file, empty where the folder is the model
-_COMPILERS: Mapping[str, Callable[[_Work], str]] = {"gguf": _gguf, "onnx": _onnx, "onnx-portable": _portable}
+def _engine(work: _Work) -> _Made:
+    """An engine, or what a device builds it of, from a graph in fp16 that other engines take too."""
+    if not work.graph.is_dir():
+        compile_portable(work.folder, work.graph, "float16")
+    who = Student(work.name, digest_of(work.graph))
+    if work.format.target == "tensorrt-rtx":
+        build_rtx(work.graph, work.out, student=who)
+        return "", ["parsed and built by TensorRT-RTX"]
+    plan = compile_tensorrt(work.graph, work.out, release(jetpack=work.precision or JETPACK), student=who)
+    return "", [f"parsed by {plan['parsed']}"] if plan["parsed"] else []
+
+
+_COMPILERS: Mapping[str, Callable[[_Work], _Made]] = {
+    "gguf": _gguf, "onnx": _onnx, "onnx-portable": _portable, **dict.fromkeys(ENGINES, _engine)
+}  # fmt: skip
 
 
 def compile_format(
     models: Mapping[str, Path], partial: Path, format: str, name: str, beside: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Write one format of a student's model or models, without checking it; returns its path and size."""
+    """Write one format of a student's model or models, without comparing it; returns its path and size."""
     wanted = parse(format)
     shutil.rmtree(partial / format, ignore_errors=True)
-    path = format
+    path, checked = format, []
     for part, folder in models.items():
         title = f"{name}-{part.capitalize()}" if part else name
-        file = _COMPILERS[wanted.target](_Work(folder, partial / format / part, wanted.precision, title))
+        work = _Work(folder, partial / format / part, wanted, title, _graph(partial, part))
+        file, seen = _COMPILERS[wanted.target](work)
         path = f"{format}/{file}" if file and not part else format
+        checked += seen
     for file, text in beside.items():
         write_atomic(partial / format / file, text)
-    return {"path": path, "size_mb": _size_mb(partial / path)}
+    return {"path": path, "size_mb": _size_mb(partial / path), **({"checked": checked} if checked else {})}
 
 
-def files_of(folder: Path, path: Path, parts_of: Mapping[str, Path]) -> dict[str, Path]:
+def _graph(partial: Path, part: str) -> Path:
+    return partial / _WORK / "graph" / (part or "model")
+
+
+def files_of(folder: Path, path: Path, models: Mapping[str, Path]) -> dict[str, Path]:
     """The model or models of a compiled format by the name of the part."""
-    return parts(folder) if len(parts_of) > 1 else {"": path}
+    return parts(folder) if len(models) > 1 else {"": path}
 
 
 def _check(
-    models: Mapping[str, Path], partial: Path, format: str, facts: dict[str, Any], probe: Probe, limit: Tolerance
-) -> None:
-    """Compare a compiled format with the student; keep it with its marker, or remove it."""
+    models: Mapping[str, Path], partial: Path, format: str, facts: dict[str, Any], probe: Probe, limit: Tolerance,
+    exam: Exam | None,
+) -> None:  # fmt: skip
+    """Compare a compiled format with the student; keep it with its marker, or remove it.
+
+    Of an engine that cannot run here, its graph is compared.
+    """
     scratch = partial / _WORK / "verify"
-    files = files_of(partial / format, partial / facts["path"], models)
-    facts.update(judge_format(models, files, probe, scratch, limit))
-    for part in models:
-        shutil.rmtree(scratch / part / "file", ignore_errors=True)
+    apart = parse(format).target in ENGINES and not runs_here(partial / format)
+    files = {part: _graph(partial, part) for part in models}
+    if not apart:
+        files = files_of(partial / format, partial / facts["path"], models)
+    found = judge_format(models, files, probe, scratch, limit, None if apart else exam)
+    if apart and found["verdict"] == "pass":
+        found = without_device(found, [GRAPH_CHECKED, *facts.get("checked", [])])
+    facts.update(found)
+    for part in (*(f"{part}/file" for part in models), "exam"):
+        shutil.rmtree(scratch / part, ignore_errors=True)
     if facts["verdict"] == "fail":
         shutil.rmtree(partial / format)
         return

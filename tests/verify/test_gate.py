@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -155,12 +156,37 @@ def test_another_vocabulary_is_refused(tmp_path):
         compare(record, record, tmp_path / "a", tmp_path / "b")
 
 
-def test_a_folder_the_onnx_builder_breaks_is_refused(tiny, scratch, tmp_path):
-    """The builder exits 0 for these options and writes a graph that onnxruntime does not take."""
-    for package in ("onnxruntime_genai", "onnx_ir"):
-        pytest.importorskip(package)
-    from soloist.targets.to_onnx import compile_onnx
+def test_a_model_that_takes_too_much_memory_is_refused(tiny, tmp_path):
+    if sys.platform != "linux":
+        pytest.skip("other systems do not count what libraries map")
+    with pytest.raises(GateError, match="needs more than the 200 MB of memory it may use"):
+        observe(tiny, PROBE, tmp_path / "small", memory_mb=200)
 
-    compile_onnx(tiny, tmp_path / "broken", "int4", options={"is_symmetric": "false", "shared_embeddings": "true"})
-    with pytest.raises(GateError, match=r"does not run: .*onnxruntime cannot load this model"):
-        verify(tiny, tmp_path / "broken", PROBE, scratch, LOOSE)
+
+@pytest.mark.parametrize("format", ["onnx", "onnx-portable"])
+def test_a_cut_off_graph_is_refused(format, tiny, scratch, tmp_path):
+    for package in ("onnxruntime_genai", "onnx_ir", "onnx", "optimum"):
+        pytest.importorskip(package)
+    from soloist.toolchain.export import compile_format
+
+    compile_format({"": tiny}, tmp_path, format, "Tiny", {})
+    data = tmp_path / format / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-4096])
+    facts = judge(tiny, tmp_path / format, PROBE, scratch, LOOSE)
+    assert facts["verdict"] == "fail" and facts["reason"].startswith("does not run: ") and format in facts["reason"]
+
+
+def test_the_worst_token_and_what_was_expected_are_named(tmp_path):
+    record = {"rendered": ["x"], "prompt_ids": [[1]], "answer_ids": [[2, 3]], "hostile_ids": [], "answers": ["y"]}
+    sure = np.log(np.array([[0.9, 0.05, 0.05]] * 3, dtype=np.float32))
+    other = sure.copy()
+    other[1] = np.log([0.1, 0.8, 0.1])
+    for name, rows in (("a", sure), ("b", other)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "logits-0.npy", rows)
+    numbers = compare(record, record, tmp_path / "a", tmp_path / "b")
+    assert numbers["top1"] == pytest.approx(2 / 3) and numbers["kl_first"] == 0 and numbers["top1_first"] == 1
+    worst = numbers["worst"]
+    assert (worst["prompt"], worst["position"]) == (0, 1) and worst["kl"] == pytest.approx(3 * numbers["kl_mean"])
+    assert worst["expected"] == {"token": 0, "student": 0.9, "file": 0.1}
+    assert worst["got"] == {"token": 1, "student": 0.05, "file": 0.8}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,24 +26,36 @@ def _student(path: Path) -> Artifact:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--formats", default="gguf-q8_0", show_default=True, help="Such as gguf,onnx,gguf-q4_k_m; or 'all'.")
 @click.option("--probe", type=click.Path(path_type=Path), required=True, help="Held-out questions, JSON lines.")
+@click.option("--questions", type=click.Path(path_type=Path), help="Held-out questions whose right answers must stay.")
+@click.option("--tools", multiple=True, help="Entry point of tools, where the student's are not built in.")
 @click.option("--name", default="Student", show_default=True)
-def command(student: Path, output: Path, formats: str, probe: Path, name: str) -> None:
+def command(
+    student: Path, output: Path, formats: str, probe: Path, questions: Path | None, tools: tuple[str, ...], name: str
+) -> None:
     """Compile the artifact STUDENT. The formats gguf, onnx and onnx-portable take it as it is: of a quantized one they
     carry its integers. The others round a float student. A file that does not load or drifts past its tolerance is
     refused."""
     from soloist.toolchain.events import EventLog
-    from soloist.toolchain.export import export
+    from soloist.toolchain.export import export, original
     from soloist.toolchain.pipeline import FORMATS
     from soloist.toolchain.progress import Bars
     from soloist.toolchain.tasks.files import load_questions
+    from soloist.toolchain.verify.accuracy import exam_of
     from soloist.toolchain.verify.process import probe_of
 
+    made_of = _student(student)
     prompts = probe_of(load_questions(probe).questions[:24])
     chosen = FORMATS if formats == "all" else tuple(filter(None, formats.split(",")))
+    exam = None
+    if questions is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            exam = exam_of(original(made_of), load_questions(questions).questions, Path(scratch), tools)
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
-        made = export(_student(student), output, chosen, prompts, events, name=name)
+        made = export(made_of, output, chosen, prompts, events, name=name, exam=exam)
     for format, facts in made.facts["formats"].items():
         click.echo(
             f"{format:18} {facts['size_mb']:7.1f} MB  KL {facts['kl_mean']:.4f}  top-1 {facts['top1']:.1%}  "
             f"{output / facts['path']}"
         )
+        if facts["verdict"] != "pass":
+            click.echo(f"{'':18} {facts['verdict']}: {facts['reason']}")

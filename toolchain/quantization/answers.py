@@ -6,13 +6,12 @@ The integers become a GGUF file, which llama.cpp answers from greedily, with the
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from soloist.kernels.errors import DataError, UsageError
+from soloist.kernels.errors import UsageError
 from soloist.targets.to_gguf import compile_gguf
 from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.bench.systems import student_team, student_tools
@@ -20,7 +19,7 @@ from soloist.toolchain.export import model_folders
 from soloist.toolchain.quantization.matrices import write_quantized
 from soloist.toolchain.quantization.planner import Asks
 from soloist.toolchain.tasks.base import Question
-from soloist.toolchain.teams.team import Team
+from soloist.toolchain.verify import accuracy
 
 if TYPE_CHECKING:
     from soloist.kernels.layout import Quantized
@@ -51,13 +50,8 @@ def asker(student: Artifact, questions: Sequence[Question], out: Path, entries: 
                 write_quantized(folder, source, matrices, dict.fromkeys(matrices, "tried"))
             made = compile_gguf(source, scratch / "gguf")
             team = student_team(scratch / "gguf" / made["file"], student_tools(student), entries)
-            with Team(team) as asked:
-                runs = [asked.try_answer(question) for question in questions]
+            return accuracy.ask(team, questions)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        failed = [run.error for run in runs if run.error is not None]
-        if failed:
-            raise DataError(f"{len(failed)} of {len(runs)} questions failed; the first: {json.dumps(failed[0])}")
-        return [int(run.verdict == "correct") for run in runs]
 
     return ask

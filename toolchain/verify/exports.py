@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from soloist.kernels.errors import ArtifactError, UsageError
+from soloist.targets.formats import ENGINES, parse
 from soloist.targets.tolerances import tolerance_of
 from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.export import STAGE, files_of, model_folders, original, parent_of, width_of
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.verify.accuracy import exam_of
-from soloist.toolchain.verify.gate import judge_format
+from soloist.toolchain.verify.gate import judge_format, runs_here, without_device
 from soloist.toolchain.verify.process import LIMIT_S, Probe
 from soloist.toolchain.verify.verdict import Standing, check_files, record, standing
 
@@ -49,9 +50,15 @@ def verify_export(
         limit = tolerance_of(format, width)
         if points is not None:
             limit = replace(limit, points=points)
-        files = files_of(path / format, path / known[format]["path"], models)
-        found = judge_format(models, files, probe, scratch, limit, exam, limit_s=limit_s, memory_mb=memory_mb)
-        kept = {key: known[format][key] for key in ("path", "size_mb")}
+        kept = {key: known[format][key] for key in ("path", "size_mb", "checked") if key in known[format]}
+        apart = parse(format).target in ENGINES and not runs_here(path / format)
+        if apart and parse(format).target == "tensorrt-rtx":  # holds no graph that could be run instead
+            found = dict(known[format])
+        else:
+            files = files_of(path / format, path / known[format]["path"], models)
+            found = judge_format(models, files, probe, scratch, limit, exam, limit_s=limit_s, memory_mb=memory_mb)
+            if apart and found["verdict"] == "pass":
+                found = without_device(found, kept["checked"])
         record(export, format, {**kept, **found})
         yield format, standing(export, format)
 

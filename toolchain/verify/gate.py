@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soloist.kernels.errors import ArtifactError, GateError
+from soloist.targets.tensorrt.build_engine import SIDECAR
 from soloist.targets.tolerances import Tolerance
+from soloist.toolchain.artifact import device
 from soloist.toolchain.verify.differences import compare, in_words
 from soloist.toolchain.verify.process import LIMIT_S, Probe, memory_for, observe
+
+GRAPH_CHECKED = "its graph in ONNX Runtime against the student"
 
 if TYPE_CHECKING:
     from soloist.toolchain.verify.accuracy import Exam
@@ -108,6 +112,18 @@ def judge_format(
         return facts
     model = files[""] if "" in files else next(iter(files.values())).parent.parent
     return facts | exam.sit(model, scratch / "exam", tolerance, **limits)
+
+
+def runs_here(folder: Path) -> bool:
+    """Whether an engine's folder (or the two of a pair) holds engines that were built, and a GPU is here for them."""
+    built = (folder / SIDECAR).is_file() or any(folder.glob(f"*/{SIDECAR}"))
+    return built and device()["gpu"] is not None
+
+
+def without_device(facts: Mapping[str, Any], checked: Sequence[str]) -> dict[str, Any]:
+    """What is said of an engine that cannot run here: its graph passed, and that is not a pass of its own."""
+    reason = f"runs where its GPU is; checked without it: {', '.join(checked)}"
+    return {**facts, "verdict": "not run", "reason": reason, "checked": list(checked)}
 
 
 def _worse(judged: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ the heap alone. Windows has no such limit for a process by itself: there only ti
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,11 @@ from soloist.toolchain.tasks.base import Question
 RECORD = "record.json"
 LIMIT_S = 900
 _LEAST_MB, _TIMES = 4096, 8  # torch alone takes one gigabyte; weights may be widened to fp32, logits are kept
+
+# as Python, C++, torch, the loader of shared libraries and llama.cpp say it
+_NO_MEMORY = re.compile(
+    r"MemoryError|bad_alloc|can(?:no|')t allocate|failed to (?:map segment|allocate)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def _start(job: Path, limit_s: float, memory_mb: int) -> None:
         raise GateError(f"did not finish within {limit_s:g} s in its runtime") from error
     if done.returncode == 0 and (job.parent / RECORD).is_file():
         return
-    if any(word in done.stderr for word in ("MemoryError", "bad_alloc", "can't allocate memory", "std::length_error")):
+    if _NO_MEMORY.search(done.stderr):
         raise GateError(f"needs more than the {memory_mb} MB of memory it may use")
     if done.returncode < 0:
         raise GateError(f"crashed its runtime ({signal.Signals(-done.returncode).name})")
