@@ -12,8 +12,10 @@ words beginning a little earlier, since TensorRT refuses two constants of differ
 
 Every float weight is compared with ours before it goes, so a graph that means something else is refused. A last group
 that is short (576 columns in groups of 128) is refused by TensorRT: the groups are split until they divide, with the
-same scales. Scales are float16 in the file, as in every format of ours; a float32 graph casts them. Left out: zero
-points, which TensorRT does not read at all.
+same scales. Scales are float16 in the file, as in every format of ours; a float32 graph casts them. TensorRT's parser
+refuses constant scales that are not above 0, and four in ten groups of 4 bits have one below: INT8 takes the signs
+into its codes; INT4, which has no code 8, hides them behind a Cast. Left out: zero points, which TensorRT does not read
+at all.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ def put_integers(model: Any, content: Quantization, dtype: str) -> Integers:  # 
     tied = bool(content.plan["tied"]) and HEAD not in content.matrices
     for name, matrix in sorted(content.matrices.items(), key=lambda entry: entry[0] == EMBEDDING):  # last: see LEAD
         done.bits[str(matrix.width)] += 1
+        matrix = positive(matrix)  # noqa: PLW2901
         if name != EMBEDDING:
             graph.layer(name, matrix)
             continue
@@ -63,6 +66,15 @@ def put_integers(model: Any, content: Quantization, dtype: str) -> Integers:  # 
         if codes is not None:
             done.same_bytes[words] = codes
     return done
+
+
+def positive(matrix: Matrix) -> Matrix:
+    """The same values by scales above 0, where codes in int8 can say them."""
+    if matrix.bits == 4 or (matrix.scales > 0).all() or (matrix.codes == -128).any():
+        return matrix
+    signs = np.repeat(np.sign(matrix.scales).astype(np.int8), matrix.group, axis=1)[:, : matrix.shape[1]]
+    scales = np.where(matrix.scales == 0, np.float16(1), np.abs(matrix.scales))
+    return replace(matrix, codes=matrix.codes * signs, scales=scales, narrow=None)
 
 
 def whole_groups(matrix: Matrix) -> Matrix:
@@ -118,7 +130,7 @@ class _Graph:
         )
         scales = self.constant(f"{stem}.scales", tensor.scales)
         nodes = _Nodes(self.ir, name.removesuffix(".weight"))
-        if self.dtype != np.float16:
+        if self.dtype != np.float16 or not (tensor.scales > 0).all():
             scales = nodes.add("Cast", [scales], to=self.onnx_dtype)
         out = nodes.add("DequantizeLinear", [codes, scales], axis=0, block_size=tensor.block_size)
         self.graph.insert_before(next(iter(value.consumers())), nodes.made)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 for package in ("onnxruntime", "onnx", "jinja2"):
@@ -17,6 +18,8 @@ for package in ("onnxruntime", "onnx", "jinja2"):
 
 from soloist.kernels.errors import ArtifactError, MissingExtraError, ResourceError, UsageError  # noqa: E402
 from soloist.targets.portable.facts import DATA, FACTS, GRAPH, Facts, read_facts  # noqa: E402
+from soloist.targets.portable.weights import positive  # noqa: E402
+from soloist.targets.repack import Matrix, dequantize_linear, pack  # noqa: E402
 from soloist.targets.tensorrt import build_engine, rtx  # noqa: E402
 from soloist.targets.tensorrt.plan import Lengths, Student  # noqa: E402
 from soloist.targets.tensorrt.versions import RELEASES, release  # noqa: E402
@@ -47,13 +50,14 @@ def graph(tmp_path):
     """A folder with a graph of one node, which is as good as any where nothing is built."""
     import onnx
 
-    def make(node, inputs=("input_ids",)):
+    def make(*nodes, inputs=("input_ids",), constants=()):
         folder = tmp_path / "portable"
         folder.mkdir()
         values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [1, "n"]) for name in inputs]
-        out = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.INT64, [1, "n"])
+        out = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.INT64, None)
         model = onnx.helper.make_model(
-            onnx.helper.make_graph([node], "g", values, [out]), opset_imports=[onnx.helper.make_opsetid("", 21)]
+            onnx.helper.make_graph(nodes, "g", values, [out], constants),
+            opset_imports=[onnx.helper.make_opsetid("", 21)],
         )
         onnx.save(model, str(folder / GRAPH))
         for name, text in (
@@ -117,6 +121,46 @@ def test_a_graph_that_is_none_is_refused(quantized, tmp_path):
     (folder / FACTS).write_text(json.dumps(facts))
     with pytest.raises(ArtifactError, match=r"refuses it: .*; .*the folder again|died"):
         rtx.build_rtx(folder, tmp_path / "engine", ("8.9",), lengths=LENGTHS)
+
+
+@needs_rtx
+def test_scales_are_as_the_parser_asks(graph):
+    from onnx.helper import make_node
+
+    cast = make_node("Cast", ["weight.scales"], ["scales"], to=10, name="cast")
+    for bits, made, hidden, refused in (
+        (8, signed(8), False, 1), (8, positive(signed(8)), False, 0), (8, signed(8), True, 0), (4, signed(4), True, 0),
+    ):  # fmt: skip
+        tensors, node = dequantize_linear(made, "weight", dtype="float16")
+        if hidden:
+            node.input[1] = "scales"
+        rows = make_node("Gather", ["weight", "input_ids"], ["rows"]), make_node("Cast", ["rows"], ["logits"], to=7)
+        folder = graph(*[cast] * hidden, node, *rows, inputs=rtx_inputs(), constants=tensors)
+        found = rtx.check_rtx(folder)
+        assert len(found) == refused, f"{bits} bits: {found}"
+        assert all("positive" in one["reason"] and "scales above 0" in one["advice"] for one in found)
+        shutil.rmtree(folder)
+
+
+def signed(bits):
+    """A matrix with a scale below 0 and one that is 0."""
+    draw = np.random.default_rng(5)
+    scales = draw.random((96, 2)).astype(np.float16)
+    scales[3, 1], scales[5, 0] = -0.5, 0
+    if bits == 4:
+        return Matrix(pack(draw.integers(0, 16, (96, 64)).astype(np.uint8)), scales, 32)
+    codes = draw.integers(-16, 16, (96, 64)).astype(np.int8)
+    return Matrix(codes, scales, 32, narrow=5)
+
+
+def test_scales_are_made_positive_where_codes_can_say_it():
+    given = signed(8)
+    made = positive(given)
+    assert (made.scales > 0).all() and made.narrow is None
+    np.testing.assert_array_equal(made.dequantized(), given.dequantized())
+    lowest = Matrix(np.full((1, 32), -128, np.int8), np.array([[-1]], np.float16), 32)
+    for same in (signed(4), lowest):  # 4 bits have no code 8, 8 bits none of 128
+        assert positive(same) is same
 
 
 # --- without --------------------------------------------------------------------------------------------------------
