@@ -114,15 +114,7 @@ def export(
     limits = {format: tolerance_of(format, width_of(models)) for format in formats}
     references = model_folders(original(student))
     beside = {**knowledge(student.path), **(beside or {})}
-    asked = json.dumps([[list(messages) for messages in probe.prompts], list(probe.references)], ensure_ascii=False)
-    config = {
-        "formats": {format: vars(limit) for format, limit in limits.items()},
-        "name": name,
-        "probe": hashlib.sha256(asked.encode()).hexdigest()[:16],
-        "beside": {file: hashlib.sha256(text.encode()).hexdigest()[:16] for file, text in beside.items()},
-    }
-    if exam is not None:
-        config["exam"] = hashlib.sha256(repr(exam).encode()).hexdigest()[:16]
+    config = _config(limits, name, probe, beside, exam)
 
     def build(partial: Path) -> Mapping[str, Any]:
         found: dict[str, dict[str, Any]] = {}
@@ -150,6 +142,24 @@ def export(
         return {"formats": found}
 
     return stage(STAGE, out, config, [student], build, events=events, scratch=(_WORK,))
+
+
+def _config(
+    limits: Mapping[str, Tolerance], name: str, probe: Probe, beside: Mapping[str, str], exam: Exam | None
+) -> dict[str, Any]:
+    """What makes one export another: long texts by their hashes."""
+
+    def digest(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    asked = json.dumps([[list(messages) for messages in probe.prompts], list(probe.references)], ensure_ascii=False)
+    return {
+        "formats": {format: vars(limit) for format, limit in limits.items()},
+        "name": name,
+        "probe": digest(asked),
+        "beside": {file: digest(text) for file, text in beside.items()},
+        **({} if exam is None else {"exam": digest(repr(exam))}),
+    }
 
 
 def width_of(models: Mapping[str, Path]) -> int | None:
@@ -271,7 +281,8 @@ def _check(
     files = {part: _graph(partial, part) for part in models}
     if not apart:
         files = files_of(partial / format, partial / facts["path"], models)
-    found = judge_format(models, files, probe, scratch, limit, None if apart else exam)
+    sits = None if apart or exam is None else (exam, partial / facts["path"])
+    found = judge_format(models, files, probe, scratch, limit, sits)
     if apart and found["verdict"] == "pass":
         found = without_device(found, [GRAPH_CHECKED, *facts.get("checked", [])])
     facts.update(found)

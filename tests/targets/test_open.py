@@ -10,6 +10,14 @@ def test_each_format_is_known_by_its_files(tiny, tiny_gguf, tiny_onnx):
     assert format_of(tiny_onnx) == "onnx"
 
 
+def test_an_engine_is_known_by_its_sidecar_even_beside_the_graph_it_was_built_of(tmp_path):
+    for name in ("portable.json", "engine.json"):
+        (tmp_path / name).write_text("{}")
+    assert format_of(tmp_path) == "engine"
+    with pytest.raises(ArtifactError, match=str(tmp_path)):
+        open_runtime(tmp_path)
+
+
 def test_each_format_opens_in_its_runtime(tiny, tiny_gguf, tiny_onnx):
     pytest.importorskip("llama_cpp")
     opened = [open_runtime(path) for path in (tiny, tiny_gguf, tiny_onnx)]

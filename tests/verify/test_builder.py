@@ -65,7 +65,7 @@ def test_the_same_options_without_sharing_pass(tiny, scratch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "options"), combinations())
+@pytest.mark.parametrize(("precision", "options"), list(combinations()))
 def test_no_combination_of_options_gets_a_broken_file_through(precision, options, tiny, scratch, tmp_path):
     try:
         compile_onnx(tiny, tmp_path / "file", precision, options=options)

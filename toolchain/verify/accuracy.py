@@ -19,7 +19,7 @@ from typing import Any
 from soloist.kernels.errors import ArtifactError, DataError, GateError, UsageError
 from soloist.targets.requantize import cache_folder
 from soloist.targets.tolerances import Tolerance
-from soloist.toolchain.artifact import Artifact, write_atomic
+from soloist.toolchain.artifact import Artifact, versions, write_atomic
 from soloist.toolchain.bench.statistics import paired_difference
 from soloist.toolchain.bench.systems import student_team, student_tools
 from soloist.toolchain.tasks.base import Question
@@ -91,7 +91,8 @@ def exam_of(student: Artifact, questions: Sequence[Question], scratch: Path, ent
         raise UsageError("accuracy needs at least one question")
     tools = tuple(student_tools(student))
     asked = [question.model_dump(mode="json") for question in questions]
-    text = json.dumps([student.digest, asked, tools, list(entries)], sort_keys=True)
+    runtime = versions().get("llama-cpp-python")
+    text = json.dumps([student.digest, asked, tools, list(entries), runtime], sort_keys=True)
     kept = cache_folder() / "answers" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
     if kept.is_file():
         right = json.loads(kept.read_text(encoding="utf-8"))

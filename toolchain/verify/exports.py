@@ -55,8 +55,10 @@ def verify_export(
         if apart and parse(format).target == "tensorrt-rtx":  # holds no graph that could be run instead
             found = dict(known[format])
         else:
-            files = files_of(path / format, path / known[format]["path"], models)
-            found = judge_format(models, files, probe, scratch, limit, exam, limit_s=limit_s, memory_mb=memory_mb)
+            model = path / known[format]["path"]
+            files = files_of(path / format, model, models)
+            sits = (exam, model) if exam else None
+            found = judge_format(models, files, probe, scratch, limit, sits, limit_s=limit_s, memory_mb=memory_mb)
             if apart and found["verdict"] == "pass":
                 found = without_device(found, kept["checked"])
         record(export, format, {**kept, **found})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -98,26 +100,40 @@ def judge_format(
     probe: Probe,
     scratch: Path,
     tolerance: Tolerance,
-    exam: Exam | None = None,
+    exam: tuple[Exam, Path] | None = None,
     **limits: Any,  # noqa: ANN401 - limit_s and memory_mb of `judge`
 ) -> dict[str, Any]:
     """The verdict on all models of a format by the name of the part, and on its accuracy where there is an exam.
 
-    Raises ArtifactError where a student itself does not run.
+    Args:
+        exam: and who sits it: the file, or the folder of a pair.
+
+    Raises:
+        ArtifactError: a student itself does not run.
     """
     judged = {part: judge(folder, files[part], probe, scratch / part, tolerance, **limits)
               for part, folder in students.items()}  # fmt: skip
     facts = _worse(judged)
     if exam is None or facts["verdict"] != "pass":
         return facts
-    model = files[""] if "" in files else next(iter(files.values())).parent.parent
-    return facts | exam.sit(model, scratch / "exam", tolerance, **limits)
+    return facts | exam[0].sit(exam[1], scratch / "exam", tolerance, **limits)
 
 
 def runs_here(folder: Path) -> bool:
-    """Whether an engine's folder (or the two of a pair) holds engines that were built, and a GPU is here for them."""
-    built = (folder / SIDECAR).is_file() or any(folder.glob(f"*/{SIDECAR}"))
-    return built and device()["gpu"] is not None
+    """Whether a folder (or the two of a pair) holds engines that were built, for a GPU that is here."""
+    cards = [*folder.glob(SIDECAR), *folder.glob(f"*/{SIDECAR}")]
+    if not cards or device()["gpu"] is None:
+        return False
+    targets = [json.loads(card.read_text(encoding="utf-8")).get("target", {}) for card in cards]
+    wanted = [target["capabilities"] for target in targets if target.get("capabilities")]
+    return not wanted or all(_capability() in one for one in wanted)
+
+
+def _capability() -> str:
+    """The compute capability of the first GPU, such as "8.9"."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    return (answer.stdout.splitlines() or [""])[0].strip()
 
 
 def without_device(facts: Mapping[str, Any], checked: Sequence[str]) -> dict[str, Any]:
