@@ -51,7 +51,7 @@ class AwareConfig(Config):
 
     spend: int = Field(default=60_000, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=0.05, gt=0)
+    learning_rate: float = Field(default=0.02, gt=0)
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
     lmbda: float = Field(default=0.0, ge=0, le=1)
     held_back: int = Field(default=32, ge=1)
