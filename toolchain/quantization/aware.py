@@ -23,7 +23,7 @@ points stay as they are. Left out: learned zero points, rounded activations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ from soloist.kernels.layout import (
     zero_of,
 )
 
-Bound = Tensor | float
+Bound: TypeAlias = Tensor | float
 
 
 class _Rounded(torch.autograd.Function):  # type: ignore[misc]  # torch's types are not followed

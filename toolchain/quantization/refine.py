@@ -18,6 +18,7 @@ than the way to a border), several processes.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -184,7 +185,8 @@ def typical_gradient(trainer: Trainer, examples: Sequence[Example], part_tokens:
     norm = float(optimizer.norm())
     for parameter in optimizer.parameters.values():
         parameter.grad = None
-    return norm / sum(parameter.numel() for parameter in optimizer.parameters.values()) ** 0.5
+    count: int = sum(parameter.numel() for parameter in optimizer.parameters.values())
+    return norm / math.sqrt(count)
 
 
 def _changed(old: Mapping[str, Quantized], new: Mapping[str, Quantized]) -> dict[str, float]:
