@@ -17,7 +17,7 @@ CACHED = 1 << 21  # bytes of a W that several rows may read each for itself: it 
 
 def _lanes(block_n: int, warps: int, splits: int = 1) -> Configuration:
     """For sm_120 ptxas holds eight rows of 8 bits to 72 registers and spills; with a ceiling it takes what it needs."""
-    ceiling = 128 if block_n == 8 and warps > 1 else None
+    ceiling = 168 if block_n == 8 and warps > 1 else None
     return Configuration({"BLOCK_N": block_n, "CHUNKS": 32 * warps, "SPLITS": splits}, warps, 1, registers=ceiling)
 
 
