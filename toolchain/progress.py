@@ -13,6 +13,7 @@ NAMES = {
     "export": "compile and check",
     "plan": "plan the widths",
     "quantize": "quantize the student",
+    "refine": "refine the integers",
     "kernels": "compile the kernels",
     "gate": "ask whether to distill",
     "bench": "measure side by side",

@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -138,7 +139,8 @@ class _Planning:
             groups = groups_of(read)
             shapes = shapes_of(groups)
             other = _other_bytes(self.folder, read, shapes, self.config.target)
-            self._refuse_impossible(spots(groups), shapes, other)
+            places = spots({group: list(members) for group, members in groups.items()})
+            self._refuse_impossible(places, shapes, other)
             walk = Walk(self.folder, self.rounding.device)
             wanted = self.config.samples + self.config.probes
             talks = conversations(self.student, walk.tokenizer, traces, wanted, self.config.seed)
@@ -148,7 +150,7 @@ class _Planning:
             walk.start([talk.ids for talk in talks[:split]])
             bank = self._bank(walk, groups)
             probe = Probe(walk, talks[split:])
-            units = self._units(probe, spots(groups), shapes, bank)
+            units = self._units(probe, places, shapes, bank)
         limit = None if self.config.max_mb is None else int(self.config.max_mb * 1e6) - other
         chosen, asked = self._settle(units, limit, bank, ask)
         return self._write(chosen, units, probe, bank, shapes, other, asked, split)
@@ -238,13 +240,13 @@ class _Planning:
         if self.config.max_accuracy_drop is None or ask is None:
             return choose(units, limit, streamed), {}
         sizes = [least + (min(limit, most) - least) * k // _SIZES for k in range(_SIZES + 1)]
-        reference = self._asked("float", lambda: ask(None))
+        reference = self._asked("float", partial(ask, None))
         tried: dict[int, dict[str, Any]] = {}
         low, high = 0, len(sizes)  # the smallest that keeps the accuracy lies in [low, high)
         while low < high:
             middle = (low + high) // 2
             choice = choose(units, sizes[middle], streamed)
-            rights = self._asked(str(sizes[middle]), lambda choice=choice: ask(_weights(choice, units, bank)))
+            rights = self._asked(str(sizes[middle]), partial(ask, _weights(choice, units, bank)))
             tried[middle] = _paired(reference, rights)
             if tried[middle]["drop_points"] <= self.config.max_accuracy_drop:
                 high = middle

@@ -101,7 +101,7 @@ def refine(
             raise UsageError("there is no quantized linear layer to refine; embedding and head stay as they are")
         student = trainer.student
         teacher = load_teacher(folder, student, told.max_length)
-        setup = Setup(student.tokenizer, lambda steps: True, max_length=told.max_length, seed=config.seed)
+        setup = Setup(student.tokenizer, lambda _: True, max_length=told.max_length, seed=config.seed)
         trainer.optimize(Distillation(options, teacher, setup))
         trainer.optimizer.epsilon = max(_DAMPING * typical_gradient(trainer, held), _LEAST)
         before = divergence(student, teacher, held)
@@ -112,21 +112,23 @@ def refine(
         name: layer.codes(*(exact[name.removesuffix("weight") + part] for part in ("steps", "gain"))).to("cpu")
         for name, layer in layers.items()
     }
+    found = {"conversations": len(learned), "held_back": len(held), **_spent(trained), **_changed(matrices, new)}
+    found |= {"divergence_before": round(before, 6), "divergence_after": round(after, 6), "refined": after < before}
+    if after < before:
+        return new, found
+    text = f"divergence on held-back conversations {before:.4g} before and {after:.4g} after: kept what was given"
+    events.emit(STAGE, "warning", text=f"{text}; try a lower learning_rate")
+    return {name: matrices[name] for name in layers}, found
+
+
+def _spent(trained: Trained) -> dict[str, Any]:
+    """How long the training was, and its loss."""
     facts = trained.facts()
-    kept = {name: facts[name] for name in ("steps", "tokens", "seconds", "first_loss", "last_loss")}
-    found = {
-        "conversations": len(learned), "held_back": len(held), **kept, "divergence_before": round(before, 6),
-        "divergence_after": round(after, 6), **_changed(matrices, new), "refined": after < before,
-    }  # fmt: skip
-    if after >= before:
-        text = f"divergence on held-back conversations {before:.4g} before and {after:.4g} after: kept what was given"
-        events.emit(STAGE, "warning", text=f"{text}; try a lower learning_rate")
-        return {name: matrices[name] for name in layers}, found
-    return new, found
+    return {name: facts[name] for name in ("steps", "tokens", "seconds", "first_loss", "last_loss")}
 
 
 def _training(config: AwareConfig, examples: Sequence[Example], new_tokens: int, device: str) -> TrainConfig:
-    from soloist.toolchain.distill.train import TrainConfig
+    from soloist.toolchain.distill.train import TrainConfig, Trained
 
     longest = max(len(example.ids) for example in examples) + new_tokens
     shared = ("spend", "batch_size", "learning_rate", "seed", "checkpoint_seconds")
