@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from soloist.kernels.layout import Quantized
     from soloist.toolchain.distill.data import Example
     from soloist.toolchain.distill.student import Student
-    from soloist.toolchain.distill.train import TrainConfig, Trainer
+    from soloist.toolchain.distill.train import TrainConfig, Trained, Trainer
 
 STAGE = "refine"
 _FEWEST = 2  # questions: one to learn from, one held back
@@ -128,7 +128,7 @@ def _spent(trained: Trained) -> dict[str, Any]:
 
 
 def _training(config: AwareConfig, examples: Sequence[Example], new_tokens: int, device: str) -> TrainConfig:
-    from soloist.toolchain.distill.train import TrainConfig, Trained
+    from soloist.toolchain.distill.train import TrainConfig
 
     longest = max(len(example.ids) for example in examples) + new_tokens
     shared = ("spend", "batch_size", "learning_rate", "seed", "checkpoint_seconds")
