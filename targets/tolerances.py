@@ -2,9 +2,10 @@
 
 KL and top-1 are over the reference answers' tokens, teacher-forced, against the student in float32: KL divergence in
 nats (its mean, its 99th percentile, and the mean over the first token of each answer), and the share of tokens whose
-likeliest successor is the same. A row is chosen by the fewest bits that hold a weight. The numbers leave the untrained base model (SmolLM2-135M on its own answers, 443 tokens) about twice the KL it
-measured; a trained student is surer of its short calls and stays far inside. A file past them is not "a bit worse",
-it is broken. Fewer than 4 bits are held to what 4 bits must keep.
+likeliest successor is the same. A row is chosen by the fewest bits that hold a weight. The numbers leave the untrained
+base model (SmolLM2-135M on its own answers, 443 tokens) about twice the KL it measured; a trained student is surer of
+its short calls and stays far inside. A file past them is not "a bit worse", it is broken. Fewer than 4 bits are held
+to what 4 bits must keep.
 
     F16 0.000004 / 1.000   Q8_0 0.0036 / 0.973   Q5_0 0.082 / 0.856   Q4_0 0.29 / 0.783
     int8 0.0041 / 0.975    int4 0.18 / 0.831
