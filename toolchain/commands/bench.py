@@ -29,12 +29,12 @@ def command(
     from soloist.toolchain.tools.files import load_tools
     from soloist.toolchain.verify.verdict import admit
 
-    for model in models:
-        if said := admit(model, force=force, command="bench"):
-            click.echo(said, err=True)
     asked = [q.model_copy(update={"split": "held-out"}) for q in load_questions(questions).questions]
     made = [artifact for model in models if (artifact := artifact_around(model)) is not None]
     refuse_trained(lineage_of(made), (question.benchmark for question in asked))
+    for model in models:
+        if said := admit(model, force=force, command="bench"):
+            click.echo(said, err=True)
     names = list(load_tools(tools).tools)
     systems = [
         System(id=f"{i}-{model.stem}", kind="artifact", format=model.suffix or "folder",
