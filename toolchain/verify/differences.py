@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from soloist.kernels.errors import GateError
+from soloist.targets.base import require
 from soloist.targets.hostile import HOSTILE
 
 Rows = npt.NDArray[np.float32]
@@ -79,9 +80,7 @@ def in_words(worst: Mapping[str, Any], wanted: Mapping[str, Any], student: Path)
     """The worst case with its texts, where the student's tokenizer can be read."""
     found = {**worst, "prompt_text": wanted["rendered"][worst["prompt"]]}
     try:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(student / "tokenizer.json"))
+        tokenizer = require("tokenizers", "onnx").Tokenizer.from_file(str(student / "tokenizer.json"))
     except Exception:  # the package may be absent, and raises plain Exception for what it cannot read
         return found
     before = wanted["answer_ids"][worst["prompt"]][: worst["position"]]
