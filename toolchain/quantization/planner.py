@@ -13,6 +13,7 @@ whole plan does there is measured after the search, beside the sum that predicte
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -317,17 +318,10 @@ def _other_bytes(
     folder: Path, read: Mapping[str, Source], shapes: Mapping[str, tuple[int, ...]], target: str
 ) -> int:  # fmt: skip
     """At most what a file holds beside its matrices: norms in fp32, the tokenizer's text, names and settings."""
-    floats = sum(4 * _count(source.shape) for name, source in read.items() if name not in shapes)
+    floats = sum(4 * math.prod(source.shape) for name, source in read.items() if name not in shapes)
     texts = [folder / name for name in ("tokenizer.json", "chat_template.jinja")]
     described = _KEYS + _DESCRIBED[target] * len(read)
     return described + floats + sum(text.stat().st_size for text in texts if text.is_file())
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _paired(reference: Sequence[int], rights: Sequence[int]) -> dict[str, Any]:
