@@ -102,3 +102,8 @@ def require(package: str, extra: str) -> Any:  # noqa: ANN401 - an untyped third
         if error.name and error.name.split(".")[0] != package.split(".", maxsplit=1)[0]:
             raise
         raise MissingExtraError(package, extra) from error
+
+
+def first_line(error: Exception) -> str:
+    """What a library's exception says first, for a message of one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from soloist.kernels.errors import ArtifactError, EngineError
-from soloist.targets.base import Message, default_threads, require
+from soloist.targets.base import Message, default_threads, first_line, require
 from soloist.targets.decode import CachedDecoder, Logits
 
 
@@ -58,8 +58,7 @@ class OnnxRuntime(CachedDecoder):
             self._tokenizer: Any = self._og.Tokenizer(self._model)
             self._generator: Any = self._open()
         except Exception as error:  # the library raises RuntimeError and its own kinds
-            line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ArtifactError(f"{path}: onnxruntime cannot load this model ({line})") from error
+            raise ArtifactError(f"{path}: onnxruntime cannot load this model ({first_line(error)})") from error
         self.stop_ids = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
 
     def _open(self) -> Any:  # noqa: ANN401 - onnxruntime_genai has no types

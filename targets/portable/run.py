@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 
 from soloist.kernels.errors import ArtifactError, EngineError
-from soloist.targets.base import Message, default_threads, require
-from soloist.targets.decode import CachedDecoder, Logits
-from soloist.targets.portable.facts import GRAPH, TEMPLATE, TOKENIZER, cache_names, read_facts
-from soloist.targets.portable.template import chat_template
+from soloist.targets.base import default_threads, first_line, require
+from soloist.targets.decode import Logits
+from soloist.targets.portable.facts import GRAPH, cache_names, read_facts
+from soloist.targets.portable.template import FolderDecoder
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 LEVELS = (0, 1, 4)
 PIECE = 256  # tokens of a prompt computed at once
 
 
-class PortableRuntime(CachedDecoder):
+class PortableRuntime(FolderDecoder):
     """A portable ONNX folder with one cached sequence of at most `context` tokens.
 
     Args:
@@ -43,14 +43,11 @@ class PortableRuntime(CachedDecoder):
         self, path: Path, *, context: int = 2048, threads: int | None = None, provider: str = "cpu",
         accuracy_level: int | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
         self.facts = read_facts(path)
-        self.name = path.name
+        super().__init__(path, self.facts.special)
         self.context = min(context, self.facts.context)
         self.stop_ids = frozenset(self.facts.stop_ids)
         self._ort: Any = require("onnxruntime", "onnx")
-        self._render = chat_template((path / TEMPLATE).read_text(encoding="utf-8"), self.facts.special)
-        self._tokenizer = _tokenizer(path / TOKENIZER)
         level = self.facts.accuracy_level if accuracy_level is None else accuracy_level
         if level not in LEVELS:
             raise ArtifactError(f"accuracy level {level} is not one of {', '.join(map(str, LEVELS))}")
@@ -74,22 +71,13 @@ class PortableRuntime(CachedDecoder):
         try:
             return self._ort.InferenceSession(str(graph), options, providers=[PROVIDERS[provider]])
         except Exception as error:  # the library raises a kind of its own for every status
-            raise ArtifactError(f"{graph}: onnxruntime cannot load this graph ({_line(error)})") from error
+            raise ArtifactError(f"{graph}: onnxruntime cannot load this graph ({first_line(error)})") from error
 
     def _empty(self) -> Any:  # noqa: ANN401 - a numpy array of the graph's type
         return np.zeros((1, self.facts.kv_heads, 0, self.facts.head_dim), np.dtype(self.facts.dtype))
 
     def _values(self, arrays: Sequence[Any]) -> list[Any]:
         return [self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0) for array in arrays]
-
-    def render(self, messages: Sequence[Message]) -> str:
-        return self._render(messages)
-
-    def tokenize(self, text: str) -> list[int]:
-        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False).ids]
-
-    def text(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def _cut(self, keep: int) -> None:
         if keep < self._length():
@@ -114,7 +102,7 @@ class PortableRuntime(CachedDecoder):
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # the library raises a kind of its own for every status
-            raise EngineError(f"{self.name}: onnxruntime stopped ({_line(error)})") from error
+            raise EngineError(f"{self.name}: onnxruntime stopped ({first_line(error)})") from error
         logits, *self._cache = binding.get_outputs()
         rows: Logits = logits.numpy()[0]
         return rows
@@ -141,15 +129,3 @@ class PortableRuntime(CachedDecoder):
     def close(self) -> None:
         self._session = self._tokenizer = None
         self._cache, self._held = [], []
-
-
-def _tokenizer(file: Path) -> Any:  # noqa: ANN401 - tokenizers has no types for us
-    package = require("tokenizers", "onnx")
-    try:
-        return package.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception
-        raise ArtifactError(f"{file}: not a tokenizer ({_line(error)}); export the student again") from error
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

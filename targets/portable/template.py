@@ -1,7 +1,8 @@
-"""Chat templates with jinja2 alone, in the dialect of transformers: its settings, filters and globals.
+"""Prompts and tokens of an exported folder without transformers: jinja2 and the `tokenizers` package alone.
 
-A template comes with the student, who may come from anywhere: it runs in jinja2's immutable sandbox. Left out:
-tools, documents and which tokens are the assistant's (`{% generation %}` is read and passes its text on).
+Templates are in the dialect of transformers: its settings, filters and globals. A template comes with the student,
+who may come from anywhere: it runs in jinja2's immutable sandbox. Left out: tools, documents and which tokens are the
+assistant's (`{% generation %}` is read and passes its text on).
 """
 
 from __future__ import annotations
@@ -9,10 +10,43 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from soloist.kernels.errors import ArtifactError, EngineError
-from soloist.targets.base import Message, require
+from soloist.targets.base import Message, first_line, require
+from soloist.targets.decode import CachedDecoder
+from soloist.targets.portable.facts import TEMPLATE, TOKENIZER
+
+
+class FolderDecoder(CachedDecoder):
+    """What tokenizer.json and chat_template.jinja of a folder decide of a runtime; `special` as of `chat_template`.
+
+    Raises:
+        ArtifactError: one of the two is missing or is no such thing.
+    """
+
+    def __init__(self, folder: Path, special: Mapping[str, str]) -> None:
+        super().__init__()
+        self.name = folder.name
+        for name in (TOKENIZER, TEMPLATE):
+            if not (folder / name).is_file():
+                raise ArtifactError(f"{folder}: {name} is missing; export the student again")
+        self._render = chat_template((folder / TEMPLATE).read_text(encoding="utf-8"), special)
+        package, file = require("tokenizers", "onnx"), folder / TOKENIZER
+        try:
+            self._tokenizer: Any = package.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception
+            raise ArtifactError(f"{file}: not a tokenizer ({first_line(error)}); export the student again") from error
+
+    def render(self, messages: Sequence[Message]) -> str:
+        return self._render(messages)
+
+    def tokenize(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False).ids]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 def chat_template(source: str, special: Mapping[str, str]) -> Callable[[Sequence[Message]], str]:

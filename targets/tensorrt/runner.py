@@ -11,19 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import ArtifactError, EngineError
-from soloist.targets.base import Message, require
-from soloist.targets.decode import CachedDecoder, Logits
-from soloist.targets.portable.facts import TEMPLATE, TOKENIZER
-from soloist.targets.portable.template import chat_template
-from soloist.targets.tensorrt.run_engine import SIDECAR, Engine, EngineFault
+from soloist.targets.decode import Logits
+from soloist.targets.portable.template import FolderDecoder
+from soloist.targets.tensorrt.run_engine import Engine, EngineFault
 
 
-def is_engine(folder: Path) -> bool:
-    """Whether a folder holds an engine that was built."""
-    return (folder / SIDECAR).is_file()
-
-
-class EngineRuntime(CachedDecoder):
+class EngineRuntime(FolderDecoder):
     """An engine folder with one cached sequence.
 
     Args:
@@ -34,29 +27,14 @@ class EngineRuntime(CachedDecoder):
     """
 
     def __init__(self, path: Path, *, gpu: Any = None) -> None:  # noqa: ANN401 - run_engine.Gpu, or what stands for it
-        super().__init__()
         try:
             self._engine = Engine(path, gpu)
         except EngineFault as fault:
             raise ArtifactError(str(fault)) from fault
         model = self._engine.facts["model"]
-        self.name = path.name
+        super().__init__(path, model["special"])
         self.context = self._engine.context
         self.stop_ids = frozenset(int(token) for token in model["stop_ids"])
-        for name in (TOKENIZER, TEMPLATE):
-            if not (path / name).is_file():
-                raise ArtifactError(f"{path}: {name} is missing; export the student again")
-        self._render = chat_template((path / TEMPLATE).read_text(encoding="utf-8"), model["special"])
-        self._tokenizer: Any = require("tokenizers", "onnx").Tokenizer.from_file(str(path / TOKENIZER))
-
-    def render(self, messages: Sequence[Message]) -> str:
-        return self._render(messages)
-
-    def tokenize(self, text: str) -> list[int]:
-        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False).ids]
-
-    def text(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def _feed(self, tokens: Sequence[int], keep: int) -> Logits:
         return self._computed(tokens, keep, every=False)

@@ -26,7 +26,7 @@ from soloist.targets.portable.run import PortableRuntime  # noqa: E402
 from soloist.targets.repack import Matrix, dequantize_linear, pack  # noqa: E402
 from soloist.targets.tensorrt import build_engine, jetson, plugin, run_engine  # noqa: E402
 from soloist.targets.tensorrt.plan import Lengths, Student, profiles  # noqa: E402
-from soloist.targets.tensorrt.runner import EngineRuntime, is_engine  # noqa: E402
+from soloist.targets.tensorrt.runner import EngineRuntime  # noqa: E402
 from soloist.targets.tensorrt.versions import release  # noqa: E402
 
 double = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tensorrt_engine_double.py"))))
@@ -212,7 +212,7 @@ def test_a_refusal_names_node_reason_and_remedy(exported, install, capsys, tmp_p
     module.OnnxParser.REFUSALS, module.Builder.ENGINES = (), False
     assert build(exported) == 1
     assert "builds no engine: Error Code 10: no tactic for this block" in capsys.readouterr().err
-    assert not (exported / "model.engine").exists() and not is_engine(exported)
+    assert not (exported / "model.engine").exists() and not (exported / run_engine.SIDECAR).exists()
 
 
 FAULTS = {
