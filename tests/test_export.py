@@ -5,6 +5,7 @@ import pytest
 
 from soloist.kernels.errors import ArtifactError, GateError, MissingExtraError, UsageError
 from soloist.targets.open import parts
+from soloist.targets.tensorrt.plan import Student
 from soloist.targets.tolerances import Tolerance
 from soloist.toolchain import export as module
 from soloist.toolchain.artifact import Artifact, stage
@@ -164,6 +165,7 @@ def test_a_pair_is_refused_where_one_part_is(pair, tmp_path, judged):
 @pytest.fixture
 def engines(monkeypatch, judged):
     """Graph and engine as empty files: both have their own tests."""
+    judged["students"] = []
     build_rtx = module.build_rtx
 
     def portable(folder, out, dtype):
@@ -172,11 +174,13 @@ def engines(monkeypatch, judged):
         for file in ("portable.json", "model.onnx", "model.onnx.data"):
             (out / file).write_text("{}")
 
-    def build(graph, out, **_):
+    def build(graph, out, *, student):
+        judged["students"].append(student)
         out.mkdir(parents=True)
         (out / "engine.json").write_text("{}")
 
-    def folder(graph, out, found, **_):
+    def folder(graph, out, found, *, student):
+        judged["students"].append(student)
         shutil.copytree(graph, out)
         (out / "build.json").write_text(found.title)
         return {"parsed": "tensorrt_rtx"}
@@ -198,6 +202,7 @@ def test_an_engine_that_cannot_run_here_is_not_said_to_have_passed(student, tmp_
     assert "runs where its GPU is; checked without it: its graph" in facts["tensorrt"]["reason"]
     assert "JetPack 7.2" in (made.path / "tensorrt-7.2" / "build.json").read_text()
     assert not (made.path / "work").exists()
+    assert engines["students"] == [Student("Student", made.manifest["parents"][0]["digest"])] * 3
 
 
 def test_an_engine_whose_graph_drifts_is_refused(student, tmp_path, engines):

@@ -8,13 +8,17 @@ import pytest
 for package in ("torch", "transformers", "gguf", "llama_cpp", "onnxruntime_genai", "onnx_ir", "onnx", "optimum"):
     pytest.importorskip(package)
 
+import gguf  # noqa: E402
 import numpy as np  # noqa: E402
 
-from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
+from soloist.kernels.errors import ArtifactError, SoloistError, UsageError  # noqa: E402
+from soloist.targets import llama_quantize  # noqa: E402
+from soloist.toolchain.artifact import Artifact, sha256_file, stage  # noqa: E402
 from soloist.toolchain.export import IMPORTANCE, export  # noqa: E402
 from soloist.toolchain.quantization.plan import Plan  # noqa: E402
 from soloist.toolchain.quantization.stage import QuantizeConfig, quantize  # noqa: E402
 from soloist.toolchain.verify import Probe  # noqa: E402
+from soloist.toolchain.verify.exports import verify_export  # noqa: E402
 
 PROBE = Probe([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])
 MIXED = Plan.model_validate({
@@ -66,22 +70,71 @@ def test_a_float_student_goes_into_every_format_as_it_is(student, tmp_path):
     assert made.facts["formats"]["gguf"]["path"].endswith("-F16.gguf")
 
 
-def test_llama_cpps_own_types_take_the_students_importance_matrix(tiny, tmp_path, monkeypatch):
-    from soloist.targets import llama_quantize
-    from soloist.toolchain import export as module
+@pytest.fixture
+def weighed(student, tmp_path):
+    """Artifacts of stage `quantize` with an importance matrix of the tiny student's first layer."""
 
-    folder = shutil.copytree(tiny, tmp_path / "student")
-    importance = np.linspace(1, 3, 64).astype(np.float32)
-    llama_quantize.write_importance(folder / IMPORTANCE, {"blk.0.attn_q.weight": (importance, 1)})
-    given = []
-    compile_gguf = module.compile_gguf
+    def made(name, parent=student, importance=True):
+        def build(folder):
+            (folder / "config.json").write_text("{}")
+            (folder / "quantization.json").write_text('{"tensors": {}}')
+            if importance:
+                squares = {f"blk.0.{part}.weight": (np.linspace(0, 40, 64) ** 2, 1) for part in ("attn_q", "ffn_up")}
+                llama_quantize.write_importance(folder / IMPORTANCE, squares)
+            return {}
 
-    def seen(*arguments, importance=None):
-        given.append(importance)
-        return compile_gguf(*arguments, importance=importance)
+        return stage("quantize", tmp_path / name, {}, [parent], build)
 
-    monkeypatch.setattr(module, "compile_gguf", seen)
-    facts = module.compile_format({"": folder}, tmp_path / "out", "gguf-iq4_nl", "Tiny", {})
-    assert facts["path"].endswith("-IQ4_NL.gguf") and np.array_equal(given[0]["blk.0.attn_q.weight"], importance)
-    module.compile_format({"": folder}, tmp_path / "out", "gguf-q8_0", "Tiny", {})
-    assert given[1] is None
+    return made
+
+
+def test_llama_cpps_own_types_are_weighed_by_an_importance_matrix(student, weighed, tmp_path):
+    """IQ4_NL: the mix that tells columns apart in rows as short as the tiny student's."""
+    quantized, formats = weighed("quantized"), ["gguf-iq4_nl", "gguf-q8_0"]
+    made = {
+        name: export(student, tmp_path / name, formats, PROBE, importance=given)
+        for name, given in (("plain", None), ("folder", quantized.path), ("file", quantized.path / IMPORTANCE))
+    }
+    tensors = {}
+    for name, artifact in made.items():
+        reader = gguf.GGUFReader(artifact.path / artifact.facts["formats"]["gguf-iq4_nl"]["path"])
+        tensors[name] = {tensor.name: bytes(tensor.data) for tensor in reader.tensors}
+    changed = {name for name, data in tensors["plain"].items() if tensors["folder"][name] != data}
+    assert changed == {"blk.0.attn_q.weight", "blk.0.ffn_up.weight"} and tensors["file"] == tensors["folder"]
+    facts = made["folder"].facts["formats"]
+    digest = sha256_file(quantized.path / IMPORTANCE)
+    assert facts["gguf-iq4_nl"]["importance"] == {
+        "file": IMPORTANCE, "artifact": quantized.digest, "sha256": digest
+    }  # fmt: skip
+    assert "importance" not in facts["gguf-q8_0"]
+    assert made["folder"].manifest["config"]["importance"] == digest
+    assert made["folder"].digest != made["plain"].digest
+    ((_, stands),) = verify_export(made["folder"].path, PROBE, tmp_path / "scratch", ["gguf-iq4_nl"])
+    assert stands.facts["importance"] == facts["gguf-iq4_nl"]["importance"]
+
+
+def test_an_importance_matrix_that_does_not_fit_is_refused(student, weighed, tmp_path):
+    formats, quantized = ["gguf-iq4_nl"], weighed("quantized")
+
+    def refused(given, of=student, formats=formats):
+        with pytest.raises(SoloistError) as error:
+            export(of, tmp_path / "out", formats, PROBE, importance=given)
+        assert not list(tmp_path.glob("out*"))
+        return type(error.value), str(error.value)
+
+    def copied(made):
+        shutil.copytree(student.path, made, dirs_exist_ok=True)
+        return {}
+
+    other = stage("distill", tmp_path / "other", {"seed": 1}, [], copied)
+    for given in (quantized.path, quantized.path / IMPORTANCE):
+        kind, said = refused(given, other)
+        assert kind is ArtifactError and f"another student ({student.digest}) than {other.path}" in said
+    assert "holds no importance.gguf; quantize with awq or gptq" in refused(weighed("rtn", importance=False).path)[1]
+    assert "'quantize' is needed here" in refused(other.path)[1]
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes((quantized.path / IMPORTANCE).read_bytes()[:-200])
+    assert refused(cut)[0] is ArtifactError and refused(tmp_path / "none.gguf")[0] is ArtifactError
+    kind, said = refused(quantized.path, formats=["gguf-q8_0", "onnx"])
+    assert kind is UsageError and "own types, such as gguf-q4_k_m" in said
+    assert refused(quantized.path, weighed("again"))[0] is UsageError

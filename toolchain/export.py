@@ -10,8 +10,8 @@ becomes <format>/decomposer and <format>/solver: each is checked, and the worse 
 (`quantize.py`) becomes files with its very integers, compared with the student that it was made from. Left out:
 choosing among the files, which is for whoever has measured them on the task.
 
-Where a student has an importance matrix (importance.gguf, as `targets.llama_quantize` writes it), llama.cpp's
-quantizer weighs its columns by it.
+Given an importance matrix (a file of `targets.llama_quantize`, or the artifact that `quantize.py` made of the same
+student), llama.cpp's quantizer weighs columns by it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +32,13 @@ from soloist.targets.open import parts
 from soloist.targets.portable.export import compile_portable
 from soloist.targets.quantized import is_quantized, read_plan
 from soloist.targets.tensorrt.jetson import compile_tensorrt
-from soloist.targets.tensorrt.plan import Student, digest_of
+from soloist.targets.tensorrt.plan import Student
 from soloist.targets.tensorrt.rtx import build_rtx
 from soloist.targets.tensorrt.versions import release
 from soloist.targets.to_gguf import PRECISIONS, compile_gguf
 from soloist.targets.to_onnx import compile_onnx
 from soloist.targets.tolerances import Tolerance, tolerance_of
-from soloist.toolchain.artifact import Artifact, stage, write_atomic
+from soloist.toolchain.artifact import MANIFEST, Artifact, sha256_file, stage, write_atomic
 from soloist.toolchain.events import QUIET, EventLog
 from soloist.toolchain.knowledge.context import FILE
 from soloist.toolchain.verify.gate import GRAPH_CHECKED, judge_format, runs_here, without_device
@@ -88,6 +88,61 @@ def parent_of(made: Artifact) -> Artifact:
     return found
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a format is made with beside the models, where it has a use for it.
+
+    Args:
+        digest: of the artifact, by which engines name their student.
+        importance: a file of `write_importance`, for llama.cpp's own quantizer.
+    """
+
+    digest: str = ""
+    importance: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of the importance, for the manifest
+
+    @property
+    def config(self) -> dict[str, str]:
+        """What of it makes one export another."""
+        return {} if self.importance is None else {"importance": str(self.facts["sha256"])}
+
+
+PLAIN = Extras()
+
+
+def importance_of(given: Path, student: Artifact, formats: Sequence[str]) -> Extras:
+    """The importance matrix of a student: a file, or an artifact that was quantized from this very student.
+
+    Raises:
+        UsageError: no format or no student for it.
+        ArtifactError: no such file, or the artifact of another student.
+    """
+    if student.manifest["stage"] == _QUANTIZED or parts(student.path):
+        raise UsageError(f"{student.path}: --importance is for rounding a float student of one model")
+    if not any(_weighs(parse(format)) for format in formats):
+        raise UsageError("--importance is for llama.cpp's own types, such as gguf-q4_k_m; name one in --formats")
+    folder, file = (given, given / IMPORTANCE) if given.is_dir() else (given.parent, given)
+    facts: dict[str, Any] = {"file": file.name}
+    if given.is_dir() or (is_quantized(folder) and (folder / MANIFEST).is_file()):
+        made = Artifact.open(folder, stage=_QUANTIZED)
+        source = made.manifest["parents"][0]["digest"]
+        if source != student.digest:
+            raise ArtifactError(
+                f"{folder}: was quantized from another student ({source}) than {student.path} ({student.digest}); "
+                "quantize this one with awq or gptq"
+            )
+        if not file.is_file():
+            raise ArtifactError(f"{folder}: holds no {IMPORTANCE}; quantize with awq or gptq, which look at inputs")
+        facts["artifact"] = made.digest
+    read_importance(file)
+    return Extras(student.digest, file, {**facts, "sha256": sha256_file(file)})
+
+
+def _weighs(format: Format) -> bool:
+    """Whether llama.cpp's own quantizer makes it."""
+    return format.target == "gguf" and format.precision is not None and format.precision.upper() not in PRECISIONS
+
+
 def export(
     student: Artifact,
     out: Path,
@@ -98,10 +153,12 @@ def export(
     name: str = "Student",
     beside: Mapping[str, str] | None = None,
     exam: Exam | None = None,
+    importance: Path | None = None,
 ) -> Artifact:
     """Compile and check every format. `beside` is text that goes next to each model: file name -> content.
 
-    With an `exam` a format must keep the task's accuracy as well, where it can run here.
+    With an `exam` a format must keep the task's accuracy as well, where it can run here. `importance`: see
+    `importance_of`.
 
     Raises:
         GateError: some file does not load, drifts, or loses accuracy; every reason is named.
@@ -114,7 +171,8 @@ def export(
     limits = {format: tolerance_of(format, width_of(models)) for format in formats}
     references = model_folders(original(student))
     beside = {**knowledge(student.path), **(beside or {})}
-    config = _config(limits, name, probe, beside, exam)
+    extras = Extras(student.digest) if importance is None else importance_of(importance, student, formats)
+    config = _config(limits, name, probe, beside, exam) | extras.config
 
     def build(partial: Path) -> Mapping[str, Any]:
         found: dict[str, dict[str, Any]] = {}
@@ -124,7 +182,7 @@ def export(
             facts = _finished(partial, format)
             if facts is None:
                 try:
-                    facts = compile_format(models, partial, format, name, beside)
+                    facts = compile_format(models, partial, format, name, beside, extras)
                 except SoloistError as error:
                     shutil.rmtree(partial / format, ignore_errors=True)
                     failed.append(error)
@@ -196,6 +254,7 @@ class _Work:
     format: Format
     name: str
     graph: Path
+    extras: Extras
 
     @property
     def precision(self) -> str | None:
@@ -207,10 +266,8 @@ _Made = tuple[str, list[str]]  # name of the file, empty where the folder is the
 
 def _gguf(work: _Work) -> _Made:
     precision = work.precision.upper() if work.precision else None
-    matrix = work.folder / IMPORTANCE
-    if precision is None or precision in PRECISIONS or not matrix.is_file():
-        return str(compile_gguf(work.folder, work.out, precision, work.name)["file"]), []
-    weights = mean_squares(read_importance(matrix))
+    file = work.extras.importance if _weighs(work.format) else None
+    weights = None if file is None else mean_squares(read_importance(file))
     return str(compile_gguf(work.folder, work.out, precision, work.name, importance=weights)["file"]), []
 
 
@@ -228,7 +285,7 @@ def _engine(work: _Work) -> _Made:
     """An engine, or what a device builds it of, from a graph in fp16 that other engines take too."""
     if not work.graph.is_dir():
         compile_portable(work.folder, work.graph, "float16")
-    who = Student(work.name, digest_of(work.graph))
+    who = Student(work.name, work.extras.digest) if work.extras.digest else None
     if work.format.target == "tensorrt-rtx":
         build_rtx(work.graph, work.out, student=who)
         return "", ["parsed and built by TensorRT-RTX"]
@@ -242,21 +299,27 @@ _COMPILERS: Mapping[str, Callable[[_Work], _Made]] = {
 
 
 def compile_format(
-    models: Mapping[str, Path], partial: Path, format: str, name: str, beside: Mapping[str, str]
-) -> dict[str, Any]:
+    models: Mapping[str, Path], partial: Path, format: str, name: str, beside: Mapping[str, str],
+    extras: Extras = PLAIN,
+) -> dict[str, Any]:  # fmt: skip
     """Write one format of a student's model or models, without comparing it; returns its path and size."""
     wanted = parse(format)
     shutil.rmtree(partial / format, ignore_errors=True)
     path, checked = format, []
     for part, folder in models.items():
         title = f"{name}-{part.capitalize()}" if part else name
-        work = _Work(folder, partial / format / part, wanted, title, _graph(partial, part))
+        work = _Work(folder, partial / format / part, wanted, title, _graph(partial, part), extras)
         file, seen = _COMPILERS[wanted.target](work)
         path = f"{format}/{file}" if file and not part else format
         checked += seen
     for file, text in beside.items():
         write_atomic(partial / format / file, text)
-    return {"path": path, "size_mb": _size_mb(partial / path), **({"checked": checked} if checked else {})}
+    facts: dict[str, Any] = {"path": path, "size_mb": _size_mb(partial / path)}
+    if checked:
+        facts["checked"] = checked
+    if extras.importance is not None and _weighs(wanted):
+        facts["importance"] = dict(extras.facts)
+    return facts
 
 
 def _graph(partial: Path, part: str) -> Path:

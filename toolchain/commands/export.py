@@ -24,14 +24,18 @@ def _student(path: Path) -> Artifact:
 @click.command(short_help="Compile a student to GGUF and ONNX, each file opened and checked.")
 @click.argument("student", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--formats", default="gguf-q8_0", show_default=True, help="Such as gguf,onnx,gguf-q4_k_m; or 'all'.")
+@click.option("--formats", default="gguf-q8_0", show_default=True,
+              help="Such as gguf,gguf-q4_k_m,onnx,onnx-portable,tensorrt-rtx,tensorrt-7.2; or 'all'.")  # fmt: skip
 @click.option("--probe", type=click.Path(path_type=Path), required=True, help="Held-out questions, JSON lines.")
 @click.option("--questions", type=click.Path(path_type=Path), help="Held-out questions whose right answers must stay.")
+@click.option("--importance", type=click.Path(path_type=Path),
+              help="For gguf-q4_k_m and the like: importance.gguf, or a folder of `soloist quantize`.")  # fmt: skip
 @click.option("--tools", multiple=True, help="Entry point of tools, where the student's are not built in.")
 @click.option("--name", default="Student", show_default=True)
 def command(
-    student: Path, output: Path, formats: str, probe: Path, questions: Path | None, tools: tuple[str, ...], name: str
-) -> None:
+    student: Path, output: Path, formats: str, probe: Path, questions: Path | None, importance: Path | None,
+    tools: tuple[str, ...], name: str,
+) -> None:  # fmt: skip
     """Compile the artifact STUDENT. The formats gguf, onnx and onnx-portable take it as it is: of a quantized one they
     carry its integers. The others round a float student. A file that does not load or drifts past its tolerance is
     refused."""
@@ -51,7 +55,7 @@ def command(
         with tempfile.TemporaryDirectory() as scratch:
             exam = exam_of(original(made_of), load_questions(questions).questions, Path(scratch), tools)
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
-        made = export(made_of, output, chosen, prompts, events, name=name, exam=exam)
+        made = export(made_of, output, chosen, prompts, events, name=name, exam=exam, importance=importance)
     for format, facts in made.facts["formats"].items():
         click.echo(
             f"{format:18} {facts['size_mb']:7.1f} MB  KL {facts['kl_mean']:.4f}  top-1 {facts['top1']:.1%}  "

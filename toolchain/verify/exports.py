@@ -50,7 +50,7 @@ def verify_export(
         limit = tolerance_of(format, width)
         if points is not None:
             limit = replace(limit, points=points)
-        kept = {key: known[format][key] for key in ("path", "size_mb", "checked") if key in known[format]}
+        kept = {key: known[format][key] for key in ("path", "size_mb", "checked", "importance") if key in known[format]}
         apart = parse(format).target in ENGINES and not runs_here(path / format)
         if apart and parse(format).target == "tensorrt-rtx":  # holds no graph that could be run instead
             found = dict(known[format])
