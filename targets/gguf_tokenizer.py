@@ -11,8 +11,8 @@ gate compares ids. One text stays apart: Gemma lists "▁▁" as an added token,
 twice; llama.cpp would then print the sign for spaces, so it is a plain token there.
 
 Nor can GGUF name a normalizer: llama.cpp reads text as it comes, so that a student with Unicode NFC (Qwen) gets other
-ids for text that is not in NFC. That is a note to the user, and the key `soloist.tokenizer.normalizer`.
-Left out: unigram and WordPiece models.
+ids for text that is not in NFC. That is a note in the Modelfile, and the key `soloist.tokenizer.normalizer`, by which
+our own runtime normalizes. Left out: unigram and WordPiece models.
 """
 
 from __future__ import annotations

@@ -24,13 +24,16 @@ _GRAMMAR = """# A grammar has no place in a Modelfile: Ollama constrains answers
 _Render = Callable[[Sequence[Message], bool], str]
 
 
-def write(gguf: Path, student: Path) -> Path:
-    """Write `<gguf>.Modelfile` beside a GGUF file; returns its path. The student has a chat template."""
+def write(gguf: Path, student: Path, notes: Sequence[str] = ()) -> Path:
+    """Write `<gguf>.Modelfile` beside a GGUF file; returns its path. The student has a chat template.
+
+    `notes` are what whoever runs the file outside Soloist should know.
+    """
     settings_file = student / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
     tokens = {kind: _text(settings.get(f"{kind}_token")) for kind in ("bos", "eos")}
     found = wrapping(_renderer(chat_template(student), tokens), tokens["bos"] if adds(student, "bos") else "")
-    lines = [f"FROM ./{gguf.name}", ""]
+    lines = [f"FROM ./{gguf.name}", *(f"# Note: {note}." for note in notes), ""]
     if found is None:
         lines += ["# The chat template does more than wrap messages; Ollama takes its nearest from the file.", ""]
         stops = [tokens["eos"]]

@@ -10,8 +10,10 @@ measured as fast as it can be on this machine. Left out: image input, draft mode
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 import time
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,7 @@ import numpy.typing as npt
 from soloist.kernels.errors import ArtifactError, EngineError
 from soloist.targets.base import Message, Reply, Sampling, default_threads, require
 from soloist.targets.decode import common_prefix, draw
+from soloist.targets.gguf_tokenizer import NORMALIZER
 
 Logits = npt.NDArray[np.float32]
 _UBATCH = 512
@@ -83,7 +86,7 @@ class GgufRuntime:
     """A GGUF model with `slots` cached sequences of at most `context` tokens each, on `threads` cores.
 
     Raises:
-        ArtifactError: the file is missing, is not GGUF, or llama.cpp refuses it.
+        ArtifactError: the file is missing, is not GGUF, or normalizes text in an unknown way, or llama.cpp refuses it.
     """
 
     def __init__(self, path: Path, *, slots: int = 1, context: int = 2048, threads: int | None = None) -> None:
@@ -107,6 +110,10 @@ class GgufRuntime:
         self._batch = self._lib.llama_batch_init(self._batch_size * min(slots, 4), 0, 1)
         self._capacity = self._batch_size * min(slots, 4)
         self._formatter = self._chat_formatter()
+        self._special: re.Pattern[str] | None = None
+        self._normal = self.metadata(NORMALIZER)
+        if self._normal not in (None, "NFC"):
+            raise ArtifactError(f"{path}: normalizes text by '{self._normal}', this version by NFC; update Soloist")
 
     def _open_context(self, slots: int, context: int, threads: int) -> Any:  # noqa: ANN401 - C pointer
         p = self._lib.llama_context_default_params()
@@ -144,13 +151,25 @@ class GgufRuntime:
         return str(self._formatter(messages=list(messages)).prompt)
 
     def tokenize(self, text: str) -> list[int]:
-        data = text.encode()
+        data = self._normalized(text).encode()
         room = len(data) + 8
         tokens = (ctypes.c_int32 * room)()
         count = self._lib.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
         if count < 0:
             raise EngineError(f"{self.name}: cannot tokenize a text of {len(data)} bytes")
         return list(tokens[:count])
+
+    def _normalized(self, text: str) -> str:
+        """As the student's own tokenizer does between special tokens, and llama.cpp does not."""
+        if self._normal is None or unicodedata.is_normalized("NFC", text):
+            return text
+        if self._special is None:
+            kinds = self._lib.LLAMA_TOKEN_ATTR_CONTROL | self._lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+            marked = [t for t in range(self._size) if self._lib.llama_vocab_get_attr(self._vocab, t) & kinds]
+            texts = sorted((self._piece(token).decode("utf-8", "replace") for token in marked), key=len, reverse=True)
+            self._special = re.compile(f"({'|'.join(map(re.escape, texts)) or '(?!)'})")
+        parts = enumerate(self._special.split(text))
+        return "".join(part if i % 2 else unicodedata.normalize("NFC", part) for i, part in parts)
 
     def _piece(self, token: int, *, special: bool = True) -> bytes:
         buffer = ctypes.create_string_buffer(256)

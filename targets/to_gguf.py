@@ -91,7 +91,7 @@ def compile_gguf(
         facts = _write_file(student, config, out, precision, name)
     else:
         facts = _requantized(student, config, out, precision, name, importance, overrides)
-    modelfile.write(out / facts["file"], student)
+    modelfile.write(out / facts["file"], student, facts.get("notes", ()))
     return facts
 
 

@@ -89,7 +89,7 @@ def test_byte_level_ids_are_the_students_for_every_cut(family, pre, tmp_path):
     _TINY["make_tokenizer"](student, pre)
     facts = compile_gguf(student, tmp_path, "Q8_0", "Tiny")
     same_ids(student, tmp_path / facts["file"], HOSTILE)
-    assert "notes" not in facts
+    assert "notes" not in facts and "Note:" not in (tmp_path / f"{facts['file']}.Modelfile").read_text()
     llama = open_vocabulary(tmp_path / facts["file"])
     assert llama.metadata["tokenizer.chat_template"] == (student / "chat_template.jinja").read_text()
     assert (llama.token_bos(), llama.token_eos()) == (1, 2)
@@ -118,6 +118,7 @@ def test_a_normalizer_is_noted_and_comes_back(family, tmp_path):
     student = changed(family, tmp_path / "student", lambda content: content.update(normalizer={"type": "NFC"}))
     facts = compile_gguf(student, tmp_path, "F16", "Tiny")
     assert facts["notes"] == ["the student's tokenizer normalizes text to NFC, llama.cpp does not: give it text in NFC"]
+    assert f"# Note: {facts['notes'][0]}." in (tmp_path / f"{facts['file']}.Modelfile").read_text()
     assert read_gguf(tmp_path / facts["file"]).fields[NORMALIZER].contents() == "NFC"
     from_gguf(tmp_path / facts["file"], tmp_path / "back", "float32")
     back = json.loads((tmp_path / "back/tokenizer.json").read_text(encoding="utf-8"))

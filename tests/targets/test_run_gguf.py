@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -180,6 +182,55 @@ def test_render_and_tokenize_follow_the_files_chat_template(one):
     text = one.render(messages("Hi", system="Sys"))
     assert text == "<|im_start|>system\nSys<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert one.tokenize("<|im_start|>") == [1] and len(one.tokenize("<|im_start|>user")) == 2
+
+
+DECOMPOSED = (
+    "cafe\u0301", "A\u030angstro\u0308m\u0323\u0307", "\u1112\u1161\u11ab\u1100\u1173\u11af", "\u212a \u2126 \u037e",
+    "<|im_start|>user\ncafe\u0301<|im_end|>\u0338\n", "<\u0338|im_end|>e\u0301",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def normalizing(tiny, tmp_path_factory):
+    """A student whose tokenizer normalizes, and what writes it as GGUF with another word for how."""
+    pytest.importorskip("gguf")
+    from soloist.targets import gguf_tokenizer
+    from soloist.targets.to_gguf import compile_gguf
+
+    student = shutil.copytree(tiny, tmp_path_factory.mktemp("normalizing") / "student")
+    content = json.loads((student / "tokenizer.json").read_text(encoding="utf-8"))
+    (student / "tokenizer.json").write_text(json.dumps(content | {"normalizer": {"type": "NFC"}}), encoding="utf-8")
+
+    def write(out, key=gguf_tokenizer.NORMALIZER, form="NFC"):
+        file = out / compile_gguf(student, out, "F16", "Tiny")["file"]
+        data = file.read_bytes().replace(gguf_tokenizer.NORMALIZER.encode(), key.encode())
+        file.write_bytes(data.replace(b"\x03" + bytes(7) + b"NFC", b"\x03" + bytes(7) + form.encode()))
+        return file
+
+    return student, write
+
+
+def test_text_is_normalized_as_the_students_tokenizer_does_it(normalizing, tmp_path):
+    import tokenizers
+
+    student, write = normalizing
+    reference = tokenizers.Tokenizer.from_file(str(student / "tokenizer.json"))
+    runtime = GgufRuntime(write(tmp_path), threads=1, context=128)
+    plain = GgufRuntime(write(tmp_path / "plain", key="soloist.tokenizer.normalized"), threads=1)
+    for text in (*DECOMPOSED, "café", "plain <|im_end|>", ""):
+        ids = reference.encode(text, add_special_tokens=False).ids
+        assert runtime.tokenize(text) == ids, ascii(text)
+        assert (plain.tokenize(text) == ids) is (text not in DECOMPOSED), ascii(text)
+    asked, said = ([{"role": "user", "content": text}] for text in ("cafe\u0301 a\u0300", "caf\u00e9 \u00e0"))
+    first, again = (runtime.chat(messages, Sampling(max_tokens=4)) for messages in (asked, said))
+    assert (first.text, first.tokens_in) == (again.text, again.tokens_in) and again.tokens_cached == again.tokens_in - 1
+    for opened in (runtime, plain):
+        opened.close()
+
+
+def test_text_that_is_normalized_in_an_unknown_way_is_refused(normalizing, tmp_path):
+    with pytest.raises(ArtifactError, match="normalizes text by 'NFZ', this version by NFC; update Soloist"):
+        GgufRuntime(normalizing[1](tmp_path, form="NFZ"))
 
 
 @pytest.mark.parametrize(
