@@ -164,7 +164,7 @@ def measure(mode, options, asked, work):
     from soloist.toolchain.artifact import commit, device, versions
 
     results, student = Path(options.results), distilled(mode, options, work)
-    scratch, kept = work / "file", work / f"{mode}-reference"
+    scratch, kept = work / "file", work / f"{mode}-reference.gguf"
     shared = {"bench": "quantization", "mode": mode, "student": student.digest, "max_mb": options.max_mb}
 
     def mine():
