@@ -18,9 +18,11 @@ from soloist.toolchain.traces.store import read_runs
 
 # stage -> artifact, and how many units of its progress are done when the kill falls
 KILLS = {"teach": ("traces", 9), "distill": ("student", 3), "export": ("compiled", 1), "bench": ("measured", 20)}
-CHILD = """
-import sys, time
+# one process imports what takes long to import and never begins; each start of the job is a fork of it
+STARTER = """
+import os, sys, time
 from pathlib import Path
+import accelerate, gguf, llama_cpp, transformers.models.llama.modeling_llama
 from soloist.toolchain.distill import train
 from soloist.toolchain.events import EventLog
 from soloist.toolchain.pipeline import run
@@ -33,16 +35,44 @@ def slowly(event):
     if event["event"] == "progress":
         time.sleep(0.1)
 
+for _ in sys.stdin:
+    if (child := os.fork()) == 0:
+        break
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
 train.Trainer.__init__ = often
 base, model, out = map(Path, sys.argv[1:])
 with EventLog(out / "events.jsonl", (slowly,)) as events:
     run(job(base, model, out), events)
+os._exit(0)
 """
 
 
-def start(whole_job, out):
-    command = [sys.executable, "-P", "-c", CHILD, str(whole_job.base), str(whole_job.gguf), str(out)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+class Starter:
+    """Starts the job in processes of its own, one after the other."""
+
+    def __init__(self, whole_job, out, errors):
+        command = [sys.executable, "-P", "-c", STARTER, str(whole_job.base), str(whole_job.gguf), str(out)]
+        self.errors = errors
+        with errors.open("w") as file:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
+            )
+
+    def start(self):
+        """The id of a new process that does the job."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def ended(self):
+        """Wait until the process has ended; its exit code, or the signal that ended it as a negative number."""
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        self.process.communicate(timeout=60)
 
 
 def events_of(out):
@@ -50,31 +80,43 @@ def events_of(out):
     return [json.loads(line) for line in lines[:-1]]  # the last one may be on its way
 
 
-def kill_in(stage, done, child, out, seen):
+def alive(child):
+    """Whether the process is there; the one that started it takes its exit code at once."""
+    try:
+        os.kill(child, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_in(stage, done, starter, out):
     """Wait until `stage` has got as far as `done`, then a moment that nobody can foresee, then kill."""
+    seen = len(events_of(out))
+    child = starter.start()
     deadline = time.monotonic() + 120
     while not any(
         e["stage"] == stage and e["event"] == "progress" and e["done"] >= done for e in events_of(out)[seen:]
     ):
-        assert child.poll() is None, child.stderr.read()
+        assert alive(child), starter.errors.read_text()
         assert time.monotonic() < deadline, f"{stage} never got to {done}"
         time.sleep(0.02)
     time.sleep(random.uniform(0, 0.2))
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate()
+    os.kill(child, signal.SIGKILL)
+    assert starter.ended() == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
 def killed_job(whole_job, tmp_path_factory):
     """The tiny job, killed once in each stage and started again; its folder."""
-    out = tmp_path_factory.mktemp("killed") / "out"
+    folder = tmp_path_factory.mktemp("killed")
+    out = folder / "out"
+    starter = Starter(whole_job, out, folder / "errors.txt")
     for stage, (name, done) in KILLS.items():
-        seen = len(events_of(out))
-        kill_in(stage, done, start(whole_job, out), out, seen)
+        kill_in(stage, done, starter, out)
         assert (out / f"{name}.partial").is_dir() and not (out / name).exists(), f"not killed within {stage}"
-    last = start(whole_job, out)
-    _, errors = last.communicate(timeout=120)
-    assert last.returncode == 0, errors
+    starter.start()
+    assert starter.ended() == 0, starter.errors.read_text()
+    starter.close()
     return out
 
 
