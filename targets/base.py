@@ -90,12 +90,41 @@ def default_threads() -> int:
     return int(named) if named.isdigit() and int(named) > 0 else max(1, (os.cpu_count() or 2) - 1)
 
 
+# two packages that fill one folder, so that each overwrites files of the other
+_RIVALS = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime_genai": ("onnxruntime-genai", "onnxruntime-genai-cuda"),
+}
+
+
+def refuse_rivals() -> None:
+    """Raise ResourceError where ONNX Runtime is installed for the CPU and for CUDA at once."""
+    from importlib.metadata import distributions
+
+    from soloist.kernels.errors import ResourceError
+
+    for pair in _RIVALS.values():
+        if all(next(iter(distributions(name=name)), None) for name in pair):
+            both = [name for names in _RIVALS.values() for name in names]
+            raise ResourceError(
+                f"{' and '.join(pair)} are both installed, and each has overwritten files of the other: pip uninstall "
+                f"{' '.join(both)}, then pip install 'soloist[onnx]' for the CPU or 'soloist[onnx-gpu]' for CUDA"
+            )
+
+
 def require(package: str, extra: str) -> Any:  # noqa: ANN401 - an untyped third-party module
-    """Import an optional package, or say which extra carries it."""
+    """Import an optional package, or say which extra carries it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        ResourceError: it is installed twice.
+    """
     import importlib
 
     from soloist.kernels.errors import MissingExtraError
 
+    if package.partition(".")[0] in _RIVALS:
+        refuse_rivals()
     try:
         return importlib.import_module(package)
     except ImportError as error:

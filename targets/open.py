@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from soloist.kernels.errors import ArtifactError
+from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.base import Runtime
 from soloist.targets.portable.facts import is_portable
+from soloist.targets.providers import Provider
 from soloist.targets.quantized import is_quantized
 from soloist.targets.tensorrt.build_engine import SIDECAR
 
@@ -54,9 +55,18 @@ def format_of(path: Path) -> str:
     )
 
 
-def open_runtime(path: Path, format: str | None = None) -> Runtime:
-    """Open the model at `path` in its own runtime; `format` is found from the files if not given."""
+def open_runtime(path: Path, format: str | None = None, *, provider: Provider = "auto") -> Runtime:
+    """Open the model at `path` in its own runtime; `format` is found from the files if not given.
+
+    Args:
+        provider: what computes an ONNX model, see `soloist.targets.providers`.
+
+    Raises:
+        SoloistError: whatever the runtime says; a UsageError for a provider of another format.
+    """
     kind = format or format_of(path)
+    if provider != "auto" and kind not in ("onnx", "onnx-portable"):
+        raise UsageError(f"{path}: the provider '{provider}' is of ONNX Runtime, and this is {kind}")
     if kind == "gguf":
         from soloist.targets.run_gguf import GgufRuntime
 
@@ -64,11 +74,11 @@ def open_runtime(path: Path, format: str | None = None) -> Runtime:
     if kind == "onnx":
         from soloist.targets.run_onnx import OnnxRuntime
 
-        return OnnxRuntime(path)
+        return OnnxRuntime(path, provider=provider)
     if kind == "onnx-portable":
         from soloist.targets.portable.run import PortableRuntime
 
-        return PortableRuntime(path)
+        return PortableRuntime(path, provider=provider)
     if kind == "engine":
         from soloist.targets.tensorrt.runner import EngineRuntime
 

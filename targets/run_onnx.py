@@ -2,7 +2,9 @@
 
 Tokens are drawn here, not in the library, so that the cache can be cut back (`rewind_to`) and the prefix
 two calls share is computed once; the library's own loop measured 112 tokens per second against 100 this
-way on two cores. Its telemetry is switched off before anything else. Left out: beams, adapters, images.
+way on two cores. Its telemetry is switched off before anything else. A package is made for one device: one for the CPU
+computes attention in float32, of which CUDA has no kernel, so CUDA is for packages whose configuration names it (the
+builder's `-e cuda`). Left out: beams, adapters, images.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from soloist.kernels.errors import ArtifactError, EngineError
+from soloist.kernels.errors import ArtifactError, EngineError, SoloistError, UsageError
 from soloist.targets.base import Message, default_threads, first_line, require
 from soloist.targets.decode import CachedDecoder, Logits
+from soloist.targets.providers import Provider, open_on
 
 
 def check_onnx(path: Path) -> dict[str, Any]:
@@ -38,11 +41,17 @@ def check_onnx(path: Path) -> dict[str, Any]:
 class OnnxRuntime(CachedDecoder):
     """An onnxruntime-genai model with one cached sequence of at most `context` tokens.
 
+    Args:
+        provider: what computes, see `soloist.targets.providers`; `note` says what a user should know of it.
+
     Raises:
         ArtifactError: files are missing or onnxruntime refuses the graph.
+        UsageError, ResourceError: a provider there is not, or CUDA where it or the package cannot.
     """
 
-    def __init__(self, path: Path, *, context: int = 2048, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, context: int = 2048, threads: int | None = None, provider: Provider = "auto"
+    ) -> None:
         super().__init__()
         config = check_onnx(path)
         self._og = require("onnxruntime_genai", "onnx")
@@ -50,16 +59,31 @@ class OnnxRuntime(CachedDecoder):
         self.name = path.name
         self.context = min(context, int(config["model"]["context_length"]))
         self._template = (path / "chat_template.jinja").read_text(encoding="utf-8")
-        options = {"intra_op_num_threads": threads or default_threads()}
+        session = config["model"]["decoder"].get("session_options", {})
+        suits = any("cuda" in options for options in session.get("provider_options", []))
+        if provider == "cuda" and not suits:
+            raise UsageError(f"{path}: this package was made for the CPU; export onnx-portable-fp16 for a GPU")
         try:
-            settings = self._og.Config(str(path))
-            settings.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-            self._model: Any = self._og.Model(settings)
+            opened = open_on(
+                provider, suits and self._og.is_cuda_available(), lambda device: self._start(path, device, threads),
+                lambda model: str(model.device_type).lower() == "cuda",
+            )  # fmt: skip
+            self._model, self.note = opened.model, opened.note
             self._tokenizer: Any = self._og.Tokenizer(self._model)
             self._generator: Any = self._open()
+        except SoloistError:
+            raise
         except Exception as error:  # the library raises RuntimeError and its own kinds
             raise ArtifactError(f"{path}: onnxruntime cannot load this model ({first_line(error)})") from error
         self.stop_ids = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
+
+    def _start(self, path: Path, device: str, threads: int | None) -> Any:  # noqa: ANN401 - no types
+        settings = self._og.Config(str(path))
+        if device == "cpu":
+            settings.clear_providers()
+        options = {"intra_op_num_threads": threads or default_threads()}
+        settings.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+        return self._og.Model(settings)
 
     def _open(self) -> Any:  # noqa: ANN401 - onnxruntime_genai has no types
         parameters = self._og.GeneratorParams(self._model)

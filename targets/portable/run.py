@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from soloist.kernels.errors import ArtifactError, EngineError
+from soloist.kernels.errors import ArtifactError, EngineError, SoloistError
 from soloist.targets.base import default_threads, first_line, require
 from soloist.targets.decode import Logits
 from soloist.targets.portable.facts import GRAPH, cache_names, read_facts
 from soloist.targets.portable.template import FolderDecoder
+from soloist.targets.providers import NAMES, Opened, Provider, open_on
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 LEVELS = (0, 1, 4)
 PIECE = 256  # tokens of a prompt computed at once
 
@@ -33,14 +33,16 @@ class PortableRuntime(FolderDecoder):
     """A portable ONNX folder with one cached sequence of at most `context` tokens.
 
     Args:
+        provider: what computes, see `soloist.targets.providers`; `note` says what a user should know of it.
         accuracy_level: 0, 1 or 4, of products with quantized weights; what the export measured if not given.
 
     Raises:
-        ArtifactError: files are missing or cut off, or onnxruntime refuses the graph or has no such provider.
+        ArtifactError: files are missing or cut off, or onnxruntime refuses the graph.
+        UsageError, ResourceError: a provider there is not, or CUDA where it cannot be had.
     """
 
     def __init__(
-        self, path: Path, *, context: int = 2048, threads: int | None = None, provider: str = "cpu",
+        self, path: Path, *, context: int = 2048, threads: int | None = None, provider: Provider = "auto",
         accuracy_level: int | None = None,
     ) -> None:  # fmt: skip
         self.facts = read_facts(path)
@@ -51,25 +53,26 @@ class PortableRuntime(FolderDecoder):
         level = self.facts.accuracy_level if accuracy_level is None else accuracy_level
         if level not in LEVELS:
             raise ArtifactError(f"accuracy level {level} is not one of {', '.join(map(str, LEVELS))}")
-        self._device = "cuda" if provider == "cuda" else "cpu"
-        self._session = self._open(path / GRAPH, provider, threads or default_threads(), level)
+        opened = self._open(path / GRAPH, provider, threads or default_threads(), level)
+        self._session, self._device, self.note = opened.model, opened.device, opened.note
         self._past = cache_names(self.facts.layers, "past_key_values")
         self._present = cache_names(self.facts.layers, "present")
         self._cache: list[Any] = self._values([self._empty()] * len(self._past))
 
-    def _open(self, graph: Path, provider: str, threads: int, level: int) -> Any:  # noqa: ANN401 - no types
-        there = self._ort.get_available_providers()
-        if PROVIDERS.get(provider) not in there:
-            raise ArtifactError(
-                f"onnxruntime has no provider '{provider}' here (it has {', '.join(there)}); known are "
-                f"{', '.join(PROVIDERS)}, and cuda needs onnxruntime-gpu in place of onnxruntime"
-            )
+    def _open(self, graph: Path, provider: Provider, threads: int, level: int) -> Opened:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
+        installed = NAMES["cuda"] in self._ort.get_available_providers()
+
+        def start(device: str) -> Any:  # noqa: ANN401 - no types
+            return self._ort.InferenceSession(str(graph), options, providers=[NAMES[device]], enable_fallback=0)
+
         try:
-            return self._ort.InferenceSession(str(graph), options, providers=[PROVIDERS[provider]])
+            return open_on(provider, installed, start, lambda session: NAMES["cuda"] in session.get_providers())
+        except SoloistError:
+            raise
         except Exception as error:  # the library raises a kind of its own for every status
             raise ArtifactError(f"{graph}: onnxruntime cannot load this graph ({first_line(error)})") from error
 

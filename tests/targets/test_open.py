@@ -1,6 +1,6 @@
 import pytest
 
-from soloist.kernels.errors import ArtifactError
+from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.open import format_of, open_runtime
 
 
@@ -26,6 +26,14 @@ def test_each_format_opens_in_its_runtime(tiny, tiny_gguf, tiny_onnx):
     assert len(ids) == 1
     for runtime in opened:
         runtime.close()
+
+
+def test_a_provider_is_for_onnx(tiny_gguf, tiny_onnx):
+    pytest.importorskip("llama_cpp")
+    with pytest.raises(UsageError, match="the provider 'cpu' is of ONNX Runtime, and this is gguf"):
+        open_runtime(tiny_gguf, provider="cpu")
+    with pytest.raises(UsageError, match="provider 'npu': choose auto, cpu or cuda"):
+        open_runtime(tiny_onnx, provider="npu")
 
 
 def test_what_is_no_model_is_refused(tmp_path):
