@@ -14,7 +14,8 @@ import numpy as np  # noqa: E402
 from soloist.kernels.errors import ArtifactError, SoloistError, UsageError  # noqa: E402
 from soloist.targets import llama_quantize  # noqa: E402
 from soloist.toolchain.artifact import Artifact, sha256_file, stage  # noqa: E402
-from soloist.toolchain.export import IMPORTANCE, export  # noqa: E402
+from soloist.toolchain.export import export  # noqa: E402
+from soloist.toolchain.extras import IMPORTANCE  # noqa: E402
 from soloist.toolchain.quantization.plan import Plan  # noqa: E402
 from soloist.toolchain.quantization.stage import QuantizeConfig, quantize  # noqa: E402
 from soloist.toolchain.verify import Probe  # noqa: E402
@@ -107,7 +108,7 @@ def test_llama_cpps_own_types_are_weighed_by_an_importance_matrix(student, weigh
         "file": IMPORTANCE, "artifact": quantized.digest, "sha256": digest
     }  # fmt: skip
     assert "importance" not in facts["gguf-q8_0"]
-    assert made["folder"].manifest["config"]["importance"] == digest
+    assert made["folder"].manifest["config"]["importance"] == facts["gguf-iq4_nl"]["importance"]
     assert made["folder"].digest != made["plain"].digest
     ((_, stands),) = verify_export(made["folder"].path, PROBE, tmp_path / "scratch", ["gguf-iq4_nl"])
     assert stands.facts["importance"] == facts["gguf-iq4_nl"]["importance"]

@@ -11,7 +11,8 @@ becomes <format>/decomposer and <format>/solver: each is checked, and the worse 
 choosing among the files, which is for whoever has measured them on the task.
 
 Given an importance matrix (a file of `targets.llama_quantize`, or the artifact that `quantize.py` made of the same
-student), llama.cpp's quantizer weighs columns by it.
+student), llama.cpp's quantizer weighs columns by it. Given kernels (`soloist kernels build`), products of 4-bit blocks
+are plugins in the folders for TensorRT on a Jetson.
 """
 
 from __future__ import annotations
@@ -21,34 +22,33 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soloist.kernels.errors import ArtifactError, GateError, SoloistError, UsageError
-from soloist.targets.formats import ENGINES, EXAMPLES, JETPACK, Format, parse
+from soloist.targets.formats import ENGINES, EXAMPLES, Format, parse
 from soloist.targets.llama_quantize import mean_squares, read_importance
 from soloist.targets.open import parts
 from soloist.targets.portable.export import compile_portable
 from soloist.targets.quantized import is_quantized, read_plan
-from soloist.targets.tensorrt.jetson import compile_tensorrt
+from soloist.targets.tensorrt.jetson import compile_tensorrt, standard
 from soloist.targets.tensorrt.plan import Student
 from soloist.targets.tensorrt.rtx import build_rtx
-from soloist.targets.tensorrt.versions import release
-from soloist.targets.to_gguf import PRECISIONS, compile_gguf
+from soloist.targets.to_gguf import compile_gguf
 from soloist.targets.to_onnx import compile_onnx
 from soloist.targets.tolerances import Tolerance, tolerance_of
-from soloist.toolchain.artifact import MANIFEST, Artifact, sha256_file, stage, write_atomic
+from soloist.toolchain.artifact import Artifact, stage, write_atomic
 from soloist.toolchain.events import QUIET, EventLog
+from soloist.toolchain.extras import PLAIN, Extras, extras_of, release_of, weighs
 from soloist.toolchain.knowledge.context import FILE
-from soloist.toolchain.verify.gate import GRAPH_CHECKED, judge_format, runs_here, without_device
+from soloist.toolchain.verify.gate import judge_format, runs_here, without_device
 from soloist.toolchain.verify.process import Probe
 
 if TYPE_CHECKING:
     from soloist.toolchain.verify.accuracy import Exam
 
 STAGE = "export"
-IMPORTANCE = "importance.gguf"
 DEFAULT_FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q5_0", "onnx-int8", "onnx-int4")
 _WORK = "work"
 _QUANTIZED = "quantize"
@@ -88,61 +88,6 @@ def parent_of(made: Artifact) -> Artifact:
     return found
 
 
-@dataclass(frozen=True)
-class Extras:
-    """What a format is made with beside the models, where it has a use for it.
-
-    Args:
-        digest: of the artifact, by which engines name their student.
-        importance: a file of `write_importance`, for llama.cpp's own quantizer.
-    """
-
-    digest: str = ""
-    importance: Path | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)  # of the importance, for the manifest
-
-    @property
-    def config(self) -> dict[str, str]:
-        """What of it makes one export another."""
-        return {} if self.importance is None else {"importance": str(self.facts["sha256"])}
-
-
-PLAIN = Extras()
-
-
-def importance_of(given: Path, student: Artifact, formats: Sequence[str]) -> Extras:
-    """The importance matrix of a student: a file, or an artifact that was quantized from this very student.
-
-    Raises:
-        UsageError: no format or no student for it.
-        ArtifactError: no such file, or the artifact of another student.
-    """
-    if student.manifest["stage"] == _QUANTIZED or parts(student.path):
-        raise UsageError(f"{student.path}: --importance is for rounding a float student of one model")
-    if not any(_weighs(parse(format)) for format in formats):
-        raise UsageError("--importance is for llama.cpp's own types, such as gguf-q4_k_m; name one in --formats")
-    folder, file = (given, given / IMPORTANCE) if given.is_dir() else (given.parent, given)
-    facts: dict[str, Any] = {"file": file.name}
-    if given.is_dir() or (is_quantized(folder) and (folder / MANIFEST).is_file()):
-        made = Artifact.open(folder, stage=_QUANTIZED)
-        source = made.manifest["parents"][0]["digest"]
-        if source != student.digest:
-            raise ArtifactError(
-                f"{folder}: was quantized from another student ({source}) than {student.path} ({student.digest}); "
-                "quantize this one with awq or gptq"
-            )
-        if not file.is_file():
-            raise ArtifactError(f"{folder}: holds no {IMPORTANCE}; quantize with awq or gptq, which look at inputs")
-        facts["artifact"] = made.digest
-    read_importance(file)
-    return Extras(student.digest, file, {**facts, "sha256": sha256_file(file)})
-
-
-def _weighs(format: Format) -> bool:
-    """Whether llama.cpp's own quantizer makes it."""
-    return format.target == "gguf" and format.precision is not None and format.precision.upper() not in PRECISIONS
-
-
 def export(
     student: Artifact,
     out: Path,
@@ -154,11 +99,12 @@ def export(
     beside: Mapping[str, str] | None = None,
     exam: Exam | None = None,
     importance: Path | None = None,
+    kernels: Path | None = None,
 ) -> Artifact:
     """Compile and check every format. `beside` is text that goes next to each model: file name -> content.
 
-    With an `exam` a format must keep the task's accuracy as well, where it can run here. `importance`: see
-    `importance_of`.
+    With an `exam` a format must keep the task's accuracy as well, where it can run here. What `importance` and
+    `kernels` may be, `extras` says.
 
     Raises:
         GateError: some file does not load, drifts, or loses accuracy; every reason is named.
@@ -171,8 +117,8 @@ def export(
     limits = {format: tolerance_of(format, width_of(models)) for format in formats}
     references = model_folders(original(student))
     beside = {**knowledge(student.path), **(beside or {})}
-    extras = Extras(student.digest) if importance is None else importance_of(importance, student, formats)
-    config = _config(limits, name, probe, beside, exam) | extras.config
+    extras = extras_of(student, width_of(models), formats, importance, kernels)
+    config = _config(limits, name, probe, beside, exam) | extras.said
 
     def build(partial: Path) -> Mapping[str, Any]:
         found: dict[str, dict[str, Any]] = {}
@@ -266,8 +212,8 @@ _Made = tuple[str, list[str]]  # name of the file, empty where the folder is the
 
 def _gguf(work: _Work) -> _Made:
     precision = work.precision.upper() if work.precision else None
-    file = work.extras.importance if _weighs(work.format) else None
-    weights = None if file is None else mean_squares(read_importance(file))
+    given = work.extras.importance if weighs(work.format) else None
+    weights = None if given is None else mean_squares(read_importance(given[0]))
     return str(compile_gguf(work.folder, work.out, precision, work.name, importance=weights)["file"]), []
 
 
@@ -289,8 +235,12 @@ def _engine(work: _Work) -> _Made:
     if work.format.target == "tensorrt-rtx":
         build_rtx(work.graph, work.out, student=who)
         return "", ["parsed and built by TensorRT-RTX"]
-    plan = compile_tensorrt(work.graph, work.out, release(jetpack=work.precision or JETPACK), student=who)
-    return "", [f"parsed by {plan['parsed']}"] if plan["parsed"] else []
+    kernels = work.extras.kernels
+    plan = compile_tensorrt(
+        work.graph, work.out, release_of(work.format), student=who, kernels=None if kernels is None else kernels[0]
+    )
+    parsed = f"parsed by {plan['parsed']}{'' if kernels is None else ' without our kernels'}"
+    return "", [parsed] if plan["parsed"] else []
 
 
 _COMPILERS: Mapping[str, Callable[[_Work], _Made]] = {
@@ -314,12 +264,8 @@ def compile_format(
         checked += seen
     for file, text in beside.items():
         write_atomic(partial / format / file, text)
-    facts: dict[str, Any] = {"path": path, "size_mb": _size_mb(partial / path)}
-    if checked:
-        facts["checked"] = checked
-    if extras.importance is not None and _weighs(wanted):
-        facts["importance"] = dict(extras.facts)
-    return facts
+    facts: dict[str, Any] = {"path": path, "size_mb": _size_mb(partial / path), **extras.taken(wanted)}
+    return facts | ({"checked": checked} if checked else {})
 
 
 def _graph(partial: Path, part: str) -> Path:
@@ -329,6 +275,11 @@ def _graph(partial: Path, part: str) -> Path:
 def files_of(folder: Path, path: Path, models: Mapping[str, Path]) -> dict[str, Path]:
     """The model or models of a compiled format by the name of the part."""
     return parts(folder) if len(models) > 1 else {"": path}
+
+
+def graphs_of(folder: Path, models: Mapping[str, Path], scratch: Path) -> dict[str, Path]:
+    """What ONNX Runtime opens of a folder for a Jetson, by the name of the part."""
+    return {part: standard(folder / part, scratch / "graph" / part) for part in models}
 
 
 def _check(
@@ -341,15 +292,18 @@ def _check(
     """
     scratch = partial / _WORK / "verify"
     apart = parse(format).target in ENGINES and not runs_here(partial / format)
-    files = {part: _graph(partial, part) for part in models}
     if not apart:
         files = files_of(partial / format, partial / facts["path"], models)
+    elif parse(format).target == "tensorrt":
+        files = graphs_of(partial / format, models, scratch)
+    else:
+        files = {part: _graph(partial, part) for part in models}
     sits = None if apart or exam is None else (exam, partial / facts["path"])
     found = judge_format(models, files, probe, scratch, limit, sits)
     if apart and found["verdict"] == "pass":
-        found = without_device(found, [GRAPH_CHECKED, *facts.get("checked", [])])
+        found = without_device(found, facts)
     facts.update(found)
-    for part in (*(f"{part}/file" for part in models), "exam"):
+    for part in (*(f"{part}/file" for part in models), "graph", "exam"):
         shutil.rmtree(scratch / part, ignore_errors=True)
     if facts["verdict"] == "fail":
         shutil.rmtree(partial / format)

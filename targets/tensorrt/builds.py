@@ -3,6 +3,7 @@
     Builds.read(folder, "sm_87").tactics("bias", "FP16", 32)     records of the manifest, the tactics 1, 2, …
     builds.ptx(record)                                           its entry as TensorRT calls it
     launch_of(record, {"M": …, "N": …, "K": …}, plugin)          grid, block, shared memory, scalars
+    copy_builds(folder, out, (87, 110), {32})                    what a graph needs of a folder, read the same way
 
 TensorRT hands over inputs, then scalars, then outputs; Triton's entry wants y before the sizes, and two hidden pointers
 behind them. PTX names its parameters, so their declarations are put in another order and nothing else (`in_order`).
@@ -15,8 +16,10 @@ documentation speaks of PTX alone.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +85,11 @@ class Builds:
         groups = sorted({record["constants"]["GROUP"] for record in self.records})
         return [(kind, group) for kind in ACTIVATIONS for group in groups if self.tactics(extra, kind, group)]
 
+    def missing(self, extra: str, group: int) -> UsageError:
+        """What is said where a plugin was built for no type of activations in such groups."""
+        there = ", ".join(f"{activations} in groups of {size}" for activations, size in self.kinds(extra)) or "none"
+        return UsageError(f"{plugin_name(extra)} in groups of {group} was not built for {self.arch}; there are {there}")
+
     def tactic(self, extra: str, activations: str, group: int, number: int) -> Record:
         """One of them. Raises UsageError."""
         found = self.tactics(extra, activations, group)
@@ -96,6 +104,36 @@ class Builds:
         """The build's PTX, its entry as TensorRT calls it. Raises ArtifactError."""
         text = (self.folder / record["files"]["ptx"]["path"]).read_text(encoding="utf-8")
         return in_order(text, [argument["name"] for argument in record["arguments"]], call_order(record))
+
+
+def built_for(folder: Path, architectures: Sequence[int]) -> list[Builds]:
+    """The builds for those of the architectures that a folder has. Raises ArtifactError where it has none of them."""
+    there = {record["arch"] for record in read_builds(folder) if record["kernel"] == KERNEL}
+    named = [f"sm_{sm}" for sm in architectures]
+    return [Builds.read(folder, arch) for arch in named if arch in there] or [Builds.read(folder, named[0])]
+
+
+def copy_builds(folder: Path, out: Path, architectures: Sequence[int], groups: Iterable[int]) -> list[str]:
+    """Put the PTX of the plain product in float16 into `out`, with a manifest; returns the architectures there are.
+
+    Raises:
+        UsageError: no build for groups of this size.
+        ArtifactError: no folder of `soloist kernels build`, or one without these architectures.
+    """
+    taken: list[Record] = []
+    found = built_for(folder, architectures)
+    for builds in found:
+        for group in sorted(set(groups)):
+            tactics = builds.tactics("", "FP16", group)
+            if not tactics:
+                raise builds.missing("", group)
+            taken += [{**record, "files": {"ptx": record["files"]["ptx"]}} for record in tactics]
+    for record in taken:
+        file = out / record["files"]["ptx"]["path"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / record["files"]["ptx"]["path"], file)
+    (out / "manifest.json").write_text(json.dumps({"facts": {"builds": taken}}, indent=1) + "\n", encoding="utf-8")
+    return [builds.arch for builds in found]
 
 
 def _can_launch(record: Record) -> bool:

@@ -5,28 +5,45 @@
     build_engine.py, run_engine.py   Python 3.10 and TensorRT; no Soloist, no torch
     README.txt                       the commands, trtexec's line, what is not certain
     tokenizer.json, chat_template.jinja, portable.json
+    kernels/                         PTX of our product, where the graph has it as a plugin (`kernels`); portable.json
+                                     is not there then, and its facts stand in build.json
 
 A folder is made for one JetPack. Where TensorRT-RTX is installed, its parser, which is TensorRT's, reads the graph
-first. What needs a Jetson has not been verified, and README.txt says so. Left out: DLA cores.
+first, without our plugins, which it does not have. What needs a Jetson has not been verified, and README.txt says so.
+`standard` makes what ONNX Runtime runs of a folder whose graph has plugins. Left out: DLA cores.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from soloist.kernels.choose import ARCHITECTURES
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.base import require
-from soloist.targets.portable.facts import DATA, FACTS, GRAPH, TEMPLATE, TOKENIZER, Facts, read_facts
+from soloist.targets.portable.facts import (
+    DATA,
+    FACTS,
+    GRAPH,
+    SCHEMA,
+    TEMPLATE,
+    TOKENIZER,
+    Facts,
+    is_portable,
+    read_facts,
+)
 from soloist.targets.tensorrt import build_engine, run_engine
-from soloist.targets.tensorrt.nodes import replace_all
+from soloist.targets.tensorrt.builds import copy_builds
+from soloist.targets.tensorrt.nodes import groups_of, replace_all, restore_all
 from soloist.targets.tensorrt.plan import Corners, Lengths, Student, digest_of, make_plan, write_plan
 from soloist.targets.tensorrt.rtx import LIBRARY, check_rtx
 from soloist.targets.tensorrt.versions import Release
 
-README = "README.txt"
+README, KERNELS = "README.txt", "kernels"
 SCRIPTS = (build_engine, run_engine)
 
 
@@ -40,7 +57,7 @@ def target(release: Release) -> dict[str, Any]:
 
 def compile_tensorrt(
     portable: Path, out: Path, release: Release, *, student: Student | None = None, lengths: Lengths | None = None,
-    plugins: bool = False,
+    kernels: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the device's folder `out`; returns its plan (`build.json`).
 
@@ -48,18 +65,19 @@ def compile_tensorrt(
         portable: a folder of `compile_portable`.
         student: its folder's name and the digest of its files if not given.
         lengths: 2048 tokens, or the student's context where that is shorter, if not given.
-        plugins: products of 4-bit blocks by our kernel, which the device then needs (`soloist kernels build`).
+        kernels: a folder of `soloist kernels build`: products of 4-bit blocks become plugins, their PTX is copied.
 
     Raises:
-        UsageError: a float32 graph, which a Jetson runs at half the speed, a context that is too long, or plugins for a
-            TensorRT that has none or a graph without 4-bit blocks.
-        ArtifactError: not a portable folder, one whose files are cut off, or a graph that the parser refuses.
+        UsageError: a float32 graph, which a Jetson runs at half the speed, a context that is too long, or kernels for a
+            TensorRT without plugins, a graph without 4-bit blocks, or blocks that they were not built for.
+        ArtifactError: not a portable folder, one whose files are cut off, a graph that the parser refuses, or kernels
+            that are not whole or of other boards.
     """
     facts = read_facts(portable)
     if facts.dtype != "float16":
         raise UsageError(f"{portable}: its graph is {facts.dtype}; export it in float16 for TensorRT")
-    if plugins and not release.has_plugins:
-        raise UsageError(f"{release.title} has TensorRT {release.tensorrt}; our kernels are plugins from 10.9 on")
+    if kernels is not None:
+        check_plugins(release)
     parsed = _parsed(portable)
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -67,12 +85,15 @@ def compile_tensorrt(
     try:
         for name in (TOKENIZER, TEMPLATE):
             shutil.copy2(portable / name, temporary / name)
-        count = _with_plugins(portable, temporary) if plugins else _as_it_is(portable, temporary)
+        if kernels is None:
+            put = _as_it_is(portable, temporary)
+        else:
+            put = _with_plugins(portable, temporary, kernels, release) | {"portable": asdict(facts)}
         plan = make_plan(
             temporary, facts, lengths or Lengths(min(2048, facts.context)),
             student or Student(portable.name, digest_of(portable)), target(release),
         )  # fmt: skip
-        plan |= {"parsed": parsed, "plugins": count}
+        plan |= {"parsed": parsed, **put}
         for script in SCRIPTS:
             shutil.copyfile(str(script.__file__), temporary / Path(str(script.__file__)).name)
         write_plan(plan, temporary)
@@ -84,21 +105,53 @@ def compile_tensorrt(
     return plan
 
 
-def _as_it_is(portable: Path, out: Path) -> int:
+def check_plugins(release: Release) -> None:
+    """Raise UsageError where a TensorRT takes no plugins compiled ahead of time."""
+    if not release.has_plugins:
+        raise UsageError(
+            f"{release.title} has TensorRT {release.tensorrt}; our kernels are plugins from 10.9 on (JetPack 7.0)"
+        )
+
+
+def _as_it_is(portable: Path, out: Path) -> dict[str, Any]:
     for name in (GRAPH, DATA, FACTS):
         shutil.copy2(portable / name, out / name)
-    return 0
+    return {"plugins": 0}
 
 
-def _with_plugins(portable: Path, out: Path) -> int:
-    """Write the graph with our kernels in it, how many. It is no longer portable, hence no `portable.json`."""
+def _with_plugins(portable: Path, out: Path, kernels: Path, release: Release) -> dict[str, Any]:
+    """Write the graph with our kernels in it and their PTX; how many, for which boards."""
     onnx = require("onnx", "compile")
     model = onnx.load(str(portable / GRAPH))
     count = replace_all(model)
     if not count:
         raise UsageError(f"{portable}: no products of 4-bit blocks in its graph; quantize to 4 bits, or export without")
+    (out / KERNELS).mkdir()
+    boards = copy_builds(kernels, out / KERNELS, release.architectures or ARCHITECTURES, groups_of(model))
     onnx.save(model, str(out / GRAPH), save_as_external_data=True, location=DATA, size_threshold=1024)
-    return count
+    return {"plugins": count, "boards": boards}
+
+
+def standard(folder: Path, scratch: Path) -> Path:
+    """A portable folder of the graph of a device's folder: that one, or `scratch`, with standard operators in the place
+    of our kernels, made of the very integers that they were given. Raises ArtifactError."""
+    if is_portable(folder):
+        return folder
+    onnx = require("onnx", "compile")
+    try:
+        facts = dict(json.loads((folder / build_engine.PLAN).read_text(encoding="utf-8"))["portable"])
+        model = onnx.load(str(folder / GRAPH))
+    except Exception as error:  # protobuf and onnx raise kinds of their own for a graph that is none
+        raise ArtifactError(f"{folder}: no whole folder for a Jetson ({error}); export the student again") from error
+    restore_all(model)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    onnx.save(model, str(scratch / GRAPH), save_as_external_data=True, location=DATA, size_threshold=1024)
+    for name in (TOKENIZER, TEMPLATE):
+        shutil.copyfile(folder / name, scratch / name)
+    facts |= {"schema": SCHEMA, "sizes": {name: (scratch / name).stat().st_size for name in (GRAPH, DATA)}}
+    (scratch / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    return scratch
 
 
 def _parsed(portable: Path) -> str:
@@ -129,8 +182,8 @@ def _corner(shapes: dict[str, Corners], at: int) -> str:
 
 def readme(plan: dict[str, Any], facts: Facts, release: Release) -> str:
     """What a person on the device needs to know."""
-    eights = facts.bits.get("8", 0)
-    build = "python3 build_engine.py --timing-cache timings" + (" --plugin KERNELS" if plan["plugins"] else "")
+    eights = sum(count for width, count in facts.bits.items() if width != "4")  # 5 and 6 bits are INT8 there, too
+    build = "python3 build_engine.py --timing-cache timings" + (f" --plugin {KERNELS}" if plan["plugins"] else "")
     lines = [
         f"Student {plan['student']['name']}, digest {plan['student']['digest']}",
         f"for {release.title}, TensorRT {release.tensorrt}, Python {release.python or '3.10 or newer'}",
@@ -148,12 +201,12 @@ def readme(plan: dict[str, Any], facts: Facts, release: Release) -> str:
         "",
         "    " + trtexec(plan),
         "",
-        f"Not verified on a Jetson. {'Read by the parser of TensorRT-RTX.' if plan['parsed'] else 'Not parsed yet.'}",
+        f"Not verified on a Jetson. {_said_parsed(plan)}",
     ]
     if plan["plugins"]:
         lines += [
-            f"{plan['plugins']} products are Soloist's kernel: KERNELS is a folder of `soloist kernels build --kernel",
-            "w4a16_gemv` for this board. pip install soloist on the device first. trtexec alone cannot build it.",
+            f"{plan['plugins']} products are Soloist's kernel, whose PTX for {' and '.join(plan['boards'])} lies in",
+            f"{KERNELS}. pip install soloist on the device first. trtexec alone cannot build it.",
         ]
     if eights:
         lines += [
@@ -161,3 +214,9 @@ def readme(plan: dict[str, Any], facts: Facts, release: Release) -> str:
             "them, --check says which tensor: quantize it to 4 or 16 bits and export again.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _said_parsed(plan: dict[str, Any]) -> str:
+    if not plan["parsed"]:
+        return "Not parsed yet."
+    return "Read by the parser of TensorRT-RTX" + (", without the plugins." if plan["plugins"] else ".")

@@ -7,7 +7,8 @@ else. Weights are initializers: int32 words, float16 scales, int8 zero points (U
 codes 0 .. 15 are the same bytes). `group` is a list of one, see `plugin`. `replace` puts such a node where a
 MatMul or a MatMulNBits stood, between casts where the graph computes in float32; `replace_all` where a float16 MatMul
 stood behind the DequantizeLinear of 4-bit blocks, as in a portable graph. Left out: Gemm, and quantized embeddings,
-which are gathers and not products. ONNX Runtime has no such operator: a graph with it is for TensorRT.
+which are gathers and not products. ONNX Runtime has no such operator: a graph with it is for TensorRT. `restore_all`
+puts standard operators back, made of what the nodes hold, so that such a graph can be run without TensorRT.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.base import require
-from soloist.targets.repack import BLOCK, BlockDQ, Matrix, NBits, from_block_dq, from_matmul_nbits
+from soloist.targets.repack import BLOCK, BlockDQ, Matrix, NBits, dequantize_linear, from_block_dq, from_matmul_nbits
 from soloist.targets.tensorrt.builds import NAMESPACE, plugin_name
 
 VERSION = "1"  # what tensorrt.plugin registers
@@ -163,6 +164,44 @@ def replace_all(model: Any) -> int:  # noqa: ANN401 - onnx.ModelProto
     if count:
         model.opset_import.append(onnx.helper.make_opsetid(NAMESPACE, 1))
     return count
+
+
+def groups_of(model: Any) -> set[int]:  # noqa: ANN401 - onnx.ModelProto
+    """Columns in a group, of every node of `replace_all`."""
+    return {_group(node) for node in model.graph.node if _is_ours(node)}
+
+
+def _is_ours(node: Any) -> bool:  # noqa: ANN401 - onnx.NodeProto
+    return (node.domain, node.op_type) == (NAMESPACE, plugin_name(""))
+
+
+def _group(node: Any) -> int:  # noqa: ANN401 - onnx.NodeProto
+    return int(next(attribute.ints[0] for attribute in node.attribute if attribute.name == "group"))
+
+
+def restore_all(model: Any) -> None:  # noqa: ANN401 - onnx.ModelProto
+    """Put DequantizeLinear and MatMul in the place of every node of `replace_all`."""
+    onnx = require("onnx", "compile")
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes, added, gone = [], [], set()
+    for node in graph.node:
+        if not _is_ours(node):
+            nodes.append(node)
+            continue
+        x, *held = node.input
+        words, scales = (onnx.numpy_helper.to_array(constants[name]) for name in held)
+        weight = f"{node.name}.weight"
+        tensors, blocks = dequantize_linear(Matrix(words, scales, _group(node)), weight, dtype="float16")
+        nodes += [blocks, onnx.helper.make_node("MatMul", [x, weight], [node.output[0]], name=node.name)]
+        added += tensors
+        gone.update(held)
+    kept = [tensor for name, tensor in constants.items() if name not in gone]
+    opsets = [opset for opset in model.opset_import if opset.domain != NAMESPACE]
+    del graph.node[:], graph.initializer[:], model.opset_import[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*kept, *added])
+    model.opset_import.extend(opsets)
 
 
 def _of_blocks(onnx: Any, node: Any, constants: dict[str, Any], casts: dict[str, str]) -> Matrix | None:  # noqa: ANN401

@@ -133,10 +133,7 @@ def _combinations(plugin: Any, extra: str, builds: Builds | None, group: int) ->
             numbers = {} if builds is None else {"tactics": list(range(1, len(tactics) + 1))}
             found.append(plugin.AutoTuneCombination(types, "LINEAR", **numbers))
     if builds is not None and not found:
-        raise UsageError(
-            f"{plugin_name(extra)} in groups of {group} was not built for {builds.arch}; there are "
-            f"{', '.join(f'{activations} in groups of {size}' for activations, size in builds.kinds(extra))}"
-        )
+        raise builds.missing(extra, group)
     return found
 
 

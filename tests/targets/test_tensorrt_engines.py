@@ -8,6 +8,7 @@ import json
 import runpy
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ for package in ("onnxruntime", "onnx", "tokenizers", "jinja2"):
 
 import onnx  # noqa: E402
 
+from soloist.kernels.aot import read_builds  # noqa: E402
 from soloist.kernels.errors import ArtifactError, EngineError, UsageError  # noqa: E402
 from soloist.targets.base import Sampling  # noqa: E402
 from soloist.targets.portable.facts import DATA, FACTS, GRAPH, read_facts  # noqa: E402
@@ -30,6 +32,7 @@ from soloist.targets.tensorrt.runner import EngineRuntime  # noqa: E402
 from soloist.targets.tensorrt.versions import release  # noqa: E402
 
 double = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tensorrt_engine_double.py"))))
+folders = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("kernel_builds.py"))))
 STUDENT = Student("Tiny", "d1" * 32)
 LENGTHS = Lengths(context=96, piece=8)
 QUESTION = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -143,6 +146,14 @@ def test_a_folder_has_what_a_device_needs(exported, half):
     assert STUDENT.digest in text and build_engine.sha256(half / GRAPH) in text and "TensorRT 10.3" in text
     line = next(line for line in text.splitlines() if "trtexec --onnx" in line)
     assert "--stronglyTyped" in line and "--profile=1" in line and "past_key_values.1.value:1x2x95x16" in line
+
+
+def test_all_wider_codes_are_counted_as_int8(half, exported):
+    plan, facts = json.loads((exported / build_engine.PLAN).read_text()), read_facts(half)
+    for bits, count in ({"4": 9, "5": 2, "6": 3, "8": 1}, 6), ({"4": 9, "5": 2}, 2), ({"4": 9}, 0):
+        text = jetson.readme(plan, replace(facts, bits=bits), release(jetpack="6.2"))
+        assert ("tensors are INT8 in blocks" in text) == bool(count)
+        assert not count or f"\n{count} of its tensors are INT8 in blocks" in text
 
 
 def test_from_11_on_nothing_says_that_a_network_is_strongly_typed(half, tmp_path, monkeypatch, install):
@@ -274,12 +285,21 @@ def blocks(half, tmp_path):
 
 
 def test_our_kernel_may_be_part_of_the_graph(blocks, half, tmp_path, monkeypatch, install, capsys):
+    pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setattr(jetson, "_parsed", lambda folder: "")
-    out, thor = tmp_path / "device", release(jetpack="7.0")
-    plan = jetson.compile_tensorrt(blocks, out, thor, student=STUDENT, lengths=LENGTHS, plugins=True)
+    out, thor, kernels = tmp_path / "device", release(jetpack="7.0"), tmp_path / "built"
+    kernels.mkdir()
+    folders.write(kernels, ("sm_87", "sm_110"))
+    plan = jetson.compile_tensorrt(blocks, out, thor, student=STUDENT, lengths=LENGTHS, kernels=kernels)
     model = onnx.load(str(out / GRAPH))
     assert plan["plugins"] == 1 == [node.op_type for node in model.graph.node].count("w4a16_gemv")
-    assert not (out / FACTS).exists() and "--plugin KERNELS" in (out / "README.txt").read_text()
+    assert not (out / FACTS).exists() and {record["arch"] for record in read_builds(out / "kernels")} == {"sm_110"}
+    text = (out / "README.txt").read_text()
+    assert "timings --plugin kernels" in text and "1 products are Soloist's kernel, whose PTX for sm_110 lies" in text
+    again = onnx.load(str(jetson.standard(out, tmp_path / "standard") / GRAPH))
+    assert {node.domain for node in again.graph.node} == {""}
+    assert read_facts(tmp_path / "standard").layers == read_facts(half).layers
+    assert jetson.standard(half, tmp_path / "unused") == half
     install("10.13.3")
     assert build(out) == 1 and "--plugin KERNELS" in capsys.readouterr().err
     asked = []
@@ -288,9 +308,9 @@ def test_our_kernel_may_be_part_of_the_graph(blocks, half, tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "soloist.targets.tensorrt.plugin", None)
     assert build(out, "--plugin", tmp_path) == 1 and "--plugin needs Soloist" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"JetPack 6.1 .* has TensorRT 10.3; our kernels are plugins from 10.9 on"):
-        jetson.compile_tensorrt(blocks, tmp_path / "no", release(jetpack="6.1"), plugins=True)
+        jetson.compile_tensorrt(blocks, tmp_path / "no", release(jetpack="6.1"), kernels=kernels)
     with pytest.raises(UsageError, match="no products of 4-bit blocks in its graph"):
-        jetson.compile_tensorrt(half, tmp_path / "no", thor, plugins=True)
+        jetson.compile_tensorrt(half, tmp_path / "no", thor, kernels=kernels)
     assert not list(tmp_path.glob("no*"))
 
 

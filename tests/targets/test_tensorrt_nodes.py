@@ -14,7 +14,7 @@ from onnx.reference.op_run import OpRun  # noqa: E402
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.targets.repack import Matrix, dequantize_linear, pack, to_matmul_nbits, unpack  # noqa: E402
 from soloist.targets.tensorrt.builds import INPUTS, plugin_name  # noqa: E402
-from soloist.targets.tensorrt.nodes import gemv_node, replace, replace_all  # noqa: E402
+from soloist.targets.tensorrt.nodes import gemv_node, groups_of, replace, replace_all, restore_all  # noqa: E402
 
 N, K = 43, 96
 
@@ -251,3 +251,10 @@ def test_every_product_of_4_bit_blocks_is_replaced_and_no_other():
     assert {name for name in names if name.endswith(".codes")} == {"odd.codes", "eight.codes"}
     np.testing.assert_allclose(_run(model, _x(5, 96)), wanted, rtol=2e-2, atol=np.abs(wanted).max() * 5e-3)
     assert replace_all(model) == 0
+    assert groups_of(model) == {32}
+    restore_all(model)
+    kinds = [node.op_type for node in model.graph.node]
+    assert (kinds.count("MatMul"), kinds.count("DequantizeLinear"), "w4a16_gemv" in kinds) == (5, 6, False)
+    assert [opset.domain for opset in model.opset_import] == [""] and not groups_of(model)
+    onnx.checker.check_model(model)
+    np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {"x": _x(5, 96)})[0], wanted)

@@ -18,7 +18,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from soloist.kernels.aot import HIDDEN, build_kernels, resources  # noqa: E402
+from soloist.kernels.aot import build_kernels, resources  # noqa: E402
 from soloist.kernels.choose import ARCHITECTURES, REGISTRY  # noqa: E402
 from soloist.kernels.errors import ArtifactError, ResourceError, UsageError  # noqa: E402
 from soloist.kernels.grid import grid_size  # noqa: E402
@@ -30,6 +30,7 @@ from soloist.targets.tensorrt import plugin as tensorrt_plugin  # noqa: E402
 from soloist.targets.tensorrt.builds import INPUTS, Builds, call_order, in_order, plugin_name  # noqa: E402
 
 double = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tensorrt_double.py"))))
+folders = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("kernel_builds.py"))))
 HALF, BF16, INT32, INT8 = (double.DataType[name] for name in ("HALF", "BF16", "INT32", "INT8"))
 GROUP = np.array([32], np.int32)
 DECLARED = [build for build in KERNEL.builds() if "GROUP" in build.constants]
@@ -66,13 +67,7 @@ def plugin(monkeypatch):
 
 def _record(build, arch="sm_87", **changes):
     """What a manifest says of a declared build, as far as no compiler is needed."""
-    named = [(name, kind, False) for name, kind in build.signature.items()] + [(name, "*i8", True) for name in HIDDEN]
-    return {
-        "build": build.name, "kernel": build.kernel, "arch": arch, "constants": dict(build.constants),
-        "grid": list(build.grid), "block": [32 * build.configuration.warps, 1, 1], "shared": 0, "entry": "kernel",
-        "arguments": [{"name": name, "type": kind, "hidden": hidden} for name, kind, hidden in named],
-        "scratch": {"global": [0, 1], "profile": [0, 1]}, "files": {"ptx": {"path": "none.ptx"}}, **changes,
-    }  # fmt: skip
+    return folders.record(build, arch) | changes
 
 
 def _declared(records, monkeypatch, arch="sm_87"):

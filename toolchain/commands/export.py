@@ -30,11 +30,13 @@ def _student(path: Path) -> Artifact:
 @click.option("--questions", type=click.Path(path_type=Path), help="Held-out questions whose right answers must stay.")
 @click.option("--importance", type=click.Path(path_type=Path),
               help="For gguf-q4_k_m and the like: importance.gguf, or a folder of `soloist quantize`.")  # fmt: skip
+@click.option("--plugin", "kernels", type=click.Path(path_type=Path), metavar="KERNELS",
+              help="For tensorrt-7.0 and newer: 4-bit products by a folder of `soloist kernels build`.")  # fmt: skip
 @click.option("--tools", multiple=True, help="Entry point of tools, where the student's are not built in.")
 @click.option("--name", default="Student", show_default=True)
 def command(
     student: Path, output: Path, formats: str, probe: Path, questions: Path | None, importance: Path | None,
-    tools: tuple[str, ...], name: str,
+    kernels: Path | None, tools: tuple[str, ...], name: str,
 ) -> None:  # fmt: skip
     """Compile the artifact STUDENT. The formats gguf, onnx and onnx-portable take it as it is: of a quantized one they
     carry its integers. The others round a float student. A file that does not load or drifts past its tolerance is
@@ -55,7 +57,9 @@ def command(
         with tempfile.TemporaryDirectory() as scratch:
             exam = exam_of(original(made_of), load_questions(questions).questions, Path(scratch), tools)
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
-        made = export(made_of, output, chosen, prompts, events, name=name, exam=exam, importance=importance)
+        made = export(
+            made_of, output, chosen, prompts, events, name=name, exam=exam, importance=importance, kernels=kernels
+        )
     for format, facts in made.facts["formats"].items():
         click.echo(
             f"{format:18} {facts['size_mb']:7.1f} MB  KL {facts['kl_mean']:.4f}  top-1 {facts['top1']:.1%}  "

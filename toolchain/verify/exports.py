@@ -11,12 +11,14 @@ from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.formats import ENGINES, parse
 from soloist.targets.tolerances import tolerance_of
 from soloist.toolchain.artifact import Artifact
-from soloist.toolchain.export import STAGE, files_of, model_folders, original, parent_of, width_of
+from soloist.toolchain.export import STAGE, files_of, graphs_of, model_folders, original, parent_of, width_of
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.verify.accuracy import exam_of
 from soloist.toolchain.verify.gate import judge_format, runs_here, without_device
 from soloist.toolchain.verify.process import LIMIT_S, Probe
 from soloist.toolchain.verify.verdict import Standing, check_files, record, standing
+
+_KEPT = ("path", "size_mb", "checked", "importance", "kernels")
 
 
 def verify_export(
@@ -50,17 +52,21 @@ def verify_export(
         limit = tolerance_of(format, width)
         if points is not None:
             limit = replace(limit, points=points)
-        kept = {key: known[format][key] for key in ("path", "size_mb", "checked", "importance") if key in known[format]}
+        kept = {key: known[format][key] for key in _KEPT if key in known[format]}
         apart = parse(format).target in ENGINES and not runs_here(path / format)
         if apart and parse(format).target == "tensorrt-rtx":  # holds no graph that could be run instead
             found = dict(known[format])
         else:
             model = path / known[format]["path"]
-            files = files_of(path / format, model, models)
+            if apart:
+                files = graphs_of(path / format, models, scratch)
+                model = next(iter(files.values())) if len(files) == 1 else next(iter(files.values())).parent
+            else:
+                files = files_of(path / format, model, models)
             sits = (exam, model) if exam else None
             found = judge_format(models, files, probe, scratch, limit, sits, limit_s=limit_s, memory_mb=memory_mb)
             if apart and found["verdict"] == "pass":
-                found = without_device(found, kept["checked"])
+                found = without_device(found, kept)
         record(export, format, {**kept, **found})
         yield format, standing(export, format)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ from soloist.toolchain.artifact import device
 from soloist.toolchain.verify.differences import compare, in_words
 from soloist.toolchain.verify.process import LIMIT_S, Probe, memory_for, observe
 
-GRAPH_CHECKED = "its graph in ONNX Runtime against the student"
+_GRAPH = "its graph in ONNX Runtime against the student"
+_RESTORED = f"{_GRAPH}, our kernels written out in standard operators"
+_UNSEEN = "our kernels inside TensorRT"
 
 if TYPE_CHECKING:
     from soloist.toolchain.verify.accuracy import Exam
@@ -136,10 +138,19 @@ def _capability() -> str:
     return (answer.stdout.splitlines() or [""])[0].strip()
 
 
-def without_device(facts: Mapping[str, Any], checked: Sequence[str]) -> dict[str, Any]:
-    """What is said of an engine that cannot run here: its graph passed, and that is not a pass of its own."""
+def without_device(found: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of an engine that cannot run here: its graph passed, and that is not a pass of its own.
+
+    Args:
+        found: the verdict on the graph.
+        made: what was said when it was compiled: `checked`, and `kernels` where ours are in it.
+    """
+    graph = _RESTORED if "kernels" in made else _GRAPH
+    checked = list(dict.fromkeys([graph, *made.get("checked", [])]))
     reason = f"runs where its GPU is; checked without it: {', '.join(checked)}"
-    return {**facts, "verdict": "not run", "reason": reason, "checked": list(checked)}
+    if "kernels" in made:
+        reason += f"; not checked: {_UNSEEN}"
+    return {**found, "verdict": "not run", "reason": reason, "checked": checked}
 
 
 def _worse(judged: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
