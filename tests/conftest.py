@@ -9,7 +9,7 @@ import os
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -131,12 +131,43 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def whole_job(sums, one_thread, tiny_smollm2, tiny_smollm2_gguf, tmp_path_factory) -> SimpleNamespace:
+def warm_python(one_thread) -> Iterator[str]:
+    """A program in place of Python that has imported what is slow to import (`warm_python.py`); Python but on Linux."""
+    if sys.platform != "linux":
+        yield sys.executable
+        return
+    with runpy.run_path(str(Path(__file__).with_name("warm_python.py")))["warm"]() as program:
+        yield program
+
+
+@pytest.fixture(scope="session")
+def warmed(warm_python) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """`with warmed():` workers of the gate and the measurement, and the ONNX builder, start warm."""
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("toolchain.verify.process", "toolchain.bench.process", "targets.to_onnx"):
+                patch.setattr(f"soloist.{module}.sys", SimpleNamespace(executable=warm_python))
+            yield
+
+    return block
+
+
+@pytest.fixture(scope="module")
+def warm_workers(warmed) -> Iterator[None]:
+    """The same for all tests of a module."""
+    with warmed():
+        yield
+
+
+@pytest.fixture(scope="session")
+def whole_job(sums, warmed, tiny_smollm2, tiny_smollm2_gguf, tmp_path_factory) -> SimpleNamespace:
     """The tiny job, run once without interruption: `job`, `out`, `report`, `events`. Treat it as read-only."""
     from soloist.toolchain.events import EventLog
     from soloist.toolchain.pipeline import run
 
     job = sums.job(tiny_smollm2, tiny_smollm2_gguf, tmp_path_factory.mktemp("job") / "out")
-    with EventLog(job.out / "events.jsonl") as events:
+    with EventLog(job.out / "events.jsonl") as events, warmed():
         report = run(job, events)
     return SimpleNamespace(job=job, out=job.out, report=report, base=tiny_smollm2, gguf=tiny_smollm2_gguf)

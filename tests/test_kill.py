@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -18,14 +17,16 @@ from soloist.toolchain.traces.store import read_runs
 
 # stage -> artifact, and how many units of its progress are done when the kill falls
 KILLS = {"teach": ("traces", 9), "distill": ("student", 3), "export": ("compiled", 1), "bench": ("measured", 20)}
-# one process imports what takes long to import and never begins; each start of the job is a fork of it
+# a process that never begins itself: each start of the job is a fork of it
 STARTER = """
 import os, sys, time
 from pathlib import Path
-import accelerate, gguf, llama_cpp, transformers.models.llama.modeling_llama
+from types import SimpleNamespace
+from soloist.toolchain.bench import process as bench
 from soloist.toolchain.distill import train
 from soloist.toolchain.events import EventLog
 from soloist.toolchain.pipeline import run
+from soloist.toolchain.verify import process as gate
 from sums_team import job
 
 def often(self, base, config, accelerator=None, begin=train.Trainer.__init__):
@@ -43,7 +44,8 @@ for _ in sys.stdin:
 else:
     sys.exit()
 train.Trainer.__init__ = often
-base, model, out = map(Path, sys.argv[1:])
+base, model, out = map(Path, sys.argv[2:])
+bench.sys = gate.sys = SimpleNamespace(executable=sys.argv[1])
 with EventLog(out / "events.jsonl", (slowly,)) as events:
     run(job(base, model, out), events)
 os._exit(0)
@@ -53,10 +55,11 @@ os._exit(0)
 class Starter:
     """Starts the job in processes of its own, one after the other."""
 
-    def __init__(self, whole_job, out, errors):
-        command = [sys.executable, "-P", "-c", STARTER, str(whole_job.base), str(whole_job.gguf), str(out)]
-        self.errors = errors
-        with errors.open("w") as file:
+    def __init__(self, python, whole_job, out):
+        script, self.errors = out.with_name("starter.py"), out.with_name("errors.txt")
+        script.write_text(STARTER)
+        command = [python, "-P", str(script), python, str(whole_job.base), str(whole_job.gguf), str(out)]
+        with self.errors.open("w") as file:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
             )
@@ -106,11 +109,10 @@ def kill_in(stage, done, starter, out):
 
 
 @pytest.fixture(scope="module")
-def killed_job(whole_job, tmp_path_factory):
+def killed_job(warm_python, whole_job, tmp_path_factory):
     """The tiny job, killed once in each stage and started again; its folder."""
-    folder = tmp_path_factory.mktemp("killed")
-    out = folder / "out"
-    starter = Starter(whole_job, out, folder / "errors.txt")
+    out = tmp_path_factory.mktemp("killed") / "out"
+    starter = Starter(warm_python, whole_job, out)
     for stage, (name, done) in KILLS.items():
         kill_in(stage, done, starter, out)
         assert (out / f"{name}.partial").is_dir() and not (out / name).exists(), f"not killed within {stage}"
