@@ -3,25 +3,27 @@
     <out>/traces      recorded by the team, or the recording that ships with Soloist
     <out>/gate        where asked for: whether distilling is advised, and the team's skill card
     <out>/student     distilled from them
-    <out>/compiled    GGUF and ONNX, each opened and compared with the student
-    <out>/measured    team, rivals, student and files on the same held-out questions
+    <out>/compiled    files of the formats asked for, each opened and compared with the student
+    <out>/measured    team, rivals, student and the files that passed, on the same held-out questions
     <out>/report.html · report.json · report.md · events.jsonl
 
 Stages that are there already with the same inputs are not done again, so the same command goes on after
-a kill and costs nothing after it has ended.
+a kill and costs nothing after it has ended. An engine whose GPU is not here is compiled, and neither passes
+nor is measured.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soloist.kernels.errors import DataError, MissingExtraError
-from soloist.targets.tolerances import tolerance_of
+from soloist.targets.base import refuse_rivals
+from soloist.targets.formats import ENGINES, parse
 from soloist.toolchain.artifact import Artifact, commit, device, versions
 from soloist.toolchain.bench.cost import ApiPrice, LocalPrice, Spend
 from soloist.toolchain.bench.measure import MEASUREMENTS, measure
@@ -42,12 +44,25 @@ from soloist.toolchain.teams.config import Demonstration, TeamConfig
 from soloist.toolchain.tools.calls import grammar
 from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import read_runs
+from soloist.toolchain.verify.gate import runs_here
 from soloist.toolchain.verify.verdict import standing
 
 if TYPE_CHECKING:
     from soloist.toolchain.distill.stage import DistillConfig
 
 FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q5_0", "gguf-q4_0", "onnx-int8", "onnx-int4")
+_GRAPH = (
+    ("onnxruntime", "onnx"), ("tokenizers", "onnx"), ("jinja2", "onnx"), ("onnx", "compile"), ("onnx_ir", "compile"),
+    ("onnxscript", "compile"), ("optimum", "compile"),
+)  # fmt: skip
+# target -> packages that compile and check it, and the extras that carry them
+_PACKAGES = {
+    "gguf": (("llama_cpp", "gguf"),),
+    "onnx": (("onnxruntime_genai", "onnx"), ("onnx", "compile"), ("onnx_ir", "compile")),
+    "onnx-portable": _GRAPH,
+    "tensorrt-rtx": (*_GRAPH, ("tensorrt_rtx", "rtx")),
+    "tensorrt": _GRAPH,
+}
 PROBES = 24
 ENOUGH = 1000  # trajectories to read while training; see benchmarks/LOG.md
 GATE_QUESTIONS = 6  # the published operating point, six runs each
@@ -106,11 +121,12 @@ def _check(job: Job) -> Path:
     _refuse_overlap((question.question for question in job.train), job.test)
     trained = {question.benchmark for question in job.train if question.benchmark}
     refuse_trained(Lineage(tuple(trained)), (question.benchmark for question in job.test))
-    for name in job.formats:
-        tolerance_of(name)
+    targets = sorted({parse(name).target for name in job.formats})
     resolve(job.method)
     base = Path(job.base) if Path(job.base).exists() else find_base(job.base)
-    for package, extra in _needed(job):
+    if targets != ["gguf"]:
+        refuse_rivals()
+    for package, extra in _needed(job, targets):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, extra)
     from soloist.toolchain.distill.student import check_base
@@ -120,14 +136,12 @@ def _check(job: Job) -> Path:
     return base
 
 
-def _needed(job: Job) -> list[tuple[str, str]]:
+def _needed(job: Job, targets: Iterable[str]) -> list[tuple[str, str]]:
     """The optional packages that any stage of the job will want, and the extras that carry them."""
     needed = [(package, "train") for package in ("torch", "transformers", "accelerate", "safetensors", "gguf")]
-    families = {name.partition("-")[0] for name in job.formats}
-    if "gguf" in families or job.team.engine.kind == "gguf":
-        needed.append(("llama_cpp", "gguf"))
-    if "onnx" in families:
-        needed += [("onnxruntime_genai", "onnx"), ("onnx", "compile"), ("onnx_ir", "compile")]
+    if job.team.engine.kind == "gguf":
+        needed += _PACKAGES["gguf"]
+    needed += [package for target in targets for package in _PACKAGES[target]]
     if job.team.engine.kind == "openai":
         needed += [("openai", "api"), *([] if job.usd_per_million else [("genai_prices", "prices")])]
     return needed
@@ -243,7 +257,13 @@ def _systems(job: Job, traces: Artifact, student: Artifact, compiled: Artifact) 
     tools = student_tools(student)
     hosted = [team, *rivals(job.team, job.examples, tools, budget)]
     priced = [system.model_copy(update={"usd_per_million": job.usd_per_million}) for system in hosted]
-    return [*priced, *students(student, compiled, job.team.tools)]
+    return [*priced, *students(student, compiled, _measurable(compiled), job.team.tools)]
+
+
+def _measurable(compiled: Artifact) -> list[str]:
+    """The formats that passed and whose device is here, by the latest verdict on each."""
+    passed = [name for name in compiled.facts["formats"] if standing(compiled, name).verdict == "pass"]
+    return [name for name in passed if parse(name).target not in ENGINES or runs_here(compiled.path / name)]
 
 
 def _measured(job: Job, traces: Artifact, student: Artifact, compiled: Artifact, events: EventLog) -> Artifact:
@@ -271,7 +291,7 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
         seeds={"measurement": job.seed, "training": job.seed},
         method=_method(traces, student),
         training=_training(student),
-        parity=_parity(compiled),
+        parity=_parity(compiled, {m.system_id for m in measurements}),
         runs=runs,
         overlap=overlap,
         lineage=lineage_of(artifacts),
@@ -320,11 +340,11 @@ def _training(student: Artifact) -> list[TrainingPoint]:
     return [TrainingPoint(step=s["step"], loss=s["loss"], tokens_per_second=s.get("tokens_per_second")) for s in steps]
 
 
-def _parity(compiled: Artifact) -> list[Parity]:
+def _parity(compiled: Artifact, measured: Collection[str]) -> list[Parity]:
     return [
         Parity(
             file=Path(facts["path"]).name, format=name, size_mb=facts["size_mb"], kl=facts.get("kl_mean"),
-            top1=facts.get("top1"), passed=facts["verdict"] == "pass",
+            top1=facts.get("top1"), verdict=facts["verdict"], measured=f"student-{name}" in measured,
             tolerance=f"KL ≤ {facts['tolerance']['kl']:g}, top-1 ≥ {facts['tolerance']['top1']:.0%}",
             note=stands.note,
         )

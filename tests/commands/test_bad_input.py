@@ -247,7 +247,7 @@ def test_a_disk_that_is_really_full(tmp_path):
     [
         ("--base", "llama-9", ARTIFACT, "unknown base model 'llama-9'"),
         ("--method", "magic", USAGE, "method: unknown 'magic'; there are: sft"),
-        ("--formats", "gguf-q9", USAGE, "--formats: unknown gguf-q9"),
+        ("--formats", "gguf-q9", USAGE, "unknown format 'gguf-q9': use one of gguf, "),
         ("--usd-per-hour", "-1", USAGE, "usd_per_hour is -1.0: a number from 0 upward is needed"),
         ("--watts", "nan", USAGE, "watts is nan: a number from 0 upward is needed"),
     ],

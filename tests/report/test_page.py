@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from soloist.toolchain.report.contract import Parity
 from soloist.toolchain.report.page import render
 from soloist.toolchain.report.words import find
 
@@ -141,6 +142,38 @@ def test_failed_parity_and_recorded_label_are_visible(builder, measured, system_
     team = measured(system_rows["team"], "held-out", 80).model_copy(update={"label": "recorded"})
     shown = render(builder(measurements=[team, measured(system_rows["artifact"], "held-out", 80)]))
     assert '<span class="tag">recorded</span>' in shown
+
+
+def test_an_engine_that_was_not_run_does_not_look_as_passed(builder, make_context):
+    parity = tuple(
+        Parity(
+            file=file, format=file, size_mb=90.0, kl=0.0123, top1=0.987, tolerance="KL ≤ 0.5", verdict=verdict,
+            measured=measured, note=note,
+        )
+        for file, verdict, measured, note in (
+            ("one.gguf", "pass", True, ""),
+            ("tensorrt-rtx", "not run", False, "not run: runs where its GPU is; checked without it: its <graph>"),
+            ("tensorrt-7.2", "pass", False, ""),
+            ("two.gguf", "fail", False, "fail: drifted from the student"),
+            ("three.gguf", "none", False, "none: never verified"),
+        )
+    )  # fmt: skip
+    made = builder(context=make_context(parity=parity))
+    body = re.search(r'<section id="files".*?</section>', render(made), re.DOTALL).group(0)
+    rows = {re.search("<code>(.*?)</code>", row).group(1): row for row in body.split("<tr")[2:]}
+    verdicts = {"one.gguf": "✓ passed", "tensorrt-rtx": "– not run here", "tensorrt-7.2": "✓ passed",
+                "two.gguf": "✗ failed", "three.gguf": "– no verdict"}  # fmt: skip
+    assert {
+        file: re.search('<span class="[a-z]+">(.*?)</span>', row).group(1) for file, row in rows.items()
+    } == verdicts
+    assert {file for file, row in rows.items() if "not measured" in row} == {*verdicts} - {"one.gguf"}
+    assert {file for file, row in rows.items() if "of its graph" in row} == {"tensorrt-rtx"}
+    assert "its &lt;graph&gt;" in rows["tensorrt-rtx"]
+    caveats = [line for line in made.details.caveats if line.startswith("Compiled but not measured: ")]
+    assert [line.split(": ")[1].split(",")[0] for line in caveats] == [
+        "tensorrt-7.2", "tensorrt-rtx", "two.gguf", "three.gguf",
+    ]  # fmt: skip
+    assert not any("one.gguf" in line for line in caveats)
 
 
 def test_same_report_gives_the_same_page(report, html):

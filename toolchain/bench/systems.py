@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from soloist.targets.formats import parse
 from soloist.targets.open import PARTS, parts
 from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.bench.records import Kind
@@ -25,14 +26,10 @@ from soloist.toolchain.teams.config import (
 
 BASE_PROMPT = "Answer the question. End with '#### ' and the answer alone."
 BASE_TOKENS = 64
-FORMAT_NAMES = {
-    "gguf-f16": "GGUF F16",
-    "gguf-q8_0": "GGUF Q8_0",
-    "gguf-q5_0": "GGUF Q5_0",
-    "gguf-q4_0": "GGUF Q4_0",
-    "onnx-int8": "ONNX int8",
-    "onnx-int4": "ONNX int4",
-}
+_TARGETS = {
+    "gguf": "GGUF", "onnx": "ONNX", "onnx-portable": "ONNX portable", "tensorrt-rtx": "TensorRT-RTX",
+    "tensorrt": "TensorRT",
+}  # fmt: skip
 
 
 class System(Config):
@@ -101,8 +98,17 @@ def student_team(path: Path, tools: Sequence[str], entries: Sequence[str]) -> Te
     )  # fmt: skip
 
 
-def students(student: Artifact, compiled: Artifact, entries: Sequence[str]) -> list[System]:
-    """The torch student and every compiled file of it."""
+def format_title(format: str) -> str:
+    """A format as people call it, "GGUF Q8_0"."""
+    found = parse(format)
+    precision = found.precision or ""
+    if found.target == "tensorrt" and precision:
+        precision = f"JetPack {precision}"
+    return f"{_TARGETS[found.target]} {precision.upper() if found.target == 'gguf' else precision}".strip()
+
+
+def students(student: Artifact, compiled: Artifact, formats: Sequence[str], entries: Sequence[str]) -> list[System]:
+    """The torch student and these compiled formats of it."""
     tools = student_tools(student)
     models = parts(student.path).values() or [student.path]
     size = sum((model / "model.safetensors").stat().st_size for model in models) / 1e6
@@ -112,10 +118,11 @@ def students(student: Artifact, compiled: Artifact, entries: Sequence[str]) -> l
             team=student_team(student.path, tools, entries),
         )
     ]  # fmt: skip
-    for name, facts in compiled.facts["formats"].items():
+    for name in formats:
+        facts = compiled.facts["formats"][name]
         found.append(
             System(
-                id=f"student-{name}", kind="artifact", format=FORMAT_NAMES.get(name, name), size_mb=facts["size_mb"],
+                id=f"student-{name}", kind="artifact", format=format_title(name), size_mb=facts["size_mb"],
                 team=student_team(compiled.path / facts["path"], tools, entries),
             )
         )  # fmt: skip

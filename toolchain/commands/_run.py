@@ -16,9 +16,6 @@ from soloist.toolchain.pipeline import FORMATS, Job
 def make_job(team: str, out: Path, options: Mapping[str, Any], *, command: str) -> Job:
     """The job the options describe. Raises UsageError."""
     formats = tuple(filter(None, options["formats"].split(","))) or FORMATS
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise UsageError(f"--formats: unknown {', '.join(unknown)}; there are {', '.join(FORMATS)}")
     try:
         price = LocalPrice(
             usd_per_hour=options["usd_per_hour"], watts=options["watts"], usd_per_kwh=options["usd_per_kwh"]

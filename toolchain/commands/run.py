@@ -28,7 +28,7 @@ import click
 @click.option("--set", "chosen", multiple=True, metavar="KEY=VALUE", help="An option of the method; repeatable.")
 @click.option("--gate", is_flag=True, help="First ask whether distilling is likely to help: 6 runs of 6 questions.")
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: to read about 1,000 trajectories, at most 3]")
-@click.option("--formats", default="", help="Formats to compile, comma-separated  [default: all]")
+@click.option("--formats", default="", help="Comma-separated, as of `soloist export`  [default: six of GGUF and ONNX]")
 @click.option("--api-price", help="Dollars per million tokens of a hosted model: IN,OUT  [default: genai-prices]")
 @click.option("--usd-per-hour", type=float, help="Price of this machine.")
 @click.option("--watts", type=float, help="Power of this machine while busy, above idle.")

@@ -41,6 +41,12 @@ from soloist.toolchain.report.contract import (
 from soloist.toolchain.report.lineage import Lineage, refuse_trained
 from soloist.toolchain.traces.schema import Run
 
+_UNMEASURED = {
+    "pass": "which passed where its GPU is and cannot run on this machine",
+    "not run": "which cannot run on this machine: only its graph was compared with the student",
+    "fail": "which did not keep to the student",
+    "none": "which was never verified",
+}
 ORDER: tuple[Kind, ...] = ("team", "self-consistency", "tool-agent", "base", "student", "artifact")
 
 
@@ -285,6 +291,10 @@ def _caveats(measurements: Sequence[Measurement], systems: Sequence[System], con
         failed = sum(a.error is not None for m in measurements if m.system_id == name for a in m.answers)
         if failed:
             said.append(f"{name}: {failed} questions ended in an error; without an answer they count as wrong.")
+    for verdict, words in _UNMEASURED.items():
+        files = [p.file for p in context.parity if p.verdict == verdict and not p.measured]
+        if files:
+            said.append(f"Compiled but not measured: {', '.join(files)}, {words}.")
     choices = sum(s.kind == "artifact" and s.split == "held-out" for s in systems)
     if choices > 1:
         said.append(

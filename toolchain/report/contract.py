@@ -79,7 +79,11 @@ class TrainingPoint(_Part):
 
 
 class Parity(_Part):
-    """One compiled file against the torch student. `tolerance` and `verdict` in words."""
+    """One compiled file against the torch student.
+
+    "not run" is an engine whose GPU is not here: `kl` and `top1` are then those of its graph. What has no passing
+    verdict is not `measured`.
+    """
 
     file: str
     format: str
@@ -87,7 +91,8 @@ class Parity(_Part):
     kl: float | None
     top1: float | None
     tolerance: str
-    passed: bool
+    verdict: Literal["pass", "fail", "not run", "none"]
+    measured: bool = True
     note: str = ""
 
 

@@ -7,6 +7,13 @@ from soloist.toolchain.report.contract import Extra, Report, System
 from soloist.toolchain.report.svg import esc, table
 from soloist.toolchain.report.words import SPLITS, names, number, percent, points, seconds, usd
 
+_VERDICTS = {
+    "pass": '<span class="ok">✓ passed</span>',
+    "fail": '<span class="bad">✗ failed</span>',
+    "not run": '<span class="plain">– not run here</span>',
+    "none": '<span class="bad">– no verdict</span>',
+}
+
 
 def _between(pair: tuple[float, float] | None) -> str:
     return "" if pair is None else f"<small>{esc(seconds(pair[0]))} – {esc(seconds(pair[1]))}</small>"
@@ -101,13 +108,16 @@ def parity(report: Report) -> str:
     """Every compiled file against the torch student."""
     found = report.details.parity if report.details else ()
     head = ("File", "Format", "Size", "KL", "Same top-1", "Tolerance", "Verdict")
-    rows = [
-        [f"<code>{esc(p.file)}</code>", esc(p.format), f"{number(p.size_mb)} MB",
-         "n/a" if p.kl is None else number(p.kl, 2), "n/a" if p.top1 is None else f"{100 * p.top1:.1f}%",
-         esc(p.tolerance), ('<span class="ok">✓ passed</span>' if p.passed else '<span class="bad">✗ failed</span>')
-         + (f"<small>{esc(p.note)}</small>" if p.note else "")]
-        for p in found
-    ]  # fmt: skip
+    rows = []
+    for p in found:
+        of = "<small>of its graph</small>" if p.verdict == "not run" else ""
+        said = "; ".join(filter(None, (p.note, "" if p.measured else "not measured")))
+        rows.append(
+            [f"<code>{esc(p.file)}</code>", esc(p.format), f"{number(p.size_mb)} MB",
+             "n/a" if p.kl is None else number(p.kl, 2) + of,
+             "n/a" if p.top1 is None else f"{100 * p.top1:.1f}%{of}",
+             esc(p.tolerance), _VERDICTS[p.verdict] + (f"<small>{esc(said)}</small>" if said else "")]
+        )  # fmt: skip
     return table(head, rows, "Compiled files compared with the student in torch") if rows else ""
 
 
