@@ -62,6 +62,53 @@ def tiny(make_student, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def student(tiny, tmp_path_factory):
+    """The same as an artifact of stage `distill`. Treat it as read-only."""
+    from soloist.toolchain.artifact import stage
+
+    def build(made):
+        shutil.copytree(tiny, made, dirs_exist_ok=True)
+        return {}
+
+    return stage("distill", tmp_path_factory.mktemp("student") / "student", {}, [], build)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny, tmp_path_factory) -> Path:
+    """The tiny student as GGUF, F16."""
+    pytest.importorskip("gguf")
+    from soloist.targets.to_gguf import compile_gguf
+
+    out = tmp_path_factory.mktemp("gguf")
+    return out / compile_gguf(tiny, out, "F16", "Tiny")["file"]
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tiny, warmed, tmp_path_factory) -> Path:
+    """The tiny student as an int8 onnxruntime-genai folder."""
+    for package in ("onnxruntime_genai", "onnx_ir"):
+        pytest.importorskip(package)
+    from soloist.targets.to_onnx import compile_onnx
+
+    out = tmp_path_factory.mktemp("onnx") / "int8"
+    with warmed():
+        compile_onnx(tiny, out, "int8")
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_portable(tiny, one_thread, tmp_path_factory) -> Path:
+    """The tiny student as a portable ONNX folder, float32."""
+    for package in ("onnxruntime", "onnxscript", "onnx_ir", "optimum"):
+        pytest.importorskip(package)
+    from soloist.targets.portable.export import compile_portable
+
+    out = tmp_path_factory.mktemp("portable") / "portable"
+    compile_portable(tiny, out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def tiny_smollm2(base_gguf, tmp_path_factory) -> Path:
     """A Hugging Face folder: SmolLM2's own tokenizer under two layers that know a few chats by heart.
 

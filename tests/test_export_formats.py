@@ -13,6 +13,7 @@ import numpy as np  # noqa: E402
 
 from soloist.kernels.errors import ArtifactError, SoloistError, UsageError  # noqa: E402
 from soloist.targets import llama_quantize  # noqa: E402
+from soloist.targets.portable.export import compile_portable  # noqa: E402
 from soloist.toolchain.artifact import Artifact, sha256_file, stage  # noqa: E402
 from soloist.toolchain.export import export  # noqa: E402
 from soloist.toolchain.extras import IMPORTANCE  # noqa: E402
@@ -33,18 +34,7 @@ MIXED = Plan.model_validate({
 })  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _threads(one_thread):
-    """One thread, here and in the subprocesses."""
-
-
-@pytest.fixture(scope="module")
-def student(tiny, tmp_path_factory) -> Artifact:
-    def build(made):
-        shutil.copytree(tiny, made, dirs_exist_ok=True)
-        return {}
-
-    return stage("distill", tmp_path_factory.mktemp("student") / "student", {}, [], build)
+pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in the subprocesses
 
 
 def test_a_plan_of_mixed_widths_goes_into_every_format_and_each_is_checked(student, tmp_path):
@@ -64,7 +54,11 @@ def test_a_plan_of_mixed_widths_goes_into_every_format_and_each_is_checked(stude
     assert Artifact.open(made.path, stage="export").manifest["parents"][0]["digest"] == quantized.digest
 
 
-def test_a_float_student_goes_into_every_format_as_it_is(student, tmp_path):
+def test_a_float_student_goes_into_every_format_as_it_is(student, tiny_portable, tmp_path, monkeypatch):
+    def traced_once(folder, out, dtype):
+        return shutil.copytree(tiny_portable, out) if dtype == "float32" else compile_portable(folder, out, dtype)
+
+    monkeypatch.setattr("soloist.toolchain.export.compile_portable", traced_once)
     made = export(student, tmp_path / "out", ["gguf", "onnx", "onnx-portable", "onnx-portable-fp16"], PROBE)
     found = {format: facts["tolerance"]["kl"] for format, facts in made.facts["formats"].items()}
     assert found == {"gguf": 0.002, "onnx": 0.0001, "onnx-portable": 0.0001, "onnx-portable-fp16": 0.002}

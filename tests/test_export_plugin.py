@@ -26,9 +26,7 @@ FORMATS = ["tensorrt-7.2"]
 folders = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("targets") / "kernel_builds.py")))
 
 
-@pytest.fixture(autouse=True)
-def _threads(one_thread):
-    """One thread, here and in the subprocesses."""
+pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in the subprocesses
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +36,9 @@ def _unparsed(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def quantized(tiny, tmp_path_factory):
+def quantized(student, tmp_path_factory):
     """The tiny student in 4 bits, its embedding in 8: 14 products for the kernel."""
-    folder = tmp_path_factory.mktemp("student")
-
-    def build(made):
-        shutil.copytree(tiny, made, dirs_exist_ok=True)
-        return {}
-
-    student = stage("distill", folder / "student", {}, [], build)
+    folder = tmp_path_factory.mktemp("quantized")
     return quantize(QuantizeConfig(bits=4, group=32, method="mse"), student, folder / "quantized")
 
 
@@ -110,8 +102,7 @@ def test_a_graph_whose_kernels_hold_other_numbers_is_refused(quantized, kernels,
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial" / "tensorrt-7.2").exists()
 
 
-def test_what_takes_no_kernels_is_refused_before_anything_is_compiled(quantized, kernels, tmp_path):
-    student = Artifact.open(quantized.path.parent / "student")
+def test_what_takes_no_kernels_is_refused_before_anything_is_compiled(student, quantized, kernels, tmp_path):
     for of, formats, said in (
         (quantized, ["gguf", "onnx-portable"], "name a format such as tensorrt-7.2 in --formats"),
         (quantized, ["tensorrt"], "has TensorRT 10.3; our kernels are plugins from 10.9 on"),

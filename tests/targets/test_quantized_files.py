@@ -43,18 +43,7 @@ PROBE = Probe([CHAT], ["The sum of 12 and 30 is 42."])
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
-@pytest.fixture(autouse=True)
-def _threads(one_thread):
-    """One thread, here and in the subprocesses."""
-
-
-@pytest.fixture(scope="module")
-def student(tiny, tmp_path_factory) -> Artifact:
-    def build(made):
-        shutil.copytree(tiny, made, dirs_exist_ok=True)
-        return {}
-
-    return stage("distill", tmp_path_factory.mktemp("student") / "student", {}, [], build)
+pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in the subprocesses
 
 
 @pytest.fixture(scope="module")

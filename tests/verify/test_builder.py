@@ -39,9 +39,7 @@ def combinations():
         yield precision, {key: value for key, value in options.items() if value is not None}
 
 
-@pytest.fixture(autouse=True)
-def _threads(one_thread):
-    """One thread, here and in the subprocesses."""
+pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in the subprocesses
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,7 @@ QUESTIONS = [
 PROBE = probe_of(QUESTIONS)
 
 
-@pytest.fixture(autouse=True)
-def _threads(one_thread):
-    """One thread, here and in the subprocesses."""
+pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in the subprocesses
 
 
 @pytest.fixture(scope="module")
