@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import ArtifactError
-from soloist.targets.base import require
+from soloist.targets.base import first_line, require
 from soloist.targets.portable.facts import DATA, DTYPES, GRAPH, TEMPLATE, TOKENIZER, Facts, input_names, output_names
 from soloist.targets.portable.graph import OPSET, check_portable, save, tidy
 from soloist.targets.portable.shapes import Shapes, read_shapes
@@ -78,8 +78,7 @@ def _configuration(student: Path, quantized: bool) -> Any:  # noqa: ANN401 - a t
     try:
         return require("transformers", "compile").AutoConfig.from_pretrained(str(student), local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise ArtifactError(f"{student}: transformers does not know this architecture ({line})") from error
+        raise ArtifactError(f"{student}: transformers does not know this architecture ({first_line(error)})") from error
 
 
 def _tokenizer(student: Path, out: Path, config: Any) -> tuple[dict[str, str], tuple[int, ...]]:  # noqa: ANN401
@@ -91,8 +90,7 @@ def _tokenizer(student: Path, out: Path, config: Any) -> tuple[dict[str, str], t
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(student), local_files_only=True)
         backend = tokenizer.backend_tokenizer
     except Exception as error:  # the tokenizers package raises plain Exception
-        line = str(error).strip().splitlines()[0]
-        raise ArtifactError(f"{student}: its tokenizer does not load ({line})") from error
+        raise ArtifactError(f"{student}: its tokenizer does not load ({first_line(error)})") from error
     if not isinstance(tokenizer.chat_template, str):
         raise ArtifactError(f"{student}: no chat template (chat_template.jinja); a chat student needs one")
     backend.no_padding()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -12,6 +14,8 @@ from soloist.kernels.errors import UsageError
 from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.cli import main
 from soloist.toolchain.traces.schema import Run, ToolUse, Turn
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_teams_lists_what_ships(soloist):
@@ -34,6 +38,8 @@ def test_doctor_tells_the_machine_and_every_extra(soloist, monkeypatch):
     said = soloist("doctor").stdout
     for line in ("machine ", "gpu ", "commit ", *doctor.EXTRAS):
         assert f"\n{line}" in f"\n{said}"
+    declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    assert set(doctor.EXTRAS) == declared - {"onnx-gpu", "test", "bench", "all"}
     monkeypatch.setattr(doctor, "EXTRAS", {"made-up": ("json", "no_such_package_here")})
     assert "made-up  missing no_such_package_here" in soloist("doctor").stdout
 

