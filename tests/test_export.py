@@ -16,6 +16,7 @@ from soloist.toolchain.export import export
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.team import Team
 from soloist.toolchain.verify import Probe
+from soloist.toolchain.verify.exports import verify_export
 
 for package in ("torch", "transformers", "gguf", "llama_cpp"):
     pytest.importorskip(package)
@@ -47,12 +48,12 @@ def judged(monkeypatch):
         seen["compiled"].append(precision)
         return compile_gguf(folder, out, precision, name, **importance)
 
-    def judge(folder, file, probe, scratch, tolerance):
+    def judge(folder, file, probe, scratch, tolerance, **limits):
         assert isinstance(tolerance, Tolerance)
         if file.parent.name in seen["kill"]:
             raise KeyboardInterrupt
         failed = {"verdict": "fail", "reason": "drifted far"}
-        return failed if file.parent.name in seen["bad"] else {"verdict": "pass", "kl_mean": 0.0}
+        return failed if file.parent.name in seen["bad"] else {"verdict": "pass", "kl_mean": 0.0, "top1": 1.0}
 
     monkeypatch.setattr(module, "compile_gguf", counted)
     monkeypatch.setattr("soloist.toolchain.verify.gate.judge", judge)
@@ -204,6 +205,20 @@ def test_an_engine_that_cannot_run_here_is_not_said_to_have_passed(student, tmp_
     assert "JetPack 7.2" in (made.path / "tensorrt-7.2" / "build.json").read_text()
     assert not (made.path / "work").exists()
     assert engines["students"] == [Student("Student", made.manifest["parents"][0]["digest"])] * 3
+
+
+def test_the_engines_of_a_pair_are_made_and_verified_part_by_part(pair, tmp_path, engines):
+    made = export(pair, tmp_path / "out", ["tensorrt-rtx", "tensorrt"], PROBE)
+    for format, sidecar in (("tensorrt-rtx", "engine.json"), ("tensorrt", "build.json")):
+        assert {file.parent.name for file in (made.path / format).rglob(sidecar)} == {"decomposer", "solver"}
+        assert made.facts["formats"][format]["verdict"] == "not run"
+    found = dict(verify_export(made.path, PROBE, tmp_path / "scratch"))
+    assert {format: stands.verdict for format, stands in found.items()} == dict.fromkeys(
+        made.facts["formats"], "not run"
+    )
+    engines["bad"] = {"tensorrt"}  # the folder of both graphs
+    ((_, stands),) = verify_export(made.path, PROBE, tmp_path / "again", ["tensorrt"])
+    assert stands.verdict == "fail" and stands.facts["reason"] == "decomposer: drifted far"
 
 
 def test_an_engine_whose_graph_drifts_is_refused(student, tmp_path, engines):

@@ -55,11 +55,18 @@ def command(
 
 
 def _lone(file: Path, student: Path, format: str, probe: Any, scratch: Path, limits: dict[str, Any]) -> None:  # noqa: ANN401 - a Probe
-    from soloist.kernels.errors import GateError
+    from soloist.kernels.errors import GateError, UsageError
+    from soloist.targets.open import parts
     from soloist.targets.tolerances import tolerance_of
-    from soloist.toolchain.verify import judge
+    from soloist.toolchain.verify.gate import judge_format
 
-    facts = judge(student, file, probe, scratch, tolerance_of(format), **limits)
+    models = parts(student) or {"": student}
+    files = parts(file) or {"": file}
+    if files.keys() != models.keys():
+        raise UsageError(
+            f"{student} and {file}: a student of two models is compared with a folder of two, and no other"
+        )
+    facts = judge_format(models, files, probe, scratch, tolerance_of(format), **limits)
     if facts["verdict"] != "pass":
         raise GateError(f"{file}: {facts['reason']}")
     click.echo(f"{file}: passes. {_numbers(facts)}")
