@@ -34,7 +34,7 @@ def often(self, base, config, accelerator=None, begin=train.Trainer.__init__):
 
 def slowly(event):
     if event["event"] == "progress":
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 for _ in sys.stdin:
     if (child := os.fork()) == 0:

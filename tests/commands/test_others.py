@@ -64,7 +64,9 @@ def test_report_without_a_measurement_is_refused(refused, tmp_path):
     assert "not a report of schema 1" in refused(3, "report", tmp_path)
 
 
-def test_the_steps_one_by_one_make_what_run_makes(soloist, whole_job, sums, team_file, question_file, tmp_path):
+def test_the_steps_one_by_one_make_what_run_makes(
+    soloist, whole_job, warm_workers, sums, team_file, question_file, tmp_path
+):
     """The same traces and student as the whole job; the questions come from files, so ids and digests differ."""
     asked = question_file(sums.questions(24))
     teach = soloist("teach", team_file(whole_job.job.team), "--questions", asked, "-o", tmp_path / "traces")

@@ -46,13 +46,13 @@ def traces(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_a_method_trains_by_one_command_and_its_student_is_compiled_and_answers(
-    name, traces, tiny_smollm2, one_thread, tmp_path
+    name, traces, tiny, one_thread, tmp_path
 ):
     if name == "pad":
         pytest.importorskip("trl", reason="GRPO is TRL's: install 'soloist[rl]'")
-    options = [*FEW.get(name, ()), *([f"teacher={tiny_smollm2}"] if name == "gkd" else [])]
+    options = [*FEW.get(name, ()), *([f"teacher={tiny}"] if name == "gkd" else [])]
     student = tmp_path / "student"
-    command = ["distill", str(traces.path), "-o", str(student), "-m", str(tiny_smollm2), "--method", name]
+    command = ["distill", str(traces.path), "-o", str(student), "-m", str(tiny), "--method", name]
     command += [word for option in options for word in ("--set", option)]
     ended = CliRunner().invoke(main, command, catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
