@@ -167,7 +167,7 @@ def test_a_pair_is_refused_where_one_part_is(pair, tmp_path, judged):
 def engines(monkeypatch, judged):
     """Graph and engine as empty files: both have their own tests."""
     judged["students"] = []
-    build_rtx = module.build_rtx
+    judged["rtx"] = module.require_rtx
 
     def portable(folder, out, dtype):
         assert dtype == "float16"
@@ -187,9 +187,9 @@ def engines(monkeypatch, judged):
         (out / "build.json").write_text(found.title)
         return {"parsed": "tensorrt_rtx"}
 
-    for name, fake in (("compile_portable", portable), ("build_rtx", build), ("compile_tensorrt", folder)):
+    fakes = {"compile_portable": portable, "build_rtx": build, "compile_tensorrt": folder, "require_rtx": lambda: None}
+    for name, fake in fakes.items():
         monkeypatch.setattr(module, name, fake)
-    judged["rtx"] = build_rtx
     monkeypatch.setattr("soloist.toolchain.verify.gate.device", lambda: {"gpu": None})
     return judged
 
@@ -230,7 +230,7 @@ def test_an_engine_whose_graph_drifts_is_refused(student, tmp_path, engines):
 
 def test_a_format_that_cannot_be_compiled_is_named_after_the_others_were_done(student, tmp_path, engines, monkeypatch):
     monkeypatch.setattr("soloist.targets.tensorrt.rtx.LIBRARY", "tensorrt_rtx_that_nobody_has")
-    monkeypatch.setattr(module, "build_rtx", engines["rtx"])
+    monkeypatch.setattr(module, "require_rtx", engines["rtx"])
     with pytest.raises(MissingExtraError, match=r"needs the package 'tensorrt_rtx_that_nobody_has'.*soloist\[rtx\]"):
         export(student, tmp_path / "out", ["tensorrt-rtx", "gguf-f16"], PROBE)
     partial = tmp_path / "out.partial"

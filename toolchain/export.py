@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soloist.kernels.errors import ArtifactError, GateError, SoloistError, UsageError
+from soloist.targets.families import FAMILIES
 from soloist.targets.formats import ENGINES, EXAMPLES, Format, parse
 from soloist.targets.llama_quantize import mean_squares, read_importance
 from soloist.targets.open import parts
@@ -34,8 +35,8 @@ from soloist.targets.portable.export import compile_portable
 from soloist.targets.quantized import is_quantized, read_plan
 from soloist.targets.tensorrt.jetson import compile_tensorrt, standard
 from soloist.targets.tensorrt.plan import Student
-from soloist.targets.tensorrt.rtx import build_rtx
-from soloist.targets.to_gguf import compile_gguf
+from soloist.targets.tensorrt.rtx import build_rtx, require_rtx
+from soloist.targets.to_gguf import compile_gguf, read_config
 from soloist.targets.to_onnx import compile_onnx
 from soloist.targets.tolerances import Tolerance, tolerance_of
 from soloist.toolchain.artifact import Artifact, stage, write_atomic
@@ -218,7 +219,14 @@ def _gguf(work: _Work) -> _Made:
 
 
 def _onnx(work: _Work) -> _Made:
-    compile_onnx(work.folder, work.out, work.precision)
+    try:
+        compile_onnx(work.folder, work.out, work.precision)
+    except ArtifactError as error:
+        kind = read_config(work.folder).get("model_type")
+        if kind in FAMILIES:
+            raise
+        known = ", ".join(FAMILIES)  # the builder itself may not name what it does not know
+        raise ArtifactError(f"{error}; its architecture is '{kind}', and those that work are {known}") from error
     return "", []
 
 
@@ -229,6 +237,8 @@ def _portable(work: _Work) -> _Made:
 
 def _engine(work: _Work) -> _Made:
     """An engine, or what a device builds it of, from a graph in fp16 that other engines take too."""
+    if work.format.target == "tensorrt-rtx":
+        require_rtx()
     if not work.graph.is_dir():
         compile_portable(work.folder, work.graph, "float16")
     who = Student(work.name, work.extras.digest) if work.extras.digest else None

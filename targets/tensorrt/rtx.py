@@ -39,6 +39,12 @@ def target(capabilities: tuple[str, ...]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def require_rtx() -> None:
+    """Raise MissingExtraError where TensorRT-RTX is not installed."""
+    if importlib.util.find_spec(LIBRARY) is None:
+        raise MissingExtraError(LIBRARY, "rtx")
+
+
 def build_rtx(
     portable: Path, out: Path, capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0"), *,
     student: Student | None = None, lengths: Lengths | None = None, seconds: float = 3600, memory_mb: int = 16384,
@@ -56,8 +62,7 @@ def build_rtx(
         MissingExtraError: TensorRT-RTX is not installed.
     """
     aimed = target(capabilities)
-    if importlib.util.find_spec(LIBRARY) is None:
-        raise MissingExtraError(LIBRARY, "rtx")
+    require_rtx()
     facts = read_facts(portable)
     plan = make_plan(
         portable, facts, lengths or Lengths(min(2048, facts.context)),
@@ -86,8 +91,7 @@ def check_rtx(portable: Path, *, seconds: float = 600, memory_mb: int = 16384) -
 
     Raises ArtifactError where it refuses without saying what, ResourceError, MissingExtraError.
     """
-    if importlib.util.find_spec(LIBRARY) is None:
-        raise MissingExtraError(LIBRARY, "rtx")
+    require_rtx()
     facts = read_facts(portable)
     plan = make_plan(portable, facts, Lengths(2, 1), Student(portable.name, ""), target(("8.9",)))
     scratch = portable.with_name(portable.name + ".check.tmp")
