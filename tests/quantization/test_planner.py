@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -152,7 +153,7 @@ def test_the_smallest_size_that_keeps_the_accuracy_is_taken(student, tmp_path):
     assert made.facts["accuracy"]["drop_points"] == 0 and made.facts["accuracy"]["questions"] == 10
     assert json.loads((made.path / SENSITIVITY).read_text())["chosen"]["embedding"] > 4
     assert len(asked) <= 4 and made.facts["size_mb"] < max(asked)
-    with pytest.raises(UsageError, match=r"max_accuracy_drop 1 cannot be met .* loses 20.0 points on 10 questions"):
+    with pytest.raises(UsageError, match=r"max_accuracy_drop 1 cannot be met .* loses 20 points on 10 questions"):
         make_plan(
             _config(max_accuracy_drop=1.0, max_mb=100, seed=3), student, tmp_path / "no",
             ask=lambda matrices: [1] * 10 if matrices is None else [1] * 8 + [0] * 2,
@@ -174,10 +175,14 @@ def test_budgets_that_say_nothing_are_refused(told, said):
 
 def test_milliseconds_that_no_width_meets_name_the_nearest(student, tmp_path):
     told = {"device": "jetson-orin-nano-8gb", "max_ms_per_token": 1e-6}
-    with pytest.raises(UsageError, match=r"cannot be met on .*predicted"):
+    with pytest.raises(UsageError, match=r"cannot be met on .*predicted") as refused:
         make_plan(_config(**told), student, tmp_path / "no")
-    made = make_plan(_config(**{**told, "max_ms_per_token": 1000.0}), student, tmp_path / "yes")
-    assert 0 < made.facts["ms_per_token_predicted"] <= 1000
+    nearest = float(re.search(r"with 4 bits everywhere a token takes (\S+) ms", str(refused.value))[1])
+    with pytest.raises(UsageError, match=f"a token takes {nearest:g} ms"):  # not by a hundredth
+        make_plan(_config(**{**told, "max_ms_per_token": 0.99 * nearest}), student, tmp_path / "no")
+    made = make_plan(_config(**{**told, "max_ms_per_token": nearest}), student, tmp_path / "yes")
+    assert 0 < made.facts["ms_per_token_predicted"] <= nearest
+    assert not list(tmp_path.glob("no*/*.yaml")) and not (tmp_path / "no").exists()
     with pytest.raises(UsageError, match="an accuracy budget needs questions"):
         make_plan(_config(max_accuracy_drop=1), student, tmp_path / "no")
 
@@ -198,3 +203,7 @@ def test_the_command_plans_and_explains(student, tmp_path):
     assert done.exit_code == 2 and "go together" in done.output
     done = CliRunner().invoke(main, ["plan", str(student.path), "-o", str(tmp_path / "no"), "--max-mb", "0.0001"])
     assert done.exit_code == 2 and "cannot be met: with 4 bits everywhere the file takes" in done.output
+    budget = ["--device", "jetson-orin-nano-8gb", "--max-ms-per-token", "0.00001"]
+    done = CliRunner().invoke(main, ["plan", str(student.path), "-o", str(tmp_path / "no"), *budget])
+    assert done.exit_code == 2 and "cannot be met on" in done.output and " ms (predicted)" in done.output
+    assert not (tmp_path / "no").exists()

@@ -196,39 +196,35 @@ class _Planning:
         return Option(bits, size, 0 if looked_up else size, damage)
 
     def _streamed_limit(self) -> int | None:
-        """Bytes of weights that a token may stream for the milliseconds it may take."""
+        """Bytes of weights that a token may stream for the milliseconds it may take; below 0 where none may."""
         if self.config.max_ms_per_token is None or self.config.device is None:
             return None
         place, shape = device_named(self.config.device), shape_named(str(self.folder))
         cache = shape.kv_bytes(CONTEXT)
         fixed, per_byte = itl_ms(place, shape, 0), (itl_ms(place, shape, 1e9) - itl_ms(place, shape, 0)) / 1e9
-        found = int((self.config.max_ms_per_token - fixed) / per_byte) - cache
-        if found <= 0:
-            raise UsageError(
-                f"{self.config.max_ms_per_token:g} ms per token cannot be met on {place.name}: {fixed:.2f} ms go to "
-                f"launches and {cache * per_byte:.2f} to the cache of {CONTEXT} tokens, whatever the widths (predicted)"
-            )
-        return found
+        return int((self.config.max_ms_per_token - fixed) / per_byte) - cache
 
     def _refuse_impossible(
         self, places: Sequence[Spot], shapes: Mapping[str, tuple[int, ...]], other: int
     ) -> None:  # fmt: skip
-        """Budgets that no width meets, before anything is measured."""
+        """Budgets that no width meets, before anything is measured; the message names the nearest that can be met."""
         least = [min((self._option(spot, bits, shapes, 0.0) for bits in self.config.widths), key=lambda o: o.bytes)
                  for spot in places]  # fmt: skip
         size, streamed = (sum(getattr(option, what) for option in least) for what in ("bytes", "streamed"))
         if self.config.max_mb is not None and size + other > self.config.max_mb * 1e6:
             raise UsageError(
                 f"max_mb {self.config.max_mb:g} cannot be met: with {min(self.config.widths)} bits everywhere the file "
-                f"takes {(size + other) / 1e6:.4g} MB, {other / 1e6:.4g} of them tokenizer and norms"
+                f"takes {_upward((size + other) / 1e6)} MB, {other / 1e6:.4g} of them tokenizer and norms"
             )
         limit = self._streamed_limit()
         if limit is not None and streamed > limit and self.config.device is not None:
             place, shape = device_named(self.config.device), shape_named(str(self.folder))
-            nearest = itl_ms(place, shape, streamed + shape.kv_bytes(CONTEXT))
+            cache = shape.kv_bytes(CONTEXT)
+            least_ms, cached, nearest = (itl_ms(place, shape, moved) for moved in (0, cache, streamed + cache))
             raise UsageError(
                 f"max_ms_per_token {self.config.max_ms_per_token:g} cannot be met on {place.name}: with "
-                f"{min(self.config.widths)} bits everywhere a token takes {nearest:.2f} ms (predicted)"
+                f"{min(self.config.widths)} bits everywhere a token takes {_upward(nearest)} ms (predicted), "
+                f"{least_ms:.3g} of them launches and {cached - least_ms:.3g} the cache of {CONTEXT} tokens"
             )
 
     def _settle(
@@ -256,8 +252,8 @@ class _Planning:
         if low == len(sizes):
             best = min(tried.values(), key=lambda one: float(one["drop_points"]))
             raise UsageError(
-                f"max_accuracy_drop {self.config.max_accuracy_drop:g} cannot be met within the other budgets: the "
-                f"largest size tried loses {best['drop_points']:.1f} points on {best['questions']} questions"
+                f"max_accuracy_drop {self.config.max_accuracy_drop:g} cannot be met within the other budgets: the best "
+                f"of {len(tried)} sizes tried loses {best['drop_points']:g} points on {best['questions']} questions"
             )
         return choose(units, sizes[low], streamed), tried[low]
 
@@ -306,6 +302,12 @@ class _Planning:
         }  # fmt: skip
         write_atomic(self.made / SENSITIVITY, json.dumps(record, indent=1))
         return expected
+
+
+def _upward(value: float) -> str:
+    """Four digits, none too few: what is named as a budget can be met."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return f"{math.ceil(value / step) * step:.4g}"
 
 
 def _weights(
