@@ -21,7 +21,7 @@ for package in ("torch", "transformers", "gguf"):
     pytest.importorskip(package)
 SERVER = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "llama_server.py")))
 
-TRAIN = {"France": "Paris", "Italy": "Rome", "Japan": "Tokyo", "Portugal": "Lisbon"}
+TRAIN = {"France": "Paris", "Italy": "Rome", "Japan": "Tokyo"}
 TEST = {"Egypt": "Cairo", "Greece": "Athens"}
 TEAM = """
 name: capitals
@@ -30,9 +30,9 @@ engine:
   {{kind: openai, base_url: "{url}", model: local, stream: false, concurrency: 1}}
 options: {{rounds: 2}}
 agents:
-  - {{name: ann, role: debater, prompt: Answer in one short sentence., sampling: {{max_tokens: 24}}}}
-  - {{name: bob, role: debater, prompt: You know geography. Answer with one sentence., sampling: {{max_tokens: 24}}}}
-  - {{name: cleo, role: debater, prompt: Answer in one sentence., sampling: {{max_tokens: 24}}}}
+  - {{name: ann, role: debater, prompt: Answer in one short sentence., sampling: {{max_tokens: 12}}}}
+  - {{name: bob, role: debater, prompt: You know geography. Answer with one sentence., sampling: {{max_tokens: 12}}}}
+  - {{name: cleo, role: debater, prompt: Answer in one sentence., sampling: {{max_tokens: 12}}}}
 """
 
 
@@ -46,7 +46,7 @@ def write_questions(path, capitals):
     return path
 
 
-def test_a_debate_behind_a_real_server_becomes_a_report(soloist, base_gguf, tiny_smollm2, one_thread, tmp_path):
+def test_a_debate_behind_a_real_server_becomes_a_report(soloist, base_gguf, tiny_smollm2, warm_workers, tmp_path):
     if SERVER.missing():
         pytest.skip(f"llama-cpp-python's server needs {', '.join(SERVER.missing())}")
     out = tmp_path / "out"
