@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -9,12 +10,19 @@ import pytest
 from soloist.kernels.errors import DataError, EngineError, UsageError
 from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.events import EventLog
+from soloist.toolchain.gate import metric_freedom
 from soloist.toolchain.gate.record import Sampled, varied
 from soloist.toolchain.gate.result import read_gate
 from soloist.toolchain.gate.stage import GateConfig, gate, gate_of, score_of, spread
 from soloist.toolchain.teach import teach
 from soloist.toolchain.teams.config import load_team
 from soloist.toolchain.traces.store import read_runs, write_runs
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    """What the interval holds has tests of its own."""
+    monkeypatch.setattr(metric_freedom, "bootstrap", functools.partial(metric_freedom.bootstrap, resamples=50))
 
 
 def number_of(seed):
