@@ -82,13 +82,13 @@ def environment(**more):
 
 
 @pytest.fixture(scope="module")
-def two(job, traces, tiny_base, tmp_path_factory):
+def two(job, warm_python, traces, tiny_base, tmp_path_factory):
     """What two processes left behind, and how they ended: (folder, exit codes, what the main one said last)."""
     out = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, job.__file__, str(tiny_base), str(traces), str(out)]
+    command = [warm_python, job.__file__, str(tiny_base), str(traces), str(out)]
     started = []
     for rank in ("0", "1"):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
