@@ -24,9 +24,7 @@ for package in ("torch", "transformers", "gguf", "llama_cpp"):
 PROBE = Probe([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for the subprocesses
+pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in the subprocesses
 
 
 @pytest.fixture(scope="module")
