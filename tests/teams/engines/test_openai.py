@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
+import runpy
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,7 +25,7 @@ pytest.importorskip("openai")
 
 KEY = "sk-test-0123456789"
 QUESTION = Question(id="q1", question="What is 2 + 3?", gold="5", task="sums", scorer="number")
-SERVER_NEEDS = ("uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
+SERVER = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "llama_server.py")))
 
 
 def sse(*chunks, done=True) -> bytes:
@@ -285,40 +283,10 @@ def test_key_is_in_no_trace_and_a_failed_run_says_why(engine, server):
 @pytest.fixture(scope="module")
 def llama_server(base_gguf, tmp_path_factory):
     """llama-cpp-python's own server with the base model, on loopback."""
-    missing = [name for name in SERVER_NEEDS if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"llama-cpp-python's server needs {', '.join(missing)}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-P", "-m", "llama_cpp.server", "--model", str(base_gguf), "--model_alias", "local",
-        "--n_ctx", "1024", "--host", "127.0.0.1", "--port", str(port), "--n_threads", "1", "--n_threads_batch", "1",
-        "--verbose", "false", "--interrupt_requests", "false",
-    ]  # fmt: skip
-    url = f"http://127.0.0.1:{port}/v1"
-    log = tmp_path_factory.mktemp("server") / "log"
-    environment = {key: value for key, value in os.environ.items() if "KEY" not in key}
-    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as process:
-        try:
-            _wait_for(url, process, log)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def _wait_for(url, process, log, seconds=90):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            pytest.fail(f"the server ended: {log.read_text(errors='replace')[-2000:]}")
-        try:
-            with urllib.request.urlopen(f"{url}/models", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"the server did not start in {seconds} s")
+    if SERVER.missing():
+        pytest.skip(f"llama-cpp-python's server needs {', '.join(SERVER.missing())}")
+    with SERVER.serve(base_gguf, tmp_path_factory.mktemp("server") / "log") as url:
+        yield url
 
 
 @pytest.mark.parametrize("stream", [True, False])
