@@ -72,10 +72,9 @@ def quantized(name, student, options, work):
 
 def variants(student, options, work, scratch):
     """Name and a function that makes the file of each variant and returns its path; made one after the other."""
-    from soloist.targets.llama_quantize import mean_squares, quantize_gguf, read_importance
+    from soloist.targets.llama_quantize import IMPORTANCE, mean_squares, quantize_gguf, read_importance
     from soloist.targets.to_gguf import compile_gguf
     from soloist.targets.to_onnx import compile_onnx
-    from soloist.toolchain.quantization.stage import IMPORTANCE
 
     def gguf(source, precision=None):
         return scratch / compile_gguf(source, scratch, precision)["file"]

@@ -31,6 +31,7 @@ from soloist.targets.from_gguf import field, read_gguf
 
 Importance = Mapping[str, npt.NDArray[Any]]
 _SUMS, _COUNTS = ".in_sum2", ".counts"
+IMPORTANCE = "importance.gguf"  # how an importance matrix is called
 _PREFIX = "MOSTLY_"
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h; the binding counts otherwise
 

@@ -13,10 +13,10 @@ import numpy as np  # noqa: E402
 
 from soloist.kernels.errors import ArtifactError, SoloistError, UsageError  # noqa: E402
 from soloist.targets import llama_quantize  # noqa: E402
+from soloist.targets.llama_quantize import IMPORTANCE  # noqa: E402
 from soloist.targets.portable.export import compile_portable  # noqa: E402
 from soloist.toolchain.artifact import Artifact, sha256_file, stage  # noqa: E402
 from soloist.toolchain.export import export  # noqa: E402
-from soloist.toolchain.extras import IMPORTANCE  # noqa: E402
 from soloist.toolchain.quantization.plan import Plan  # noqa: E402
 from soloist.toolchain.quantization.stage import QuantizeConfig, quantize  # noqa: E402
 from soloist.toolchain.verify import Probe  # noqa: E402

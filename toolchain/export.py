@@ -41,7 +41,7 @@ from soloist.targets.to_onnx import compile_onnx
 from soloist.targets.tolerances import Tolerance, tolerance_of
 from soloist.toolchain.artifact import Artifact, stage, write_atomic
 from soloist.toolchain.events import QUIET, EventLog
-from soloist.toolchain.extras import PLAIN, Extras, extras_of, release_of, weighs
+from soloist.toolchain.export_inputs import PLAIN, Inputs, inputs_of, release_of, weighs
 from soloist.toolchain.knowledge.context import FILE
 from soloist.toolchain.verify.gate import judge_format, runs_here, without_device
 from soloist.toolchain.verify.process import Probe
@@ -105,7 +105,7 @@ def export(
     """Compile and check every format. `beside` is text that goes next to each model: file name -> content.
 
     With an `exam` a format must keep the task's accuracy as well, where it can run here. What `importance` and
-    `kernels` may be, `extras` says.
+    `kernels` may be, `export_inputs` says.
 
     Raises:
         GateError: some file does not load, drifts, or loses accuracy; every reason is named.
@@ -118,8 +118,8 @@ def export(
     limits = {format: tolerance_of(format, width_of(models)) for format in formats}
     references = model_folders(original(student))
     beside = {**knowledge(student.path), **(beside or {})}
-    extras = extras_of(student, width_of(models), formats, importance, kernels)
-    config = _config(limits, name, probe, beside, exam) | extras.said
+    inputs = inputs_of(student, width_of(models), formats, importance, kernels)
+    config = _config(limits, name, probe, beside, exam) | inputs.said
 
     def build(partial: Path) -> Mapping[str, Any]:
         found: dict[str, dict[str, Any]] = {}
@@ -129,7 +129,7 @@ def export(
             facts = _finished(partial, format)
             if facts is None:
                 try:
-                    facts = compile_format(models, partial, format, name, beside, extras)
+                    facts = compile_format(models, partial, format, name, beside, inputs)
                 except SoloistError as error:
                     shutil.rmtree(partial / format, ignore_errors=True)
                     failed.append(error)
@@ -201,7 +201,7 @@ class _Work:
     format: Format
     name: str
     graph: Path
-    extras: Extras
+    inputs: Inputs
 
     @property
     def precision(self) -> str | None:
@@ -213,7 +213,7 @@ _Made = tuple[str, list[str]]  # name of the file, empty where the folder is the
 
 def _gguf(work: _Work) -> _Made:
     precision = work.precision.upper() if work.precision else None
-    given = work.extras.importance if weighs(work.format) else None
+    given = work.inputs.importance if weighs(work.format) else None
     weights = None if given is None else mean_squares(read_importance(given[0]))
     return str(compile_gguf(work.folder, work.out, precision, work.name, importance=weights)["file"]), []
 
@@ -241,11 +241,11 @@ def _engine(work: _Work) -> _Made:
         require_rtx()
     if not work.graph.is_dir():
         compile_portable(work.folder, work.graph, "float16")
-    who = Student(work.name, work.extras.digest) if work.extras.digest else None
+    who = Student(work.name, work.inputs.digest) if work.inputs.digest else None
     if work.format.target == "tensorrt-rtx":
         build_rtx(work.graph, work.out, student=who)
         return "", ["parsed and built by TensorRT-RTX"]
-    kernels = work.extras.kernels
+    kernels = work.inputs.kernels
     plan = compile_tensorrt(
         work.graph, work.out, release_of(work.format), student=who, kernels=None if kernels is None else kernels[0]
     )
@@ -260,7 +260,7 @@ _COMPILERS: Mapping[str, Callable[[_Work], _Made]] = {
 
 def compile_format(
     models: Mapping[str, Path], partial: Path, format: str, name: str, beside: Mapping[str, str],
-    extras: Extras = PLAIN,
+    inputs: Inputs = PLAIN,
 ) -> dict[str, Any]:  # fmt: skip
     """Write one format of a student's model or models, without comparing it; returns its path and size."""
     wanted = parse(format)
@@ -268,13 +268,13 @@ def compile_format(
     path, checked = format, []
     for part, folder in models.items():
         title = f"{name}-{part.capitalize()}" if part else name
-        work = _Work(folder, partial / format / part, wanted, title, _graph(partial, part), extras)
+        work = _Work(folder, partial / format / part, wanted, title, _graph(partial, part), inputs)
         file, seen = _COMPILERS[wanted.target](work)
         path = f"{format}/{file}" if file and not part else format
         checked += seen
     for file, text in beside.items():
         write_atomic(partial / format / file, text)
-    facts: dict[str, Any] = {"path": path, "size_mb": _size_mb(partial / path), **extras.taken(wanted)}
+    facts: dict[str, Any] = {"path": path, "size_mb": _size_mb(partial / path), **inputs.taken(wanted)}
     return facts | ({"checked": checked} if checked else {})
 
 

@@ -25,7 +25,7 @@ from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
 from soloist.toolchain.cli import main  # noqa: E402
 from soloist.toolchain.quantization.matrices import Rounding  # noqa: E402
 from soloist.toolchain.quantization.refine import AwareConfig  # noqa: E402
-from soloist.toolchain.quantization.stage import IMPORTANCE, QuantizeConfig, load_quantized, quantize  # noqa: E402
+from soloist.toolchain.quantization.stage import QuantizeConfig, load_quantized, quantize  # noqa: E402
 from soloist.toolchain.verify import divergence  # noqa: E402
 
 CHAT: list[Message] = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -249,7 +249,7 @@ def test_the_command_quantizes_and_refuses(student, traces, tmp_path):
 
 def test_inputs_that_were_looked_at_serve_llama_cpps_quantizer(student, traces, tmp_path):
     pytest.importorskip("llama_cpp")
-    from soloist.targets.llama_quantize import mean_squares, quantize_gguf, read_importance
+    from soloist.targets.llama_quantize import IMPORTANCE, mean_squares, quantize_gguf, read_importance
     from soloist.targets.to_gguf import compile_gguf
     from soloist.toolchain.quantization.calibration import Walk, conversations
 

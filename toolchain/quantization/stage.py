@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 
 STAGE = "quantize"
-IMPORTANCE = "importance.gguf"
 _WORK = "layers"
 _PLANNED = ("bits", "group", "method", "embedding_bits", "zeros")
 
@@ -246,7 +245,7 @@ class _Work:
     def _write_importance(self) -> None:
         """llama.cpp's file of them, if the model is one that GGUF knows."""
         from soloist.targets.families import FAMILIES, places
-        from soloist.targets.llama_quantize import write_importance
+        from soloist.targets.llama_quantize import IMPORTANCE, write_importance
 
         files = sorted(self.scratch.glob("importance-*.safetensors"))
         if not files or architecture(self.folder) not in FAMILIES:

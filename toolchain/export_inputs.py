@@ -17,7 +17,7 @@ from pathlib import Path
 
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.formats import JETPACK, Format, parse
-from soloist.targets.llama_quantize import read_importance
+from soloist.targets.llama_quantize import IMPORTANCE, read_importance
 from soloist.targets.open import parts
 from soloist.targets.quantized import is_quantized
 from soloist.targets.tensorrt.builds import built_for
@@ -26,7 +26,6 @@ from soloist.targets.tensorrt.versions import Release, release
 from soloist.targets.to_gguf import PRECISIONS
 from soloist.toolchain.artifact import MANIFEST, Artifact, sha256_file
 
-IMPORTANCE = "importance.gguf"
 _QUANTIZED = "quantize"
 _BITS = 4  # of the matrices that our kernel multiplies by
 
@@ -34,7 +33,7 @@ Given = tuple[Path, Mapping[str, str]]  # where it lies, and what the manifest s
 
 
 @dataclass(frozen=True)
-class Extras:
+class Inputs:
     """What a format is made with beside the models, where it has a use for it.
 
     Args:
@@ -59,14 +58,14 @@ class Extras:
         return {name: facts for name, facts in self.said.items() if takes[name]}
 
 
-PLAIN = Extras()
+PLAIN = Inputs()
 
 
-def extras_of(
+def inputs_of(
     student: Artifact, width: int | None, formats: Sequence[str], importance: Path | None, kernels: Path | None
-) -> Extras:
+) -> Inputs:
     """What was given with a student, checked: see `importance_of` and `kernels_of`."""
-    return Extras(
+    return Inputs(
         student.digest,
         None if importance is None else importance_of(importance, student, formats),
         None if kernels is None else kernels_of(kernels, width, formats),
