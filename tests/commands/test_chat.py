@@ -88,21 +88,21 @@ def test_a_torch_student_whose_tools_nobody_names_is_refused_and_not_answered_wi
     """Alone; beside the files of another student; beside files without a list: where they are has to be said."""
     student = shutil.copytree(whole_job.out / "student", tmp_path / "job" / "student")
     wanted = f"{student}: this student calls tools (calc), and no file compiled from it lies in the folder beside it"
-    assert refused(2, "chat", student, "What is 4 + 5?").startswith(wanted)
+    assert refused(2, "chat", student, "What is 411 + 108?").startswith(wanted)
     beside = shutil.copytree(
         whole_job.out / "compiled", student.parent / "files", ignore=shutil.ignore_patterns("*.gguf")
     )
-    given = soloist("chat", student, "What is 4 + 5?")
+    given = soloist("chat", student, "What is 411 + 108?")
     assert given.exit_code == 0 and "  calc(" in given.stdout
     manifest = json.loads((beside / "manifest.json").read_text())
     (beside / "manifest.json").write_text(json.dumps(_of_another_student(manifest)))
-    assert refused(2, "chat", student, "What is 4 + 5?").startswith(wanted)
+    assert refused(2, "chat", student, "What is 411 + 108?").startswith(wanted)
     (beside / "manifest.json").write_text("{")
-    assert refused(2, "chat", student, "What is 4 + 5?").startswith(wanted)
-    given = soloist("chat", student, "--tools", "soloist.toolchain.tools.desk:desk_tools", "What is 4 + 5?")
+    assert refused(2, "chat", student, "What is 411 + 108?").startswith(wanted)
+    given = soloist("chat", student, "--tools", "soloist.toolchain.tools.desk:desk_tools", "What is 411 + 108?")
     assert given.exit_code == 0 and "calc(" in given.stdout
     (student / "student.json").write_text("[]")
-    said = refused(4, "chat", student, "What is 4 + 5?")
+    said = refused(4, "chat", student, "What is 411 + 108?")
     assert said.startswith(f"{student / 'student.json'}: not the card of a student of ours") and "\n" not in said
 
 

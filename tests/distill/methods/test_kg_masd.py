@@ -232,7 +232,7 @@ def test_the_files_compiled_from_it_have_the_graph_beside_them(tmp_path, monkeyp
             desk_graph().save(folder / FILE)
         return {}
 
-    def compiled(_folder, out, _precision, name):
+    def compiled(_folder, out, _precision, name, **_):
         out.mkdir(parents=True)
         (out / f"{name}.gguf").write_text("weights")
         return {"file": f"{name}.gguf"}
