@@ -89,12 +89,17 @@ def variants(student, options, work, scratch):
         return scratch / "onnx"
 
     yield "f16", "reference", lambda: gguf(student.path, "F16")
-    for name in ("4bit", "plan", "plan-refined"):
-        yield f"ours-{name}", "ours", lambda name=name: gguf(quantized(name, student, options, work).path)
+
+    def ours(name):
+        return f"ours-{name}", "ours", lambda: gguf(quantized(name, student, options, work).path)
+
+    yield ours("4bit")
+    yield ours("plan")
     for kind in LLAMA:
         yield f"llama-{kind}", "llama.cpp", lambda kind=kind: llama(kind)
     for name, (precision, chosen) in GENAI.items():
         yield f"genai-{name}", "genai", lambda p=precision, c=chosen: genai(p, c)
+    yield ours("plan-refined")  # the longest to make
 
 
 def size_mb(path):
