@@ -4,7 +4,7 @@
 
 Per mode a student of the desk (`--student MODE=PATH`, or distilled here from the recording) and of it
 
-    ours        4 bits everywhere (GPTQ, groups of 32, 8-bit embedding); the plan for --max-mb; the same refined
+    ours        4 bits everywhere (GPTQ, groups of 32, 8-bit embedding); plans for --max-mb (refined, too) and for less
     llama.cpp   K- and I-quants and the older types, each with the importance matrix of our own calibration
     genai       the builder's int4 and int8 options
 
@@ -40,6 +40,7 @@ GENAI = {
 }
 HELD_OUT_SEED = 29  # neither training's, nor a report's, nor the one of bench_methods
 PROBES = 64
+SMALLER = 0.9  # of --max-mb: below the smallest rival
 
 
 def distilled(mode, options, work):
@@ -56,7 +57,7 @@ def distilled(mode, options, work):
 
 
 def quantized(name, student, options, work):
-    """A quantized student of ours: `4bit`, `plan` or `plan-refined`."""
+    """A quantized student of ours: `4bit`, `plan`, `plan-small` or `plan-refined`."""
     from soloist.toolchain.quantization.plan import read_plan
     from soloist.toolchain.quantization.planner import PlanConfig, make_plan
     from soloist.toolchain.quantization.refine import AwareConfig
@@ -66,6 +67,9 @@ def quantized(name, student, options, work):
     if name == "4bit":
         return quantize(QuantizeConfig(), student, out)
     plan = make_plan(PlanConfig(max_mb=options.max_mb), student, work / f"{student.path.name}-{options.max_mb:g}mb")
+    if name == "plan-small":
+        less = SMALLER * options.max_mb
+        plan = make_plan(PlanConfig(max_mb=less), student, work / f"{student.path.name}-{less:g}mb", measured=plan)
     refined = AwareConfig() if name == "plan-refined" else None
     return quantize(QuantizeConfig(plan=read_plan(plan.path), refine=refined), student, out)
 
@@ -95,6 +99,7 @@ def variants(student, options, work, scratch):
 
     yield ours("4bit")
     yield ours("plan")
+    yield ours("plan-small")
     for kind in LLAMA:
         yield f"llama-{kind}", "llama.cpp", lambda kind=kind: llama(kind)
     for name, (precision, chosen) in GENAI.items():

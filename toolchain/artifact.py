@@ -216,6 +216,8 @@ def stage(
         facts = build(partial)
         for entry in scratch:
             shutil.rmtree(partial / entry, ignore_errors=True)
+            if (partial / entry).is_file():
+                (partial / entry).unlink()
         manifest: dict[str, Any] = {
             "schema": 1,
             **plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 
@@ -13,7 +14,7 @@ for package in ("torch", "transformers", "gguf", "safetensors"):
 
 import torch  # noqa: E402
 
-from soloist.kernels.errors import UsageError  # noqa: E402
+from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.kernels.layout import dequantize  # noqa: E402
 from soloist.kernels.pack import pack_ref  # noqa: E402
 from soloist.targets.quantized import read_quantized  # noqa: E402
@@ -136,7 +137,30 @@ def test_a_kill_costs_one_measurement(student, planned, tmp_path, monkeypatch):
     made = make_plan(config, student, tmp_path / "plan")
     assert len(measured) == 9 * 3 + 1 + 1  # every unit and width once, the kill, the whole plan
     assert made.digest == planned.digest
-    assert not (tmp_path / "plan" / "bank").exists()
+    assert {file.name for file in made.path.iterdir()} == {"manifest.json", "plan.yaml", "sensitivity.json"}
+
+
+def test_another_budget_takes_what_was_measured(student, planned, tmp_path, monkeypatch):
+    anew = make_plan(_config(max_mb=100), student, tmp_path / "anew")
+    layers: list[int] = []
+    damage = Probe.damage
+
+    def seen(self, layer, weights):
+        layers.append(layer)
+        return damage(self, layer, weights)
+
+    monkeypatch.setattr(Probe, "damage", seen)
+    made = make_plan(_config(max_mb=100), student, tmp_path / "plan", measured=planned)
+    assert layers == [-1]  # the whole plan alone
+    assert made.digest == anew.digest
+    with pytest.raises(UsageError, match=r"measured with probes 4, not 3$"):
+        make_plan(_config(max_mb=100, probes=3), student, tmp_path / "no", measured=planned)
+    with pytest.raises(UsageError, match=r"has not measured widths \[6\], only \[4, 5, 8\]$"):
+        make_plan(_config(max_mb=100, widths=(4, 6)), student, tmp_path / "no", measured=planned)
+    other = copy.deepcopy(planned)
+    other.manifest["parents"][0]["digest"] = "0" * 16
+    with pytest.raises(ArtifactError, match="measured on another student or other traces"):
+        make_plan(_config(max_mb=100), student, tmp_path / "no", measured=other)
 
 
 def test_the_smallest_size_that_keeps_the_accuracy_is_taken(student, tmp_path):

@@ -29,6 +29,8 @@ _SHOWN = 12
               show_default=True, help="Columns that share a scale.")  # fmt: skip
 @click.option("--method", type=click.Choice(["rtn", "mse", "awq", "gptq"]), default="gptq", show_default=True)
 @click.option("--traces", type=click.Path(path_type=Path), help="Measure on these, not on those it learned from.")
+@click.option("--measured", type=click.Path(path_type=Path),
+              help="Another plan of this student, for another budget: its measurements are taken.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(min=1), default=64, show_default=True, help="To calibrate on.")
 @click.option("--probes", type=click.IntRange(min=1), default=32, show_default=True, help="Others, to measure on.")
 @click.option("--seed", default=42, show_default=True)
@@ -37,7 +39,7 @@ _SHOWN = 12
 def command(
     student: Path, output: Path, max_mb: float | None, place: str | None, max_ms_per_token: float | None,
     max_accuracy_drop: float | None, questions: Path | None, target: str, widths: str, group: str, method: str,
-    traces: Path | None, samples: int, probes: int, seed: int, run_on: str,
+    traces: Path | None, measured: Path | None, samples: int, probes: int, seed: int, run_on: str,
     kernels: Literal["auto", "triton", "reference"],
 ) -> None:  # fmt: skip
     """Plan the quantization of the artifact STUDENT. `soloist quantize --plan` follows the plan."""
@@ -71,8 +73,9 @@ def command(
         ask = asker(parent, load_questions(questions).questions, output)
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
         made = make_plan(
-            config, parent, output, traces=open_traces(traces) if traces else None, ask=ask, device=run_on,
-            kernels=kernels, events=events,
+            config, parent, output, traces=open_traces(traces) if traces else None, ask=ask,
+            measured=Artifact.open(measured, stage="plan") if measured else None, device=run_on, kernels=kernels,
+            events=events,
         )  # fmt: skip
     _show(made)
 

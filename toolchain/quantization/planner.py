@@ -7,7 +7,8 @@
 Budgets: megabytes of the file, predicted milliseconds per token on a device (`soloist.targets.roofline`), and points
 of accuracy on questions: of several sizes the smallest whose accuracy keeps within them is taken. The gate of a plan
 is the task and not the perplexity of a text: damages are measured on conversations of the student's own, and what the
-whole plan does there is measured after the search, beside the sum that predicted it.
+whole plan does there is measured after the search, beside the sum that predicted it. Another budget needs no other
+damages: a plan takes those of one that was `measured` before.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from soloist.kernels.errors import UsageError
+from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.devices.spec import device as device_named
 from soloist.targets.roofline import itl_ms
 from soloist.targets.roofline import student as shape_named
@@ -46,6 +47,7 @@ _BANK, _LOG, _TRIED = "bank", "damages.jsonl", "tried"
 _SIZES = 8  # sizes between the smallest and the largest that an accuracy budget is tried on, by halving
 _DESCRIBED = {"gguf": 128, "onnx": 2048}  # bytes of names, shapes and nodes per tensor, at most
 _KEYS = 8192  # bytes of settings, at most
+_MEASURED = ("group", "method", "samples", "probes", "seed")  # what damages depend on, beside student, traces, widths
 CONTEXT = 512  # tokens in the cache when milliseconds are predicted
 
 
@@ -93,16 +95,18 @@ def make_plan(
     *,
     traces: Artifact | None = None,
     ask: Asks | None = None,
+    measured: Artifact | None = None,
     device: str = "auto",
     kernels: Kernels = "auto",
     events: EventLog = QUIET,
 ) -> Artifact:
     """Measure, search, write. `ask` answers the questions that an accuracy budget is about; None: the float student's.
+    `measured` is a plan of the same student and traces whose damages are taken.
 
     Raises:
         UsageError: budgets that cannot be met (the message says the nearest that can), a device that is not known, a
             student of two models.
-        ArtifactError: traces that are gone, or a model that cannot be taken layer by layer.
+        ArtifactError: traces that are gone, a model that cannot be taken layer by layer, or a plan of another student.
     """
     from soloist.toolchain.quantization.calibration import traces_of
 
@@ -113,12 +117,31 @@ def make_plan(
         raise UsageError("an accuracy budget needs questions to ask: --questions FILE")
     traces = traces or traces_of(student)
     rounding = Rounding(device_of(device), kernels)
+    known = "" if measured is None else _damages(config, measured, [student, traces])
 
     def build(made: Path) -> Mapping[str, Any]:
+        if known and not (made / _LOG).is_file():
+            write_atomic(made / _LOG, known)
         return _Planning(config, student, models[""], made, rounding, events).run(traces, ask)
 
     scratch = (_BANK, _LOG, _TRIED)
     return stage(STAGE, out, config.model_dump(mode="json"), [student, traces], build, events=events, scratch=scratch)
+
+
+def _damages(config: PlanConfig, measured: Artifact, parents: Sequence[Artifact]) -> str:
+    """The damages of another plan, as the log of measurements has them."""
+    from soloist.toolchain.quantization.sensitivity import line
+
+    if [parent["digest"] for parent in measured.manifest["parents"]] != [parent.digest for parent in parents]:
+        raise ArtifactError(f"{measured.path}: was measured on another student or other traces; measure this one anew")
+    told, wanted = measured.manifest["config"], config.model_dump(mode="json")
+    for name in _MEASURED:
+        if told[name] != wanted[name]:
+            raise UsageError(f"{measured.path}: was measured with {name} {told[name]}, not {wanted[name]}")
+    if missing := sorted(set(wanted["widths"]) - set(told["widths"])):
+        raise UsageError(f"{measured.path}: has not measured widths {missing}, only {told['widths']}")
+    units = json.loads((measured.path / SENSITIVITY).read_text(encoding="utf-8"))["units"]
+    return "".join(line(unit, one["bits"], one["damage"]) for unit, options in units.items() for one in options)
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,11 @@ def _divergence(sure: Tensor, logits: Tensor) -> Tensor:
     return (sure.exp() * (sure - other)).sum(-1).clamp_min(0).double().sum()
 
 
+def line(unit: str, bits: int, damage: float) -> str:
+    """A measurement as the log has it."""
+    return json.dumps({"unit": unit, "bits": bits, "damage": damage}) + "\n"
+
+
 class Log:
     """Measurements by unit and width, one line each; a line that was cut off is measured again."""
 
@@ -160,7 +165,7 @@ class Log:
     def add(self, unit: str, bits: int, damage: float) -> None:
         """Keep one."""
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"unit": unit, "bits": bits, "damage": damage}) + "\n")
+            file.write(line(unit, bits, damage))
         self.known[unit, bits] = damage
 
 
