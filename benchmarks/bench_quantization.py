@@ -5,7 +5,7 @@
 Per mode a student of the desk (`--student MODE=PATH`, or distilled here from the recording) and of it
 
     ours        4 bits everywhere (GPTQ, groups of 32, 8-bit embedding); plans for --max-mb (refined, too) and for less
-    llama.cpp   K- and I-quants and the older types, each with the importance matrix of our own calibration
+    llama.cpp   K- and I-quants and the older types, each with the importance matrix of our own calibration and without
     genai       the builder's int4 and int8 options
 
 Divergence from the 16-bit student is measured in each file's own runtime, teacher-forced on the answers that the 16-bit
@@ -83,8 +83,9 @@ def variants(student, options, work, scratch):
     def gguf(source, precision=None):
         return scratch / compile_gguf(source, scratch, precision)["file"]
 
-    def llama(kind):
-        importance = mean_squares(read_importance(quantized("4bit", student, options, work).path / IMPORTANCE))
+    def llama(kind, weighed=True):
+        matrix = quantized("4bit", student, options, work).path / IMPORTANCE
+        importance = mean_squares(read_importance(matrix)) if weighed else None
         source = gguf(student.path, "F16")
         return scratch / quantize_gguf(source, scratch / f"{kind}.gguf", kind, importance=importance)["file"]
 
@@ -104,6 +105,8 @@ def variants(student, options, work, scratch):
         yield f"llama-{kind}", "llama.cpp", lambda kind=kind: llama(kind)
     for name, (precision, chosen) in GENAI.items():
         yield f"genai-{name}", "genai", lambda p=precision, c=chosen: genai(p, c)
+    for kind in LLAMA:  # without: two of the types with a minimum lose far more with it
+        yield f"llama-{kind}-plain", "llama.cpp", lambda kind=kind: llama(kind, weighed=False)
     yield ours("plan-refined")  # the longest to make
 
 

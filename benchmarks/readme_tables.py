@@ -1,7 +1,8 @@
 """Writes the measured tables and the file tree of README.md between their markers; `--check` only compares.
 
 Numbers come from `results/*.jsonl`: the newest job of `pipeline.jsonl`, the newest row of `train.jsonl`, the newest
-whole comparison in `methods.jsonl`. Needs Soloist installed (the catalog of methods).
+whole comparison in `methods.jsonl`, the newest student of each mode in `quantization.jsonl`. Needs Soloist installed
+(the catalog of methods).
 """
 
 from __future__ import annotations
@@ -222,6 +223,43 @@ def methods_note(rows: list[dict]) -> str:
     )
 
 
+def quantization() -> str:
+    rows = read("quantization.jsonl")
+    newest = {row["mode"]: (row["student"], row["max_mb"]) for row in rows}
+    tables = [
+        quantized(mode, [row for row in rows if (row["mode"], row["student"], row["max_mb"]) == (mode, *key)])
+        for mode, key in newest.items()
+    ]
+    return "\n\n".join(tables) or "(no measured row yet)"
+
+
+def quantized(mode: str, rows: list[dict]) -> str:
+    """The files of one student by size; accuracy of those that were asked."""
+    right = {row["variant"]: np.array([row["right"]], float) for row in rows if "right" in row}
+    files = {row["variant"]: row for row in rows if "kl_mean" in row}
+    lines = [
+        "| file | MB | mean KL | KL, 99 % | same top-1, % | right, % (95 %) | against 16 bit |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in sorted(files.items(), key=lambda item: item[1]["size_mb"]):
+        asked, plain = right.get(name), right.get("f16")
+        mean, low, high = (0, 0, 0) if asked is None else (100 * value for value in interval(asked))
+        lines.append(
+            f"| {name} | {row['size_mb']:.1f} | {row['kl_mean']:.5f} | {row['kl_p99']:.4f} | {100 * row['top1']:.1f} | "
+            + (f"{mean:.0f} ({low:.0f}–{high:.0f})" if asked is not None else "")
+            + f" | {apart(asked, plain) if asked is not None else ''} |"
+        )
+    broken = {row["variant"]: row["refused"] for row in rows if "refused" in row}
+    told = "".join(f" Refused: {name} ({reason})." for name, reason in broken.items())
+    one = next(iter(files.values()))
+    return "\n".join(lines) + (
+        f"\n\nStudent of mode `{mode}`; llama.cpp's types weighed by our importance matrix, or plain. KL from its 16 bits "
+        f"of {one['tokens']} tokens that it answers {one['prompts']} held-out questions with, each file in its own "
+        f"runtime; differences are paired by question.{told} Commit "
+        f"{rows[-1]['commit']}, on {rows[-1]['device']['cores']} cores of an {rows[-1]['device']['cpu']}."
+    )
+
+
 def tree() -> str:
     lines = ["```"]
     for layer in ("kernels", "targets", "toolchain"):
@@ -241,7 +279,13 @@ def first_sentence(path: Path) -> str:
 
 
 def render(text: str) -> str:
-    for name, make in (("pipeline", pipeline), ("training", training), ("methods", methods), ("tree", tree)):
+    for name, make in (
+        ("pipeline", pipeline),
+        ("training", training),
+        ("methods", methods),
+        ("quantization", quantization),
+        ("tree", tree),
+    ):
         pattern = re.compile(rf"<!-- {name}:start -->\n.*?<!-- {name}:end -->", re.DOTALL)
         assert pattern.search(text), f"README.md has no markers for {name}"
         start, end = pattern.search(text).span()
