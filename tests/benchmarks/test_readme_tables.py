@@ -91,7 +91,8 @@ def test_files_stand_by_size_with_what_they_lose_and_why_one_is_not_there(tables
 
     asked = {"f16": [1] * 80 + [0] * 20, "ours": [1] * 78 + [0] * 22}
     rows = [
-        file("f16", 200.0, 0.0), file("ours", 90.0, 0.001), file("other", 95.0, 0.25), file("bad", 0.0, refused="crashed"),
+        file("f16", 200.0, 0.0), file("ours", 90.0, 0.001), file("other", 95.0, 0.25),
+        file("bad", 0.0, refused="crashed"),
         *(file(name, 1.0, right=right) for name, right in asked.items()),
     ]  # fmt: skip
     said = tables.quantized("acts", rows).splitlines()
