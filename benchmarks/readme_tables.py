@@ -254,8 +254,8 @@ def quantized(mode: str, rows: list[dict]) -> str:
     one = next(iter(files.values()))
     return "\n".join(lines) + (
         f"\n\nStudent of mode `{mode}`; llama.cpp's types weighed by our importance matrix, or plain. KL from its 16 "
-        f"bits of {one['tokens']} tokens that it answers {one['prompts']} held-out questions with, each file in its own "
-        f"runtime; differences are paired by question.{told} Commit "
+        f"bits of {one['tokens']} tokens that it answers {one['prompts']} held-out questions with, each file in its "
+        f"own runtime; differences are paired by question.{told} Commit "
         f"{rows[-1]['commit']}, on {rows[-1]['device']['cores']} cores of an {rows[-1]['device']['cpu']}."
     )
 
