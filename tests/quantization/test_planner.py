@@ -109,7 +109,7 @@ def test_a_plan_fits_its_budget_and_is_what_the_file_takes(student, planned, tmp
     widths = {name: matrix.width for name, matrix in read_quantized(made.path).matrices.items()}
     assert widths[EMBEDDING] == record["chosen"]["embedding"] and widths[DOWN] == record["chosen"]["layer-01.down"]
     file = tmp_path / "gguf" / compile_gguf(made.path, tmp_path / "gguf")["file"]
-    assert file.stat().st_size <= facts["size_mb"] * 1e6
+    assert 0 <= facts["size_mb"] * 1e6 - file.stat().st_size < 20_000  # names and settings are bounded, not counted
 
 
 def test_more_room_never_does_more_damage(student, planned, tmp_path):

@@ -344,9 +344,24 @@ def _other_bytes(
 ) -> int:  # fmt: skip
     """At most what a file holds beside its matrices: norms in fp32, the tokenizer's text, names and settings."""
     floats = sum(4 * math.prod(source.shape) for name, source in read.items() if name not in shapes)
-    texts = [folder / name for name in ("tokenizer.json", "chat_template.jinja")]
-    described = _KEYS + _DESCRIBED[target] * len(read)
-    return described + floats + sum(text.stat().st_size for text in texts if text.is_file())
+    template = folder / "chat_template.jinja"
+    text = template.stat().st_size if template.is_file() else 0
+    return _KEYS + _DESCRIBED[target] * len(read) + floats + text + _tokenizer_bytes(folder, target)
+
+
+def _tokenizer_bytes(folder: Path, target: str) -> int:
+    """ONNX folders carry tokenizer.json; GGUF every text with its length, and a type and at most a score of a token."""
+    file = folder / "tokenizer.json"
+    if not file.is_file() or target != "gguf":
+        return file.stat().st_size if file.is_file() else 0
+    content = json.loads(file.read_text(encoding="utf-8"))
+    known = content["model"]["vocab"]  # of BPE text -> id, of Unigram pairs of text and score
+    tokens = {*(known if isinstance(known, dict) else (text for text, _ in known))}
+    tokens |= {token["content"] for token in content.get("added_tokens") or []}
+    merges = [one if isinstance(one, str) else " ".join(one) for one in content["model"].get("merges") or []]
+    size = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size", 0)
+    padding = max(0, size - len(tokens)) * 32  # rows of the embedding that no text has get one
+    return sum(16 + len(text.encode()) for text in tokens) + sum(8 + len(text.encode()) for text in merges) + padding
 
 
 def _paired(reference: Sequence[int], rights: Sequence[int]) -> dict[str, Any]:
