@@ -185,7 +185,7 @@ def measure(mode, options, asked, work):
     def add(**row):
         with results.open("a", encoding="utf-8") as file:
             stamp = {"device": device(), "versions": versions(), "commit": commit(), "label": "measured"}
-            file.write(json.dumps({**shared, **row, **stamp}) + "\n")
+            file.write(json.dumps({**shared, **row, **stamp}).replace(f"{work}/", "") + "\n")  # no paths of a machine
         shown = {key: value for key, value in row.items() if key != "right"}
         print(f"  {json.dumps(shown)}", flush=True)
 
