@@ -359,9 +359,9 @@ def _tokenizer_bytes(folder: Path, target: str) -> int:
     tokens = {*(known if isinstance(known, dict) else (text for text, _ in known))}
     tokens |= {token["content"] for token in content.get("added_tokens") or []}
     merges = [one if isinstance(one, str) else " ".join(one) for one in content["model"].get("merges") or []]
-    size = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size", 0)
+    size: int = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size", 0)
     padding = max(0, size - len(tokens)) * 32  # rows of the embedding that no text has get one
-    return sum(16 + len(text.encode()) for text in tokens) + sum(8 + len(text.encode()) for text in merges) + padding
+    return sum(16 + len(text.encode()) for text in tokens) + sum(8 + len(one.encode()) for one in merges) + padding
 
 
 def _paired(reference: Sequence[int], rights: Sequence[int]) -> dict[str, Any]:
