@@ -5,6 +5,7 @@
     gguf-q4_k_m, gguf-iq4_nl …    any mix of llama.cpp's own quantizer
     onnx                          onnxruntime-genai package: the integers of a quantized student, else fp32
     onnx-int8, onnx-int4          rounded by that package's builder
+    onnx-cuda, onnx-cuda-int4 …   the same three for NVIDIA GPUs, computing in fp16
     onnx-portable                 standard operators, for ONNX Runtime on a CPU
     onnx-portable-fp16            the same for GPUs
     tensorrt-rtx                  engine for RTX laptops, made of that graph
@@ -25,13 +26,14 @@ from soloist.targets.tensorrt.versions import release
 _LLAMA = re.compile(r"b?f(16)|[it]?q([1-8])_\w+|(?:mx|nv)fp(4)\w*")
 _OWN = ("f16", "q8_0", "q5_0", "q4_0")
 # what holds the weights of a float student where no precision is named
-_WHOLE = {"gguf": 16, "onnx": 32, "onnx-portable": 32, "tensorrt-rtx": 16, "tensorrt": 16}
+_WHOLE = {"gguf": 16, "onnx": 32, "onnx-cuda": 16, "onnx-portable": 32, "tensorrt-rtx": 16, "tensorrt": 16}
 ENGINES = ("tensorrt-rtx", "tensorrt")
 JETPACK = "6.2"
+DEVICES = {"onnx": "cpu", "onnx-cuda": "cuda"}  # what a package of onnxruntime-genai is made for
 _ONNX = {"int8": 8, "int4": 4}
 EXAMPLES = (
     "gguf", *(f"gguf-{kind}" for kind in _OWN), "gguf-<type of llama.cpp>", "onnx",
-    *(f"onnx-{kind}" for kind in _ONNX), "onnx-portable", "onnx-portable-fp16",
+    *(f"onnx-{kind}" for kind in _ONNX), "onnx-cuda", "onnx-portable", "onnx-portable-fp16",
     *ENGINES, "tensorrt-<JetPack>",
 )  # fmt: skip
 
@@ -52,7 +54,7 @@ def parse(name: str) -> Format:
     precision = name[len(target) + 1 :]
     if name in _WHOLE:
         return Format(name, target, None, _WHOLE[target])
-    if target == "onnx" and precision in _ONNX:
+    if target in DEVICES and precision in _ONNX:
         return Format(name, target, precision, _ONNX[precision])
     if target == "onnx-portable" and precision == "fp16":
         return Format(name, target, precision, 16)

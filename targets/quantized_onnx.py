@@ -1,11 +1,11 @@
 """Quantized student -> an onnxruntime-genai folder that carries our integers.
 
-The builder writes the graph in fp32 from the dequantized weights; then every MatMul whose weight we have becomes a
-MatMulNBits with our codes and scales, and the embedding a GatherBlockQuantized, sharing the head's codes where the two
-are tied. Each float weight is compared with ours before it is thrown away, so a graph whose names mean something else
-is refused and not filled with wrong numbers. Letting the builder quantize and patching its result would tie us to its
-spelling of each option; its fp32 graph is the same for all of them. Left out: providers other than the CPU, and
-students whose fp32 weights do not fit in memory.
+The builder writes the graph in fp32 (fp16 for CUDA) from the dequantized weights; then every MatMul whose weight we
+have becomes a MatMulNBits with our codes and scales, and the embedding a GatherBlockQuantized, sharing the head's codes
+where the two are tied. Each float weight is compared with ours before it is thrown away, so a graph whose names mean
+something else is refused and not filled with wrong numbers. Letting the builder quantize and patching its result would
+tie us to its spelling of each option; its float graph is the same for all of them. Left out: students whose fp32
+weights do not fit in memory.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from soloist.targets.repack import Matrix, stack, to_matmul_nbits
 _FILE, _DATA = "model.onnx", "model.onnx.data"
 _QKV = re.compile(r"\.[qkv]_proj\.")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-ACCURACY_LEVEL = 4  # activations of a product in int8, four times faster on a CPU; 1 keeps them in fp32
+# activations of a product in int8, four times faster on a CPU (1 keeps them in fp32); CUDA has its own way
+ACCURACY_LEVEL = {"cpu": 4, "cuda": 0}
 
 
 def compile_quantized(
     student: Path, out: Path, precision: str | None, build: Callable[[Path, Path, Mapping[str, str]], None],
-    *, accuracy_level: int = ACCURACY_LEVEL,
+    *, accuracy_level: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the model folder `out`; `build(student, folder, options)` writes the builder's fp32 package.
+    """Write the model folder `out`; `build(student, folder, options)` writes the builder's float package.
 
     Every product has the width of its own matrix. A `precision` is what the caller takes the layers for.
 
@@ -92,17 +93,18 @@ class _Graph:
             self.added[name] = self.onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
-    def checked(self, node: Any, name: str, matrix: Matrix, transposed: bool) -> None:  # noqa: ANN401
-        """Refuse a float weight that is not the matrix we are about to put there."""
+    def checked(self, node: Any, name: str, matrix: Matrix, transposed: bool) -> np.dtype[Any]:  # noqa: ANN401
+        """Refuse a float weight that is not the matrix we are about to put there; returns the type of its numbers."""
         weight = self.onnx.numpy_helper.to_array(self.floats[name])
-        ours = matrix.dequantized()
+        ours = matrix.dequantized().astype(weight.dtype)
         if not np.array_equal(weight, ours.T if transposed else ours):
             raise ArtifactError(f"ONNX node {node.name}: its weight is not the student's; the builder has changed")
         self.gone.add(name)
+        return weight.dtype
 
 
-def put_integers(folder: Path, content: Quantization, accuracy_level: int = ACCURACY_LEVEL) -> dict[str, int]:
-    """Change the fp32 package in `folder`; returns how many nodes of each kind were made.
+def put_integers(folder: Path, content: Quantization, accuracy_level: int) -> dict[str, int]:
+    """Change the float package in `folder`; returns how many nodes of each kind were made.
 
     Raises:
         ArtifactError: a matrix that has no node, or a node whose weight is another.
@@ -157,21 +159,22 @@ def _names(node: Any, content: Quantization) -> list[str] | None:  # noqa: ANN40
     return names if all(name in content.matrices for name in names) else None
 
 
-def _put(graph: _Graph, name: str, matrix: Matrix) -> list[str]:
-    """The constant inputs of a matrix, added once."""
+def _put(graph: _Graph, name: str, matrix: Matrix, numbers: np.dtype[Any]) -> list[str]:
+    """The constant inputs of a matrix, added once; `numbers` are those the graph computes with."""
     inputs = to_matmul_nbits(matrix)
-    found = [graph.add(f"{name}.codes", inputs.weight), graph.add(f"{name}.scales", inputs.scales)]
+    scales = inputs.scales.astype(numbers)  # of fp16 value, so nothing is lost
+    found = [graph.add(f"{name}.codes", inputs.weight), graph.add(f"{name}.scales", scales)]
     return found if inputs.zeros is None else [*found, graph.add(f"{name}.zeros", inputs.zeros)]
 
 
 def _matmul(graph: _Graph, node: Any, names: list[str], content: Quantization) -> list[Any]:  # noqa: ANN401
     matrix = _of(content, names)
-    graph.checked(node, node.input[1], matrix, transposed=True)
+    numbers = graph.checked(node, node.input[1], matrix, transposed=True)
     name = names[0].removesuffix(".weight").replace(".q_proj", ".qkv_proj" if len(names) > 1 else ".q_proj")
     rows, columns = matrix.shape
     return [
         graph.onnx.helper.make_node(
-            "MatMulNBits", [node.input[0], *_put(graph, name, matrix)], list(node.output),
+            "MatMulNBits", [node.input[0], *_put(graph, name, matrix, numbers)], list(node.output),
             name=f"{node.name}_Q{matrix.bits}", domain="com.microsoft", K=columns, N=rows, bits=matrix.bits,
             block_size=matrix.group, accuracy_level=graph.level,
         )
@@ -181,14 +184,14 @@ def _matmul(graph: _Graph, node: Any, names: list[str], content: Quantization) -
 def _gather(graph: _Graph, node: Any, names: list[str], content: Quantization) -> list[Any]:  # noqa: ANN401
     """Rows of the embedding; the codes are the head's, seen as a table, where there is one matrix for both."""
     matrix = content.matrices[names[0]]
-    graph.checked(node, node.input[0], matrix, transposed=False)
+    numbers = graph.checked(node, node.input[0], matrix, transposed=False)
     rows, columns = matrix.shape
     name = names[0].removesuffix(".weight")
     if columns % matrix.group:
         raise ArtifactError(
             f"the embedding's rows of {columns} do not divide into groups of {matrix.group}; quantize in groups of 32"
         )
-    codes, *rest = _put(graph, name, matrix)
+    codes, *rest = _put(graph, name, matrix, numbers)
     shape = graph.add(f"{name}.table_shape", np.array([rows, columns * matrix.bits // 8], np.int64))
     table = f"{name}.table"
     make = graph.onnx.helper.make_node

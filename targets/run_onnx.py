@@ -62,13 +62,15 @@ class OnnxRuntime(CachedDecoder):
         session = config["model"]["decoder"].get("session_options", {})
         suits = any("cuda" in options for options in session.get("provider_options", []))
         if provider == "cuda" and not suits:
-            raise UsageError(f"{path}: this package was made for the CPU; export onnx-portable-fp16 for a GPU")
+            raise UsageError(f"{path}: this package was made for the CPU; export onnx-cuda for a GPU")
         try:
             opened = open_on(
                 provider, suits and self._og.is_cuda_available(), lambda device: self._start(path, device, threads),
                 lambda model: str(model.device_type).lower() == "cuda",
             )  # fmt: skip
             self._model, self.note = opened.model, opened.note
+            if suits and opened.device == "cpu":
+                self.note = opened.note or "made for a GPU, computed on the CPU"
             self._tokenizer: Any = self._og.Tokenizer(self._model)
             self._generator: Any = self._open()
         except SoloistError:

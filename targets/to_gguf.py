@@ -123,7 +123,9 @@ def _write_file(
         tensors = _all_tensors(student, config, precision, stack)
         parameters = sum(tensor.size for tensor in tensors)
         label = size_label(parameters)
-        file = out / f"{name.replace(' ', '-')}-{label}-{precision}.gguf{suffix}"
+        stem = name.replace(" ", "-")
+        stem = stem if label.lower() in stem.lower().split("-") else f"{stem}-{label}"  # "SmolLM2-135M" says it
+        file = out / f"{stem}-{precision}.gguf{suffix}"
         temporary = file.with_name(file.name + ".tmp")
         writer = gguf.GGUFWriter(str(temporary), family_of(config, student).architecture)
         try:

@@ -6,10 +6,12 @@
     int4        algo_config=k_quant_mixed, blocks of 32     8 bits for the head, the embedding and the
                                                             layers that suffer most, shared
 
+A package is made for one device, "cpu" or "cuda": for CUDA it computes in fp16 where one for the CPU does in fp32.
+
 The builder exits 0 with files that do not load for some options (edge cases: asymmetric weights or a
 mixed last matmul with a shared embedding), which is why an export is nothing before `verify` has opened
 it. It runs in a process of its own: it holds the whole model in memory and prints progress bars. A student
-that `soloist quantize` made keeps its own integers (`quantized_onnx`). Left out: devices other than the CPU.
+that `soloist quantize` made keeps its own integers (`quantized_onnx`). Left out: other devices.
 """
 
 from __future__ import annotations
@@ -28,23 +30,24 @@ from soloist.kernels.errors import ArtifactError, ResourceError
 from soloist.targets.base import require
 from soloist.targets.pretokenizers import PRE_TOKENIZERS, name_of
 from soloist.targets.quantized import is_quantized
-from soloist.targets.quantized_onnx import compile_quantized
+from soloist.targets.quantized_onnx import ACCURACY_LEVEL, compile_quantized
 from soloist.targets.to_gguf import read_config
 
 PRECISIONS: Mapping[str, Mapping[str, str]] = {
     "int8": {},
     "int4": {"algo_config": "k_quant_mixed", "block_size": "32", "accuracy_level": "4"},
 }
+FLOATS = {"cpu": "fp32", "cuda": "fp16"}  # what a device computes in; attention has no other kernels there
 TIME_LIMIT_S = 1800
 
 
 def compile_onnx(
     student: Path, out: Path, precision: str | None = None, *, options: Mapping[str, str] | None = None,
-    limit_s: int = TIME_LIMIT_S,
+    device: str = "cpu", limit_s: int = TIME_LIMIT_S,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the model folder `out`; returns facts. `options` replace the builder options of the precision.
 
-    Without a `precision` a quantized student keeps its integers and any other becomes fp32.
+    Without a `precision` a quantized student keeps its integers and any other becomes fp32, or fp16 for "cuda".
 
     Raises:
         ArtifactError: not a student, or the builder refuses it.
@@ -56,31 +59,34 @@ def compile_onnx(
     for package in ("onnxruntime_genai", "onnx_ir"):
         require(package, "onnx")
     if is_quantized(student):
-        return compile_quantized(student, out, precision, partial(_write, limit_s=limit_s))
+        return compile_quantized(
+            student, out, precision, partial(_write, device=device, limit_s=limit_s),
+            accuracy_level=ACCURACY_LEVEL[device],
+        )  # fmt: skip
     chosen = dict(PRECISIONS.get(precision or "", {}) if options is None else options)
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _build(student, temporary, precision or "fp32", chosen, limit_s)
+        _build(student, temporary, precision or FLOATS[device], chosen, device, limit_s)
         _carry(student, temporary)
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return {"file": out.name, "precision": precision or "fp32", "options": chosen}
+    return {"file": out.name, "precision": precision or FLOATS[device], "options": chosen}
 
 
-def _write(student: Path, out: Path, options: Mapping[str, str], *, limit_s: int) -> None:
-    """The builder's fp32 package with tokenizer and template, for integers of our own."""
-    _build(student, out, "fp32", options, limit_s)
+def _write(student: Path, out: Path, options: Mapping[str, str], *, device: str, limit_s: int) -> None:
+    """The builder's float package with tokenizer and template, for integers of our own."""
+    _build(student, out, FLOATS[device], options, device, limit_s)
     _carry(student, out)
 
 
-def _build(student: Path, out: Path, precision: str, options: Mapping[str, str], limit_s: int) -> None:
+def _build(student: Path, out: Path, precision: str, options: Mapping[str, str], device: str, limit_s: int) -> None:
     command = [
         sys.executable, "-m", "onnxruntime_genai.models.builder",
-        "-m", student.name, "-i", str(student), "-o", str(out), "-c", str(out / "cache"), "-p", precision, "-e", "cpu",
+        "-m", student.name, "-i", str(student), "-o", str(out), "-c", str(out / "cache"), "-p", precision, "-e", device,
         "--extra_options", *(f"{key}={value}" for key, value in {**options, "hf_token": "false"}.items()),
     ]  # fmt: skip
     # without these the builder asks the hub about a model that lies on this disk

@@ -41,14 +41,21 @@ def test_a_plan_of_mixed_widths_goes_into_every_format_and_each_is_checked(stude
     import onnx
 
     quantized = quantize(QuantizeConfig(plan=MIXED), student, tmp_path / "quantized")
-    made = export(quantized, tmp_path / "out", ["gguf", "onnx", "onnx-portable"], PROBE, name="Tiny")
+    made = export(quantized, tmp_path / "out", ["gguf", "onnx", "onnx-cuda", "onnx-portable"], PROBE, name="Tiny")
     for facts in made.facts["formats"].values():
         assert facts["verdict"] == "pass" and facts["tolerance"]["kl"] == 0.5, "held to the narrowest: 4 bits"
     drift = [facts["kl_mean"] for facts in made.facts["formats"].values()]
     assert max(drift) < 2 * min(drift), "the same integers everywhere"
-    nodes = onnx.load(str(made.path / "onnx" / "model.onnx"), load_external_data=False).graph.node
-    widths = [{a.name: a.i for a in node.attribute}["bits"] for node in nodes if node.op_type == "MatMulNBits"]
-    assert sorted(set(widths)) == [4, 8]
+    graphs = {name: onnx.load(str(made.path / name / "model.onnx")).graph for name in ("onnx", "onnx-cuda")}
+    constants = {name: {c.name: c for c in graph.initializer} for name, graph in graphs.items()}
+    for name, numbers in (("onnx", np.float32), ("onnx-cuda", np.float16)):
+        nodes = [node for node in graphs[name].node if node.op_type == "MatMulNBits"]
+        assert {a.i for node in nodes for a in node.attribute if a.name == "bits"} == {4, 8}
+        for node in nodes:
+            codes, scales = (onnx.numpy_helper.to_array(constants[name][one]) for one in node.input[1:3])
+            assert scales.dtype == numbers
+            assert np.array_equal(codes, onnx.numpy_helper.to_array(constants["onnx"][node.input[1]]))
+            assert np.array_equal(scales, onnx.numpy_helper.to_array(constants["onnx"][node.input[2]])), "not rounded"
     facts = json.loads((made.path / "onnx-portable" / "portable.json").read_text())
     assert set(facts["bits"]) == {"4", "5", "6", "8"}
     assert Artifact.open(made.path, stage="export").manifest["parents"][0]["digest"] == quantized.digest
@@ -59,9 +66,11 @@ def test_a_float_student_goes_into_every_format_as_it_is(student, tiny_portable,
         return shutil.copytree(tiny_portable, out) if dtype == "float32" else compile_portable(folder, out, dtype)
 
     monkeypatch.setattr("soloist.toolchain.export.compile_portable", traced_once)
-    made = export(student, tmp_path / "out", ["gguf", "onnx", "onnx-portable", "onnx-portable-fp16"], PROBE)
+    formats = ["gguf", "onnx", "onnx-cuda", "onnx-portable", "onnx-portable-fp16"]
+    made = export(student, tmp_path / "out", formats, PROBE)
     found = {format: facts["tolerance"]["kl"] for format, facts in made.facts["formats"].items()}
-    assert found == {"gguf": 0.002, "onnx": 0.0001, "onnx-portable": 0.0001, "onnx-portable-fp16": 0.002}
+    halves = dict.fromkeys(("gguf", "onnx-cuda", "onnx-portable-fp16"), 0.002)
+    assert found == {**halves, "onnx": 0.0001, "onnx-portable": 0.0001}
     assert made.facts["formats"]["gguf"]["path"].endswith("-F16.gguf")
 
 

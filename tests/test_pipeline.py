@@ -19,8 +19,8 @@ from soloist.toolchain.verify.verdict import record, standing
 
 NAMES = {
     "gguf": "GGUF", "gguf-f16": "GGUF F16", "gguf-q4_k_m": "GGUF Q4_K_M", "onnx": "ONNX", "onnx-int8": "ONNX int8",
-    "onnx-portable": "ONNX portable", "onnx-portable-fp16": "ONNX portable fp16", "tensorrt-rtx": "TensorRT-RTX",
-    "tensorrt": "TensorRT", "tensorrt-7.2": "TensorRT JetPack 7.2",
+    "onnx-cuda": "ONNX CUDA", "onnx-portable": "ONNX portable", "onnx-portable-fp16": "ONNX portable fp16",
+    "tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT", "tensorrt-7.2": "TensorRT JetPack 7.2",
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from soloist.kernels.errors import ArtifactError, GateError, SoloistError, UsageError
 from soloist.targets.families import FAMILIES
-from soloist.targets.formats import ENGINES, EXAMPLES, Format, parse
+from soloist.targets.formats import DEVICES, ENGINES, EXAMPLES, Format, parse
 from soloist.targets.llama_quantize import mean_squares, read_importance
 from soloist.targets.open import parts
 from soloist.targets.portable.export import compile_portable
@@ -220,7 +220,7 @@ def _gguf(work: _Work) -> _Made:
 
 def _onnx(work: _Work) -> _Made:
     try:
-        compile_onnx(work.folder, work.out, work.precision)
+        compile_onnx(work.folder, work.out, work.precision, device=DEVICES[work.format.target])
     except ArtifactError as error:
         kind = read_config(work.folder).get("model_type")
         if kind in FAMILIES:
@@ -254,7 +254,7 @@ def _engine(work: _Work) -> _Made:
 
 
 _COMPILERS: Mapping[str, Callable[[_Work], _Made]] = {
-    "gguf": _gguf, "onnx": _onnx, "onnx-portable": _portable, **dict.fromkeys(ENGINES, _engine)
+    "gguf": _gguf, **dict.fromkeys(DEVICES, _onnx), "onnx-portable": _portable, **dict.fromkeys(ENGINES, _engine)
 }  # fmt: skip
 
 

@@ -55,10 +55,12 @@ _GRAPH = (
     ("onnxruntime", "onnx"), ("tokenizers", "onnx"), ("jinja2", "onnx"), ("onnx", "compile"), ("onnx_ir", "compile"),
     ("onnxscript", "compile"), ("optimum", "compile"),
 )  # fmt: skip
+_GENAI = (("onnxruntime_genai", "onnx"), ("onnx", "compile"), ("onnx_ir", "compile"))
 # target -> packages that compile and check it, and the extras that carry them
 _PACKAGES = {
     "gguf": (("llama_cpp", "gguf"),),
-    "onnx": (("onnxruntime_genai", "onnx"), ("onnx", "compile"), ("onnx_ir", "compile")),
+    "onnx": _GENAI,
+    "onnx-cuda": _GENAI,
     "onnx-portable": _GRAPH,
     "tensorrt-rtx": (*_GRAPH, ("tensorrt_rtx", "rtx")),
     "tensorrt": _GRAPH,

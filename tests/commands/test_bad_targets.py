@@ -15,7 +15,7 @@ for package in ("torch", "transformers", "gguf", "safetensors"):
 from soloist.kernels.errors import ArtifactError  # noqa: E402
 from soloist.toolchain.artifact import stage  # noqa: E402
 
-USAGE, ARTIFACT, GATE, MISSING = 2, 4, 6, 8
+USAGE, ARTIFACT, GATE, NO_PROVIDER, MISSING = 2, 4, 6, 7, 8
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_an_architecture_no_target_knows_is_named(cannot, student_with, monkeypa
     for needed in ("onnxscript", "onnx_ir", "optimum"):
         pytest.importorskip(needed)
 
-    def builder(folder, *_):
+    def builder(folder, *_, device):
         """As the builder of onnxruntime-genai fails, after half a minute."""
         raise ArtifactError(f"{folder}: the ONNX builder failed (You can update Transformers)")
 
@@ -137,6 +137,13 @@ def test_tensorrt_that_is_missing_is_named_before_the_graph_is_made(cannot, stud
     monkeypatch.setattr("soloist.targets.tensorrt.rtx.LIBRARY", "tensorrt_rtx_that_nobody_has")
     said = cannot(MISSING, "export", student_with(), "--formats", "tensorrt-rtx")
     assert said == "this needs the package 'tensorrt_rtx_that_nobody_has': pip install 'soloist[rtx]'"
+
+
+def test_a_provider_that_is_not_installed_is_named(refused, tiny_portable, tiny_gguf):
+    said = refused(NO_PROVIDER, "chat", tiny_portable, "--provider", "cuda", "hi")
+    assert said.startswith("onnxruntime has no provider 'cuda' here: pip uninstall") and "onnx-gpu" in said
+    said = refused(USAGE, "chat", tiny_gguf, "--provider", "cuda", "hi")
+    assert said.endswith("the provider 'cuda' is of ONNX Runtime, and this is gguf")
 
 
 @pytest.fixture

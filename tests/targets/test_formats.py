@@ -25,6 +25,8 @@ def test_every_mix_of_llama_cpp_is_a_format():
     [
         ("gguf", Format("gguf", "gguf", None, 16)),
         ("onnx", Format("onnx", "onnx", None, 32)),
+        ("onnx-cuda", Format("onnx-cuda", "onnx-cuda", None, 16)),
+        ("onnx-cuda-int4", Format("onnx-cuda-int4", "onnx-cuda", "int4", 4)),
         ("onnx-portable", Format("onnx-portable", "onnx-portable", None, 32)),
         ("onnx-portable-fp16", Format("onnx-portable-fp16", "onnx-portable", "fp16", 16)),
         ("gguf-q4_k_m", Format("gguf-q4_k_m", "gguf", "q4_k_m", 4)),
@@ -34,7 +36,9 @@ def test_a_name_is_a_target_and_a_precision(name, format):
     assert parse(name) == format
 
 
-@pytest.mark.parametrize("name", ["", "q4_0", "gguf-", "gguf-q9_0", "gguf-q4_zzz", "onnx-int5", "onnx-portable-int4"])
+@pytest.mark.parametrize(
+    "name", ["", "q4_0", "gguf-", "gguf-q9_0", "gguf-q4_zzz", "onnx-int5", "onnx-cuda-fp16", "onnx-portable-int4"]
+)
 def test_any_other_name_is_refused_with_those_there_are(name):
     if "zzz" in name:
         pytest.importorskip("gguf")

@@ -146,7 +146,7 @@ def test_a_graph_that_is_none_is_no_matter_of_providers(tiny_portable, tmp_path,
 def test_a_package_for_the_cpu_stays_there(package, monkeypatch):
     genai = pytest.importorskip("onnxruntime_genai")
     monkeypatch.setattr(genai, "is_cuda_available", lambda: True)
-    with pytest.raises(UsageError, match=r"made for the CPU; export onnx-portable-fp16 for a GPU"):
+    with pytest.raises(UsageError, match=r"made for the CPU; export onnx-cuda for a GPU"):
         package(provider="cuda")
     assert package().note == ""
 

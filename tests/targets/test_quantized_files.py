@@ -134,8 +134,8 @@ def files(quantized, tmp_path_factory):
     file = out / compile_gguf(quantized.path, out, "Q4_0", "Tiny")["file"]
     write = to_onnx._write
 
-    def kept(student, package, options, *, limit_s):
-        write(student, package, options, limit_s=limit_s)
+    def kept(student, package, options, **how):
+        write(student, package, options, **how)
         shutil.copytree(package, floats)
 
     floats = tmp_path_factory.mktemp("floats") / "package"
@@ -218,10 +218,10 @@ def test_a_graph_that_is_not_understood_is_refused(quantized, files, tmp_path, m
     ):
         package = shutil.copytree(files.floats, tmp_path / "package")
         with pytest.raises(ArtifactError, match=said):
-            put_integers(package, replace(content, matrices=matrices))
+            put_integers(package, replace(content, matrices=matrices), 4)
         shutil.rmtree(package)
 
-    def failing(student, out, options, *, limit_s):
+    def failing(student, out, options, **_):
         assert (student / "model.safetensors").is_file()
         raise ArtifactError("the ONNX builder failed")
 

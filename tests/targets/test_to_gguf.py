@@ -107,6 +107,13 @@ def test_cut_off_weights_are_refused(tiny, tmp_path):
         compile_gguf(student, tmp_path / "out", "F16")
 
 
+def test_a_name_that_says_its_size_says_it_once(tiny, tmp_path):
+    label = compile_gguf(tiny, tmp_path, "F16", "Desk")["file"].split("-")[1]
+    assert (
+        compile_gguf(tiny, tmp_path, "F16", f"My {label.lower()} desk")["file"] == f"My-{label.lower()}-desk-F16.gguf"
+    )
+
+
 def test_a_shard_that_is_missing_is_named(tiny, tmp_path):
     from safetensors.numpy import load_file, save_file
 

@@ -27,8 +27,8 @@ from soloist.toolchain.teams.config import (
 BASE_PROMPT = "Answer the question. End with '#### ' and the answer alone."
 BASE_TOKENS = 64
 _TARGETS = {
-    "gguf": "GGUF", "onnx": "ONNX", "onnx-portable": "ONNX portable", "tensorrt-rtx": "TensorRT-RTX",
-    "tensorrt": "TensorRT",
+    "gguf": "GGUF", "onnx": "ONNX", "onnx-cuda": "ONNX CUDA", "onnx-portable": "ONNX portable",
+    "tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT",
 }  # fmt: skip
 
 

@@ -15,8 +15,12 @@ import click
 @click.argument("student", type=click.Path(path_type=Path))
 @click.option("--tools", multiple=True, help="Entry point of tools  [default: those named by its job]")
 @click.option("--force", is_flag=True, help="Open an exported file without a passing verdict; it is marked for ever.")
+@click.option(
+    "--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="What computes an ONNX student.",
+)  # fmt: skip
 @click.argument("question", nargs=-1)
-def command(student: Path, tools: tuple[str, ...], force: bool, question: tuple[str, ...]) -> None:
+def command(student: Path, tools: tuple[str, ...], force: bool, provider: str, question: tuple[str, ...]) -> None:
     """Answer QUESTION, or read questions from the terminal. STUDENT is a GGUF file, an ONNX folder, a Hugging
     Face folder, a quantized one, or a folder of a job (its smallest GGUF is taken)."""
     from soloist.toolchain.bench.systems import student_team
@@ -32,7 +36,8 @@ def command(student: Path, tools: tuple[str, ...], force: bool, question: tuple[
     entries, names = _tools(path, tools)
     team = student_team(path, names, entries)
     assert isinstance(team.engine, StudentEngineConfig)
-    engine = open_student(team.engine, on_text=lambda text: click.echo(text, nl=False))
+    asked_of = team.engine.model_copy(update={"provider": provider})
+    engine = open_student(asked_of, on_text=lambda text: click.echo(text, nl=False))
     if note := getattr(engine, "note", ""):
         click.echo(note, err=True)
     with Team(team, engine=engine) as opened:

@@ -46,8 +46,8 @@ def command(
         options = {"questions": asked, "points": points, "entries": tools, **limits}
         for format, stands in verify_export(artifact, prompts, Path(scratch), formats, **options):
             click.echo(f"{format:18} {stands.verdict:8} {_numbers(stands.facts)}")
-            if stands.note:
-                click.echo(f"{'':18} {stands.note}")
+            for note in filter(None, (stands.note, stands.facts.get("note"))):
+                click.echo(f"{'':18} {note}")
             if stands.verdict == "fail":
                 failed.append(format)
     if failed:

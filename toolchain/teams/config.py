@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from soloist.kernels.errors import UsageError
+from soloist.targets.providers import Provider
 from soloist.toolchain.config import Config, load_yaml
 
 
@@ -92,11 +93,12 @@ class OpenAIEngineConfig(Config):
 
 
 class StudentEngineConfig(Config):
-    """A compiled student or a Hugging Face folder; `format` is found out when it is not given."""
+    """A compiled student or a Hugging Face folder; `format` is found out, `provider` is what computes an ONNX model."""
 
     kind: Literal["student"]
     path: str
     format: str | None = None
+    provider: Provider = "auto"
 
 
 EngineConfig = Annotated[GgufEngineConfig | OpenAIEngineConfig | StudentEngineConfig, Field(discriminator="kind")]

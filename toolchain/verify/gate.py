@@ -72,6 +72,7 @@ def judge(
         return {"verdict": "fail", "reason": str(error), **said}
     numbers["worst"] = in_words(numbers["worst"], wanted, student)
     facts = {**numbers, "load_s": got["load_s"], "peak_mb": got["peak_mb"], **said}
+    facts |= {"note": got["note"]} if got["note"] else {}
     reason = _drift(numbers, tolerance)
     return facts | ({"verdict": "fail", "reason": reason} if reason else {"verdict": "pass"})
 

@@ -43,6 +43,7 @@ def _observe(job: Mapping[str, Any], out: Path) -> dict[str, Any]:
     record: dict[str, Any] = {"load_s": round(time.perf_counter() - began, 3)}
     rendered = [model.render(messages) for messages in job["prompts"]]
     answers, references = _answers(model, job)
+    record["note"] = str(getattr(model, "note", ""))
     record["rendered"] = rendered
     record["references"] = references
     record["prompt_ids"] = [model.tokenize(text) for text in rendered]

@@ -20,7 +20,7 @@ class StudentEngine:
     def __init__(self, config: StudentEngineConfig, on_text: Callable[[str], None] | None = None) -> None:
         from soloist.targets.open import open_runtime
 
-        self.runtime = open_runtime(Path(config.path), config.format)
+        self.runtime = open_runtime(Path(config.path), config.format, provider=config.provider)
         self.model = self.runtime.name
         self.note = str(getattr(self.runtime, "note", ""))  # what is held of a quantized student, and why
         self.on_text = on_text
