@@ -100,7 +100,7 @@ class _Graph:
         if not np.array_equal(weight, ours.T if transposed else ours):
             raise ArtifactError(f"ONNX node {node.name}: its weight is not the student's; the builder has changed")
         self.gone.add(name)
-        return weight.dtype
+        return np.dtype(weight.dtype)
 
 
 def put_integers(folder: Path, content: Quantization, accuracy_level: int) -> dict[str, int]:
