@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.base import require
@@ -95,12 +96,12 @@ class _Graph:
 
     def checked(self, node: Any, name: str, matrix: Matrix, transposed: bool) -> np.dtype[Any]:  # noqa: ANN401
         """Refuse a float weight that is not the matrix we are about to put there; returns the type of its numbers."""
-        weight = self.onnx.numpy_helper.to_array(self.floats[name])
+        weight: npt.NDArray[Any] = self.onnx.numpy_helper.to_array(self.floats[name])
         ours = matrix.dequantized().astype(weight.dtype)
         if not np.array_equal(weight, ours.T if transposed else ours):
             raise ArtifactError(f"ONNX node {node.name}: its weight is not the student's; the builder has changed")
         self.gone.add(name)
-        return np.dtype(weight.dtype)
+        return weight.dtype
 
 
 def put_integers(folder: Path, content: Quantization, accuracy_level: int) -> dict[str, int]:
