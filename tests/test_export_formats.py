@@ -72,6 +72,8 @@ def test_a_float_student_goes_into_every_format_as_it_is(student, tiny_portable,
     halves = dict.fromkeys(("gguf", "onnx-cuda", "onnx-portable-fp16"), 0.002)
     assert found == {**halves, "onnx": 0.0001, "onnx-portable": 0.0001}
     assert made.facts["formats"]["gguf"]["path"].endswith("-F16.gguf")
+    notes = {format: facts.get("note", "") for format, facts in made.facts["formats"].items()}
+    assert "computed on the " in notes["onnx-cuda"] and notes["onnx"] == ""
 
 
 @pytest.fixture

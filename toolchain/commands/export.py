@@ -67,3 +67,5 @@ def command(
         )
         if facts["verdict"] != "pass":
             click.echo(f"{'':18} {facts['verdict']}: {facts['reason']}")
+        if note := facts.get("note"):
+            click.echo(f"{'':18} {note}")
