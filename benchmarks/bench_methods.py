@@ -1,7 +1,7 @@
 """Every method on the same traces at the same cost: which one earns it?
 
     python -P benchmarks/bench_methods.py --work DIR [--methods a,b] [--seeds 0,1,2] [--settings few,internalise]
-                                          [--subset] [--spend TOKENS]
+                                          [--subset] [--spend TOKENS] [--agent TEAM]
 
     few          the student that calls tools, from the first 150 traces; held-out questions and unseen wordings
     internalise  the student that reasons in words, without tools, from all traces
@@ -13,6 +13,9 @@ several times divides the tokens among its passes, one that takes several conver
 more tokens. The local teacher that `gkd` needs is an `sft` student of the same traces and tokens; its training counts
 as a cost of `gkd`. Every student is compiled to GGUF Q8_0 and asked the same questions by llama.cpp, greedy. The team
 is asked them once.
+
+AdaSkill trains nothing: `--agent skill_agent.yaml` (what `soloist gate desk --known TRACES` writes beside its card)
+asks that agent the questions of the few traces' setting once, as the row `adaskill`.
 
 A cell (setting, method, seed) that is in the results is not done again, and a student that was half trained goes on;
 so the whole may be killed at any time. A method that cannot work here is named at the end, and the exit code is 1.
@@ -36,6 +39,7 @@ ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "methods.jsonl"
 SETTINGS = {"few": ("acts", 150, 3), "internalise": ("internalise", None, 1)}  # mode, traces, passes of sft
 OPTIONS = {"pad": {"steps": 19}}  # one pass over few questions; over all it would take a night by itself
+AGENT = "adaskill"
 TEACHER = ("gkd",)  # need a local teacher
 TEACHER_SEED = 99
 HELD_OUT_SEED = 23  # neither the seed that settings were looked at with nor the one the report measures
@@ -153,6 +157,20 @@ def cell(setting, method, seed, spend, options, traces, work, asked):
     }  # fmt: skip
 
 
+def agent_cell(setting, spend, options, traces, asked):
+    """The row of one agent with a skill card: nothing trained, asked greedily."""
+    from soloist.toolchain.artifact import commit, device, versions
+    from soloist.toolchain.teams.config import load_team
+
+    system = load_team(options.agent)
+    return {
+        "bench": "methods", "setting": setting, "method": AGENT, "seed": options.seeds[0], "spend": spend,
+        "traces": traces.digest, "data": {}, "options": {}, "tokens_read": 0, "train_seconds": 0.0,
+        "splits": [q.split for q in asked], **ask(system, asked, system.name),
+        "device": device(), "versions": versions(), "commit": commit(), "label": "measured",
+    }  # fmt: skip
+
+
 def done(path):
     """The cells that are in the results already."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
@@ -170,15 +188,21 @@ def measure(options, traces, asked):
     known, failed = done(results), []
     team = team_answers(work, asked, key)
     print(f"{load_team('desk').name}: {sum(team)} of {len(team)} right", flush=True)
-    spends = {setting: spend_of(setting, options, traces, work) for setting in options.settings}
+    wanted = {*options.settings, *(["few"] if options.agent else [])}
+    spends = {setting: spend_of(setting, options, traces, work) for setting in sorted(wanted)}
     cells = [(s, m, n) for n in options.seeds for s in options.settings for m in options.methods]
+    if options.agent:
+        cells = [("few", AGENT, options.seeds[0]), *cells]
     for setting, method, seed in cells:
         spend = spends[setting]
         if (setting, method, seed, spend, traces.digest, key) in known:
             continue
         print(f"{setting} {method} seed {seed}, {spend} tokens", flush=True)
         try:
-            row = cell(setting, method, seed, spend, options, traces, work, asked)
+            if method == AGENT:
+                row = agent_cell(setting, spend, options, traces, asked)
+            else:
+                row = cell(setting, method, seed, spend, options, traces, work, asked)
         except SoloistError as error:  # it finds nothing to learn from here, or lacks a package: the others go on
             failed.append(f"{setting} {method} seed {seed}: {error}")
             print(f"    {error}", flush=True)
@@ -186,7 +210,9 @@ def measure(options, traces, asked):
         results.parent.mkdir(exist_ok=True)
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**row, "asked": key, "team_right": team}) + "\n")
-        if not options.keep:  # 270 MB each; only now, so that a kill never leaves a student without its weights
+        if (
+            not options.keep and method != AGENT
+        ):  # 270 MB each; only now, so that a kill never leaves a student without its weights
             shutil.rmtree(work / f"{setting}-{method}-{seed}")
     return failed
 
@@ -207,12 +233,14 @@ def parsed():
     parser.add_argument("--unseen", type=int, default=90)
     parser.add_argument("--spend", type=int, help="tokens every method reads, in every setting")
     parser.add_argument("--subset", action="store_true", help="one seed, few traces, 60 questions, methods of one pass")
+    parser.add_argument("--agent", help="team file of an agent with a skill card")
     parser.add_argument("--keep", action="store_true", help="keep the students")
     parser.add_argument("--results", default=str(RESULTS))
     options = parser.parse_args()
     if options.traces is None:
         parser.error("this installation has no recording of the desk: give one with --traces")
-    options.methods, options.settings = options.methods.split(","), options.settings.split(",")
+    options.methods = options.methods.split(",") if options.methods else []  # none: the agent alone
+    options.settings = options.settings.split(",")
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     for what, chosen, known in (("method", options.methods, CATALOG), ("setting", options.settings, SETTINGS)):
         if unknown := sorted(set(chosen) - set(known)):

@@ -148,7 +148,7 @@ def methods() -> str:
     if not rows:
         said = "How they compare is not measured yet (`benchmarks/bench_methods.py`, a night on two cores)."
         return "\n".join([*lines, "", said])
-    measured = [name for name in CATALOG if any(row["method"] == name for row in rows)]
+    measured = [name for name in (*CATALOG, "adaskill") if any(row["method"] == name for row in rows)]
     return "\n".join([*lines, "", *compared(rows, measured), "", earned(rows, measured), "", methods_note(rows)])
 
 
@@ -217,7 +217,8 @@ def methods_note(rows: list[dict]) -> str:
         f"within one step: {' and '.join(f'{spend} ({setting})' for setting, spend in spends.items())}, which a method "
         "that trains several times divides among its passes; what `pad` samples in its 19 updates of practice, and "
         "what the teacher of `gkd` read, is not in it, but in the tokens and minutes shown. All options are the "
-        "defaults. Differences are paired by question. "
+        "defaults. `adaskill` is one agent with the skill card of `soloist gate`, on the team's own model: nothing is "
+        "trained. Differences are paired by question. "
         f"Intervals: 95 %, bootstrap over questions and over seeds. Commit {rows[-1]['commit']}, on "
         f"{rows[-1]['device']['cores']} cores of an {rows[-1]['device']['cpu']}."
     )
