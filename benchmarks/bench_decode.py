@@ -1,6 +1,6 @@
 """How fast compiled students say their tokens, side by side, and how much of the memory's bandwidth that is.
 
-    python -P benchmarks/bench_decode.py NAME=FILE… [--questions 12] [--rounds 5] [--threads 1]
+    python -P benchmarks/bench_decode.py NAME=FILE… [--questions 12] [--rounds 5]
 
 FILE is anything that opens: a .gguf, an onnxruntime-genai folder, a portable ONNX folder. Give ours beside what
 llama.cpp and the genai builder make at the same bits (`bench_quantization.py` and `soloist export` write them). All
@@ -8,13 +8,14 @@ models are open at once and take turns question by question, so that a busy mome
 held-out questions of the desk greedily. Per model: milliseconds per token after the first (all tokens of a round), the
 median over rounds and their spread, and the bytes a token streams (the file without its tokenizer) times tokens per
 second as a share of what this machine reads in the same run. Processes that compute meanwhile make the numbers theirs:
-run it alone. The row goes to benchmarks/results/decode.jsonl.
+run it alone. One thread, unless OMP_NUM_THREADS says otherwise. The row goes to benchmarks/results/decode.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -86,6 +87,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=96, help="at most so many an answer")
     parser.add_argument("--results", default=str(RESULTS))
     options = parser.parse_args()
+    threads = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))  # what the runtimes read
     paths = {name: Path(path) for name, _, path in (item.partition("=") for item in options.files)}
     for name, path in paths.items():
         if not path.exists():
@@ -106,7 +108,7 @@ def main():
             "share_of_bandwidth": size / (middle / 1e3) / bandwidth if middle else None,
         })  # fmt: skip
     row = {
-        "bench": "decode", "questions": options.questions, "rounds": options.rounds, "models": rows,
+        "bench": "decode", "questions": options.questions, "rounds": options.rounds, "threads": threads, "models": rows,
         "read_gb_per_second": bandwidth / 1e9, "device": device(), "versions": versions(), "commit": commit(),
         "label": "measured",
     }  # fmt: skip
