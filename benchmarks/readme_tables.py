@@ -236,14 +236,17 @@ def quantization() -> str:
 
 
 def quantized(mode: str, rows: list[dict]) -> str:
-    """The files of one student by size; accuracy of those that were asked."""
+    """The files of one student by size, ours and those within it; accuracy of those that were asked."""
+    most = rows[0]["max_mb"]
     right = {row["variant"]: np.array([row["right"]], float) for row in rows if "right" in row}
     files = {row["variant"]: row for row in rows if "kl_mean" in row}
     lines = [
         "| file | MB | mean KL | KL, 99 % | same top-1, % | right, % (95 %) | against 16 bit |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, row in sorted(files.items(), key=lambda item: item[1]["size_mb"]):
+    shown = [name for name, row in files.items() if row["family"] in ("ours", "reference") or row["size_mb"] <= most]
+    for name in sorted(shown, key=lambda name: files[name]["size_mb"]):
+        row = files[name]
         asked, plain = right.get(name), right.get("f16")
         mean, low, high = (0, 0, 0) if asked is None else (100 * value for value in interval(asked))
         lines.append(
@@ -252,13 +255,34 @@ def quantized(mode: str, rows: list[dict]) -> str:
             + f" | {apart(asked, plain) if asked is not None else ''} |"
         )
     broken = {row["variant"]: row["refused"] for row in rows if "refused" in row}
-    told = "".join(f" Refused: {name} ({reason})." for name, reason in broken.items())
+    told = "".join(f" Refused: {name} (`{reason[:100]}…`)." for name, reason in broken.items())
+    told += f" {len(files) - len(shown)} rivals of more than {most:.0f} MB are in the results." if shown else ""
     one = next(iter(files.values()))
     return "\n".join(lines) + (
         f"\n\nStudent of mode `{mode}`; llama.cpp's types weighed by our importance matrix, or plain. KL from its 16 "
         f"bits of {one['tokens']} tokens that it answers {one['prompts']} held-out questions with, each file in its "
         f"own runtime; differences are paired by question.{told} Commit "
         f"{rows[-1]['commit']}, on {rows[-1]['device']['cores']} cores of an {rows[-1]['device']['cpu']}."
+    )
+
+
+def decode() -> str:
+    rows = read("decode.jsonl")
+    if not rows:
+        return "(no measured row yet)"
+    row = rows[-1]
+    lines = ["| file | MB | ms a token | spread | share of the memory's bandwidth |", "|---|---:|---:|---:|---:|"]
+    for one in sorted(row["models"], key=lambda one: one["ms_per_token"]):
+        low, high = one["spread_ms"]
+        lines.append(
+            f"| {one['name']} | {one['weights_mb']:.1f} | {one['ms_per_token']:.2f} | {low:.2f}–{high:.2f} | "
+            f"{100 * one['share_of_bandwidth']:.0f} % |"
+        )
+    return "\n".join(lines) + (
+        f"\n\nOne answer's tokens after the first, greedy, {row['threads']} thread, median of {row['rounds']} rounds "
+        f"over {row['questions']} questions, all files in turns; this thread reads {row['read_gb_per_second']:.1f} "
+        "GB/s. The share counts every byte of a file; of `genai-int8` 113 MB are a separate fp32 embedding, of which a "
+        f"token reads one row. Commit {row['commit']}, on {row['device']['cores']} cores of an {row['device']['cpu']}."
     )
 
 
@@ -286,6 +310,7 @@ def render(text: str) -> str:
         ("training", training),
         ("methods", methods),
         ("quantization", quantization),
+        ("decode", decode),
         ("tree", tree),
     ):
         pattern = re.compile(rf"<!-- {name}:start -->\n.*?<!-- {name}:end -->", re.DOTALL)
