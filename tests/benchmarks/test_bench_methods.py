@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.tasks.base import Question
@@ -42,6 +43,7 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setitem(spaces, "team_answers", lambda *_: [1, 1, 0])
     found.options = SimpleNamespace(
         work=str(tmp_path / "work"), results=str(tmp_path / "rows.jsonl"), spend=100, keep=False,
+        agent=None,
         settings=["few", "internalise"], methods=["sft", "pad"], seeds=[0, 1],
     )  # fmt: skip
     found.rows = lambda: [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
@@ -61,6 +63,27 @@ def test_what_failed_is_told_and_the_rest_is_measured_once(bench):
     before = len(bench.trained)
     assert len(bench.measure(bench.options, TRACES, ASKED)) == 4
     assert [method for _, method, *_ in bench.trained[before:]] == ["pad"] * 4, "sft is in the results"
+
+
+def test_an_agent_with_a_skill_card_is_asked_once_beside_the_students(bench, tmp_path, monkeypatch):
+    from soloist.toolchain.teams.config import load_team
+
+    team = tmp_path / "skill_agent.yaml"
+    team.write_text(
+        yaml.safe_dump({**load_team("desk").model_dump(mode="json", exclude_defaults=True), "name": "card"})
+    )
+    asked_of = []
+
+    def ask(system, asked, note):
+        asked_of.append(system.name)
+        return {"right": [0, 1, 0], "failed": 0, "ask_seconds": 1.0}
+
+    monkeypatch.setitem(bench.measure.__globals__, "ask", ask)
+    bench.options.agent, bench.options.methods = str(team), []
+    assert bench.measure(bench.options, TRACES, ASKED) == [] and bench.measure(bench.options, TRACES, ASKED) == []
+    (row,) = bench.rows()
+    assert (row["setting"], row["method"], row["spend"], row["tokens_read"]) == ("few", "adaskill", 100, 0)
+    assert row["right"] == [0, 1, 0] and row["team_right"] == [1, 1, 0] and asked_of == ["card"] and bench.trained == []
 
 
 def test_students_are_removed_only_once_their_row_is_written(bench, tmp_path, monkeypatch):

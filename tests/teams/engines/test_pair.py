@@ -42,7 +42,7 @@ class Echo:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     Echo.opened = ()
-    monkeypatch.setattr(opening, "open_runtime", lambda path, format=None: Echo(path))
+    monkeypatch.setattr(opening, "open_runtime", lambda path, format=None, **_: Echo(path))
     for part in opening.PARTS:
         (tmp_path / "gguf-q8_0" / part).mkdir(parents=True)
         (tmp_path / "gguf-q8_0" / part / f"Tiny-{part}.gguf").touch()
@@ -82,7 +82,7 @@ def test_a_single_model_stays_a_single_model(folder):
 
 
 def test_a_part_that_does_not_open_closes_the_other(folder, monkeypatch):
-    def failing(path, format=None):
+    def failing(path, format=None, **_):
         if "solver" in path.name:
             raise ArtifactError(f"{path}: broken")
         return Echo(path)
