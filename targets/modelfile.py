@@ -10,18 +10,19 @@ the Modelfile says so. Left out: tools in templates.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from soloist.targets.base import Message, require
+from soloist.targets.base import Message
 from soloist.targets.gguf_tokenizer import adds, chat_template
+from soloist.targets.portable.template import Render
+from soloist.targets.portable.template import chat_template as compiled
 
 ROLES = ("system", "user", "assistant")
 _GRAMMAR = """# A grammar has no place in a Modelfile: Ollama constrains answers by JSON schemas alone. Where answers
 # must follow the student's grammar, use `soloist chat`, llama-server --grammar-file or llama-cpp-python.
 """
-_Render = Callable[[Sequence[Message], bool], str]
 
 
 def write(gguf: Path, student: Path, notes: Sequence[str] = ()) -> Path:
@@ -32,7 +33,9 @@ def write(gguf: Path, student: Path, notes: Sequence[str] = ()) -> Path:
     settings_file = student / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
     tokens = {kind: _text(settings.get(f"{kind}_token")) for kind in ("bos", "eos")}
-    found = wrapping(_renderer(chat_template(student), tokens), tokens["bos"] if adds(student, "bos") else "")
+    special = {f"{kind}_token": text for kind, text in tokens.items()}
+    render = compiled(chat_template(student), special, dates=False)
+    found = wrapping(render, tokens["bos"] if adds(student, "bos") else "")
     lines = [f"FROM ./{gguf.name}", *(f"# Note: {note}." for note in notes), ""]
     if found is None:
         lines += ["# The chat template does more than wrap messages; Ollama takes its nearest from the file.", ""]
@@ -54,31 +57,7 @@ def _text(token: Any) -> str:  # noqa: ANN401 - JSON
     return str(found or "")
 
 
-def _renderer(template: str, tokens: Mapping[str, str]) -> _Render:
-    """As transformers renders: sandboxed, block lines without their white space."""
-    sandbox = require("jinja2.sandbox", "gguf")
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-
-    def refuse(message: str) -> str:
-        raise ValueError(message)
-
-    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda _: refuse("a date is not in a Modelfile")}
-    compiled = environment.from_string(template)
-
-    def render(messages: Sequence[Message], open_answer: bool) -> str:
-        return str(
-            compiled.render(
-                messages=list(messages), add_generation_prompt=open_answer, bos_token=tokens["bos"],
-                eos_token=tokens["eos"],
-            )
-        )  # fmt: skip
-
-    return render
-
-
-def wrapping(render: Callable[[Sequence[Message], bool], str], bos: str = "") -> dict[str, str] | None:
+def wrapping(render: Render, bos: str = "") -> dict[str, str] | None:
     """What a template puts around messages, or None where it does more.
 
     `render` takes messages and whether to open the answer; `bos` is what llama.cpp itself puts in front of a prompt.
@@ -101,7 +80,7 @@ def wrapping(render: Callable[[Sequence[Message], bool], str], bos: str = "") ->
     return found
 
 
-def _probe(render: _Render, bos: str) -> dict[str, str]:
+def _probe(render: Render, bos: str) -> dict[str, str]:
     system, user, answer, again = (f"\x02{sign}\x03" for sign in "SUAB")
     three: list[Message] = [
         {"role": "system", "content": system}, {"role": "user", "content": user},

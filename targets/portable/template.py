@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from soloist.kernels.errors import ArtifactError, EngineError
 from soloist.targets.base import Message, first_line, require
@@ -49,11 +49,18 @@ class FolderDecoder(CachedDecoder):
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
-def chat_template(source: str, special: Mapping[str, str]) -> Callable[[Sequence[Message]], str]:
-    """A function messages -> prompt text, generation prompt included.
+class Render(Protocol):
+    """Messages to prompt text, with the words that open the answer unless told otherwise."""
+
+    def __call__(self, messages: Sequence[Message], open_answer: bool = True) -> str: ...
+
+
+def chat_template(source: str, special: Mapping[str, str], *, dates: bool = True) -> Render:
+    """What a template writes.
 
     Args:
         special: special tokens by the name a template knows them under ("bos_token" …).
+        dates: False refuses a template that asks what day it is.
 
     Raises:
         ArtifactError: not a template. The function raises EngineError where the template refuses the messages.
@@ -65,23 +72,27 @@ def chat_template(source: str, special: Mapping[str, str]) -> Callable[[Sequence
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = _today if dates else lambda _: _refuse("it asks for the date")
     try:
         template = environment.from_string(source)
     except jinja2.TemplateError as error:
         raise ArtifactError(f"the chat template is not jinja2 ({error}); mend chat_template.jinja") from error
 
-    def render(messages: Sequence[Message]) -> str:
+    def render(messages: Sequence[Message], open_answer: bool = True) -> str:
         try:
             return str(
                 template.render(
-                    messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **special
+                    messages=list(messages), tools=None, documents=None, add_generation_prompt=open_answer, **special
                 )
             )
         except jinja2.TemplateError as error:
             raise EngineError(f"the chat template refuses these messages ({error})") from error
 
     return render
+
+
+def _today(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
 
 
 def _generation() -> type[Any]:

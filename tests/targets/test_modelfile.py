@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("jinja2")
 
+from soloist.kernels.errors import ArtifactError
 from soloist.targets.modelfile import wrapping, write
 
 CHATML = (
@@ -95,6 +96,17 @@ def test_a_template_that_does_more_is_left_to_ollama(student, tmp_path):
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ nothing.there }}", "{{ messages | length }}"])
 def test_a_template_that_cannot_be_probed_is_left_to_ollama(template, student, tmp_path):
     assert "TEMPLATE" not in write(tmp_path / "Odd.gguf", student(template)).read_text()
+
+
+def test_templates_of_transformers_are_read_and_what_is_none_is_named(student, tmp_path):
+    """SmolLM3's marks the assistant's words for training; a date in a Modelfile would stand still."""
+    template = "{% for m in messages %}{% generation %}{{ m['role'] + ':' + m['content'] + ';' }}{% endgeneration %}"
+    template += "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    assert 'TEMPLATE """' in write(tmp_path / "A.gguf", student(template)).read_text()
+    assert "TEMPLATE" not in write(tmp_path / "B.gguf", student("{{ strftime_now('%Y') }}" + template)).read_text()
+    with pytest.raises(ArtifactError, match="the chat template is not jinja2"):
+        write(tmp_path / "C.gguf", student("{% for %}"))
+    assert not (tmp_path / "C.gguf.Modelfile").exists()
 
 
 def test_wrapping_is_confirmed_on_another_talk():
