@@ -37,7 +37,7 @@ PRECISIONS: Mapping[str, Mapping[str, str]] = {
     "int8": {},
     "int4": {"algo_config": "k_quant_mixed", "block_size": "32", "accuracy_level": "4"},
 }
-FLOATS = {"cpu": "fp32", "cuda": "fp16"}  # what a device computes in; attention has no other kernels there
+FLOATS = {"cpu": "fp32", "cuda": "fp16"}  # the builder has no fp16 for a CPU, CUDA no attention in fp32
 TIME_LIMIT_S = 1800
 
 
