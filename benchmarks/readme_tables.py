@@ -255,8 +255,10 @@ def quantized(mode: str, rows: list[dict]) -> str:
             + f" | {apart(asked, plain) if asked is not None else ''} |"
         )
     broken = {row["variant"]: row["refused"] for row in rows if "refused" in row}
-    told = "".join(f" Refused: {name} (`{reason[:100]}…`)." for name, reason in broken.items())
-    told += f" {len(files) - len(shown)} rivals of more than {most:.0f} MB are in the results." if shown else ""
+    told = "".join(
+        f" Refused: {name} (`{textwrap.shorten(reason, 100, placeholder='…')}`)." for name, reason in broken.items()
+    )
+    told += f" Rivals of more than {most:.0f} MB, only in the results: {len(files) - len(shown)}."
     one = next(iter(files.values()))
     return "\n".join(lines) + (
         f"\n\nStudent of mode `{mode}`; llama.cpp's types weighed by our importance matrix, or plain. KL from its 16 "

@@ -74,7 +74,8 @@ class TorchRuntime(CachedDecoder):
         except SoloistError:
             raise
         except Exception as error:  # safetensors, json and transformers each raise their own kinds
-            raise ArtifactError(f"{path}: the model does not load ({error})") from error
+            reason = str(error) or type(error).__name__  # a MemoryError says nothing
+            raise ArtifactError(f"{path}: the model does not load ({reason})") from error
         self._device = where.device if where is not None else device or "cpu"
         self._model.to(self._device).eval()
         self.weights_bytes = weights_bytes(self._model)

@@ -138,7 +138,8 @@ def _traced(folder: Path, shapes: Shapes, dtype: str, *, apart: bool) -> Any:  #
     try:
         student = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=kind, local_files_only=True)
     except Exception as error:  # safetensors, json and transformers each raise their own kinds
-        raise ArtifactError(f"{folder}: the model does not load ({error})") from error
+        reason = str(error) or type(error).__name__  # a MemoryError says nothing
+        raise ArtifactError(f"{folder}: the model does not load ({reason})") from error
     arguments, free = example(shapes.layers, shapes.kv_heads, shapes.head_dim, kind)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(

@@ -84,18 +84,19 @@ def test_what_beats_sft_is_said_with_its_cost_and_with_chance(tables, tmp_path, 
 
 
 def test_files_stand_by_size_with_what_they_lose_and_why_one_is_not_there(tables):
-    def file(variant, mb, kl=None, **more):
+    def file(variant, mb, kl=None, family="ours", **more):
         found = {} if kl is None else {"kl_mean": kl, "kl_p99": 9 * kl, "top1": 1 - kl, "tokens": 50, "prompts": 5}
-        stamp = {"commit": "c", "device": {"cpu": "x", "cores": 2}}
+        stamp = {"commit": "c", "device": {"cpu": "x", "cores": 2}, "max_mb": 100.0, "family": family}
         return {"variant": variant, "size_mb": mb, "mode": "acts", **found, **more, **stamp}
 
     asked = {"f16": [1] * 80 + [0] * 20, "ours": [1] * 78 + [0] * 22}
     rows = [
-        file("f16", 200.0, 0.0), file("ours", 90.0, 0.001), file("other", 95.0, 0.25),
-        file("bad", 0.0, refused="crashed"),
+        file("f16", 200.0, 0.0, "reference"), file("ours", 90.0, 0.001), file("other", 95.0, 0.25, "llama.cpp"),
+        file("wide", 101.0, 0.1, "llama.cpp"), file("bad", 0.0, refused="crashed"),
         *(file(name, 1.0, right=right) for name, right in asked.items()),
     ]  # fmt: skip
     said = tables.quantized("acts", rows).splitlines()
     assert [line.split("|")[1].strip() for line in said[2:5]] == ["ours", "other", "f16"]
     assert said[2].startswith("| ours | 90.0 | 0.00100 | 0.0090 | 99.9 | 78 (") and "-2 (" in said[2]
-    assert said[3].endswith("| 75.0 |  |  |") and "Refused: bad (crashed)." in said[-1]
+    assert said[3].endswith("| 75.0 |  |  |") and "Refused: bad (`crashed`)." in said[-1]
+    assert "Rivals of more than 100 MB, only in the results: 1." in said[-1]

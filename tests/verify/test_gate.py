@@ -157,11 +157,12 @@ def test_another_vocabulary_is_refused(tmp_path):
         compare(record, record, tmp_path / "a", tmp_path / "b")
 
 
-def test_a_model_that_takes_too_much_memory_is_refused(tiny, tmp_path):
+@pytest.mark.parametrize("memory_mb", [150, 200, 250])  # each runs out somewhere else
+def test_a_model_that_takes_too_much_memory_is_refused(memory_mb, tiny, tmp_path):
     if sys.platform != "linux":
         pytest.skip("other systems do not count what libraries map")
-    with pytest.raises(GateError, match="needs more than the 200 MB of memory it may use"):
-        observe(tiny, PROBE, tmp_path / "small", memory_mb=200)
+    with pytest.raises(GateError, match=f"needs more than the {memory_mb} MB of memory it may use"):
+        observe(tiny, PROBE, tmp_path / "small", memory_mb=memory_mb)
 
 
 @pytest.mark.parametrize("compiled", ["tiny_onnx", "tiny_portable"])

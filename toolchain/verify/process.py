@@ -30,9 +30,12 @@ RECORD = "record.json"
 LIMIT_S = 900
 _LEAST_MB, _TIMES = 4096, 8  # torch alone takes one gigabyte; weights may be widened to fp32, logits are kept
 
-# as Python, C++, torch, the loader of shared libraries and llama.cpp say it
+# as Python, C++, Rust, torch, threads, the loader of shared libraries and llama.cpp say it; last, what Python says of
+# an extension that failed and gave no reason, as extensions do that do not expect to run out
 _NO_MEMORY = re.compile(
-    r"MemoryError|bad_alloc|can(?:no|')t allocate|failed to (?:map segment|allocate)", re.IGNORECASE
+    r"MemoryError|bad_alloc|can(?:no|')t (?:allocate|start new thread)|temporarily unavailable"
+    r"|failed to (?:map segment|allocate)|memory allocation of|without (?:setting an )?exception(?: set)?",
+    re.IGNORECASE,
 )
 
 
