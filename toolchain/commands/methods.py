@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+_WIDE, _NUMBER = 160, 10  # columns in which every row fits, or a number of arXiv
+
 
 @click.command(short_help="List the ways to distill, what they need and cost.")
 @click.argument("name", required=False)
@@ -27,9 +29,14 @@ def command(name: str | None) -> None:
         if method.released:
             click.echo("  --variant released  follows the published code, where it differs from the paper")
         return
-    table = Table(box=None, header_style="bold")
-    for heading in ("method", "learns from", "source", "needs", "cost"):
-        table.add_column(heading)
+    console = Console()
+    narrow = console.width < _WIDE
+    table = Table(box=None, header_style="bold", expand=narrow)
+    table.add_column("method", no_wrap=True)
+    table.add_column("learns from", ratio=2)
+    table.add_column("source", max_width=_NUMBER if narrow else None)
+    table.add_column("needs", ratio=1)
+    table.add_column("cost", max_width=_NUMBER if narrow else None)
     for key, entry in CATALOG.items():
         table.add_row(key, entry.summary, entry.source, ", ".join(entry.needs) or "-", entry.cost)
-    Console().print(table)
+    console.print(table)
