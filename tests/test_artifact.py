@@ -173,6 +173,19 @@ def test_stage_never_replaces_a_folder_that_is_no_artifact(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "ten years of work"
 
 
+def test_two_at_once_do_not_meet_in_one_folder(out):
+    def build(folder):
+        (folder / "weights").write_text("first")
+        for config in ({"n": 1}, {"n": 2}):  # the same work, and other work that would clear the folder
+            with pytest.raises(ArtifactError, match=r"student\.partial: another process is at work here; wait for it"):
+                stage("distill", out, config, [], lambda _: {})
+        return {}
+
+    made = stage("distill", out, {"n": 1}, [], build)
+    assert (made.path / "weights").read_text() == "first" and list(made.manifest["files"]) == ["weights"]
+    assert stage("distill", out, {"n": 2}, [], lambda _: {}).digest != made.digest  # whoever was first has let go
+
+
 def write_to_full_disk(folder):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")

@@ -1,6 +1,7 @@
 """Artifacts: a folder is what its manifest says, and the manifest is written last.
 
-    <out>.partial/   work in progress; survives a kill, picked up again if config and parents are the same
+    <out>.partial/   work in progress, of one process at a time; survives a kill, picked up again if config and parents
+                     are the same
     .<out>.replaced/ what <out> was, for the moment in which the partial folder takes its place
     <out>/           whole: every file is listed in manifest.json with its sha256
 
@@ -20,6 +21,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,9 @@ from typing import Any
 
 from soloist.kernels.errors import ArtifactError, ResourceError
 from soloist.toolchain.events import QUIET, EventLog
+
+if sys.platform != "win32":
+    import fcntl
 
 MANIFEST = "manifest.json"
 _PLAN = "plan.json"
@@ -191,6 +196,8 @@ def stage(
     `build(folder)` writes into a folder that survives a kill and returns facts for the manifest; it
     should look at what the folder holds and go on from there. Names in `scratch` (checkpoints, say)
     are removed at the end. Facts are not part of the digest.
+
+    Raises ArtifactError (`out` holds something else, or another process is making it) and ResourceError (the disk).
     """
     config = json.loads(_canonical(config))
     plan = {"stage": name, "config": config, "parents": [parent.digest for parent in parents]}
@@ -200,14 +207,14 @@ def stage(
         events.emit(name, "end", reused=True, path=str(out), digest=existing.digest)
         return existing
     partial = out.with_name(out.name + ".partial")
-    with explain_disk_errors(out):
+    with explain_disk_errors(out), _held(partial):
         finished = _finished(partial, plan)
         if finished is not None:  # killed between the manifest and the rename
             _take_place(partial, out)
             events.emit(name, "end", reused=True, path=str(out), digest=finished["digest"])
             return Artifact(out, finished)
-        if partial.exists() and not _same_plan(partial, plan):
-            shutil.rmtree(partial)
+        if not _same_plan(partial, plan):
+            _clear(partial)
         for stale in (MANIFEST, MANIFEST + ".tmp"):
             (partial / stale).unlink(missing_ok=True)
         began = time.time()
@@ -234,6 +241,36 @@ def stage(
         _take_place(partial, out)
     events.emit(name, "end", reused=False, path=str(out), digest=manifest["digest"], seconds=manifest["seconds"])
     return Artifact(out, manifest)
+
+
+@contextlib.contextmanager
+def _held(partial: Path) -> Iterator[None]:
+    """The partial folder is this process's alone until the end; the system lets go of it when the process is killed."""
+    partial.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":  # cannot lock a folder
+        yield
+        return
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ArtifactError(
+                    f"{partial}: another process is at work here; wait for it, or choose another folder with --output"
+                ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a folder holds, but not the folder, which may be held."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _existing(out: Path, plan: Mapping[str, Any]) -> Artifact | None:
