@@ -209,14 +209,17 @@ def earned(rows: list[dict], names: list[str]) -> str:
 
 def methods_note(rows: list[dict]) -> str:
     seeds = sorted({row["seed"] for row in rows})
+    counts = {row["method"]: len(of(rows, row["setting"], row["method"])) for row in rows}
+    few = ", ".join(f"`{name}` {count}" for name, count in counts.items() if count < len(seeds))
+    few = f" (fewer: {few}; their intervals know less of chance)" if few else ""
     asked = rows[0]["splits"]
     spends = {row["setting"]: f"{row['spend']:,}" for row in rows}
     card = "`adaskill` is one agent with the skill card of `soloist gate`, on the team's model: nothing is trained. "
     card = card if any(row["method"] == "adaskill" for row in rows) else ""
     return (
         f"{asked.count('held-out')} held-out questions and {asked.count('unseen-wording')} unseen wordings, seeds "
-        f"{', '.join(map(str, seeds))}; the traces are the same at every seed. Every method reads as many tokens, to "
-        f"within one step: {' and '.join(f'{spend} ({setting})' for setting, spend in spends.items())}, which a method "
+        f"{', '.join(map(str, seeds))}{few}; the traces are the same at every seed. Every method reads as many tokens, "
+        f"to within one step: {' and '.join(f'{spend} ({setting})' for setting, spend in spends.items())}, which a method "
         "that trains several times divides among its passes; what `pad` samples in its 19 updates of practice, and "
         "what the teacher of `gkd` read, is not in it, but in the tokens and minutes shown. All options are the "
         f"defaults. {card}Differences are paired by question. "

@@ -74,6 +74,7 @@ def test_what_beats_sft_is_said_with_its_cost_and_with_chance(tables, tmp_path, 
     (tmp_path / "methods.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     monkeypatch.setitem(tables.methods.__globals__, "RESULTS", tmp_path)
     said = tables.methods()
+    assert "seeds 0, 1, 2; the traces" in said
     assert "interval: magdi (few traces, 4.0× the training time), magdi (unseen wordings" in said
     assert "Worse: answer-only (few traces" in said and "The other 2 of 6 comparisons show no difference" in said
     (line,) = [line for line in said.splitlines() if line.startswith("| magdi | 70 (")]
@@ -81,6 +82,8 @@ def test_what_beats_sft_is_said_with_its_cost_and_with_chance(tables, tmp_path, 
     assert found and [int(end) for end in found.groups()] == pytest.approx([14.5, 25.5, 36.4, 23.6], abs=1.5)
     assert line.endswith("| 0.1 / – | 4.0 / – |")
     assert any(line.startswith("| the team, live | 100 (100–100) |  |  |") for line in said.splitlines())
+    once = tables.methods_note([*rows, row("pad", answers(5), seed=0)])
+    assert "seeds 0, 1, 2 (fewer: `pad` 1; their intervals know less of chance); the traces" in once
 
 
 def test_files_stand_by_size_with_what_they_lose_and_why_one_is_not_there(tables):
