@@ -219,8 +219,8 @@ def methods_note(rows: list[dict]) -> str:
     return (
         f"{asked.count('held-out')} held-out questions and {asked.count('unseen-wording')} unseen wordings, seeds "
         f"{', '.join(map(str, seeds))}{few}; the traces are the same at every seed. Every method reads as many tokens, "
-        f"to within one step: {' and '.join(f'{spend} ({setting})' for setting, spend in spends.items())}, which a method "
-        "that trains several times divides among its passes; what `pad` samples in its 19 updates of practice, and "
+        f"to within one step: {' and '.join(f'{spend} ({setting})' for setting, spend in spends.items())}, which a "
+        "method that trains several times divides among its passes; what `pad` samples in its 19 updates of practice, and "
         "what the teacher of `gkd` read, is not in it, but in the tokens and minutes shown. All options are the "
         f"defaults. {card}Differences are paired by question. "
         f"Intervals: 95 %, bootstrap over questions and over seeds. Commit {rows[-1]['commit']}, on "
