@@ -209,8 +209,8 @@ def earned(rows: list[dict], names: list[str]) -> str:
 
 def methods_note(rows: list[dict]) -> str:
     seeds = sorted({row["seed"] for row in rows})
-    counts = {row["method"]: len(of(rows, row["setting"], row["method"])) for row in rows}
-    few = ", ".join(f"`{name}` {count}" for name, count in counts.items() if count < len(seeds))
+    fewer = {row["method"]: n for row in rows if (n := len(of(rows, row["setting"], row["method"]))) < len(seeds)}
+    few = ", ".join(f"`{name}` {n}" for name, n in fewer.items())
     few = f" (fewer: {few}; their intervals know less of chance)" if few else ""
     asked = rows[0]["splits"]
     spends = {row["setting"]: f"{row['spend']:,}" for row in rows}
