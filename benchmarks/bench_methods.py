@@ -6,13 +6,13 @@
     few          the student that calls tools, from the first 150 traces; held-out questions and unseen wordings
     internalise  the student that reasons in words, without tools, from all traces
 
-In a setting all methods get the same runs of the team, with their default options (but `pad`, which practices for 19
-updates however many questions there are), and read the same number of tokens: what `sft` reads in three passes of few
-traces, in one pass of all (or `--spend`). A method that finds less in the traces reads it more often; one that trains
-several times divides the tokens among its passes, one that takes several conversations a question makes fewer steps of
-more tokens. The local teacher that `gkd` needs is an `sft` student of the same traces and tokens; its training counts
-as a cost of `gkd`. Every student is compiled to GGUF Q8_0 and asked the same questions by llama.cpp, greedy. The team
-is asked them once.
+In a setting all methods get the same runs of the team, with their default options, and read the same number of tokens:
+what `sft` reads in three passes of few traces, in one pass of all (or `--spend`). `pad` alone has other options: it
+labels 20 disputed questions, all that few traces have, and practices for 19 updates, however many questions there are.
+A method that finds less in the traces reads it more often; one that trains several times divides the tokens among its
+passes, one that takes several conversations a question makes fewer steps of more tokens. The local teacher that `gkd`
+needs is an `sft` student of the same traces and tokens; its training counts as a cost of `gkd`. Every student is
+compiled to GGUF Q8_0 and asked the same questions by llama.cpp, greedy. The team is asked them once.
 
 AdaSkill trains nothing: `--agent skill_agent.yaml` (what `soloist gate desk --known TRACES` writes beside its card)
 asks that agent the questions of the few traces' setting once, as the row `adaskill`.
@@ -38,7 +38,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "methods.jsonl"
 SETTINGS = {"few": ("acts", 150, 3), "internalise": ("internalise", None, 1)}  # mode, traces, passes of sft
-OPTIONS = {"pad": {"steps": 19}}  # one pass over few questions; over all it would take a night by itself
+OPTIONS = {"pad": {"steps": 19, "labeled": 20}}  # one pass over few questions; over all it would take a night by itself
 AGENT = "adaskill"
 TEACHER = ("gkd",)  # need a local teacher
 TEACHER_SEED = 99

@@ -18,7 +18,7 @@ from soloist.toolchain.distill.grpo import Judge  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.pad import Options, attempts  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
-from soloist.toolchain.distill.steps import step_ends  # noqa: E402
+from soloist.toolchain.distill.steps import Labeller, step_ends  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
 from soloist.toolchain.traces.graph import graph_of  # noqa: E402
 
@@ -167,6 +167,21 @@ def test_the_advantages_that_train_are_ours(needs_trl, tiny_base, tmp_path, monk
     norms = [json.loads(line)["gradient_norm"] for line in (made.path / "train.jsonl").read_text().splitlines()]
     assert all((norm == 0) == silent for norm in norms)
     assert set(made.facts["training"]["phases"]) == {"prm_head"}
+
+
+@pytest.mark.parametrize(("count", "labeled"), [(2, 2), (9, 6)])
+def test_only_so_many_disputed_questions_are_labeled(
+    needs_trl, tiny_base, tmp_path, monkeypatch, count, labeled, debate, traces_of
+):
+    traces, asked = traces_of([debate(n) for n in range(10, 16)]), []
+    label = Labeller.label
+    monkeypatch.setattr(
+        Labeller, "label", lambda self, tried: asked.extend({t.question.question for t in tried}) or label(self, tried)
+    )
+    config = config_of(options={"labeled": count, "rollouts": 0})
+    facts = distill(config, traces, tiny_base, tmp_path / "student").facts
+    assert (facts["data"]["labeled"], len(asked), facts["data"]["questions"]) == (labeled, labeled, 6)
+    assert facts["data"]["kept"] == 6, "what may be compared is still told"
 
 
 def test_tools_of_the_traces_must_be_there(needs_trl, tiny_base, tmp_path, debate, traces_of):

@@ -68,6 +68,9 @@ class Options(GrpoConfig):
         description="entry points of the tools it acts with, as in the team's file (default: the desk's)",
     )
     rollouts: int = Field(default=8, ge=0, description="completions per step label (Math-Shepherd); 0: answer labels")
+    labeled: int | None = Field(
+        default=None, ge=1, description="disputed questions to label, drawn at random (default: all, as the paper)"
+    )
     labels: Literal["soft", "hard"] = Field(default="soft", description="share of completions, or any (our choice)")
     head_epochs: int = Field(default=3, ge=1, description="of the reward model's first stage (released)")
     head_learning_rate: float = Field(default=1e-4, gt=0, description="of the first stage (released)")
@@ -156,6 +159,7 @@ class _Pad:
         tokenizer = reader.tokenizer
         setup = work.setup(tokenizer)
         chosen = work.chosen(setup, attempts)
+        disputed = _some(chosen.groups, self.options.labeled, setup.seed)
         rollouts = 0 if self.released else self.options.rollouts
         sampler = None
         if rollouts:
@@ -168,8 +172,8 @@ class _Pad:
             tokenizer, setup.check_steps, self.tools, sampler, rollouts, self.options.labels == "hard"
         )  # fmt: skip
         groups, counts = [], Counter[str]()
-        for start in range(0, len(chosen.groups), _LABELLED_AT_ONCE):
-            part = chosen.groups[start : start + _LABELLED_AT_ONCE]
+        for start in range(0, len(disputed), _LABELLED_AT_ONCE):
+            part = disputed[start : start + _LABELLED_AT_ONCE]
             _, facts = work.phase(f"labels-{start:06d}", partial(self._label, part, labeller, setup, start))
             counts.update(facts["counts"])
             for group, labels in zip(part, facts["labels"], strict=True):
@@ -181,7 +185,7 @@ class _Pad:
                 "pad: no question has a good step and a bad one to compare it with; raise the option rollouts, "
                 "or record a team whose agents disagree"
             )
-        counted = {**chosen.counts, "labels": dict(counts), "compared": len(useful)}
+        counted = {**chosen.counts, "labeled": len(disputed), "labels": dict(counts), "compared": len(useful)}
         return useful, counted
 
     def _label(self, part: Sequence[Group], labeller: Labeller, setup: Setup, start: int, _: Path) -> dict[str, Any]:
@@ -260,6 +264,14 @@ def _reader(work: Work, path: Path) -> Student:
     reader.compute_in(choose_precision(work.train.precision, device)[0])
     reader.model.eval().requires_grad_(False)
     return reader
+
+
+def _some(groups: Sequence[Group], count: int | None, seed: int) -> list[Group]:
+    """`count` groups drawn by the seed, in their order; all of them without a count."""
+    if count is None or count >= len(groups):
+        return list(groups)
+    drawn = sorted(random.Random(f"{seed}/labeled").sample(range(len(groups)), count))  # noqa: S311 - as below
+    return [groups[index] for index in drawn]
 
 
 def _in_order(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
