@@ -215,15 +215,16 @@ def methods_note(rows: list[dict]) -> str:
     asked = rows[0]["splits"]
     spends = {row["setting"]: f"{row['spend']:,}" for row in rows}
     card = "`adaskill` is one agent with the skill card of `soloist gate`, on the team's model: nothing is trained. "
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     card = card if any(row["method"] == "adaskill" for row in rows) else ""
     return (
         f"{asked.count('held-out')} held-out questions and {asked.count('unseen-wording')} unseen wordings, seeds "
         f"{', '.join(map(str, seeds))}{few}; the traces are the same at every seed. Every method reads as many tokens, "
         f"to within one step: {' and '.join(f'{spend} ({setting})' for setting, spend in spends.items())}, which a "
         "method that trains several times divides among its passes; what `pad` samples in its 19 updates of practice, "
-        "and what the teacher of `gkd` read, is not in it, but in the tokens and minutes shown. All options are the "
-        f"defaults. {card}Differences are paired by question. "
-        f"Intervals: 95 %, bootstrap over questions and over seeds. Commit {rows[-1]['commit']}, on "
+        "and what the teacher of `gkd` read, is not in it, but in the tokens and minutes shown. All options but these "
+        f"updates and the 20 questions whose attempts `pad` labels are the defaults. {card}Differences are paired by question. "
+        f"Intervals: 95 %, bootstrap over questions and over seeds. Commits {commits}, on "
         f"{rows[-1]['device']['cores']} cores of an {rows[-1]['device']['cpu']}."
     )
 
