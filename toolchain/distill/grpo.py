@@ -13,9 +13,10 @@ segment, and AdamW's moments begin anew with every segment. Weights are fp32 thr
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch.nn import functional
 
 from soloist.kernels.errors import UsageError
 from soloist.targets.base import Message, require
@@ -37,6 +39,8 @@ from soloist.toolchain.distill.steps import step_ends
 from soloist.toolchain.distill.student import load_base
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.tools.base import Toolbox
+
+_CALL = 64  # tokens of padding that cost about as much as one more call of a small model
 
 
 class GrpoConfig(Config):
@@ -157,6 +161,18 @@ class Segment:
                 made["advantages"] = judge.advantages(made["completion_ids"].shape[1]).to(made["completion_ids"].device)
                 return made
 
+            def _get_per_token_logps_and_entropies(  # noqa: PLR0913 - TRL's
+                self,
+                model: Any,
+                ids: Any,
+                mask: Any,
+                keep: int,
+                batch_size: int | None = None,
+                **more: Any,  # noqa: ANN401
+            ) -> Any:  # noqa: ANN401
+                read = functools.partial(super()._get_per_token_logps_and_entropies, model, **more)
+                return _unpadded(read, ids, mask, keep, batch_size or len(ids))
+
         pinned = not self.cpu and torch.cuda.is_available()  # torch warns of pinned memory where no GPU is
         args = trl.GRPOConfig(
             output_dir=str(folder / "trl"), save_strategy="no", report_to="none", logging_steps=1, disable_tqdm=True,
@@ -207,6 +223,42 @@ class Segment:
 def turn_tokens(config: GrpoConfig, tools: Toolbox | None) -> int:
     """The most tokens a student may say at once."""
     return config.new_tokens or (256 if tools is None else 64)
+
+
+def _unpadded(
+    read: Callable[..., Any], ids: torch.Tensor, mask: torch.Tensor, keep: int, most: int
+) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+    """TRL's (log-probabilities, entropies, None) of the last `keep` columns of (B, T), (B, keep), zero at padding.
+
+    TRL pads every conversation of an update to the longest; one that talks until it is cut off makes all of them as
+    long. Here `read` sees rows of like length together, only as wide as they are.
+    """
+    begins = mask.argmax(1)
+    ends = mask.shape[1] - mask.flip(1).argmax(1)
+    calls = like_lengths((ends - begins).tolist(), most)
+    found: list[list[torch.Tensor]] = []
+    for rows in calls:
+        begin, end = int(begins[rows].min()), int(ends[rows].max())
+        cut = mask.shape[1] - end
+        *read_here, _ = read(ids[rows, begin:end], mask[rows, begin:end], keep - cut)
+        found.append([functional.pad(part, (0, cut)) for part in read_here if part is not None])
+    back = torch.tensor([row for rows in calls for row in rows], device=ids.device).argsort()
+    logps, *entropies = (torch.cat(parts)[back] for parts in zip(*found, strict=True))
+    return logps, entropies[0] if entropies else None, None
+
+
+def like_lengths(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Indices in groups of at most `most`, longest first, that waste little when each is padded to its longest."""
+    groups: list[list[int]] = []
+    wasted = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        wasted += lengths[groups[-1][0]] - lengths[index] if groups else 0
+        if groups and len(groups[-1]) < most and wasted <= _CALL:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+            wasted = 0
+    return groups
 
 
 @contextmanager

@@ -17,6 +17,10 @@ from soloist.targets.base import require
 from soloist.toolchain.distill.packing import use_packed_attention
 from soloist.toolchain.distill.student import Student
 
+# New tokens of a batch before those that are finished leave it: transformers computes a finished row to the batch's end,
+# so that one that never stops would cost as much as all; the rest is read again, which costs less than a few tokens
+_AT_ONCE = 32
+
 
 @contextlib.contextmanager
 def as_published(student: Student) -> Iterator[None]:
@@ -51,11 +55,34 @@ def complete(
     Temperature 0 takes the likeliest. What a base model's own settings add (a repetition penalty, a threshold)
     is switched off: transformers would fill it in, and the words would not be the model's distribution.
     """
+    end = tokenizer.eos_token_id
+    positions = getattr(model.config, "max_position_embeddings", None) or max(map(len, prompts)) + max(rooms)
+    said: list[list[int]] = [[] for _ in prompts]
+    active = list(range(len(prompts)))
+    while active:
+        read = [[*prompts[i], *said[i]] for i in active]
+        room = min(_AT_ONCE, max(rooms[i] - len(said[i]) for i in active), positions - max(map(len, read)))
+        for i, ids in zip(active, _continue(model, tokenizer, read, max(1, room), temperature), strict=True):
+            said[i] = [*said[i], *ids][: rooms[i]]
+        active = [
+            i for i in active
+            if end not in said[i] and len(said[i]) < rooms[i] and len(prompts[i]) + len(said[i]) < positions
+        ]  # fmt: skip
+    return said
+
+
+def _continue(
+    model: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    prompts: Sequence[Sequence[int]],
+    room: int,
+    temperature: float,
+) -> list[list[int]]:
+    """At most `room` tokens that go on from each prompt, up to and with the end token."""
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    width, room = max(map(len, prompts)), max(rooms)
-    positions = getattr(model.config, "max_position_embeddings", None) or width + room
+    width = max(map(len, prompts))
     config = require("transformers", "train").GenerationConfig(
-        max_new_tokens=max(1, min(room, positions - width)), do_sample=temperature > 0,
+        max_new_tokens=room, do_sample=temperature > 0,
         temperature=temperature or None, top_k=0, top_p=1.0, min_p=0.0 if temperature else None,
         repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=end, pad_token_id=pad, use_cache=True,
         disable_compile=True,
@@ -68,5 +95,5 @@ def complete(
     device = next(model.parameters()).device
     with torch.no_grad():
         made = model.generate(input_ids=ids.to(device), attention_mask=seen.to(device), generation_config=config)
-    rows = [tokens[:most] for tokens, most in zip(made[:, width:].tolist(), rooms, strict=True)]
+    rows = made[:, width:].tolist()
     return [row[: row.index(end) + 1] if end in row else row for row in rows]
