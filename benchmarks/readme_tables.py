@@ -223,8 +223,8 @@ def methods_note(rows: list[dict]) -> str:
         f"to within one step: {' and '.join(f'{spend} ({setting})' for setting, spend in spends.items())}, which a "
         "method that trains several times divides among its passes; what `pad` samples in its 19 updates of practice, "
         "and what the teacher of `gkd` read, is not in it, but in the tokens and minutes shown. All options but these "
-        f"updates and the 20 questions whose attempts `pad` labels are the defaults. {card}Differences are paired by question. "
-        f"Intervals: 95 %, bootstrap over questions and over seeds. Commits {commits}, on "
+        f"updates and the 20 questions whose attempts `pad` labels are the defaults. {card}Differences are "
+        f"paired by question. Intervals: 95 %, bootstrap over questions and over seeds. Commits {commits}, on "
         f"{rows[-1]['device']['cores']} cores of an {rows[-1]['device']['cpu']}."
     )
 

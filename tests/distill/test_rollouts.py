@@ -78,6 +78,30 @@ def test_a_base_models_own_settings_of_generation_are_switched_off(tiny_base, to
     assert (draw(0.0), draw(1.0)) == before
 
 
+def test_who_has_finished_leaves_the_batch(tokenizer, monkeypatch):
+    end, batches = tokenizer.eos_token_id, []
+    script = {11: [5, 6, 7, end], 12: [8] * 30, 13: [9] * 12 + [end], 14: [end]}
+
+    class Talker:
+        config = type("Config", (), {"max_position_embeddings": 50})
+
+        def parameters(self):
+            return iter([torch.zeros(1)])
+
+        def generate(self, input_ids, attention_mask, generation_config):
+            batches.append(len(input_ids))
+            new = []
+            for row, seen in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
+                first, *said = row[seen.index(1) :]
+                new.append((script[first][len(said) :] + [end] * 99)[: generation_config.max_new_tokens])
+            return torch.cat([input_ids, torch.tensor(new)], 1)
+
+    monkeypatch.setattr("soloist.toolchain.distill.sample._AT_ONCE", 8)
+    said = complete(Talker(), tokenizer, [[11], [12], [13], [14]], [20, 26, 20, 5], 0.0)
+    assert said == [script[11], [8] * 26, script[13], [end]]
+    assert batches == [4, 2, 1, 1]
+
+
 def test_sampling_is_repeatable_and_stops_at_its_limits(tiny_base, tokenizer):
     model = load_base(tiny_base)[0].eval()
     sampler = Sampler(model, tokenizer, None, 1.0, new_tokens=5, limit=40)

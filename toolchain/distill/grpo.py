@@ -161,17 +161,12 @@ class Segment:
                 made["advantages"] = judge.advantages(made["completion_ids"].shape[1]).to(made["completion_ids"].device)
                 return made
 
-            def _get_per_token_logps_and_entropies(  # noqa: PLR0913 - TRL's
-                self,
-                model: Any,
-                ids: Any,
-                mask: Any,
-                keep: int,
-                batch_size: int | None = None,
-                **more: Any,  # noqa: ANN401
-            ) -> Any:  # noqa: ANN401
+            def _get_per_token_logps_and_entropies(
+                self, model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int,  # noqa: ANN401
+                batch_size: int | None = None, **more: Any,  # noqa: ANN401
+            ) -> Any:  # noqa: ANN401  # fmt: skip
                 read = functools.partial(super()._get_per_token_logps_and_entropies, model, **more)
-                return _unpadded(read, ids, mask, keep, batch_size or len(ids))
+                return unpadded(read, ids, mask, keep, batch_size or len(ids))
 
         pinned = not self.cpu and torch.cuda.is_available()  # torch warns of pinned memory where no GPU is
         args = trl.GRPOConfig(
@@ -225,7 +220,7 @@ def turn_tokens(config: GrpoConfig, tools: Toolbox | None) -> int:
     return config.new_tokens or (256 if tools is None else 64)
 
 
-def _unpadded(
+def unpadded(
     read: Callable[..., Any], ids: torch.Tensor, mask: torch.Tensor, keep: int, most: int
 ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
     """TRL's (log-probabilities, entropies, None) of the last `keep` columns of (B, T), (B, keep), zero at padding.

@@ -17,8 +17,8 @@ from soloist.targets.base import require
 from soloist.toolchain.distill.packing import use_packed_attention
 from soloist.toolchain.distill.student import Student
 
-# New tokens of a batch before those that are finished leave it: transformers computes a finished row to the batch's end,
-# so that one that never stops would cost as much as all; the rest is read again, which costs less than a few tokens
+# New tokens of a batch before those that are finished leave it: transformers computes a finished row to the end of the
+# batch, so one that never stops would make all as dear; to read the others once more costs less than a few tokens
 _AT_ONCE = 32
 
 
