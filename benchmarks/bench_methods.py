@@ -8,7 +8,7 @@
 
 In a setting all methods get the same runs of the team, with their default options, and read the same number of tokens:
 what `sft` reads in three passes of few traces, in one pass of all (or `--spend`). `pad` alone has other options: it
-labels 20 disputed questions, all that few traces have, and practices for 19 updates, however many questions there are.
+practices for 19 updates (6 without tools, and labels 20 disputed questions there), however many questions there are.
 A method that finds less in the traces reads it more often; one that trains several times divides the tokens among its
 passes, one that takes several conversations a question makes fewer steps of more tokens. The local teacher that `gkd`
 needs is an `sft` student of the same traces and tokens; its training counts as a cost of `gkd`. Every student is
@@ -38,7 +38,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "methods.jsonl"
 SETTINGS = {"few": ("acts", 150, 3), "internalise": ("internalise", None, 1)}  # mode, traces, passes of sft
-OPTIONS = {"pad": {"steps": 19, "labeled": 20}}  # one pass over few questions; over all it would take a night by itself
+# one pass of practice over few questions; over all, where answers are long besides, it would take nights
+OPTIONS = {"pad": {"few": {"steps": 19}, "internalise": {"steps": 6, "labeled": 20}}}
 AGENT = "adaskill"
 TEACHER = ("gkd",)  # need a local teacher
 TEACHER_SEED = 99
@@ -134,7 +135,7 @@ def cell(setting, method, seed, spend, options, traces, work, asked):
     from soloist.toolchain.export import compile_format, knowledge, model_folders
     from soloist.toolchain.teams.config import load_team
 
-    extra, costs = dict(OPTIONS.get(method, {})), []
+    extra, costs = dict(OPTIONS.get(method, {}).get(setting, {})), []
     if method in TEACHER:
         made = student_of(setting, "sft", TEACHER_SEED, spend, options, traces, work, f"{setting}-teacher")
         extra["teacher"] = str(made.path)

@@ -221,9 +221,10 @@ def methods_note(rows: list[dict]) -> str:
         f"{asked.count('held-out')} held-out questions and {asked.count('unseen-wording')} unseen wordings, seeds "
         f"{', '.join(map(str, seeds))}{few}; the traces are the same at every seed. Every method reads as many tokens, "
         f"to within one step: {' and '.join(f'{spend} ({setting})' for setting, spend in spends.items())}, which a "
-        "method that trains several times divides among its passes; what `pad` samples in its 19 updates of practice, "
-        "and what the teacher of `gkd` read, is not in it, but in the tokens and minutes shown. All options but these "
-        f"updates and the 20 questions whose attempts `pad` labels are the defaults. {card}Differences are "
+        "method that trains several times divides among its passes; what `pad` samples in its practice (19 updates, 6 "
+        "without tools), and what the teacher of `gkd` read, is not in it, but in the tokens and minutes shown. All "
+        "options but these updates, and the 20 questions whose attempts `pad` labels without tools, are the defaults. "
+        f"{card}Differences are "
         f"paired by question. Intervals: 95 %, bootstrap over questions and over seeds. Commits {commits}, on "
         f"{rows[-1]['device']['cores']} cores of an {rows[-1]['device']['cpu']}."
     )

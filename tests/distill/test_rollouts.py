@@ -88,18 +88,31 @@ def test_who_has_finished_leaves_the_batch(tokenizer, monkeypatch):
         def parameters(self):
             return iter([torch.zeros(1)])
 
-        def generate(self, input_ids, attention_mask, generation_config):
-            batches.append(len(input_ids))
-            new = []
-            for row, seen in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
-                first, *said = row[seen.index(1) :]
-                new.append((script[first][len(said) :] + [end] * 99)[: generation_config.max_new_tokens])
-            return torch.cat([input_ids, torch.tensor(new)], 1)
+        def batch_select_indices(self, rows):
+            batches.append(rows.tolist())
+
+        def generate(self, input_ids, attention_mask, generation_config, past_key_values=None):
+            assert (past_key_values is self) == (input_ids.shape[1] > 1), "nothing is read twice"
+            assert attention_mask.all()
+            new = [(script[row[0]][len(row) - 1 :] + [end] * 99)[:8] for row in input_ids.tolist()]
+            new = torch.tensor(new)[:, : generation_config.max_new_tokens]
+            return type("Made", (), {"sequences": torch.cat([input_ids, new], 1), "past_key_values": self})
 
     monkeypatch.setattr("soloist.toolchain.distill.sample._AT_ONCE", 8)
     said = complete(Talker(), tokenizer, [[11], [12], [13], [14]], [20, 26, 20, 5], 0.0)
     assert said == [script[11], [8] * 26, script[13], [end]]
-    assert batches == [4, 2, 1, 1]
+    assert batches == [[1, 2], [0], [0]], "rows of the batch before that go on"
+
+
+def test_leaving_the_batch_changes_no_word(tiny_base, tokenizer, monkeypatch):
+    model = load_base(tiny_base)[0].eval()
+    prompts = [list(range(3, 20)), list(range(5)), list(range(60)), list(range(9, 30))]
+    rooms, found = [40, 7, 25, 3], []
+    for at_once in (1, 4, 99):
+        monkeypatch.setattr("soloist.toolchain.distill.sample._AT_ONCE", at_once)
+        found.append(complete(model, tokenizer, prompts, rooms, 0.0))
+    assert found[0] == found[1] == found[2]
+    assert [len(row) for row in found[0]] == rooms or any(tokenizer.eos_token_id in row for row in found[0])
 
 
 def test_sampling_is_repeatable_and_stops_at_its_limits(tiny_base, tokenizer):

@@ -17,9 +17,7 @@ from soloist.targets.base import require
 from soloist.toolchain.distill.packing import use_packed_attention
 from soloist.toolchain.distill.student import Student
 
-# New tokens of a batch before those that are finished leave it: transformers computes a finished row to the end of the
-# batch, so one that never stops would make all as dear; to read the others once more costs less than a few tokens
-_AT_ONCE = 32
+_AT_ONCE = 16  # new tokens of a batch before those that are finished leave it: transformers itself computes them on
 
 
 @contextlib.contextmanager
@@ -55,45 +53,40 @@ def complete(
     Temperature 0 takes the likeliest. What a base model's own settings add (a repetition penalty, a threshold)
     is switched off: transformers would fill it in, and the words would not be the model's distribution.
     """
-    end = tokenizer.eos_token_id
-    positions = getattr(model.config, "max_position_embeddings", None) or max(map(len, prompts)) + max(rooms)
-    said: list[list[int]] = [[] for _ in prompts]
-    active = list(range(len(prompts)))
-    while active:
-        read = [[*prompts[i], *said[i]] for i in active]
-        room = min(_AT_ONCE, max(rooms[i] - len(said[i]) for i in active), positions - max(map(len, read)))
-        for i, ids in zip(active, _continue(model, tokenizer, read, max(1, room), temperature), strict=True):
-            said[i] = [*said[i], *ids][: rooms[i]]
-        active = [
-            i for i in active
-            if end not in said[i] and len(said[i]) < rooms[i] and len(prompts[i]) + len(said[i]) < positions
-        ]  # fmt: skip
-    return said
-
-
-def _continue(
-    model: Any,  # noqa: ANN401
-    tokenizer: Any,  # noqa: ANN401
-    prompts: Sequence[Sequence[int]],
-    room: int,
-    temperature: float,
-) -> list[list[int]]:
-    """At most `room` tokens that go on from each prompt, up to and with the end token."""
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    width = max(map(len, prompts))
-    config = require("transformers", "train").GenerationConfig(
-        max_new_tokens=room, do_sample=temperature > 0,
-        temperature=temperature or None, top_k=0, top_p=1.0, min_p=0.0 if temperature else None,
-        repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=end, pad_token_id=pad, use_cache=True,
-        disable_compile=True,
-    )  # fmt: skip
+    width, room = max(map(len, prompts)), max(rooms)
+    positions = getattr(model.config, "max_position_embeddings", None) or width + room
     ids = torch.full((len(prompts), width), pad, dtype=torch.long)
     seen = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):  # padded on the left, so that all completions begin in one column
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         seen[row, width - len(prompt) :] = 1
     device = next(model.parameters()).device
-    with torch.no_grad():
-        made = model.generate(input_ids=ids.to(device), attention_mask=seen.to(device), generation_config=config)
-    rows = made[:, width:].tolist()
-    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+    ids, seen, cache = ids.to(device), seen.to(device), None
+    left = max(1, min(room, positions - width))
+    said: list[list[int]] = [[] for _ in prompts]
+    active = list(range(len(prompts)))
+    while active and left > 0:
+        config = require("transformers", "train").GenerationConfig(
+            max_new_tokens=min(left, _AT_ONCE), do_sample=temperature > 0,
+            temperature=temperature or None, top_k=0, top_p=1.0, min_p=0.0 if temperature else None,
+            repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=end, pad_token_id=pad, use_cache=True,
+            disable_compile=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        more = {} if cache is None else {"past_key_values": cache}
+        with torch.no_grad():
+            made = model.generate(input_ids=ids, attention_mask=seen, generation_config=config, **more)
+        new = made.sequences[:, ids.shape[1] :]
+        left -= new.shape[1]
+        for row, tokens in zip(active, new.tolist(), strict=True):
+            said[row] += tokens[: tokens.index(end) + 1] if end in tokens else tokens
+        going = [at for at, row in enumerate(active) if said[row][-1] != end and len(said[row]) < rooms[row]]
+        active = [active[at] for at in going]
+        ids, seen, cache = (
+            made.sequences[going],
+            torch.cat([seen, torch.ones_like(new)], 1)[going],
+            made.past_key_values,
+        )
+        if active:
+            cache.batch_select_indices(torch.tensor(going, device=device))
+    return [row[:most] for row, most in zip(said, rooms, strict=True)]
