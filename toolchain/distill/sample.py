@@ -62,7 +62,8 @@ def complete(
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         seen[row, width - len(prompt) :] = 1
     device = next(model.parameters()).device
-    ids, seen, cache = ids.to(device), seen.to(device), None
+    ids, seen = ids.to(device), seen.to(device)
+    cache: Any = None
     left = max(1, min(room, positions - width))
     said: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
@@ -73,9 +74,8 @@ def complete(
             repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=end, pad_token_id=pad, use_cache=True,
             disable_compile=True, return_dict_in_generate=True,
         )  # fmt: skip
-        more = {} if cache is None else {"past_key_values": cache}
         with torch.no_grad():
-            made = model.generate(input_ids=ids, attention_mask=seen, generation_config=config, **more)
+            made = model.generate(input_ids=ids, attention_mask=seen, generation_config=config, past_key_values=cache)
         new = made.sequences[:, ids.shape[1] :]
         left -= new.shape[1]
         for row, tokens in zip(active, new.tolist(), strict=True):
