@@ -82,11 +82,8 @@ def complete(
             said[row] += tokens[: tokens.index(end) + 1] if end in tokens else tokens
         going = [at for at, row in enumerate(active) if said[row][-1] != end and len(said[row]) < rooms[row]]
         active = [active[at] for at in going]
-        ids, seen, cache = (
-            made.sequences[going],
-            torch.cat([seen, torch.ones_like(new)], 1)[going],
-            made.past_key_values,
-        )
+        seen = torch.cat([seen, torch.ones_like(new)], 1)[going]
+        ids, cache = made.sequences[going], made.past_key_values
         if active:
             cache.batch_select_indices(torch.tensor(going, device=device))
     return [row[:most] for row, most in zip(said, rooms, strict=True)]
