@@ -112,7 +112,8 @@ def test_leaving_the_batch_changes_no_word(tiny_base, tokenizer, monkeypatch):
         monkeypatch.setattr("soloist.toolchain.distill.sample._AT_ONCE", at_once)
         found.append(complete(model, tokenizer, prompts, rooms, 0.0))
     assert found[0] == found[1] == found[2]
-    assert [len(row) for row in found[0]] == rooms or any(tokenizer.eos_token_id in row for row in found[0])
+    for row, room in zip(found[0], rooms, strict=True):
+        assert len(row) == room or row[-1] == tokenizer.eos_token_id
 
 
 def test_sampling_is_repeatable_and_stops_at_its_limits(tiny_base, tokenizer):
