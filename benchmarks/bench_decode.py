@@ -101,17 +101,28 @@ def main():
     for name, each in times.items():
         size = weights_bytes(paths[name])
         middle = statistics.median(each) if each else None
-        rows.append({
-            "name": name, "weights_mb": round(size / 1e6, 2), "ms_per_token": middle,
-            "spread_ms": [min(each), max(each)] if each else None,
-            "tokens_per_second": 1e3 / middle if middle else None,
-            "share_of_bandwidth": size / (middle / 1e3) / bandwidth if middle else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "weights_mb": round(size / 1e6, 2),
+                "ms_per_token": middle,
+                "spread_ms": [min(each), max(each)] if each else None,
+                "tokens_per_second": 1e3 / middle if middle else None,
+                "share_of_bandwidth": size / (middle / 1e3) / bandwidth if middle else None,
+            }
+        )
     row = {
-        "bench": "decode", "questions": options.questions, "rounds": options.rounds, "threads": threads, "models": rows,
-        "read_gb_per_second": bandwidth / 1e9, "device": device(), "versions": versions(), "commit": commit(),
+        "bench": "decode",
+        "questions": options.questions,
+        "rounds": options.rounds,
+        "threads": threads,
+        "models": rows,
+        "read_gb_per_second": bandwidth / 1e9,
+        "device": device(),
+        "versions": versions(),
+        "commit": commit(),
         "label": "measured",
-    }  # fmt: skip
+    }
     for one in sorted(rows, key=lambda r: r["ms_per_token"] or 0.0):
         print(
             f"{one['name']:24} {one['weights_mb']:7.1f} MB  {one['ms_per_token'] or float('nan'):7.2f} ms a token  "

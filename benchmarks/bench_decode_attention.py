@@ -60,8 +60,10 @@ def made(run, heads, shared, width, context, *, quantized):
     parts = [one.half() for one in whole]
     if quantized:
         scales = [(one.abs().amax(-1) / 127).half() for one in whole]
-        codes = [(one / step.float()[..., None]).round().clamp(-127, 127).to(torch.int8)
-                 for one, step in zip(whole, scales, strict=True)]  # fmt: skip
+        codes = [
+            (one / step.float()[..., None]).round().clamp(-127, 127).to(torch.int8)
+            for one, step in zip(whole, scales, strict=True)
+        ]
         parts = [*codes, *scales]
     lengths = torch.full((1,), context, dtype=torch.int32, device=device)
     return Caches(query, lengths, [tuple(one[i : i + 1] for one in parts) for i in range(copies)])
@@ -124,9 +126,17 @@ def measure_context(run, model, context):
     found = compared(times, sides, run.rate)
     run.say(f"{model} at {context}: " + told(found))
     return {
-        "model": model, "B": 1, "H": heads, "HKV": shared, "S": context, "D": width, "dtype": "float16",
-        "error": errors, "sides": found, "absent": times.absent,
-    }  # fmt: skip
+        "model": model,
+        "B": 1,
+        "H": heads,
+        "HKV": shared,
+        "S": context,
+        "D": width,
+        "dtype": "float16",
+        "error": errors,
+        "sides": found,
+        "absent": times.absent,
+    }
 
 
 def tuned(run, model, context, *, quantized):
@@ -134,16 +144,23 @@ def tuned(run, model, context, *, quantized):
     heads, shared, width = MODELS[model]
     caches = made(run, heads, shared, width, context, quantized=quantized)
     return best_of(
-        run, KERNEL, {"B": 1, "H": heads, "HKV": shared, "S": context, "D": width}, {"int8": quantized},
-        lambda cut: ours(caches, cut.name, cut), lambda side: demand_right(caches, side),
-    )  # fmt: skip
+        run,
+        KERNEL,
+        {"B": 1, "H": heads, "HKV": shared, "S": context, "D": width},
+        {"int8": quantized},
+        lambda cut: ours(caches, cut.name, cut),
+        lambda side: demand_right(caches, side),
+    )
 
 
 def measure(run):
     """All contexts of all models."""
     quick = run.options.quick
-    shapes = [(model, context) for model in list(MODELS)[: 1 if quick else None]
-              for context in ((512, 8192) if quick else CONTEXTS)]  # fmt: skip
+    shapes = [
+        (model, context)
+        for model in list(MODELS)[: 1 if quick else None]
+        for context in ((512, 8192) if quick else CONTEXTS)
+    ]
     with torch.inference_mode():
         if run.options.tune:
             kinds = [(shape, quantized) for shape in shapes for quantized in (False, True)]

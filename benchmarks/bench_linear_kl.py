@@ -131,8 +131,10 @@ def demand_right(given, side, wanted):
         most[name] = float(off.nan_to_num(nan=float("inf")).max())
     if max(most.values()) > 1:
         told_off = ", ".join(f"{name} {value:.3g}" for name, value in most.items())
-        raise GateError(f"linear_kl is wrong, {given.kind}, {side.name}: {told_off} times the allowed error against "
-                        "float64; it is not timed")  # fmt: skip
+        raise GateError(
+            f"linear_kl is wrong, {given.kind}, {side.name}: {told_off} times the allowed error against "
+            "float64; it is not timed"
+        )
     return {name: round(value, 4) for name, value in most.items()}
 
 
@@ -155,13 +157,22 @@ def measure_loss(run, student, loss):
     found = compared(times, sides, run.rate)
     for name, bytes_of in memory.items():
         found.get(name, {}).update(bytes_of)
-    run.say(f"{student} {loss}: {told(found)}; peak " + ", ".join(
-        f"{name} {each['peak_bytes'] / 2**20:.0f} MiB" for name, each in memory.items()))  # fmt: skip
+    run.say(
+        f"{student} {loss}: {told(found)}; peak "
+        + ", ".join(f"{name} {each['peak_bytes'] / 2**20:.0f} MiB" for name, each in memory.items())
+    )
     vocabulary, width = STUDENTS[student]
     return {
-        "student": student, "loss": loss, "T": run.options.rows, "V": vocabulary, "D": width, "dtype": "bfloat16",
-        "error": errors, "sides": found, "absent": {**absent, **times.absent},
-    }  # fmt: skip
+        "student": student,
+        "loss": loss,
+        "T": run.options.rows,
+        "V": vocabulary,
+        "D": width,
+        "dtype": "bfloat16",
+        "error": errors,
+        "sides": found,
+        "absent": {**absent, **times.absent},
+    }
 
 
 def _compiled(run, given):
@@ -177,10 +188,13 @@ def tuned(run, student, loss):
     chunk = min(max(256, CHUNK // rows // 256 * 256), STUDENTS[student][0])
     kind = "lse" if isinstance(given.teacher, TopK) else given.kind
     return best_of(
-        run, KERNEL, {"T": rows, "C": chunk}, {"kind": kind},
+        run,
+        KERNEL,
+        {"T": rows, "C": chunk},
+        {"kind": kind},
         lambda cut: side_of(cut.name, KERNEL.run, given, ours=True, chunk=chunk, configuration=cut),
         lambda side: demand_right(given, side, wanted),
-    )  # fmt: skip
+    )
 
 
 def bars(rows):

@@ -90,10 +90,14 @@ def judge(found, majority, seed):
     interval = [round(gaps[round(q * (RESAMPLED - 1))], 4) for q in (0.025, 0.975)]
     loss = sum(loss for g in found for _, _, loss in g) / nodes
     return {
-        "accuracy": round(hits / nodes, 4), "majority_share": round(most / nodes, 4),
-        "above_majority": round((hits - most) / nodes, 4), "interval": interval, "loss": round(loss, 4),
-        "graphs": len(found), "nodes": nodes,
-    }  # fmt: skip
+        "accuracy": round(hits / nodes, 4),
+        "majority_share": round(most / nodes, 4),
+        "above_majority": round((hits - most) / nodes, 4),
+        "interval": interval,
+        "loss": round(loss, 4),
+        "graphs": len(found),
+        "nodes": nodes,
+    }
 
 
 def train(options, base, folder, seed):
@@ -105,9 +109,15 @@ def train(options, base, folder, seed):
     from soloist.toolchain.distill.train import TrainConfig, Trainer
 
     config = TrainConfig(
-        tuning=options.tuning, learning_rate=options.rate, epochs=options.epochs, batch_size=options.batch,
-        max_length=options.max_length, seed=seed, device=options.device, checkpoint_seconds=1e9,
-    )  # fmt: skip
+        tuning=options.tuning,
+        learning_rate=options.rate,
+        epochs=options.epochs,
+        batch_size=options.batch,
+        max_length=options.max_length,
+        seed=seed,
+        device=options.device,
+        checkpoint_seconds=1e9,
+    )
     if options.threads:
         torch.set_num_threads(options.threads)
     with freed_memory_kept():
@@ -129,12 +139,15 @@ def train(options, base, folder, seed):
         trained = trainer.fit(learned, folder / "student", on_step=on_step)
     epochs = [trained.steps[i * an_epoch : (i + 1) * an_epoch] for i in range(config.epochs)]
     return {
-        "seed": seed, "training_graphs": len(learned), "training_labels": {str(k): v for k, v in labels.items()},
+        "seed": seed,
+        "training_graphs": len(learned),
+        "training_labels": {str(k): v for k, v in labels.items()},
         "selected": {"kept": len(chosen.groups), **dict(chosen.rejected)},
         "node_loss": [round(sum(s["loss_nodes"] for s in steps) / len(steps), 4) for steps in epochs],
         "node_accuracy": [round(sum(s["node_accuracy"] for s in steps) / len(steps), 4) for steps in epochs],
-        "held_out": curve, **trained.facts(),
-    }  # fmt: skip
+        "held_out": curve,
+        **trained.facts(),
+    }
 
 
 def main():
@@ -175,15 +188,27 @@ def main():
     last = [run["held_out"][-1] for run in runs]
     nodes = sum(result["nodes"] for result in last)
     row = {
-        "bench": "magdi_dylan", "device": device(), "versions": versions(), "commit": commit(),
-        "model": Path(options.model).name, "variant": options.variant, "tuning": options.tuning, "rate": options.rate,
-        "batch": options.batch, "epochs": options.epochs, "max_length": options.max_length, "beta": options.beta,
-        "gamma": options.gamma, "files": sorted(Path(f).name for f in options.files), "runs": runs,
+        "bench": "magdi_dylan",
+        "device": device(),
+        "versions": versions(),
+        "commit": commit(),
+        "model": Path(options.model).name,
+        "variant": options.variant,
+        "tuning": options.tuning,
+        "rate": options.rate,
+        "batch": options.batch,
+        "epochs": options.epochs,
+        "max_length": options.max_length,
+        "beta": options.beta,
+        "gamma": options.gamma,
+        "files": sorted(Path(f).name for f in options.files),
+        "runs": runs,
         "accuracy": round(sum(r["accuracy"] * r["nodes"] for r in last) / nodes, 4),
         "majority_share": round(sum(r["majority_share"] * r["nodes"] for r in last) / nodes, 4),
-        "node_loss_first_epoch": runs[0]["node_loss"][0], "node_loss_last_epoch": runs[0]["node_loss"][-1],
+        "node_loss_first_epoch": runs[0]["node_loss"][0],
+        "node_loss_last_epoch": runs[0]["node_loss"][-1],
         "seconds": round(time.time() - began, 1),
-    }  # fmt: skip
+    }
     line = json.dumps(row)
     if not options.dry:
         RESULTS.parent.mkdir(exist_ok=True)

@@ -111,10 +111,15 @@ def student_of(setting, method, seed, spend, options, traces, work, name, **extr
     from soloist.toolchain.distill.stage import DistillConfig, distill
 
     mode, limit, _ = SETTINGS[setting]
-    config = DistillConfig.model_validate({
-        "method": method, "mode": mode, "limit": limit, "options": extra,
-        "train": {"seed": seed, "spend": spend, "part_tokens": 1024},
-    })  # fmt: skip
+    config = DistillConfig.model_validate(
+        {
+            "method": method,
+            "mode": mode,
+            "limit": limit,
+            "options": extra,
+            "train": {"seed": seed, "spend": spend, "part_tokens": 1024},
+        }
+    )
     return distill(config, traces, base_of(options), work / name)
 
 
@@ -150,12 +155,22 @@ def cell(setting, method, seed, spend, options, traces, work, asked):
     shutil.rmtree(compiled)
     facts = student.facts
     return {
-        "bench": "methods", "setting": setting, "method": method, "seed": seed, "spend": spend,
-        "traces": traces.digest, "data": facts["data"], "options": facts["options"],
+        "bench": "methods",
+        "setting": setting,
+        "method": method,
+        "seed": seed,
+        "spend": spend,
+        "traces": traces.digest,
+        "data": facts["data"],
+        "options": facts["options"],
         **{key: sum(cost[key] for cost in costs) for key in costs[0]},
-        "splits": [q.split for q in asked], **answers,
-        "device": device(), "versions": versions(), "commit": commit(), "label": "measured",
-    }  # fmt: skip
+        "splits": [q.split for q in asked],
+        **answers,
+        "device": device(),
+        "versions": versions(),
+        "commit": commit(),
+        "label": "measured",
+    }
 
 
 def agent_cell(setting, spend, options, traces, asked):
@@ -165,11 +180,23 @@ def agent_cell(setting, spend, options, traces, asked):
 
     system = load_team(options.agent)
     return {
-        "bench": "methods", "setting": setting, "method": AGENT, "seed": options.seeds[0], "spend": spend,
-        "traces": traces.digest, "data": {}, "options": {}, "tokens_read": 0, "train_seconds": 0.0,
-        "splits": [q.split for q in asked], **ask(system, asked, system.name),
-        "device": device(), "versions": versions(), "commit": commit(), "label": "measured",
-    }  # fmt: skip
+        "bench": "methods",
+        "setting": setting,
+        "method": AGENT,
+        "seed": options.seeds[0],
+        "spend": spend,
+        "traces": traces.digest,
+        "data": {},
+        "options": {},
+        "tokens_read": 0,
+        "train_seconds": 0.0,
+        "splits": [q.split for q in asked],
+        **ask(system, asked, system.name),
+        "device": device(),
+        "versions": versions(),
+        "commit": commit(),
+        "label": "measured",
+    }
 
 
 def done(path):

@@ -64,11 +64,14 @@ def describe(batches, tokenizer):
     prompts = sum(min(len(render_ids(tokenizer, e.messages[:1], prompt=True)), len(e.ids)) for e in examples)
     distinct = sum(len({example.ids for example in group.examples}) for group in groups)
     return {
-        "questions": len(groups), "conversations": len(examples), "tokens": tokens,
+        "questions": len(groups),
+        "conversations": len(examples),
+        "tokens": tokens,
         "trained_tokens": sum(example.targets for example in examples),
         "longest": max(len(example.ids) for example in examples),
-        "prompt_share": round(prompts / tokens, 3), "repeated_share": round(1 - distinct / len(examples), 3),
-    }  # fmt: skip
+        "prompt_share": round(prompts / tokens, 3),
+        "repeated_share": round(1 - distinct / len(examples), 3),
+    }
 
 
 def run_steps(trainer, batches, *, share):
@@ -85,8 +88,12 @@ def run_steps(trainer, batches, *, share):
         train.pack = packing.pack
     tokens = sum(record["tokens"] for record in records)
     computed = sum(record["computed_tokens"] for record in records)
-    return {"speed": tokens / seconds, "per_cpu": tokens / cpu, "computed": computed / tokens,
-            "losses": [record["loss"] for record in records]}  # fmt: skip
+    return {
+        "speed": tokens / seconds,
+        "per_cpu": tokens / cpu,
+        "computed": computed / tokens,
+        "losses": [record["loss"] for record in records],
+    }
 
 
 def compare(spec, trainer, runs, options):
@@ -109,13 +116,17 @@ def compare(spec, trainer, runs, options):
         print(f"{spec}: {shared['speed']:.0f} tokens/s shared, {apart['speed']:.0f} apart", file=sys.stderr)
     first, other = found[True][0]["losses"], found[False][0]["losses"]
     return {
-        **describe(batches, tokenizer), "steps": len(batches), "options": chosen.model_dump(mode="json"),
+        **describe(batches, tokenizer),
+        "steps": len(batches),
+        "options": chosen.model_dump(mode="json"),
         "computed_share": round(found[True][0]["computed"], 3),
         "shared_tok_s": summary([r["speed"] for r in found[True]]),
         "apart_tok_s": summary([r["speed"] for r in found[False]]),
-        "ratio": ratios(found, "speed"), "ratio_cpu": ratios(found, "per_cpu"),
-        "loss_gap": max(abs(a - b) for a, b in zip(first, other, strict=True)), "loss": first,
-    }  # fmt: skip
+        "ratio": ratios(found, "speed"),
+        "ratio_cpu": ratios(found, "per_cpu"),
+        "loss_gap": max(abs(a - b) for a, b in zip(first, other, strict=True)),
+        "loss": first,
+    }
 
 
 def summary(values):
@@ -142,21 +153,35 @@ def measure(options, base):
     if options.threads:
         torch.set_num_threads(options.threads)
     settings = TrainConfig(
-        precision=options.precision, device=options.device, max_length=options.max_length,
-        part_tokens=options.part_tokens, seed=options.seed,
-    )  # fmt: skip
+        precision=options.precision,
+        device=options.device,
+        max_length=options.max_length,
+        part_tokens=options.part_tokens,
+        seed=options.seed,
+    )
     runs = list(read_runs(Path(options.traces)))
     with freed_memory_kept():  # as the stage does
         trainer = Trainer(base, settings)
         kinds = {spec: compare(spec, trainer, runs, options) for spec in options.batches}
     return {
-        "bench": "packing", "device": device(), "versions": versions(), "commit": commit(),
-        "model": Path(options.model).name, "data": Path(options.traces).resolve().parent.name, "runs": len(runs),
-        "mode": options.mode, "batch": options.batch, "several": options.several, "rounds": options.rounds,
+        "bench": "packing",
+        "device": device(),
+        "versions": versions(),
+        "commit": commit(),
+        "model": Path(options.model).name,
+        "data": Path(options.traces).resolve().parent.name,
+        "runs": len(runs),
+        "mode": options.mode,
+        "batch": options.batch,
+        "several": options.several,
+        "rounds": options.rounds,
         "part_tokens": options.part_tokens,
-        "precision": f"{trainer.dtype}".removeprefix("torch."), "computed_on": f"{trainer.student.device}",
-        "threads": torch.get_num_threads(), "seed": options.seed, "batches": kinds,
-    }  # fmt: skip
+        "precision": f"{trainer.dtype}".removeprefix("torch."),
+        "computed_on": f"{trainer.student.device}",
+        "threads": torch.get_num_threads(),
+        "seed": options.seed,
+        "batches": kinds,
+    }
 
 
 def main():

@@ -20,10 +20,14 @@ RESULTS = Path(__file__).parent / "results" / "pipeline.jsonl"
 def rows(folder: Path) -> list[dict]:
     report = read_report(folder / "report.json")
     shared = {
-        "bench": "pipeline", "device": report.device, "versions": dict(report.versions), "commit": report.commit,
-        "task": report.task, "created": report.details.created if report.details else "",
+        "bench": "pipeline",
+        "device": report.device,
+        "versions": dict(report.versions),
+        "commit": report.commit,
+        "task": report.task,
+        "created": report.details.created if report.details else "",
         "break_even_questions": report.break_even_questions,
-    }  # fmt: skip
+    }
     return [{**shared, **system.model_dump(mode="json")} for system in report.systems]
 
 

@@ -112,13 +112,25 @@ def run_trl(options, folder):
     ]
     config = trl.SFTConfig(
         **{
-            "output_dir": str(folder), "use_cpu": options.device == "cpu", "bf16": options.precision != "fp32",
-            "per_device_train_batch_size": options.batch, "num_train_epochs": 1, "learning_rate": options.rate,
-            "lr_scheduler_type": "constant", "gradient_checkpointing": False, "logging_steps": 1, "report_to": "none",
-            "save_strategy": "no", "disable_tqdm": True, "train_sampling_strategy": "sequential", "max_grad_norm": 1.0,
-            "dataset_kwargs": {"skip_prepare_dataset": True}, "optim": "adamw_torch_fused", **variant,
+            "output_dir": str(folder),
+            "use_cpu": options.device == "cpu",
+            "bf16": options.precision != "fp32",
+            "per_device_train_batch_size": options.batch,
+            "num_train_epochs": 1,
+            "learning_rate": options.rate,
+            "lr_scheduler_type": "constant",
+            "gradient_checkpointing": False,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "train_sampling_strategy": "sequential",
+            "max_grad_norm": 1.0,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "optim": "adamw_torch_fused",
+            **variant,
         }
-    )  # fmt: skip
+    )
     records = []
 
     class Clock(transformers.TrainerCallback):
@@ -205,18 +217,31 @@ def compare(options, base):
     gaps = [abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)]
     record = ours["records"]
     return {
-        "bench": "train", "device": device(), "versions": {**versions(), "trl": trl.__version__}, "commit": commit(),
-        "model": Path(options.model).name, "data": "traces" if options.traces else "synthetic", "batch": options.batch,
-        "steps": options.steps, "rate": options.rate, "precision": options.precision, "threads": options.threads,
-        "tokens": sum(r["tokens"] for r in record), "trained_tokens": sum(r["trained_tokens"] for r in record),
+        "bench": "train",
+        "device": device(),
+        "versions": {**versions(), "trl": trl.__version__},
+        "commit": commit(),
+        "model": Path(options.model).name,
+        "data": "traces" if options.traces else "synthetic",
+        "batch": options.batch,
+        "steps": options.steps,
+        "rate": options.rate,
+        "precision": options.precision,
+        "threads": options.threads,
+        "tokens": sum(r["tokens"] for r in record),
+        "trained_tokens": sum(r["trained_tokens"] for r in record),
         "computed_tokens": sum(r["computed_tokens"] for r in record),
-        "ours_tok_s": summary(speeds["ours"]), "trl_tok_s": {n: summary(s) for n, s in speeds.items() if n != "ours"},
+        "ours_tok_s": summary(speeds["ours"]),
+        "trl_tok_s": {n: summary(s) for n, s in speeds.items() if n != "ours"},
         "tok_per_cpu_s": {name: summary(values) for name, values in per_cpu.items()},
-        "rival": best, "ratio": ratio(speeds, best), "ratio_cpu": ratio(per_cpu, best),
-        "fastest_rival": fastest, "ratio_fastest": ratio(speeds, fastest),
+        "rival": best,
+        "ratio": ratio(speeds, best),
+        "ratio_cpu": ratio(per_cpu, best),
+        "fastest_rival": fastest,
+        "ratio_fastest": ratio(speeds, fastest),
         "loss": {"ours": ours["losses"], "trl": theirs["losses"]},
         "loss_gap": {"max": max(gaps), "mean": statistics.mean(gaps)},
-    }  # fmt: skip
+    }
 
 
 def summary(values):

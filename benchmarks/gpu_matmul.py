@@ -142,8 +142,11 @@ def demand_right(kernel: Kernel, work: Operands, side: Side) -> float:
     Raises:
         GateError: a wrong element: then nothing is timed.
     """
-    like = [case for case in kernel.cases if case.dtype == work.run.options.dtype
-            and bool(case.options.get("gated")) == work.shape.gated]  # fmt: skip
+    like = [
+        case
+        for case in kernel.cases
+        if case.dtype == work.run.options.dtype and bool(case.options.get("gated")) == work.shape.gated
+    ]
     atol, rtol = max(case.atol for case in like), max(case.rtol for case in like)
     most = 0.0
     for copy, exact in work.exact.items():
@@ -236,9 +239,13 @@ def gemlite(work: Operands) -> Side:
     for weight in work.weights:
         codes = unpack_nibbles(weight.codes) if work.bits == 4 else (weight.codes.to(torch.int16) + 128).to(torch.uint8)
         layer = library.GemLiteLinear(
-            work.bits, group_size=shape.group, in_features=shape.k, out_features=shape.n,
-            input_dtype=kind, output_dtype=kind,
-        )  # fmt: skip
+            work.bits,
+            group_size=shape.group,
+            in_features=shape.k,
+            out_features=shape.n,
+            input_dtype=kind,
+            output_dtype=kind,
+        )
         layer.pack(codes, weight.scales.to(work.dtype), 8 if work.bits == 4 else 128, None)
         calls.append(functools.partial(layer, work.x))
     return Side("gemlite", calls, work.moved)
@@ -279,10 +286,16 @@ def measure_shape(run: Run, kernel: Kernel, shape: Shape, bits: int) -> dict[str
     flops = 2 * shape.m * shape.n * shape.k * shape.matrices
     run.say(f"{kernel.name} {shape}: " + told(row))
     return {
-        "kernel": kernel.name, **shape.sizes, **shape.options, "dtype": run.options.dtype, "error": round(off, 4),
-        "tuned": cut and cut.name, "tflops": round(flops / (row["ours"]["us"]["median"] * 1e6), 2),
-        "sides": row, "absent": absent,
-    }  # fmt: skip
+        "kernel": kernel.name,
+        **shape.sizes,
+        **shape.options,
+        "dtype": run.options.dtype,
+        "error": round(off, 4),
+        "tuned": cut and cut.name,
+        "tflops": round(flops / (row["ours"]["us"]["median"] * 1e6), 2),
+        "sides": row,
+        "absent": absent,
+    }
 
 
 def measure_all(run: Run, kernel: Kernel, shapes: Iterable[Shape], bits: int) -> list[dict[str, Any]]:
@@ -297,9 +310,13 @@ def measure_all(run: Run, kernel: Kernel, shapes: Iterable[Shape], bits: int) ->
 def _tuned(run: Run, kernel: Kernel, shape: Shape, bits: int) -> Entry:
     work = Operands(run, shape, bits)
     return best_of(
-        run, kernel, shape.sizes, shape.options,
-        lambda cut: ours(kernel, work, cut, cut.name), lambda side: demand_right(kernel, work, side),
-    )  # fmt: skip
+        run,
+        kernel,
+        shape.sizes,
+        shape.options,
+        lambda cut: ours(kernel, work, cut, cut.name),
+        lambda side: demand_right(kernel, work, side),
+    )
 
 
 def faster(rows: Sequence[dict[str, Any]], rival: str = "cublas") -> list[float]:

@@ -143,10 +143,19 @@ def _measured(
         raise ResourceError(f"the GPU's memory does not do: {str(error).splitlines()[0]}; try --quick") from error
     after = copy_rate(clock, facts)
     row = {
-        "bench": bench, "label": clock.label, "device": device(), "gpu": facts, "versions": versions(),
-        "commit": commit(), "seed": options.seed, "rounds": options.rounds, "quick": options.quick,
+        "bench": bench,
+        "label": clock.label,
+        "device": device(),
+        "gpu": facts,
+        "versions": versions(),
+        "commit": commit(),
+        "seed": options.seed,
+        "rounds": options.rounds,
+        "quick": options.quick,
         "copy_gb_s": {"before": round(rate / 1e9, 1), "after": round(after / 1e9, 1)},
-        "state": {"before": state, "after": clock.state()}, "seconds": round(time.perf_counter() - began, 1),
-        "shapes": found.shapes, "bars": [bar.plain() for bar in found.bars],
-    }  # fmt: skip
+        "state": {"before": state, "after": clock.state()},
+        "seconds": round(time.perf_counter() - began, 1),
+        "shapes": found.shapes,
+        "bars": [bar.plain() for bar in found.bars],
+    }
     return row, found.bars

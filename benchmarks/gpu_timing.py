@@ -89,10 +89,13 @@ class CudaClock:
     def facts(self) -> dict[str, Any]:
         found = self.torch.cuda.get_device_properties(0)
         return {
-            "name": found.name, "driver": self._smi("driver_version").get("driver_version"),
-            "sm": 10 * found.major + found.minor, "processors": found.multi_processor_count,
-            "l2_bytes": found.L2_cache_size, "memory_bytes": found.total_memory,
-        }  # fmt: skip
+            "name": found.name,
+            "driver": self._smi("driver_version").get("driver_version"),
+            "sm": 10 * found.major + found.minor,
+            "processors": found.multi_processor_count,
+            "l2_bytes": found.L2_cache_size,
+            "memory_bytes": found.total_memory,
+        }
 
     def state(self) -> dict[str, Any]:
         return self._smi("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "temperature.gpu")
@@ -261,10 +264,13 @@ def compared(times: Times, sides: Sequence[Side], rate: float) -> dict[str, Any]
         own = times.seconds[side.name]
         middle = statistics.median(own)
         row[side.name] = {
-            "us": summary([1e6 * value for value in own]), "bytes": side.moved, "copies": len(side.calls),
-            "gb_s": round(side.moved / middle / 1e9, 1), "of_copy": round(side.moved / middle / rate, 4),
+            "us": summary([1e6 * value for value in own]),
+            "bytes": side.moved,
+            "copies": len(side.calls),
+            "gb_s": round(side.moved / middle / 1e9, 1),
+            "of_copy": round(side.moved / middle / rate, 4),
             "graph": side.graph,
-        }  # fmt: skip
+        }
         if not side.ours:
             row[side.name]["times_slower_than"] = {
                 name: summary([other / mine for other, mine in zip(own, times.seconds[name], strict=True)])

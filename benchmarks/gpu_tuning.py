@@ -72,9 +72,11 @@ def write_entries(run: Run, kernel: Kernel, best: Sequence[Entry]) -> Path:
     old = dict(read_table(path.read_text("utf-8"), path.name).kernels) if path.exists() else {}
     kept = [one for one in old.get(kernel.name, ()) if not any(_same(one, other) for other in best)]
     measured = {
-        "commit": str(commit()), "triton": versions().get("triton", ""), "driver": str(run.facts["driver"]),
+        "commit": str(commit()),
+        "triton": versions().get("triton", ""),
+        "driver": str(run.facts["driver"]),
         "label": run.clock.label,
-    }  # fmt: skip
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_table(path, Table(run.facts["name"], run.facts["sm"], measured, {**old, kernel.name: (*kept, *best)}))
     tables.cache_clear()  # entry points have not asked for these sizes in this process yet

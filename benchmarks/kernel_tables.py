@@ -60,9 +60,10 @@ def declared_table() -> str:
     archs = sorted({arch for found in counts.values() for arch, _ in found.builds}, key=lambda arch: int(arch[3:]))
     rows = [
         f"| `{name}` | {found.variants} | {found.configurations} | "
-        + " | ".join(f"{dict(found.builds).get(arch, 0)} builds" for arch in archs) + " |"
+        + " | ".join(f"{dict(found.builds).get(arch, 0)} builds" for arch in archs)
+        + " |"
         for name, found in sorted(counts.items())
-    ]  # fmt: skip
+    ]
     return "\n".join([*head(archs), *rows, "", "Counts as declared; this table was not made from a whole build."])
 
 
@@ -89,11 +90,14 @@ def table(records: list[dict], commit: str | None) -> str:
         lines.append(f"| `{kernel}` | {found.variants} | {found.configurations} | " + " | ".join(cells) + " |")
     spilled = sum(r["spill_stores"] + r["spill_loads"] for r in records if r["shipped"])
     size = sum(record["files"]["cubin"]["bytes"] for record in records)
-    return "\n".join([
-        *lines, "",
-        f"{len(records)} cubins, {size / 1e6:.1f} MB, {spilled} bytes spilled in what ships; Triton "
-        f"{records[0]['triton']}, commit {commit}. KB are of shared memory per program. Compiled, not run.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{len(records)} cubins, {size / 1e6:.1f} MB, {spilled} bytes spilled in what ships; Triton "
+            f"{records[0]['triton']}, commit {commit}. KB are of shared memory per program. Compiled, not run.",
+        ]
+    )
 
 
 def told(text: str) -> dict[str, Counts]:

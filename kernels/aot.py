@@ -110,9 +110,13 @@ def build_kernels(
         raise MissingExtraError("triton", "kernels")
     cache.mkdir(parents=True, exist_ok=True)
     order = {
-        "impls": {impl.name: impl.module for impl in impls}, "targets": list(targets), "folder": str(folder),
-        "cache": str(cache), "ptx": ptx, "only": None if only is None else list(only),
-    }  # fmt: skip
+        "impls": {impl.name: impl.module for impl in impls},
+        "targets": list(targets),
+        "folder": str(folder),
+        "cache": str(cache),
+        "ptx": ptx,
+        "only": None if only is None else list(only),
+    }
     records: list[Record] = []
     faults: list[str] = []
     done = 0
@@ -190,14 +194,21 @@ def _start(order: Mapping[str, Any], scratch: Path) -> subprocess.Popen[str]:
     scratch.mkdir()
     environment = {
         **{key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"},
-        "TRITON_CACHE_DIR": str(scratch / "triton"), "TRITON_ALWAYS_COMPILE": "1", "TRITON_DUMP_PTXAS_LOG": "1",
-        "TRITON_DEFAULT_FP_FUSION": "1", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+        "TRITON_CACHE_DIR": str(scratch / "triton"),
+        "TRITON_ALWAYS_COMPILE": "1",
+        "TRITON_DUMP_PTXAS_LOG": "1",
+        "TRITON_DEFAULT_FP_FUSION": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     with (scratch / "stderr").open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "soloist.kernels.aot"], text=True, env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", "soloist.kernels.aot"],
+            text=True,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(json.dumps(order))
@@ -270,11 +281,17 @@ def _key(build: Build, source: Any, sm: int, options: Mapping[str, Any]) -> str:
 def _facts(build: Build) -> Record:
     """The part of a record that needs no compiler."""
     return {
-        "build": build.name, "kernel": build.kernel, "variant": build.variant, "shipped": build.shipped,
-        "configuration": build.configuration.name, "function": build.function.__name__,
-        "constants": dict(build.constants), "grid": list(build.grid), "warps": build.configuration.warps,
+        "build": build.name,
+        "kernel": build.kernel,
+        "variant": build.variant,
+        "shipped": build.shipped,
+        "configuration": build.configuration.name,
+        "function": build.function.__name__,
+        "constants": dict(build.constants),
+        "grid": list(build.grid),
+        "warps": build.configuration.warps,
         "stages": build.configuration.stages,
-    }  # fmt: skip
+    }
 
 
 def _compile(build: Build, source: Any, sm: int, options: Mapping[str, Any], base: Path) -> None:  # noqa: ANN401
@@ -289,14 +306,20 @@ def _compile(build: Build, source: Any, sm: int, options: Mapping[str, Any], bas
     seconds = round(time.perf_counter() - began, 3)
     ptx, metadata = compiled.asm["ptx"], compiled.metadata
     record = {
-        **_facts(build), **_launch(build, read_ptx(ptx)), **resources(log.getvalue()),
-        "arch": f"sm_{sm}", "warps": metadata.num_warps, "shared": metadata.shared, "triton": triton.__version__,
+        **_facts(build),
+        **_launch(build, read_ptx(ptx)),
+        **resources(log.getvalue()),
+        "arch": f"sm_{sm}",
+        "warps": metadata.num_warps,
+        "shared": metadata.shared,
+        "triton": triton.__version__,
         "scratch": {
             "global": [metadata.global_scratch_size, metadata.global_scratch_align],
             "profile": [metadata.profile_scratch_size, metadata.profile_scratch_align],
         },
-        "seconds": seconds, "files": {},
-    }  # fmt: skip
+        "seconds": seconds,
+        "files": {},
+    }
     base.with_suffix(".ptx").write_text(ptx)
     base.with_suffix(".cubin").write_bytes(compiled.asm["cubin"])
     unfinished = base.with_suffix(f".{os.getpid()}.tmp")
@@ -321,9 +344,14 @@ def _launch(build: Build, listing: Listing) -> Record:
         if build.signature[name].startswith("*") and listing.of(position)
     }
     return {
-        "entry": listing.entry, "arguments": arguments + added, "block": [listing.threads, 1, 1],
-        "ptx_version": listing.version, "ptx_target": listing.target, "loads": loads, "matrix": dict(listing.matrix),
-    }  # fmt: skip
+        "entry": listing.entry,
+        "arguments": arguments + added,
+        "block": [listing.threads, 1, 1],
+        "ptx_version": listing.version,
+        "ptx_target": listing.target,
+        "loads": loads,
+        "matrix": dict(listing.matrix),
+    }
 
 
 def resources(log: str) -> Record:
@@ -334,9 +362,12 @@ def resources(log: str) -> Record:
         raise ArtifactError("ptxas did not say what it used")
     static = re.search(r"(\d+) bytes smem", log)
     return {
-        "registers": int(used[1]), "stack": int(frame[1]), "spill_stores": int(frame[2]),
-        "spill_loads": int(frame[3]), "static_shared": int(static[1]) if static else 0,
-    }  # fmt: skip
+        "registers": int(used[1]),
+        "stack": int(frame[1]),
+        "spill_stores": int(frame[2]),
+        "spill_loads": int(frame[3]),
+        "static_shared": int(static[1]) if static else 0,
+    }
 
 
 # --- readers --------------------------------------------------------------------------------------------------------

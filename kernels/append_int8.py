@@ -27,9 +27,14 @@ WIDTHS = (32, 64, 80, 96, 128)
 
 
 def append_int8_ref(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, key_scales: Tensor, value_scales: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key_scales: Tensor,
+    value_scales: Tensor,
     positions: Tensor,
-) -> None:  # fmt: skip
+) -> None:
     """Write keys and values at each row's position of the caches, in place."""
     rows = ((positions >= 0) & (positions < key_cache.shape[2])).nonzero()[:, 0]
     places = positions[rows].long()
@@ -47,9 +52,16 @@ CONFIGURATION = Configuration({}, warps=1, stages=1)
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _append_int8_kernel(
-    new: tl.tensor, cache: tl.tensor, scales: tl.tensor, positions: tl.tensor,
-    BATCH: tl.int32, HEADS: tl.int32, S: tl.int32, D: tl.constexpr, BLOCK_D: tl.constexpr,
-) -> None:  # fmt: skip
+    new: tl.tensor,
+    cache: tl.tensor,
+    scales: tl.tensor,
+    positions: tl.tensor,
+    BATCH: tl.int32,
+    HEADS: tl.int32,
+    S: tl.int32,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
     pair = tl.program_id(0)  # (row, cache head); BATCH is there for the grid
     position = tl.load(positions + pair // HEADS)
     columns = tl.arange(0, BLOCK_D)
@@ -67,9 +79,16 @@ def _append_int8_kernel(
 
 
 def append_int8(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, key_scales: Tensor, value_scales: Tensor,
-    positions: Tensor, *, configuration: Configuration | None = None,
-) -> None:  # fmt: skip
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key_scales: Tensor,
+    value_scales: Tensor,
+    positions: Tensor,
+    *,
+    configuration: Configuration | None = None,
+) -> None:
     """Write keys and values at each row's position of the caches, in place.
 
     Args:
@@ -93,9 +112,17 @@ def append_int8(
         if not all(each.is_contiguous() for each in (new, cache, scales, positions)):
             raise UsageError("append_int8: every tensor must be contiguous")
         _append_int8_kernel[(batch * heads,)](
-            new, cache, scales, positions, batch, heads, shape[2], D=width, BLOCK_D=triton.next_power_of_2(width),
+            new,
+            cache,
+            scales,
+            positions,
+            batch,
+            heads,
+            shape[2],
+            D=width,
+            BLOCK_D=triton.next_power_of_2(width),
             **cut.launch_options(fused=False),  # the reference's bits
-        )  # fmt: skip
+        )
 
 
 # ---------------------------------------------------------------- checks and builds
@@ -139,12 +166,24 @@ def _builds() -> Iterator[Build]:
     for width in WIDTHS:
         for short in ("fp16", "bf16"):
             yield Build(
-                "append_int8", f"{short}-d{width}", _append_int8_kernel,
-                {"new": f"*{short}", "cache": "*i8", "scales": "*fp16", "positions": "*i32",
-                 "BATCH": "i32", "HEADS": "i32", "S": "i32"},
-                {"D": width, "BLOCK_D": 1 << (width - 1).bit_length()}, CONFIGURATION,
-                aligned=("new", "cache"), grid=("BATCH * HEADS", "1", "1"), fused=False,
-            )  # fmt: skip
+                "append_int8",
+                f"{short}-d{width}",
+                _append_int8_kernel,
+                {
+                    "new": f"*{short}",
+                    "cache": "*i8",
+                    "scales": "*fp16",
+                    "positions": "*i32",
+                    "BATCH": "i32",
+                    "HEADS": "i32",
+                    "S": "i32",
+                },
+                {"D": width, "BLOCK_D": 1 << (width - 1).bit_length()},
+                CONFIGURATION,
+                aligned=("new", "cache"),
+                grid=("BATCH * HEADS", "1", "1"),
+                fused=False,
+            )
 
 
 KERNEL = Kernel(

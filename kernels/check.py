@@ -65,9 +65,13 @@ def run_cases(impls: Sequence[Impl], device: Literal["cpu", "cuda"], *, seed: in
         environment["TRITON_INTERPRET"] = "1"
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "soloist.kernels.check"], text=True, env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", "soloist.kernels.check"],
+            text=True,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
         assert process.stdin is not None and process.stdout is not None
         try:
             with process.stdin:

@@ -58,10 +58,17 @@ class Impl:
 REGISTRY = {
     name: Impl(name, f"soloist.kernels.{name}")
     for name in (
-        "w4a16_gemv", "w4a16_gemm", "w8a16_gemv", "w8a16_gemm", "pack", "gptq", "decode_attention", "append_int8",
+        "w4a16_gemv",
+        "w4a16_gemm",
+        "w8a16_gemv",
+        "w8a16_gemm",
+        "pack",
+        "gptq",
+        "decode_attention",
+        "append_int8",
         "linear_kl",
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,15 @@ _MOST_SPLITS = 128
 
 
 def decode_attention_ref(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None, *, scale: float | None = None,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> Tensor:
     """The formula in fp32 (fp64 for an fp64 query): (B, H, D) in the query's dtype."""
     precise = torch.promote_types(query.dtype, torch.float32)
     batch, heads, width = query.shape
@@ -89,12 +95,31 @@ def _scales(
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _decode_attention_kernel(
-    query: tl.tensor, key: tl.tensor, value: tl.tensor, key_scales: tl.tensor, value_scales: tl.tensor,
-    lengths: tl.tensor, peaks: tl.tensor, sums: tl.tensor, partials: tl.tensor, out: tl.tensor,
-    scale: tl.float32, BATCH: tl.int32, HEADS: tl.int32, S: tl.int32, GROUP: tl.int32, TOKENS: tl.int32,
-    SPLITS: tl.int32, D: tl.constexpr, QUANTIZED: tl.constexpr, WHOLE: tl.constexpr, BLOCK_G: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, INTERPRETED: tl.constexpr,
-) -> None:  # fmt: skip
+    query: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
+    lengths: tl.tensor,
+    peaks: tl.tensor,
+    sums: tl.tensor,
+    partials: tl.tensor,
+    out: tl.tensor,
+    scale: tl.float32,
+    BATCH: tl.int32,
+    HEADS: tl.int32,
+    S: tl.int32,
+    GROUP: tl.int32,
+    TOKENS: tl.int32,
+    SPLITS: tl.int32,
+    D: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> None:
     pair, split = tl.program_id(0), tl.program_id(1)  # pair: (row, cache head); BATCH is there for the grid
     length = tl.minimum(tl.load(lengths + pair // HEADS), S)
     first = split * TOKENS
@@ -150,10 +175,20 @@ def _decode_attention_kernel(
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _merge_kernel(
-    peaks: tl.tensor, sums: tl.tensor, partials: tl.tensor, lengths: tl.tensor, out: tl.tensor,
-    BATCH: tl.int32, HEADS: tl.int32, S: tl.int32, TOKENS: tl.int32, SPLITS: tl.int32,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
-) -> None:  # fmt: skip
+    peaks: tl.tensor,
+    sums: tl.tensor,
+    partials: tl.tensor,
+    lengths: tl.tensor,
+    out: tl.tensor,
+    BATCH: tl.int32,
+    HEADS: tl.int32,
+    S: tl.int32,
+    TOKENS: tl.int32,
+    SPLITS: tl.int32,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+) -> None:
     head = tl.program_id(0)  # (row, head)
     length = tl.minimum(tl.load(lengths + head // HEADS), S)
     used = (length + TOKENS - 1) // TOKENS  # pieces beyond the length were never written
@@ -180,10 +215,18 @@ def _merge_kernel(
 
 
 def decode_attention(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, key_scales: Tensor | None = None,
-    value_scales: Tensor | None = None, *, scale: float | None = None, splits: int | None = None,
-    configuration: Configuration | None = None, empty: Callable[..., Tensor] = torch.empty,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    splits: int | None = None,
+    configuration: Configuration | None = None,
+    empty: Callable[..., Tensor] = torch.empty,
+) -> Tensor:
     """Attention of one query per row over the first `lengths` places of its cache, (B, H, D).
 
     Args:
@@ -208,18 +251,49 @@ def decode_attention(
     peaks, sums = (empty(count, dtype=torch.float32, device=query.device) for _ in range(2))
     partials = empty(count * width if pieces > 1 else 1, dtype=torch.float32, device=query.device)
     _decode_attention_kernel[(batch * shared, pieces)](
-        query, key, value, query if key_scales is None else key_scales, query if value_scales is None else value_scales,
-        lengths, peaks, sums, partials, out,
-        (width**-0.5 if scale is None else scale) * _LOG2_E, batch, shared, capacity, group, tokens, pieces,
-        D=width, QUANTIZED=quantized, WHOLE=pieces == 1,
-        BLOCK_G=max(16, triton.next_power_of_2(group)), BLOCK_D=padded, BLOCK_S=block,
-        INTERPRETED=interpreting(), **chosen.launch_options(),
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        query if key_scales is None else key_scales,
+        query if value_scales is None else value_scales,
+        lengths,
+        peaks,
+        sums,
+        partials,
+        out,
+        (width**-0.5 if scale is None else scale) * _LOG2_E,
+        batch,
+        shared,
+        capacity,
+        group,
+        tokens,
+        pieces,
+        D=width,
+        QUANTIZED=quantized,
+        WHOLE=pieces == 1,
+        BLOCK_G=max(16, triton.next_power_of_2(group)),
+        BLOCK_D=padded,
+        BLOCK_S=block,
+        INTERPRETED=interpreting(),
+        **chosen.launch_options(),
+    )
     if pieces > 1:
         _merge_kernel[(batch * heads,)](
-            peaks, sums, partials, lengths, out, batch, heads, capacity, tokens, pieces,
-            D=width, BLOCK_D=padded, **_MERGE.constants, **_MERGE.launch_options(),
-        )  # fmt: skip
+            peaks,
+            sums,
+            partials,
+            lengths,
+            out,
+            batch,
+            heads,
+            capacity,
+            tokens,
+            pieces,
+            D=width,
+            BLOCK_D=padded,
+            **_MERGE.constants,
+            **_MERGE.launch_options(),
+        )
     return out
 
 
@@ -327,26 +401,66 @@ def _builds() -> Iterator[Build]:
         for quantized, whole in itertools.product((False, True), (False, True) if usual else (False,)):
             yield _attention_build(width, short, quantized, whole, padded, chosen)
         yield Build(
-            "decode_attention", f"merge-{short}-d{width}", _merge_kernel,
-            {"peaks": "*fp32", "sums": "*fp32", "partials": "*fp32", "lengths": "*i32", "out": f"*{short}",
-             "BATCH": "i32", "HEADS": "i32", "S": "i32", "TOKENS": "i32", "SPLITS": "i32"},
-            {"D": width, "BLOCK_D": padded, **_MERGE.constants}, _MERGE,
-            aligned=("peaks", "sums", "partials", "out", "TOKENS"), grid=("BATCH * HEADS", "1", "1"),
-        )  # fmt: skip
+            "decode_attention",
+            f"merge-{short}-d{width}",
+            _merge_kernel,
+            {
+                "peaks": "*fp32",
+                "sums": "*fp32",
+                "partials": "*fp32",
+                "lengths": "*i32",
+                "out": f"*{short}",
+                "BATCH": "i32",
+                "HEADS": "i32",
+                "S": "i32",
+                "TOKENS": "i32",
+                "SPLITS": "i32",
+            },
+            {"D": width, "BLOCK_D": padded, **_MERGE.constants},
+            _MERGE,
+            aligned=("peaks", "sums", "partials", "out", "TOKENS"),
+            grid=("BATCH * HEADS", "1", "1"),
+        )
 
 
 def _attention_build(width: int, short: str, quantized: bool, whole: bool, padded: int, chosen: Configuration) -> Build:
     cache, scales = ("*i8", "*fp16") if quantized else (f"*{short}", f"*{short}")
     return Build(
-        "decode_attention", f"{short}-{'int8' if quantized else short}-d{width}{'-whole' if whole else ''}",
+        "decode_attention",
+        f"{short}-{'int8' if quantized else short}-d{width}{'-whole' if whole else ''}",
         _decode_attention_kernel,
-        {"query": f"*{short}", "key": cache, "value": cache, "key_scales": scales, "value_scales": scales,
-         "lengths": "*i32", "peaks": "*fp32", "sums": "*fp32", "partials": "*fp32", "out": f"*{short}",
-         "scale": "fp32", "BATCH": "i32", "HEADS": "i32", "S": "i32", "GROUP": "i32", "TOKENS": "i32", "SPLITS": "i32"},
-        {"D": width, "QUANTIZED": quantized, "WHOLE": whole, "BLOCK_G": 16, "BLOCK_D": padded,
-         "INTERPRETED": False, **chosen.constants},
-        chosen, aligned=("query", "key", "value", "partials", "out", "TOKENS"), grid=("BATCH * HEADS", "SPLITS", "1"),
-    )  # fmt: skip
+        {
+            "query": f"*{short}",
+            "key": cache,
+            "value": cache,
+            "key_scales": scales,
+            "value_scales": scales,
+            "lengths": "*i32",
+            "peaks": "*fp32",
+            "sums": "*fp32",
+            "partials": "*fp32",
+            "out": f"*{short}",
+            "scale": "fp32",
+            "BATCH": "i32",
+            "HEADS": "i32",
+            "S": "i32",
+            "GROUP": "i32",
+            "TOKENS": "i32",
+            "SPLITS": "i32",
+        },
+        {
+            "D": width,
+            "QUANTIZED": quantized,
+            "WHOLE": whole,
+            "BLOCK_G": 16,
+            "BLOCK_D": padded,
+            "INTERPRETED": False,
+            **chosen.constants,
+        },
+        chosen,
+        aligned=("query", "key", "value", "partials", "out", "TOKENS"),
+        grid=("BATCH * HEADS", "SPLITS", "1"),
+    )
 
 
 KERNEL = Kernel(

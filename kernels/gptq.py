@@ -65,9 +65,16 @@ class Gram:
 
 
 def gptq_ref(
-    weight: Tensor, hessian: Tensor, *, bits: Bits = 4, group: int = 32, zeros: bool = False, search: bool = True,
-    damping: float = 0.01, order: Order = "natural",
-) -> Quantized:  # fmt: skip
+    weight: Tensor,
+    hessian: Tensor,
+    *,
+    bits: Bits = 4,
+    group: int = 32,
+    zeros: bool = False,
+    search: bool = True,
+    damping: float = 0.01,
+    order: Order = "natural",
+) -> Quantized:
     """Quantize `weight` (N, K) against `hessian` (K, K) in plain torch.
 
     Raises:
@@ -119,9 +126,13 @@ def _solve(
         """Scales and zero points of groups, one for each of their columns."""
         importance = h[columns] if options.search else None
         found = pack(
-            w[:, columns].contiguous(), bits=options.bits, group=options.group, zeros=options.zeros,
-            search=options.search, importance=importance,
-        )  # fmt: skip
+            w[:, columns].contiguous(),
+            bits=options.bits,
+            group=options.group,
+            zeros=options.zeros,
+            search=options.search,
+            importance=importance,
+        )
         s = found.scales.float().repeat_interleave(options.group, 1)[:, : h[columns].numel()]
         if found.zeros is None:
             return s, torch.full_like(s, zero_of(options.bits))
@@ -180,9 +191,18 @@ INTERPRETED = Configuration({"ROWS": 1024}, warps=4, stages=1)
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _block_kernel(
-    w_at: tl.tensor, u_at: tl.tensor, s_at: tl.tensor, z_at: tl.tensor, values: tl.tensor, errors: tl.tensor,
-    rows: tl.tensor, columns: tl.tensor, TOP: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-) -> None:  # fmt: skip
+    w_at: tl.tensor,
+    u_at: tl.tensor,
+    s_at: tl.tensor,
+    z_at: tl.tensor,
+    values: tl.tensor,
+    errors: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    TOP: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     start = n.to(tl.int64) * columns
@@ -209,21 +229,44 @@ def _block(w: Tensor, u: Tensor, s: Tensor, z: Tensor, top: int) -> tuple[Tensor
 
 
 def _launch(
-    w: Tensor, u: Tensor, s: Tensor, z: Tensor, top: int, values: Tensor, errors: Tensor,
-) -> None:  # fmt: skip
+    w: Tensor,
+    u: Tensor,
+    s: Tensor,
+    z: Tensor,
+    top: int,
+    values: Tensor,
+    errors: Tensor,
+) -> None:
     rows, columns = w.shape
     configuration = INTERPRETED if w.device.type == "cpu" else CONFIGURATIONS[0]
     per = configuration.constants["ROWS"]
     _block_kernel[(triton.cdiv(rows, per),)](
-        w, u, s, z, values, errors, rows, columns, TOP=top, COLUMNS=triton.next_power_of_2(columns), ROWS=per,
+        w,
+        u,
+        s,
+        z,
+        values,
+        errors,
+        rows,
+        columns,
+        TOP=top,
+        COLUMNS=triton.next_power_of_2(columns),
+        ROWS=per,
         **configuration.launch_options(fused=False),  # the reference rounds error * u before it subtracts
-    )  # fmt: skip
+    )
 
 
 def gptq(
-    weight: Tensor, hessian: Tensor, *, bits: Bits = 4, group: int = 32, zeros: bool = False, search: bool = True,
-    damping: float = 0.01, order: Order = "natural",
-) -> Quantized:  # fmt: skip
+    weight: Tensor,
+    hessian: Tensor,
+    *,
+    bits: Bits = 4,
+    group: int = 32,
+    zeros: bool = False,
+    search: bool = True,
+    damping: float = 0.01,
+    order: Order = "natural",
+) -> Quantized:
     """Quantize `weight` (N, K) against `hessian` (K, K) on their device.
 
     On one device the same bits as `gptq_ref`: both leave the factor and the products between blocks to torch.
@@ -268,11 +311,15 @@ def _poisoned(weight: Tensor, gram: Gram) -> bool:
 
 def _cases() -> Iterator[Case]:
     for (n, k), dtype, options in (
-        ((64, 192), "float32", {}), ((37, 96), "bfloat16", {"search": False}), ((3, 32), "float32", {}),
+        ((64, 192), "float32", {}),
+        ((37, 96), "bfloat16", {"search": False}),
+        ((3, 32), "float32", {}),
         ((65, 224), "float16", {"group": 64, "order": "activation"}),
-        ((33, 160), "float32", {"group": 128, "zeros": True, "search": False}), ((20, 96), "float32", {"bits": 8}),
-        ((24, 96), "float32", {"bits": 5}), ((18, 64), "float32", {"bits": 6, "order": "activation"}),
-    ):  # fmt: skip
+        ((33, 160), "float32", {"group": 128, "zeros": True, "search": False}),
+        ((20, 96), "float32", {"bits": 8}),
+        ((24, 96), "float32", {"bits": 5}),
+        ((18, 64), "float32", {"bits": 6, "order": "activation"}),
+    ):
         yield Case({"N": n, "K": k}, dtype, 0.0, 0.0, options)
     yield Case({"N": 576, "K": 1536}, "float32", 0.0, 0.0, {"search": False}, slow=True)
 
@@ -283,14 +330,25 @@ def _builds() -> Iterator[Build]:
     for bits in WIDTHS:
         for columns in (32, 64, 128):
             yield Build(
-                "gptq", f"int{bits}-block{columns}", _block_kernel,
+                "gptq",
+                f"int{bits}-block{columns}",
+                _block_kernel,
                 {**dict.fromkeys(pointers, "*fp32"), "rows": "i32", "columns": "i32"},
-                {"TOP": top_of(bits), "COLUMNS": columns, **configuration.constants}, configuration,
-                aligned=(*pointers, "columns"), grid=("cdiv(rows, ROWS)", "1", "1"), fused=False,
-            )  # fmt: skip
+                {"TOP": top_of(bits), "COLUMNS": columns, **configuration.constants},
+                configuration,
+                aligned=(*pointers, "columns"),
+                grid=("cdiv(rows, ROWS)", "1", "1"),
+                fused=False,
+            )
 
 
 KERNEL = Kernel(
-    "gptq", "round columns in order, each error taken back by later ones", gptq, gptq_ref, CONFIGURATIONS,
-    tuple(_cases()), _check, _builds,
-)  # fmt: skip
+    "gptq",
+    "round columns in order, each error taken back by later ones",
+    gptq,
+    gptq_ref,
+    CONFIGURATIONS,
+    tuple(_cases()),
+    _check,
+    _builds,
+)

@@ -48,9 +48,16 @@ _GPU_ELEMENTS, _CPU_ELEMENTS = 1 << 23, 1 << 20  # of a chunk: 32 MiB in L2, 4 M
 
 
 def linear_kl_ref(
-    hidden: Tensor, weight: Tensor, teacher: Tensor | Head | TopK, *, bias: Tensor | None = None,
-    kind: Kind = "forward", beta: float = 0.5, temperature: float = 1.0, weights: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    hidden: Tensor,
+    weight: Tensor,
+    teacher: Tensor | Head | TopK,
+    *,
+    bias: Tensor | None = None,
+    kind: Kind = "forward",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    weights: Tensor | None = None,
+) -> Tensor:
     """The formula on whole logits, differentiable by torch: (T,) in fp32 or fp64."""
     wide = precise(hidden.dtype)
     log_q = (functional.linear(hidden, weight, bias).to(wide) / temperature).log_softmax(-1)
@@ -83,10 +90,19 @@ def _online(x: tl.tensor, peak: tl.tensor, total: tl.tensor) -> tl.tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _statistics_kernel(
-    logits: tl.tensor, teacher: tl.tensor, rows: tl.tensor, state: tl.tensor, count: tl.int32, width: tl.int32,
-    stride: tl.int32, teacher_stride: tl.int32, inverse: tl.float32,
-    KIND: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
-) -> None:  # fmt: skip
+    logits: tl.tensor,
+    teacher: tl.tensor,
+    rows: tl.tensor,
+    state: tl.tensor,
+    count: tl.int32,
+    width: tl.int32,
+    stride: tl.int32,
+    teacher_stride: tl.int32,
+    inverse: tl.float32,
+    KIND: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+) -> None:
     """First sweep: state (5, count) is peak and sum of the student, of the teacher, and an expectation."""
     mine = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     real = mine < count
@@ -120,10 +136,20 @@ def _statistics_kernel(
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _mixture_kernel(
-    logits: tl.tensor, teacher: tl.tensor, rows: tl.tensor, ends: tl.tensor, sums: tl.tensor, count: tl.int32,
-    width: tl.int32, stride: tl.int32, teacher_stride: tl.int32, inverse: tl.float32, beta: tl.float32,
-    BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
-) -> None:  # fmt: skip
+    logits: tl.tensor,
+    teacher: tl.tensor,
+    rows: tl.tensor,
+    ends: tl.tensor,
+    sums: tl.tensor,
+    count: tl.int32,
+    width: tl.int32,
+    stride: tl.int32,
+    teacher_stride: tl.int32,
+    inverse: tl.float32,
+    beta: tl.float32,
+    BLOCK_T: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+) -> None:
     """Second sweep of jsd: sums (2, count) gather KL(P || M) and KL(Q || M)."""
     mine = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     real = mine < count
@@ -148,10 +174,21 @@ def _mixture_kernel(
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _gradient_kernel(
-    logits: tl.tensor, teacher: tl.tensor, rows: tl.tensor, ends: tl.tensor, out: tl.tensor, count: tl.int32,
-    width: tl.int32, stride: tl.int32, teacher_stride: tl.int32, inverse: tl.float32, beta: tl.float32,
-    KIND: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
-) -> None:  # fmt: skip
+    logits: tl.tensor,
+    teacher: tl.tensor,
+    rows: tl.tensor,
+    ends: tl.tensor,
+    out: tl.tensor,
+    count: tl.int32,
+    width: tl.int32,
+    stride: tl.int32,
+    teacher_stride: tl.int32,
+    inverse: tl.float32,
+    beta: tl.float32,
+    KIND: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+) -> None:
     """Last sweep: dz of a block. ends (3, count): log-sum-exp of the student, of the teacher, what the row pulls by."""
     mine = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -203,20 +240,39 @@ class _Triton:
         t = z if t is None else t
         wide = -(-z.shape[1] // self.configuration.constants["BLOCK_V"])
         _gradient_kernel[(self._blocks(z), wide)](
-            z, t, rows, ends, out, *z.shape, z.stride(0), t.stride(0), plan.inverse, plan.beta,
-            KIND=_NUMBERS[plan.kind], **self.how,
-        )  # fmt: skip
+            z,
+            t,
+            rows,
+            ends,
+            out,
+            *z.shape,
+            z.stride(0),
+            t.stride(0),
+            plan.inverse,
+            plan.beta,
+            KIND=_NUMBERS[plan.kind],
+            **self.how,
+        )
 
     def _blocks(self, z: Tensor) -> int:
         return -(-len(z) // self.configuration.constants["BLOCK_T"])
 
 
 def linear_kl(
-    hidden: Tensor, weight: Tensor, teacher: Tensor | Head | TopK, *, bias: Tensor | None = None,
-    kind: Kind = "forward", beta: float = 0.5, temperature: float = 1.0, weights: Tensor | None = None,
-    chunk: int | None = None, plain: bool = False, configuration: Configuration | None = None,
+    hidden: Tensor,
+    weight: Tensor,
+    teacher: Tensor | Head | TopK,
+    *,
+    bias: Tensor | None = None,
+    kind: Kind = "forward",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    weights: Tensor | None = None,
+    chunk: int | None = None,
+    plain: bool = False,
+    configuration: Configuration | None = None,
     empty: Callable[..., Tensor] = torch.empty,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The weighted divergence of each row, (T,) in fp32; gradients for hidden states, matrix and bias.
 
     Args:
@@ -353,21 +409,36 @@ def _builds() -> Iterator[Build]:
         aligned = ("logits", "teacher", "rows", "width", "stride", "teacher_stride")
         blocks = "cdiv(count, BLOCK_T)"
         yield Build(
-            "linear_kl", f"statistics-{kind}-{dtype}", _statistics_kernel, {**front, "state": "*fp32", **sizes},
-            {"KIND": _NUMBERS[kind], **cut.constants}, cut, (*aligned, "state"), (blocks, "1", "1"),
-        )  # fmt: skip
+            "linear_kl",
+            f"statistics-{kind}-{dtype}",
+            _statistics_kernel,
+            {**front, "state": "*fp32", **sizes},
+            {"KIND": _NUMBERS[kind], **cut.constants},
+            cut,
+            (*aligned, "state"),
+            (blocks, "1", "1"),
+        )
         yield Build(
-            "linear_kl", f"gradient-{kind}-{dtype}", _gradient_kernel,
+            "linear_kl",
+            f"gradient-{kind}-{dtype}",
+            _gradient_kernel,
             {**front, "ends": "*fp32", "out": f"*{dtype}", **sizes, "beta": "fp32"},
-            {"KIND": _NUMBERS[kind], **cut.constants}, cut, (*aligned, "ends", "out"),
+            {"KIND": _NUMBERS[kind], **cut.constants},
+            cut,
+            (*aligned, "ends", "out"),
             (blocks, "cdiv(width, BLOCK_V)", "1"),
-        )  # fmt: skip
+        )
         if kind == "jsd":
             yield Build(
-                "linear_kl", f"mixture-{dtype}", _mixture_kernel,
+                "linear_kl",
+                f"mixture-{dtype}",
+                _mixture_kernel,
                 {**front, "ends": "*fp32", "sums": "*fp32", **sizes, "beta": "fp32"},
-                dict(cut.constants), cut, (*aligned, "ends", "sums"), (blocks, "1", "1"),
-            )  # fmt: skip
+                dict(cut.constants),
+                cut,
+                (*aligned, "ends", "sums"),
+                (blocks, "1", "1"),
+            )
 
 
 KERNEL = Kernel(

@@ -86,9 +86,14 @@ def read_ptx(text: str) -> Listing:
     parameters = re.findall(r"\.param\s+\.(\w+)", entry[2])
     code = list(_instructions(_body(text, entry.end())))
     return Listing(
-        entry[1], version[1], target[1], int(threads[1]), tuple(parameters), tuple(_loads(code, entry[1])),
+        entry[1],
+        version[1],
+        target[1],
+        int(threads[1]),
+        tuple(parameters),
+        tuple(_loads(code, entry[1])),
         Counter(instruction.name for instruction in code if instruction.name.startswith(_MATRIX)),
-    )  # fmt: skip
+    )
 
 
 def _body(text: str, begin: int) -> str:

@@ -58,10 +58,19 @@ def _build(kernel: Matmul, configuration: Configuration, dtype: str, group: int,
     cut = dict(configuration.constants)
     split, rows = cut["SPLITS"] > 1, cut.get("BLOCK_M")
     types = {
-        "x_ptr": f"*{dtype}", "words_ptr": "*i32", "scales_ptr": "*fp16", "zeros_ptr": "*u8", "up_words_ptr": "*i32",
-        "up_scales_ptr": "*fp16", "up_zeros_ptr": "*u8", "bias_ptr": f"*{dtype}",
-        "y_ptr": "*fp32" if split else f"*{dtype}", "M": "i32", "N": "i32", "K": "i32",
-    }  # fmt: skip
+        "x_ptr": f"*{dtype}",
+        "words_ptr": "*i32",
+        "scales_ptr": "*fp16",
+        "zeros_ptr": "*u8",
+        "up_words_ptr": "*i32",
+        "up_scales_ptr": "*fp16",
+        "up_zeros_ptr": "*u8",
+        "bias_ptr": f"*{dtype}",
+        "y_ptr": "*fp32" if split else f"*{dtype}",
+        "M": "i32",
+        "N": "i32",
+        "K": "i32",
+    }
     absent = {"up_words_ptr", "up_scales_ptr"} if extra != "gated" else set()
     absent |= {"up_zeros_ptr", *(("zeros_ptr",) if extra != "zeros" else ())}
     absent |= {"bias_ptr"} if extra != "bias" or split else set()
@@ -75,10 +84,11 @@ def _build(kernel: Matmul, configuration: Configuration, dtype: str, group: int,
         signature={name: kind for name, kind in types.items() if name not in absent},
         constants=constants,
         configuration=configuration,
-        aligned=tuple(name for name in ("x_ptr", "words_ptr", "up_words_ptr", "scales_ptr", "y_ptr", "K")
-                      if name not in absent),
+        aligned=tuple(
+            name for name in ("x_ptr", "words_ptr", "up_words_ptr", "scales_ptr", "y_ptr", "K") if name not in absent
+        ),
         grid=("cdiv(N, BLOCK_N)", "SPLITS", "M" if rows is None else "cdiv(M, BLOCK_M)"),
-    )  # fmt: skip
+    )
 
 
 def _sum_build(kernel: Matmul, dtype: str, splits: int, extra: str = "") -> Build:

@@ -209,9 +209,18 @@ def launch(
     grid = (_cdiv(n, cut["BLOCK_N"]), splits, m if rows is None else _cdiv(m, rows))
     with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
         kernel[grid](
-            x, *_pointers(weight), *_pointers(up), bias if splits == 1 else None, y if splits == 1 else workspace,
-            m, n, k, GROUP=weight.group, **cut, **configuration.launch_options(),
-        )  # fmt: skip
+            x,
+            *_pointers(weight),
+            *_pointers(up),
+            bias if splits == 1 else None,
+            y if splits == 1 else workspace,
+            m,
+            n,
+            k,
+            GROUP=weight.group,
+            **cut,
+            **configuration.launch_options(),
+        )
         if splits > 1:
             add = sum_cut(splits)
             sum_parts_kernel[(_cdiv(m * n, add.constants["BLOCK"]),)](

@@ -62,9 +62,14 @@ def pair_fp16(bits: tl.tensor, magic: tl.tensor) -> tl.tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def pair_of(
-    words: tl.tensor, scale: tl.tensor, zero: tl.tensor, magic: tl.tensor, AT: tl.constexpr, BITS: tl.constexpr,
+    words: tl.tensor,
+    scale: tl.tensor,
+    zero: tl.tensor,
+    magic: tl.tensor,
+    AT: tl.constexpr,
+    BITS: tl.constexpr,
     DTYPE: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+) -> tl.tensor:
     """Weights of the AT-th pair of codes in each word, (rows, 4, 4, 2), in the activations' type.
 
     Args:
@@ -92,9 +97,17 @@ def tile_rows(BLOCK_N: tl.constexpr, WARPS: tl.constexpr) -> tl.tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def group_values(
-    scales_ptr: tl.tensor, zeros_ptr: tl.tensor, start: tl.tensor, step: tl.tensor, N: tl.tensor, K: tl.tensor,
-    GROUP: tl.constexpr, BITS: tl.constexpr, BLOCK_N: tl.constexpr, WARPS: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    scales_ptr: tl.tensor,
+    zeros_ptr: tl.tensor,
+    start: tl.tensor,
+    step: tl.tensor,
+    N: tl.tensor,
+    K: tl.tensor,
+    GROUP: tl.constexpr,
+    BITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WARPS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
     """Scales and zero points (where there are any) of a step, (BLOCK_N, 4) as they are stored; past the end, zero."""
     n = start + tile_rows(BLOCK_N, WARPS)
     chunk = step * 4 + tl.arange(0, 4)
@@ -107,10 +120,19 @@ def group_values(
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def weight_tile(
-    words_ptr: tl.tensor, scale: tl.tensor, zero: tl.tensor, start: tl.tensor, step: tl.tensor, N: tl.tensor,
-    K: tl.tensor, ZEROS: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr,
+    words_ptr: tl.tensor,
+    scale: tl.tensor,
+    zero: tl.tensor,
+    start: tl.tensor,
+    step: tl.tensor,
+    N: tl.tensor,
+    K: tl.tensor,
+    ZEROS: tl.constexpr,
+    BITS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     WARPS: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+) -> tl.tensor:
     """W of rows start .. start + BLOCK_N and of the step's columns, columns renamed: (BLOCK_N, 128 or 64)."""
     n = start + tile_rows(BLOCK_N, WARPS)
     chunks, magic = K // (128 // BITS), magic_fp32(K)  # a chunk is 16 bytes of codes
@@ -141,9 +163,14 @@ def weight_tile(
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def activation_tile(
-    x_ptr: tl.tensor, m: tl.tensor, step: tl.tensor, M: tl.tensor, K: tl.tensor, BITS: tl.constexpr,
+    x_ptr: tl.tensor,
+    m: tl.tensor,
+    step: tl.tensor,
+    M: tl.tensor,
+    K: tl.tensor,
+    BITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+) -> tl.tensor:
     """x of the step's columns, renamed as in `weight_tile`, transposed: (128 or 64, BLOCK_M)."""
     k = step * (512 // BITS) + tl.arange(0, 512 // BITS)
     inside = (m < M)[:, None] & (k < K)[None, :]
@@ -167,11 +194,25 @@ def multiply(a: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def matmul_program(
-    x_ptr: tl.tensor, words_ptr: tl.tensor, scales_ptr: tl.tensor, zeros_ptr: tl.tensor, up_words_ptr: tl.tensor,
-    up_scales_ptr: tl.tensor, up_zeros_ptr: tl.tensor, bias_ptr: tl.tensor, y_ptr: tl.tensor, M: tl.tensor,
-    N: tl.tensor, K: tl.tensor, GROUP: tl.constexpr, BITS: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr, SPLITS: tl.constexpr, WARPS: tl.constexpr,
-) -> None:  # fmt: skip
+    x_ptr: tl.tensor,
+    words_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    zeros_ptr: tl.tensor,
+    up_words_ptr: tl.tensor,
+    up_scales_ptr: tl.tensor,
+    up_zeros_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    M: tl.tensor,
+    N: tl.tensor,
+    K: tl.tensor,
+    GROUP: tl.constexpr,
+    BITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WARPS: tl.constexpr,
+) -> None:
     """One program of a tensor-core matmul: BLOCK_N outputs of BLOCK_M rows over one of SPLITS parts of the columns.
 
     y is the result where SPLITS is 1, else float32 parts (SPLITS, 2 if gated else 1, M, N).
@@ -223,9 +264,15 @@ def silu_times(gate: tl.tensor, up: tl.tensor) -> tl.tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def sum_parts_kernel(
-    parts_ptr: tl.tensor, bias_ptr: tl.tensor, y_ptr: tl.tensor, size: tl.tensor, N: tl.tensor, GATED: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+    parts_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    size: tl.tensor,
+    N: tl.tensor,
+    GATED: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
     """y = the parts, added in the order of their columns: the same bits in every run."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
@@ -245,9 +292,18 @@ def sum_parts_kernel(
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def store_row(
-    sums: tl.tensor, sums_up: tl.tensor, up_words_ptr: tl.tensor, bias_ptr: tl.tensor, y_ptr: tl.tensor,
-    n: tl.tensor, row: tl.tensor, split: tl.tensor, M: tl.tensor, N: tl.tensor, SPLITS: tl.constexpr,
-) -> None:  # fmt: skip
+    sums: tl.tensor,
+    sums_up: tl.tensor,
+    up_words_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    n: tl.tensor,
+    row: tl.tensor,
+    split: tl.tensor,
+    M: tl.tensor,
+    N: tl.tensor,
+    SPLITS: tl.constexpr,
+) -> None:
     """End of a one-row program: sums (BLOCK_N, lanes) into y, or into the float32 parts (as in `matmul_program`)."""
     acc = tl.sum(sums, axis=1)
     at = row * N + n

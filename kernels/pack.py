@@ -45,9 +45,14 @@ _CHUNK = 1 << 15  # weights that the reference works on at once: they stay in a 
 
 
 def pack_ref(
-    weight: Tensor, *, bits: Bits = 4, group: int = 32, zeros: bool = False, search: bool = False,
+    weight: Tensor,
+    *,
+    bits: Bits = 4,
+    group: int = 32,
+    zeros: bool = False,
+    search: bool = False,
     importance: Tensor | None = None,
-) -> Quantized:  # fmt: skip
+) -> Quantized:
     """Quantize `weight` (N, K) in plain torch. `importance` (K) weighs the error of a search.
 
     Raises:
@@ -173,20 +178,38 @@ def _to_values(w: tl.tensor, scale: tl.tensor, z: tl.tensor, TOP: tl.constexpr) 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _error(
-    w: tl.tensor, h: tl.tensor, scale: tl.tensor, z: tl.tensor, TOP: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, STEPS: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+    w: tl.tensor,
+    h: tl.tensor,
+    scale: tl.tensor,
+    z: tl.tensor,
+    TOP: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STEPS: tl.constexpr,
+) -> tl.tensor:
     off = w - _to_values(w, scale, z, TOP) * scale[:, None]
     return _half_sum(h * (off * off), ROWS, COLUMNS, STEPS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _pack_kernel(
-    weight: tl.tensor, importance: tl.tensor, table: tl.tensor, codes: tl.tensor, scales: tl.tensor,
-    points: tl.tensor, total: tl.tensor, columns: tl.tensor, groups: tl.tensor, BITS: tl.constexpr,
-    GROUP: tl.constexpr, STEPS: tl.constexpr, ZEROS: tl.constexpr, WEIGHTED: tl.constexpr,
-    CANDIDATES: tl.constexpr, ELEMENTS: tl.constexpr,
-) -> None:  # fmt: skip
+    weight: tl.tensor,
+    importance: tl.tensor,
+    table: tl.tensor,
+    codes: tl.tensor,
+    scales: tl.tensor,
+    points: tl.tensor,
+    total: tl.tensor,
+    columns: tl.tensor,
+    groups: tl.tensor,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    STEPS: tl.constexpr,
+    ZEROS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+) -> None:
     ROWS: tl.constexpr = ELEMENTS // GROUP  # rows of this tile are groups: all of W's, row by row
     TOP: tl.constexpr = 254 if BITS == 8 else (1 << BITS) - 1  # layout.top_of
     ZERO: tl.constexpr = 127.0 if BITS == 8 else 1.0 * (1 << (BITS - 1))  # layout.zero_of
@@ -239,9 +262,15 @@ def _pack_kernel(
 
 
 def pack(
-    weight: Tensor, *, bits: Bits = 4, group: int = 32, zeros: bool = False, search: bool = False,
-    importance: Tensor | None = None, configuration: Configuration | None = None,
-) -> Quantized:  # fmt: skip
+    weight: Tensor,
+    *,
+    bits: Bits = 4,
+    group: int = 32,
+    zeros: bool = False,
+    search: bool = False,
+    importance: Tensor | None = None,
+    configuration: Configuration | None = None,
+) -> Quantized:
     """Quantize `weight` (N, K) on its device: the same bits, and the same refusals, as `pack_ref`.
 
     A configuration is tuned for sizes N, K and options bits, group, zeros, search.
@@ -267,20 +296,35 @@ def _launch(
 ) -> None:
     zeros = out.zeros is not None
     configuration = choose_cut(
-        "pack", {"N": weight.shape[0], "K": weight.shape[1]},
-        {"bits": out.width, "group": out.group, "zeros": zeros, "search": search}, weight.device,
-        INTERPRETED if weight.device.type == "cpu" else CONFIGURATIONS[0], given,
-    )  # fmt: skip
+        "pack",
+        {"N": weight.shape[0], "K": weight.shape[1]},
+        {"bits": out.width, "group": out.group, "zeros": zeros, "search": search},
+        weight.device,
+        INTERPRETED if weight.device.type == "cpu" else CONFIGURATIONS[0],
+        given,
+    )
     table = divisors(out.width, zeros, search)
     groups, total = out.scales.shape[1], out.scales.numel()
     elements = configuration.constants["ELEMENTS"]
     _pack_kernel[(triton.cdiv(total, elements // out.group),)](
-        weight, h, torch.tensor(table, device=weight.device), out.codes, out.scales,
-        out.zeros if zeros else out.scales, total, weight.shape[1], groups,
-        BITS=out.width, GROUP=out.group, STEPS=out.group.bit_length() - 1, ZEROS=zeros, WEIGHTED=weighted,
-        CANDIDATES=len(table), ELEMENTS=elements,
+        weight,
+        h,
+        torch.tensor(table, device=weight.device),
+        out.codes,
+        out.scales,
+        out.zeros if zeros else out.scales,
+        total,
+        weight.shape[1],
+        groups,
+        BITS=out.width,
+        GROUP=out.group,
+        STEPS=out.group.bit_length() - 1,
+        ZEROS=zeros,
+        WEIGHTED=weighted,
+        CANDIDATES=len(table),
+        ELEMENTS=elements,
         **configuration.launch_options(fused=False),  # fused, a multiply-add rounds once; the reference rounds twice
-    )  # fmt: skip
+    )
 
 
 def _check(case: Case, device: str, seed: int) -> Outcome:
@@ -324,43 +368,72 @@ def _farthest(weight: Tensor, found: Quantized) -> float:
 
 def _cases() -> Iterator[Case]:
     for (n, k), dtype, options in (
-        ((576, 1536), "float32", {}), ((576, 192), "bfloat16", {"group": 128}), ((896, 4864), "float16", {"bits": 8}),
-        ((2048, 5632), "bfloat16", {"group": 64}), ((37, 608), "float16", {"group": 128, "zeros": True}),
-        ((1, 32), "float32", {}), ((131, 352), "bfloat16", {"group": 64, "search": True}),
-        ((64, 576), "float32", {"search": True}), ((61, 576), "float16", {"search": True, "weighted": True}),
+        ((576, 1536), "float32", {}),
+        ((576, 192), "bfloat16", {"group": 128}),
+        ((896, 4864), "float16", {"bits": 8}),
+        ((2048, 5632), "bfloat16", {"group": 64}),
+        ((37, 608), "float16", {"group": 128, "zeros": True}),
+        ((1, 32), "float32", {}),
+        ((131, 352), "bfloat16", {"group": 64, "search": True}),
+        ((64, 576), "float32", {"search": True}),
+        ((61, 576), "float16", {"search": True, "weighted": True}),
         ((33, 576), "float32", {"group": 128, "search": True, "weighted": True}),
         ((29, 224), "float32", {"group": 64, "zeros": True, "search": True, "weighted": True}),
-        ((48, 192), "bfloat16", {"bits": 8, "search": True}), ((50, 160), "bfloat16", {"bits": 5, "group": 128}),
-        ((40, 96), "float32", {"bits": 5, "search": True, "weighted": True}), ((33, 64), "float16", {"bits": 6}),
+        ((48, 192), "bfloat16", {"bits": 8, "search": True}),
+        ((50, 160), "bfloat16", {"bits": 5, "group": 128}),
+        ((40, 96), "float32", {"bits": 5, "search": True, "weighted": True}),
+        ((33, 64), "float16", {"bits": 6}),
         ((31, 96), "float32", {"bits": 6, "group": 64, "search": True}),
         ((19, 96), "float32", {"bits": 8, "group": 64, "search": True, "weighted": True}),
-    ):  # fmt: skip
+    ):
         yield Case({"N": n, "K": k}, dtype, 0.0, 0.0, options)
 
 
 def _builds() -> Iterator[Build]:
     cut = CONFIGURATIONS[0]
     kinds: list[tuple[int, bool, bool]] = [
-        (4, False, False), (4, False, True), (4, True, True), (5, False, True), (6, False, True), (8, False, True),
-    ]  # fmt: skip
+        (4, False, False),
+        (4, False, True),
+        (4, True, True),
+        (5, False, True),
+        (6, False, True),
+        (8, False, True),
+    ]
     for dtype, pointer in (("float32", "*fp32"), ("bfloat16", "*bf16")):
         for bits, zeros, search in kinds:
             for group in GROUPS:
                 kind = f"{dtype}-int{bits}-g{group}" + "-zeros" * zeros + "-search" * search
                 constants = {
-                    "BITS": bits, "GROUP": group, "STEPS": group.bit_length() - 1, "ZEROS": zeros, "WEIGHTED": search,
-                    "CANDIDATES": len(divisors(bits, zeros, search)), **cut.constants,
-                }  # fmt: skip
+                    "BITS": bits,
+                    "GROUP": group,
+                    "STEPS": group.bit_length() - 1,
+                    "ZEROS": zeros,
+                    "WEIGHTED": search,
+                    "CANDIDATES": len(divisors(bits, zeros, search)),
+                    **cut.constants,
+                }
                 signature = {
-                    "weight": pointer, "importance": "*fp32", "table": "*fp32",
-                    "codes": "*i32" if bits == 4 else "*i8", "scales": "*fp16", "points": "*u8" if zeros else "*fp16",
-                    "total": "i32", "columns": "i32", "groups": "i32",
-                }  # fmt: skip
+                    "weight": pointer,
+                    "importance": "*fp32",
+                    "table": "*fp32",
+                    "codes": "*i32" if bits == 4 else "*i8",
+                    "scales": "*fp16",
+                    "points": "*u8" if zeros else "*fp16",
+                    "total": "i32",
+                    "columns": "i32",
+                    "groups": "i32",
+                }
                 yield Build(
-                    "pack", kind, _pack_kernel, signature, constants, cut,
+                    "pack",
+                    kind,
+                    _pack_kernel,
+                    signature,
+                    constants,
+                    cut,
                     aligned=("weight", "importance", "table", "codes", "scales", "points", "columns"),
-                    grid=("cdiv(total, ELEMENTS // GROUP)", "1", "1"), fused=False,
-                )  # fmt: skip
+                    grid=("cdiv(total, ELEMENTS // GROUP)", "1", "1"),
+                    fused=False,
+                )
 
 
 KERNEL = Kernel(

@@ -168,9 +168,14 @@ class Divergence(torch.autograd.Function):  # type: ignore[misc]  # torch's type
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, rows: Tensor,  # noqa: ANN401
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        plan: Plan,
+        rows: Tensor,  # noqa: ANN401
         *teacher: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         sweep, state = _Sweep(hidden, weight, bias, plan, teacher), _start(hidden)
         for _, z, t in sweep:
             plan.steps.statistics(z, t, rows, state, plan)
@@ -208,8 +213,13 @@ class Picked(torch.autograd.Function):  # type: ignore[misc]  # torch's types ar
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, indices: Tensor  # noqa: ANN401
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        plan: Plan,
+        indices: Tensor,  # noqa: ANN401
+    ) -> tuple[Tensor, Tensor]:
         sweep, state = _Sweep(hidden, weight, bias, plan), _start(hidden)
         picked = torch.zeros(indices.shape, dtype=state.dtype, device=hidden.device)
         for piece, z, _ in sweep:

@@ -32,16 +32,45 @@ CONFIGURATIONS = GEMM  # `gemm_cut` picks one
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _w4a16_gemm_kernel(
-    x_ptr: tl.tensor, words_ptr: tl.tensor, scales_ptr: tl.tensor, zeros_ptr: tl.tensor, up_words_ptr: tl.tensor,
-    up_scales_ptr: tl.tensor, up_zeros_ptr: tl.tensor, bias_ptr: tl.tensor, y_ptr: tl.tensor, M: tl.tensor,
-    N: tl.tensor, K: tl.tensor, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    SPLITS: tl.constexpr, WARPS: tl.constexpr,
-) -> None:  # fmt: skip
+    x_ptr: tl.tensor,
+    words_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    zeros_ptr: tl.tensor,
+    up_words_ptr: tl.tensor,
+    up_scales_ptr: tl.tensor,
+    up_zeros_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    M: tl.tensor,
+    N: tl.tensor,
+    K: tl.tensor,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WARPS: tl.constexpr,
+) -> None:
     """`matmul_program` over 4-bit codes; also what `w4a16_gemv` runs for several rows."""
     matmul_program(
-        x_ptr, words_ptr, scales_ptr, zeros_ptr, up_words_ptr, up_scales_ptr, up_zeros_ptr, bias_ptr, y_ptr, M, N, K,
-        GROUP, 4, BLOCK_N, BLOCK_M, SPLITS, WARPS,
-    )  # fmt: skip
+        x_ptr,
+        words_ptr,
+        scales_ptr,
+        zeros_ptr,
+        up_words_ptr,
+        up_scales_ptr,
+        up_zeros_ptr,
+        bias_ptr,
+        y_ptr,
+        M,
+        N,
+        K,
+        GROUP,
+        4,
+        BLOCK_N,
+        BLOCK_M,
+        SPLITS,
+        WARPS,
+    )
 
 
 w4a16_gemm = Matmul(

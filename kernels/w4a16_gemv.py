@@ -50,9 +50,14 @@ def _fma_nibble(
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _block_sums(
-    sums: tl.tensor, part: tl.tensor, x_sum: tl.tensor, scales_ptr: tl.tensor, zeros_ptr: tl.tensor, group: tl.tensor,
+    sums: tl.tensor,
+    part: tl.tensor,
+    x_sum: tl.tensor,
+    scales_ptr: tl.tensor,
+    zeros_ptr: tl.tensor,
+    group: tl.tensor,
     inside: tl.tensor,
-) -> tl.tensor:  # fmt: skip
+) -> tl.tensor:
     """sums + scale * (part - zero * x_sum), by blocks."""
     total = tl.sum(part, axis=2)
     if zeros_ptr is not None:
@@ -64,11 +69,23 @@ def _block_sums(
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _w4a16_gemv_kernel(
-    x_ptr: tl.tensor, words_ptr: tl.tensor, scales_ptr: tl.tensor, zeros_ptr: tl.tensor, up_words_ptr: tl.tensor,
-    up_scales_ptr: tl.tensor, up_zeros_ptr: tl.tensor, bias_ptr: tl.tensor, y_ptr: tl.tensor, M: tl.tensor,
-    N: tl.tensor, K: tl.tensor, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
+    x_ptr: tl.tensor,
+    words_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    zeros_ptr: tl.tensor,
+    up_words_ptr: tl.tensor,
+    up_scales_ptr: tl.tensor,
+    up_zeros_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    M: tl.tensor,
+    N: tl.tensor,
+    K: tl.tensor,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNKS: tl.constexpr,
     SPLITS: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """Row program_id(2) of y, BLOCK_N outputs, over one of SPLITS parts of the columns."""
     MIDDLE: tl.constexpr = 8 if zeros_ptr is None else 0
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -57,10 +57,20 @@ def _fma_byte(part: tl.tensor, words: tl.tensor, x: tl.tensor, magic: tl.tensor,
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _chunk_sums(
-    sums: tl.tensor, words_ptr: tl.tensor, scales_ptr: tl.tensor, where: tl.tensor, group: tl.tensor,
-    inside: tl.tensor, x0: tl.tensor, x1: tl.tensor, x2: tl.tensor, x3: tl.tensor, magic: tl.tensor,
-    BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+    sums: tl.tensor,
+    words_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    where: tl.tensor,
+    group: tl.tensor,
+    inside: tl.tensor,
+    x0: tl.tensor,
+    x1: tl.tensor,
+    x2: tl.tensor,
+    x3: tl.tensor,
+    magic: tl.tensor,
+    BLOCK_N: tl.constexpr,
+    CHUNKS: tl.constexpr,
+) -> tl.tensor:
     """sums + scale * (codes of each chunk times its x)."""
     words = load_words(words_ptr + where, inside) ^ 0x80808080
     part = tl.zeros((BLOCK_N, CHUNKS, 4), tl.float32)
@@ -72,11 +82,23 @@ def _chunk_sums(
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _w8a16_gemv_kernel(
-    x_ptr: tl.tensor, words_ptr: tl.tensor, scales_ptr: tl.tensor, zeros_ptr: tl.tensor, up_words_ptr: tl.tensor,
-    up_scales_ptr: tl.tensor, up_zeros_ptr: tl.tensor, bias_ptr: tl.tensor, y_ptr: tl.tensor, M: tl.tensor,
-    N: tl.tensor, K: tl.tensor, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
+    x_ptr: tl.tensor,
+    words_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    zeros_ptr: tl.tensor,
+    up_words_ptr: tl.tensor,
+    up_scales_ptr: tl.tensor,
+    up_zeros_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    M: tl.tensor,
+    N: tl.tensor,
+    K: tl.tensor,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNKS: tl.constexpr,
     SPLITS: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """Row program_id(2) of y, BLOCK_N outputs, over one of SPLITS parts of the columns."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     split, row = tl.program_id(1), tl.program_id(2)

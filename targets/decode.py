@@ -110,9 +110,15 @@ class CachedDecoder(ABC):
             logits = self._advance([token], len(self._held))
         _show(text, shown, on_text, whole=True)
         return Reply(
-            text=text, tokens_in=len(prompt), tokens_cached=cached, tokens_out=max(len(out), 1),
-            start=start, first_token=first, end=time.perf_counter(), finish=finish,
-        )  # fmt: skip
+            text=text,
+            tokens_in=len(prompt),
+            tokens_cached=cached,
+            tokens_out=max(len(out), 1),
+            start=start,
+            first_token=first,
+            end=time.perf_counter(),
+            finish=finish,
+        )
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> int | None:

@@ -72,14 +72,22 @@ FAMILIES: Mapping[str, Family] = {
     family.model_type: family
     for family in (
         Family(
-            "llama", "llama", "LlamaForCausalLM", flagged={"attention_bias": _ATTENTION, "mlp_bias": _MLP},
-            scalings=("linear", "yarn", "llama3"), reordered=True,
+            "llama",
+            "llama",
+            "LlamaForCausalLM",
+            flagged={"attention_bias": _ATTENTION, "mlp_bias": _MLP},
+            scalings=("linear", "yarn", "llama3"),
+            reordered=True,
         ),
         Family("smollm3", "smollm3", "SmolLM3ForCausalLM", reordered=True),
         Family("qwen2", "qwen2", "Qwen2ForCausalLM", biases=_ATTENTION[:3], square=True),
         Family("qwen3", "qwen3", "Qwen3ForCausalLM", norms={**_TWO_NORMS, **_HEAD_NORMS}),
         Family(
-            "gemma3_text", "gemma3", "Gemma3ForCausalLM", scalings=("linear",), shift=1.0,
+            "gemma3_text",
+            "gemma3",
+            "Gemma3ForCausalLM",
+            scalings=("linear",),
+            shift=1.0,
             activation="gelu_pytorch_tanh",
             norms={
                 "input_layernorm": ("attn_norm", "hidden"),
@@ -90,7 +98,7 @@ FAMILIES: Mapping[str, Family] = {
             },
         ),
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -130,10 +138,16 @@ def sizes(config: Config, where: object) -> dict[str, int]:
         head = int(config.get("head_dim") or hidden // heads)
         kv = int(config.get("num_key_value_heads") or heads)
         return {
-            "hidden": hidden, "inner": int(config["intermediate_size"]), "vocabulary": int(config["vocab_size"]),
-            "layers": int(config["num_hidden_layers"]), "head": head, "heads": heads, "kv_heads": kv,
-            "query": heads * head, "key": kv * head,
-        }  # fmt: skip
+            "hidden": hidden,
+            "inner": int(config["intermediate_size"]),
+            "vocabulary": int(config["vocab_size"]),
+            "layers": int(config["num_hidden_layers"]),
+            "head": head,
+            "heads": heads,
+            "kv_heads": kv,
+            "query": heads * head,
+            "key": kv * head,
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{where}: config.json lacks or misstates {error}; save the student again") from error
 
@@ -181,12 +195,15 @@ def check(config: Config, where: object) -> None:
     """Refuse what llama.cpp would load and compute differently. Raises ArtifactError."""
     family, size = family_of(config, where), sizes(config, where)
     refusals = [
-        (config.get("hidden_activation") or config.get("hidden_act", family.activation), family.activation,
-         "activation"),
+        (
+            config.get("hidden_activation") or config.get("hidden_act", family.activation),
+            family.activation,
+            "activation",
+        ),
         (float(config.get("partial_rotary_factor") or 1.0), 1.0, "partial_rotary_factor"),
         (bool(config.get("use_bidirectional_attention")), False, "use_bidirectional_attention"),
         (config.get("attn_logit_softcapping"), None, "attn_logit_softcapping"),
-    ]  # fmt: skip
+    ]
     if not family.flagged:
         refusals += [(bool(config.get(flag)), False, flag) for flag in ("attention_bias", "mlp_bias")]
     if family.square:

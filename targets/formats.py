@@ -32,10 +32,17 @@ JETPACK = "6.2"
 DEVICES = {"onnx": "cpu", "onnx-cuda": "cuda"}  # what a package of onnxruntime-genai is made for
 _ONNX = {"int8": 8, "int4": 4}
 EXAMPLES = (
-    "gguf", *(f"gguf-{kind}" for kind in _OWN), "gguf-<type of llama.cpp>", "onnx",
-    *(f"onnx-{kind}" for kind in _ONNX), "onnx-cuda", "onnx-portable", "onnx-portable-fp16",
-    *ENGINES, "tensorrt-<JetPack>",
-)  # fmt: skip
+    "gguf",
+    *(f"gguf-{kind}" for kind in _OWN),
+    "gguf-<type of llama.cpp>",
+    "onnx",
+    *(f"onnx-{kind}" for kind in _ONNX),
+    "onnx-cuda",
+    "onnx-portable",
+    "onnx-portable-fp16",
+    *ENGINES,
+    "tensorrt-<JetPack>",
+)
 
 
 @dataclass(frozen=True)

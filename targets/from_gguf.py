@@ -101,9 +101,12 @@ def from_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> dict[str, Any]:
     _write_files(files, out)
     save_weights(tensors.items(), out / "model.safetensors")
     return {
-        "architecture": config["architectures"][0], "parameters": sum(t.numel() for t in tensors.values()),
-        "source": path.name, "name": field(reader, "general.name", path.stem), "dtype": dtype,
-    }  # fmt: skip
+        "architecture": config["architectures"][0],
+        "parameters": sum(t.numel() for t in tensors.values()),
+        "source": path.name,
+        "name": field(reader, "general.name", path.stem),
+        "dtype": dtype,
+    }
 
 
 def write_tokenizer(path: Path, out: Path, pre: PreTokenizer) -> None:
@@ -143,12 +146,14 @@ def _config(reader: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401 - gguf.G
     if lost:
         raise ArtifactError(f"{path}: lacks {', '.join(lost)}; fetch the file again")
     config: dict[str, Any] = {
-        "architectures": [family.class_name], "model_type": family.model_type,
+        "architectures": [family.class_name],
+        "model_type": family.model_type,
         **{ours: required[theirs] for ours, theirs in _REQUIRED.items()},
         "vocab_size": int(tensors["token_embd.weight"].shape[1]),
         "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors,
-    }  # fmt: skip
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+    }
     config |= {flag: f"blk.0.{_BIASES[flag]}.bias" in tensors for flag in family.flagged}
     head = int(get("attention.key_length") or config["hidden_size"] // config["num_attention_heads"])
     config["num_key_value_heads"] = get("attention.head_count_kv") or config["num_attention_heads"]
@@ -168,13 +173,16 @@ def _gemma(config: Mapping[str, Any], get: Callable[[str], Any], rope: Rope) -> 
     kinds = ["sliding_attention" if window and flag else "full_attention" for flag in slides]
     scalar = config["hidden_size"] // config["num_attention_heads"] if layers == 62 else config["head_dim"]
     return {
-        "hidden_activation": "gelu_pytorch_tanh", "layer_types": kinds, "sliding_window": window or 4096,
-        "query_pre_attn_scalar": scalar, "final_logit_softcapping": get("final_logit_softcapping"),
+        "hidden_activation": "gelu_pytorch_tanh",
+        "layer_types": kinds,
+        "sliding_window": window or 4096,
+        "query_pre_attn_scalar": scalar,
+        "final_logit_softcapping": get("final_logit_softcapping"),
         "rope_parameters": {
             "full_attention": rope.config(),
             "sliding_attention": Rope(float(get("rope.freq_base_swa") or 10000.0)).config(),
         },
-    }  # fmt: skip
+    }
 
 
 def _weights(reader: Any, config: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:  # noqa: ANN401

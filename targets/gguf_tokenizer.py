@@ -96,8 +96,12 @@ def _types(content: Mapping[str, Any], ids: Mapping[str, int]) -> dict[int, Any]
 
 
 def _byte_level(
-    writer: Any, content: Mapping[str, Any], ids: Mapping[str, int], pairs: list[tuple[str, ...]], size: int,  # noqa: ANN401
-) -> list[str]:  # fmt: skip
+    writer: Any,
+    content: Mapping[str, Any],
+    ids: Mapping[str, int],
+    pairs: list[tuple[str, ...]],
+    size: int,  # noqa: ANN401
+) -> list[str]:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name_of(content.get("pre_tokenizer"), bool(content["model"].get("ignore_merges"))))
     _add_tokens(writer, ids, _types(content, ids), size)
@@ -113,9 +117,13 @@ def _byte_level(
 
 
 def _pieces(
-    writer: Any, content: Mapping[str, Any], ids: Mapping[str, int], pairs: list[tuple[str, ...]], size: int,  # noqa: ANN401
+    writer: Any,
+    content: Mapping[str, Any],
+    ids: Mapping[str, int],
+    pairs: list[tuple[str, ...]],
+    size: int,  # noqa: ANN401
     file: Path,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     prefix = _space_prefix(content, file)
     absent = sorted(_BYTES - set(ids))
     if absent:

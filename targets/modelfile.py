@@ -83,9 +83,10 @@ def wrapping(render: Render, bos: str = "") -> dict[str, str] | None:
 def _probe(render: Render, bos: str) -> dict[str, str]:
     system, user, answer, again = (f"\x02{sign}\x03" for sign in "SUAB")
     three: list[Message] = [
-        {"role": "system", "content": system}, {"role": "user", "content": user},
+        {"role": "system", "content": system},
+        {"role": "user", "content": user},
         {"role": "assistant", "content": answer},
-    ]  # fmt: skip
+    ]
     four = [*three, Message(role="user", content=again)]
     closed, opened = render(four, False), render(four, True)
     user_end = closed.split(again)[1]
@@ -96,10 +97,16 @@ def _probe(render: Render, bos: str) -> dict[str, str]:
     head, first = closed.split(system)[0], render(four[1:], False).split(user)[0].removesuffix(user_start)
     start = bos if head.startswith(bos) and first.startswith(bos) else ""
     return {
-        "": start, "greeting": first.removeprefix(start), "system": head.removeprefix(start), "system end": system_end,
-        "user": user_start, "user end": user_end, "assistant": to_answer.removeprefix(user_end),
-        "assistant end": answer_end, "answer": opened.split(again)[1].removeprefix(user_end),
-    }  # fmt: skip
+        "": start,
+        "greeting": first.removeprefix(start),
+        "system": head.removeprefix(start),
+        "system end": system_end,
+        "user": user_start,
+        "user end": user_end,
+        "assistant": to_answer.removeprefix(user_end),
+        "assistant end": answer_end,
+        "answer": opened.split(again)[1].removeprefix(user_end),
+    }
 
 
 def _between(text: str, left: str, right: str) -> str:

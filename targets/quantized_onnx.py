@@ -33,9 +33,13 @@ ACCURACY_LEVEL = {"cpu": 4, "cuda": 0}
 
 
 def compile_quantized(
-    student: Path, out: Path, precision: str | None, build: Callable[[Path, Path, Mapping[str, str]], None],
-    *, accuracy_level: int,
-) -> dict[str, Any]:  # fmt: skip
+    student: Path,
+    out: Path,
+    precision: str | None,
+    build: Callable[[Path, Path, Mapping[str, str]], None],
+    *,
+    accuracy_level: int,
+) -> dict[str, Any]:
     """Write the model folder `out`; `build(student, folder, options)` writes the builder's float package.
 
     Every product has the width of its own matrix. A `precision` is what the caller takes the layers for.
@@ -132,9 +136,13 @@ def put_integers(folder: Path, content: Quantization, accuracy_level: int) -> di
     for name in (_FILE, _DATA):
         (folder / name).unlink(missing_ok=True)
     onnx.save_model(
-        model, str(folder / _FILE), save_as_external_data=True, all_tensors_to_one_file=True, location=_DATA,
+        model,
+        str(folder / _FILE),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=_DATA,
         size_threshold=1024,
-    )  # fmt: skip
+    )
     made = [node.op_type for node in nodes]
     return {kind: made.count(kind) for kind in ("MatMulNBits", "GatherBlockQuantized")}
 
@@ -175,11 +183,18 @@ def _matmul(graph: _Graph, node: Any, names: list[str], content: Quantization) -
     rows, columns = matrix.shape
     return [
         graph.onnx.helper.make_node(
-            "MatMulNBits", [node.input[0], *_put(graph, name, matrix, numbers)], list(node.output),
-            name=f"{node.name}_Q{matrix.bits}", domain="com.microsoft", K=columns, N=rows, bits=matrix.bits,
-            block_size=matrix.group, accuracy_level=graph.level,
+            "MatMulNBits",
+            [node.input[0], *_put(graph, name, matrix, numbers)],
+            list(node.output),
+            name=f"{node.name}_Q{matrix.bits}",
+            domain="com.microsoft",
+            K=columns,
+            N=rows,
+            bits=matrix.bits,
+            block_size=matrix.group,
+            accuracy_level=graph.level,
         )
-    ]  # fmt: skip
+    ]
 
 
 def _gather(graph: _Graph, node: Any, names: list[str], content: Quantization) -> list[Any]:  # noqa: ANN401
@@ -199,8 +214,14 @@ def _gather(graph: _Graph, node: Any, names: list[str], content: Quantization) -
     return [
         make("Reshape", [codes, shape], [table], name=f"{node.name}/Reshape"),
         make(
-            "GatherBlockQuantized", [table, node.input[1], *rest], list(node.output),
-            name=f"{node.name}_Q{matrix.bits}", domain="com.microsoft", bits=matrix.bits, block_size=matrix.group,
-            gather_axis=0, quantize_axis=1,
+            "GatherBlockQuantized",
+            [table, node.input[1], *rest],
+            list(node.output),
+            name=f"{node.name}_Q{matrix.bits}",
+            domain="com.microsoft",
+            bits=matrix.bits,
+            block_size=matrix.group,
+            gather_axis=0,
+            quantize_axis=1,
         ),
-    ]  # fmt: skip
+    ]

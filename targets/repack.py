@@ -298,7 +298,11 @@ def dequantize_linear(matrix: Matrix, name: str, axis: int = 0, dtype: str = "fl
     codes = onnx.helper.make_tensor(f"{name}.codes", kind, tensor.shape, tensor.data.tobytes(), raw=True)
     scales = onnx.numpy_helper.from_array(tensor.scales.astype(dtype), f"{name}.scales")
     node = onnx.helper.make_node(
-        "DequantizeLinear", [codes.name, scales.name], [name], name=f"{name}/DequantizeLinear", axis=axis,
+        "DequantizeLinear",
+        [codes.name, scales.name],
+        [name],
+        name=f"{name}/DequantizeLinear",
+        axis=axis,
         block_size=tensor.block_size,
-    )  # fmt: skip
+    )
     return [codes, scales], node

@@ -111,10 +111,16 @@ def student(name: str) -> Student:
         config = json.loads(file.read_text(encoding="utf-8"))
         heads, hidden = config["num_attention_heads"], config["hidden_size"]
         return Student(
-            Path(name).resolve().name, hidden, config["intermediate_size"], config["num_hidden_layers"], heads,
-            config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads,
-            config["vocab_size"], bool(config.get("tie_word_embeddings", False)),
-        )  # fmt: skip
+            Path(name).resolve().name,
+            hidden,
+            config["intermediate_size"],
+            config["num_hidden_layers"],
+            heads,
+            config.get("num_key_value_heads") or heads,
+            config.get("head_dim") or hidden // heads,
+            config["vocab_size"],
+            bool(config.get("tie_word_embeddings", False)),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{file}: not the config of a decoder ({type(error).__name__}: {error})") from error
 
@@ -192,11 +198,19 @@ def predict(
     stored = weights if shape.tied else weights + precision.bytes_of(shape.matrices[-1])
     room = device.usable_gb or device.memory_gb
     return Prediction(
-        shape.name, device.name, precision.name, context, prompt, weights, cache,
-        floor_ms=1e3 * (weights + cache) / (1e9 * device.bandwidth_gbs), itl_ms=itl_ms(device, shape, weights + cache),
+        shape.name,
+        device.name,
+        precision.name,
+        context,
+        prompt,
+        weights,
+        cache,
+        floor_ms=1e3 * (weights + cache) / (1e9 * device.bandwidth_gbs),
+        itl_ms=itl_ms(device, shape, weights + cache),
         ttft_ms=_ttft_ms(device, shape, weights, prompt),
-        fits=stored + cache <= 1e9 * room, evidence=device.worst_evidence,
-    )  # fmt: skip
+        fits=stored + cache <= 1e9 * room,
+        evidence=device.worst_evidence,
+    )
 
 
 def itl_ms(device: Device, shape: Student, streamed: float) -> float:
@@ -221,6 +235,12 @@ def matrix_rows(shape: Student, device: Device, precision: Precision) -> Iterato
         moved = precision.bytes_of(matrix) + 2 * (matrix.rows + matrix.columns)
         floor = 1e6 * moved / (1e9 * device.bandwidth_gbs)
         yield {
-            "matrix": matrix.name, "rows": matrix.rows, "columns": matrix.columns, "count": matrix.count,
-            "bytes": moved, "floor_us": floor, "streaming_us": floor / device.bandwidth_share, "label": PREDICTED,
-        }  # fmt: skip
+            "matrix": matrix.name,
+            "rows": matrix.rows,
+            "columns": matrix.columns,
+            "count": matrix.count,
+            "bytes": moved,
+            "floor_us": floor,
+            "streaming_us": floor / device.bandwidth_share,
+            "label": PREDICTED,
+        }

@@ -348,9 +348,15 @@ class GgufRuntime:
         for stop in job.request.sampling.stop:
             text = text.split(stop, 1)[0]
         return Reply(
-            text=text, tokens_in=len(job.prompt), tokens_cached=job.cached, tokens_out=len(job.out) or 1,
-            start=job.start, first_token=job.first, end=job.end, finish=job.finish or "length",
-        )  # fmt: skip
+            text=text,
+            tokens_in=len(job.prompt),
+            tokens_cached=job.cached,
+            tokens_out=len(job.out) or 1,
+            start=job.start,
+            first_token=job.first,
+            end=job.end,
+            finish=job.finish or "length",
+        )
 
     def logits(self, tokens: Sequence[int]) -> Logits:
         slot, memory = self._slots[0], self._lib.llama_get_memory(self._context)

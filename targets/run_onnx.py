@@ -65,9 +65,11 @@ class OnnxRuntime(CachedDecoder):
             raise UsageError(f"{path}: this package was made for the CPU; export onnx-cuda for a GPU")
         try:
             opened = open_on(
-                provider, suits and self._og.is_cuda_available(), lambda device: self._start(path, device, threads),
+                provider,
+                suits and self._og.is_cuda_available(),
+                lambda device: self._start(path, device, threads),
                 lambda model: str(model.device_type).lower() == "cuda",
-            )  # fmt: skip
+            )
             self._model, self.note = opened.model, opened.note
             if suits and opened.device == "cpu":
                 self.note = opened.note or "made for a GPU, computed on the CPU"

@@ -96,9 +96,14 @@ def compile_gguf(
 
 
 def _requantized(
-    student: Path, config: Mapping[str, Any], out: Path, precision: str, name: str,
-    importance: Importance | None, overrides: Mapping[str, str] | None,
-) -> dict[str, Any]:  # fmt: skip
+    student: Path,
+    config: Mapping[str, Any],
+    out: Path,
+    precision: str,
+    name: str,
+    importance: Importance | None,
+    overrides: Mapping[str, str] | None,
+) -> dict[str, Any]:
     if is_quantized(student):
         raise ArtifactError(f"{student}: its weights are integers already; '{precision}' would round them again")
     plain = _write_file(student, config, out, "F16", name, f".{precision}.tmp")

@@ -42,9 +42,14 @@ TIME_LIMIT_S = 1800
 
 
 def compile_onnx(
-    student: Path, out: Path, precision: str | None = None, *, options: Mapping[str, str] | None = None,
-    device: str = "cpu", limit_s: int = TIME_LIMIT_S,
-) -> dict[str, Any]:  # fmt: skip
+    student: Path,
+    out: Path,
+    precision: str | None = None,
+    *,
+    options: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    limit_s: int = TIME_LIMIT_S,
+) -> dict[str, Any]:
     """Write the model folder `out`; returns facts. `options` replace the builder options of the precision.
 
     Without a `precision` a quantized student keeps its integers and any other becomes fp32, or fp16 for "cuda".
@@ -60,9 +65,12 @@ def compile_onnx(
         require(package, "onnx")
     if is_quantized(student):
         return compile_quantized(
-            student, out, precision, partial(_write, device=device, limit_s=limit_s),
+            student,
+            out,
+            precision,
+            partial(_write, device=device, limit_s=limit_s),
             accuracy_level=ACCURACY_LEVEL[device],
-        )  # fmt: skip
+        )
     chosen = dict(PRECISIONS.get(precision or "", {}) if options is None else options)
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -85,10 +93,24 @@ def _write(student: Path, out: Path, options: Mapping[str, str], *, device: str,
 
 def _build(student: Path, out: Path, precision: str, options: Mapping[str, str], device: str, limit_s: int) -> None:
     command = [
-        sys.executable, "-m", "onnxruntime_genai.models.builder",
-        "-m", student.name, "-i", str(student), "-o", str(out), "-c", str(out / "cache"), "-p", precision, "-e", device,
-        "--extra_options", *(f"{key}={value}" for key, value in {**options, "hf_token": "false"}.items()),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "onnxruntime_genai.models.builder",
+        "-m",
+        student.name,
+        "-i",
+        str(student),
+        "-o",
+        str(out),
+        "-c",
+        str(out / "cache"),
+        "-p",
+        precision,
+        "-e",
+        device,
+        "--extra_options",
+        *(f"{key}={value}" for key, value in {**options, "hf_token": "false"}.items()),
+    ]
     # without these the builder asks the hub about a model that lies on this disk
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     try:

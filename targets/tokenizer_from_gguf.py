@@ -39,14 +39,17 @@ def files(get: Get, pre: PreTokenizer | None) -> dict[str, str]:
         raise ArtifactError("the GGUF file has no list of tokens and their types; use another model")
     ids = special_ids(get)
     content = {
-        "version": "1.0", "truncation": None, "padding": None,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
         "added_tokens": [
-            _added(number, token, kind) for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            _added(number, token, kind)
+            for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
             if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
         ],
         **_spelled(get, _vocabulary(tokens, types), types, ids, pre),
         "post_processor": _processor(get, tokens, ids),
-    }  # fmt: skip
+    }
     settings: dict[str, Any] = {"backend": "tokenizers", "model_max_length": 10**30}
     settings |= {f"{kind}_token": tokens[number] for kind, number in ids.items()}
     settings["tokenizer_class"] = "TokenizersBackend"
@@ -67,27 +70,40 @@ def _vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
 
 def _added(number: int, token: str, kind: int) -> dict[str, Any]:
     return {
-        "id": number, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+        "id": number,
+        "content": token,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
         "special": kind != _USER_DEFINED,
-    }  # fmt: skip
+    }
 
 
 def _spelled(
     get: Get, vocabulary: dict[str, int], types: Sequence[int], ids: Mapping[str, int], pre: PreTokenizer | None
 ) -> dict[str, Any]:
     model: dict[str, Any] = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
-        "fuse_unk": pre is None, "byte_fallback": pre is None, "ignore_merges": pre is not None and pre.ignore_merges,
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": pre is None,
+        "byte_fallback": pre is None,
+        "ignore_merges": pre is not None and pre.ignore_merges,
         "vocab": vocabulary,
-    }  # fmt: skip
+    }
     if pre is not None:
         model["merges"] = [merge.split(" ", 1) for merge in get("tokenizer.ggml.merges") or []]
         normalizer = get(NORMALIZER)
         decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
         return {
-            "normalizer": {"type": normalizer} if normalizer else None, "pre_tokenizer": dict(pre.spec),
-            "decoder": decoder, "model": model,
-        }  # fmt: skip
+            "normalizer": {"type": normalizer} if normalizer else None,
+            "pre_tokenizer": dict(pre.spec),
+            "decoder": decoder,
+            "model": model,
+        }
     scores = get("tokenizer.ggml.scores")
     if not scores or len(scores) != len(types):
         raise ArtifactError("the GGUF file has no scores for its tokens; use another model")
@@ -100,9 +116,11 @@ def _spelled(
     undo = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}]
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
     return {
-        "normalizer": {"type": "Sequence", "normalizers": steps} if prefix else spaces, "pre_tokenizer": None,
-        "decoder": {"type": "Sequence", "decoders": [*undo, {"type": "Fuse"}, *strip]}, "model": model,
-    }  # fmt: skip
+        "normalizer": {"type": "Sequence", "normalizers": steps} if prefix else spaces,
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": [*undo, {"type": "Fuse"}, *strip]},
+        "model": model,
+    }
 
 
 def _merges(vocabulary: Mapping[str, int], types: Sequence[int], scores: Sequence[float]) -> list[list[str]]:
@@ -120,23 +138,22 @@ def _processor(get: Get, tokens: Sequence[str], ids: Mapping[str, int]) -> dict[
     """What encoding adds in front of a text and behind it."""
     kind = get("tokenizer.ggml.model")
     adds = {
-        "bos": get("tokenizer.ggml.add_bos_token", kind == "llama"), "eos": get("tokenizer.ggml.add_eos_token", False)
-    }  # fmt: skip
+        "bos": get("tokenizer.ggml.add_bos_token", kind == "llama"),
+        "eos": get("tokenizer.ggml.add_eos_token", False),
+    }
     texts = {name: tokens[ids[name]] for name, wanted in adds.items() if wanted and name in ids}
 
     def around(*parts: tuple[str, int]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         for part, segment in parts:
             inside = {"Sequence": {"id": part, "type_id": segment}}
-            ends = {
-                name: [{"SpecialToken": {"id": text, "type_id": segment}}] for name, text in texts.items()
-            }  # fmt: skip
+            ends = {name: [{"SpecialToken": {"id": text, "type_id": segment}}] for name, text in texts.items()}
             found += [*ends.get("bos", []), inside, *ends.get("eos", [])]
         return found
 
     return {
-        "type": "TemplateProcessing", "single": around(("A", 0)), "pair": around(("A", 0), ("B", 1)),
-        "special_tokens": {
-            text: {"id": text, "ids": [ids[name]], "tokens": [text]} for name, text in texts.items()
-        },
-    }  # fmt: skip
+        "type": "TemplateProcessing",
+        "single": around(("A", 0)),
+        "pair": around(("A", 0), ("B", 1)),
+        "special_tokens": {text: {"id": text, "ids": [ids[name]], "tokens": [text]} for name, text in texts.items()},
+    }

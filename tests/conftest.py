@@ -124,10 +124,19 @@ def tiny_smollm2(base_gguf, tmp_path_factory) -> Path:
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.1,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model = transformers.LlamaForCausalLM(config)
     chat = "<|im_start|>user\nWhat is {0} + {1}?<|im_end|>\n<|im_start|>assistant\ncalc({0} + {1})<|im_end|>\n"
     ids = torch.tensor([tokenizer(chat.format(400 + i, 31 + 7 * i))["input_ids"] for i in range(4)])

@@ -29,11 +29,29 @@ def serve(model, log, *, seconds=90):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        sys.executable, "-P", "-m", "llama_cpp.server", "--model", str(model), "--model_alias", "local",
-        "--n_ctx", "1024", "--host", "127.0.0.1", "--port", str(port), "--n_threads", "1", "--n_threads_batch", "1",
-        "--verbose", "false",
-        "--interrupt_requests", "false",  # or an answer is dropped when the next call comes in
-    ]  # fmt: skip
+        sys.executable,
+        "-P",
+        "-m",
+        "llama_cpp.server",
+        "--model",
+        str(model),
+        "--model_alias",
+        "local",
+        "--n_ctx",
+        "1024",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--n_threads",
+        "1",
+        "--n_threads_batch",
+        "1",
+        "--verbose",
+        "false",
+        "--interrupt_requests",
+        "false",  # or an answer is dropped when the next call comes in
+    ]
     url = f"http://127.0.0.1:{port}/v1"
     environment = {key: value for key, value in os.environ.items() if "KEY" not in key}
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as process:

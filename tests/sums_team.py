@@ -62,15 +62,19 @@ def timeless(run):
 
 def team(model: Path, **options) -> TeamConfig:
     """The team on a GGUF file."""
-    return TeamConfig.model_validate({
-        "name": "sums", "topology": "sums_team:Sums", "options": options,
-        "engine": {"kind": "gguf", "model": str(model), "slots": 2, "context": 256, "threads": 1},
-        "tools": ["soloist.toolchain.tools.desk:desk_tools"],
-        "agents": [
-            {"name": "reader", "role": "reader", "tools": ["calc"], "sampling": {"max_tokens": 4}},
-            {"name": "critic", "role": "critic"},
-        ],
-    })  # fmt: skip
+    return TeamConfig.model_validate(
+        {
+            "name": "sums",
+            "topology": "sums_team:Sums",
+            "options": options,
+            "engine": {"kind": "gguf", "model": str(model), "slots": 2, "context": 256, "threads": 1},
+            "tools": ["soloist.toolchain.tools.desk:desk_tools"],
+            "agents": [
+                {"name": "reader", "role": "reader", "tools": ["calc"], "sampling": {"max_tokens": 4}},
+                {"name": "critic", "role": "critic"},
+            ],
+        }
+    )
 
 
 def questions(count: int, split: str = "train", start: int = 0, words: str = "") -> list[Question]:
@@ -88,12 +92,17 @@ def questions(count: int, split: str = "train", start: int = 0, words: str = "")
 def job(base: Path, model: Path, out: Path) -> Job:
     """The whole way in miniature: 24 questions to learn from, 8 held out, of which the team leaves one unanswered."""
     return Job(
-        team=team(model), base=str(base), out=out,
+        team=team(model),
+        base=str(base),
+        out=out,
         train=questions(24),
         test=[
-            *questions(5, "held-out", 100), *questions(1, "held-out", 105, MUTE), *questions(2, "unseen-wording", 200),
+            *questions(5, "held-out", 100),
+            *questions(1, "held-out", 105, MUTE),
+            *questions(2, "unseen-wording", 200),
         ],
         examples=[Demonstration(question="What is 1 + 2?", reply="calc(1 + 2)")],
         warmup=questions(1, "train", 300),
-        formats=FORMATS, epochs=3,
-    )  # fmt: skip
+        formats=FORMATS,
+        epochs=3,
+    )

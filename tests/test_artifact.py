@@ -311,8 +311,11 @@ def test_sigkill_anywhere_loses_nothing_and_ends_with_the_same_artifact(out, kil
     assert {p.name for p in out.iterdir()} == {MANIFEST, *(f"step-{i}" for i in range(4))}
 
     fresh = stage(
-        "distill", out.with_name("fresh"), {"v": 2}, [],
+        "distill",
+        out.with_name("fresh"),
+        {"v": 2},
+        [],
         lambda folder: {"n": sum((folder / f"step-{i}").write_text(f"result {i}") for i in range(4))},
-    )  # fmt: skip
+    )
     assert again.stdout.strip() == Artifact.open(out).digest == fresh.digest
     assert not [p for p in out.parent.glob("*student*") if p != out]

@@ -75,11 +75,16 @@ def test_good_file_becomes_a_frozen_config(tmp_path):
         ("steps: 3\noptimizers:\n- name: adam\n  name: sgd\n", ["4: name: stands here twice"]),
         (
             "steps: many\nsteps: many\nspeed: 1\noptimizers:\n- name: [adam]\n  rate: -1\n",
-            ["2: steps: stands here twice", "1: steps: ", "5: optimizers.0.name: ", "6: optimizers.0.rate: ",
-             "3: speed: unknown key"],
+            [
+                "2: steps: stands here twice",
+                "1: steps: ",
+                "5: optimizers.0.name: ",
+                "6: optimizers.0.rate: ",
+                "3: speed: unknown key",
+            ],
         ),
     ],
-)  # fmt: skip
+)
 def test_faults_are_told_all_at_once_with_line_and_field(tmp_path, text, expected):
     found = faults(tmp_path / "plan.yaml", text)
     assert len(found) == len(expected)
@@ -89,9 +94,15 @@ def test_faults_are_told_all_at_once_with_line_and_field(tmp_path, text, expecte
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("steps: [1, 2\nseed: 3\n", "2"), ("steps: 1\n\tseed: 3\n", "2"), ("a: !!python/object:os.system {}\n", "1"),
-     ("steps: *nothing\n", "1"), ("steps: 2023-02-31\n", ""), ("steps: \x00\n", "")],
-)  # fmt: skip
+    [
+        ("steps: [1, 2\nseed: 3\n", "2"),
+        ("steps: 1\n\tseed: 3\n", "2"),
+        ("a: !!python/object:os.system {}\n", "1"),
+        ("steps: *nothing\n", "1"),
+        ("steps: 2023-02-31\n", ""),
+        ("steps: \x00\n", ""),
+    ],
+)
 def test_what_is_not_yaml_is_one_line(tmp_path, text, line):
     (found,) = faults(tmp_path / "plan.yaml", text)
     assert "not YAML: " in found and found.split(": ")[0].strip() in (line, "not YAML")
@@ -165,7 +176,7 @@ def test_team_file_faults_name_line_and_field(tmp_path, old, new, expected):
         ({"tools": ["nowhere:tools"]}, "nowhere:tools"),
         ({"agents": [{"name": "ann", "role": "debater", "tools": ["abacus"]}]}, "'ann' names unknown tools: abacus"),
     ],
-)  # fmt: skip
+)
 def test_team_that_cannot_work_is_refused_before_its_engine_is_opened(tmp_path, change, message):
     path = tmp_path / "pair.yaml"
     path.write_text(TEAM.replace("smollm2-135m", "/nowhere/model.gguf"))

@@ -24,8 +24,14 @@ def test_events_reach_the_file_and_the_listeners_alike(tmp_path):
     assert records == seen
     assert [r["event"] for r in records] == ["start", "progress", "end"]
     assert records[1] | {"time": 0} == {
-        "time": 0, "stage": "distill", "event": "progress", "done": 3, "total": 10, "loss": 0.25, "note": "größer",
-    }  # fmt: skip
+        "time": 0,
+        "stage": "distill",
+        "event": "progress",
+        "done": 3,
+        "total": 10,
+        "loss": 0.25,
+        "note": "größer",
+    }
     assert before - 1 <= records[0]["time"] <= records[-1]["time"] <= time.time() + 1
 
 

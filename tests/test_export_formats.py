@@ -23,15 +23,17 @@ from soloist.toolchain.verify import Probe  # noqa: E402
 from soloist.toolchain.verify.exports import verify_export  # noqa: E402
 
 PROBE = Probe([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])
-MIXED = Plan.model_validate({
-    "schema": 1,
-    "rules": [
-        {"tensors": "*.embed_tokens.weight", "bits": 8, "method": "mse"},
-        {"tensors": "*.v_proj.weight", "bits": 6, "method": "mse"},
-        {"tensors": "model.layers.0.*", "bits": 5, "method": "mse"},
-        {"tensors": "*", "bits": 4, "method": "mse"},
-    ],
-})  # fmt: skip
+MIXED = Plan.model_validate(
+    {
+        "schema": 1,
+        "rules": [
+            {"tensors": "*.embed_tokens.weight", "bits": 8, "method": "mse"},
+            {"tensors": "*.v_proj.weight", "bits": 6, "method": "mse"},
+            {"tensors": "model.layers.0.*", "bits": 5, "method": "mse"},
+            {"tensors": "*", "bits": 4, "method": "mse"},
+        ],
+    }
+)
 
 
 pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in the subprocesses
@@ -109,9 +111,7 @@ def test_llama_cpps_own_types_are_weighed_by_an_importance_matrix(student, weigh
     assert changed == {"blk.0.attn_q.weight", "blk.0.ffn_up.weight"} and tensors["file"] == tensors["folder"]
     facts = made["folder"].facts["formats"]
     digest = sha256_file(quantized.path / IMPORTANCE)
-    assert facts["gguf-iq4_nl"]["importance"] == {
-        "file": IMPORTANCE, "artifact": quantized.digest, "sha256": digest
-    }  # fmt: skip
+    assert facts["gguf-iq4_nl"]["importance"] == {"file": IMPORTANCE, "artifact": quantized.digest, "sha256": digest}
     assert "importance" not in facts["gguf-q8_0"]
     assert made["folder"].manifest["config"]["importance"] == facts["gguf-iq4_nl"]["importance"]
     assert made["folder"].digest != made["plain"].digest

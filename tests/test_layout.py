@@ -21,9 +21,11 @@ def _tree(path: Path) -> ast.Module:
 def _packages_on_disk() -> set[str]:
     shipped = {".py", ".yaml", ".json", ".jsonl", ".gz", ".html", ".css", ".js"}
     folders = {
-        path.parent for layer in LAYERS for path in (ROOT / layer).rglob("*")
+        path.parent
+        for layer in LAYERS
+        for path in (ROOT / layer).rglob("*")
         if path.is_file() and path.suffix in shipped and "__pycache__" not in path.parts
-    }  # fmt: skip
+    }
     return {"soloist." + folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in folders}
 
 

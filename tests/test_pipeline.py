@@ -18,10 +18,18 @@ from soloist.toolchain.report.page import render
 from soloist.toolchain.verify.verdict import record, standing
 
 NAMES = {
-    "gguf": "GGUF", "gguf-f16": "GGUF F16", "gguf-q4_k_m": "GGUF Q4_K_M", "onnx": "ONNX", "onnx-int8": "ONNX int8",
-    "onnx-cuda": "ONNX CUDA", "onnx-portable": "ONNX portable", "onnx-portable-fp16": "ONNX portable fp16",
-    "tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT", "tensorrt-7.2": "TensorRT JetPack 7.2",
-}  # fmt: skip
+    "gguf": "GGUF",
+    "gguf-f16": "GGUF F16",
+    "gguf-q4_k_m": "GGUF Q4_K_M",
+    "onnx": "ONNX",
+    "onnx-int8": "ONNX int8",
+    "onnx-cuda": "ONNX CUDA",
+    "onnx-portable": "ONNX portable",
+    "onnx-portable-fp16": "ONNX portable fp16",
+    "tensorrt-rtx": "TensorRT-RTX",
+    "tensorrt": "TensorRT",
+    "tensorrt-7.2": "TensorRT JetPack 7.2",
+}
 
 
 # --- what a job needs ---
@@ -71,8 +79,10 @@ def with_engine(whole_job, tmp_path):
     found = {name: Artifact.open(whole_job.out / name) for name in ("traces", "student", "compiled", "measured")}
     formats = found["compiled"].facts["formats"]
     engine = formats["gguf-f16"] | {
-        "path": "tensorrt-rtx", "verdict": "not run", "reason": "runs where its GPU is; checked without it: its graph",
-    }  # fmt: skip
+        "path": "tensorrt-rtx",
+        "verdict": "not run",
+        "reason": "runs where its GPU is; checked without it: its graph",
+    }
 
     def build(folder):
         shutil.copytree(whole_job.out / "compiled", folder, dirs_exist_ok=True)
@@ -92,8 +102,10 @@ def test_an_engine_that_was_not_run_is_reported_and_not_measured(whole_job, with
     made = pipeline._report(whole_job.job, with_engine, 0)
     parity = {p.format: p for p in made.details.parity}
     assert {name: (p.verdict, p.measured) for name, p in parity.items()} == {
-        "gguf-f16": ("pass", True), "gguf-q8_0": ("pass", True), "tensorrt-rtx": ("not run", False),
-    }  # fmt: skip
+        "gguf-f16": ("pass", True),
+        "gguf-q8_0": ("pass", True),
+        "tensorrt-rtx": ("not run", False),
+    }
     assert "tensorrt-rtx" not in {system.id.removeprefix("student-") for system in made.systems}
     assert json.loads(made.to_json())["details"]["parity"][2]["verdict"] == "not run"
     (said,) = [line for line in made.details.caveats if "tensorrt-rtx" in line]
@@ -129,8 +141,10 @@ def test_a_job_with_a_graph_and_an_engine_ends_in_a_report(whole_job, tmp_path):
     made = pipeline.run(dataclasses.replace(whole_job.job, out=out, formats=formats))
     verdicts = {p.format: (p.verdict, p.measured) for p in made.details.parity}
     assert verdicts == {
-        "gguf-q4_k_m": ("pass", True), "onnx-portable": ("pass", True), "tensorrt": ("not run", False),
-    }  # fmt: skip
+        "gguf-q4_k_m": ("pass", True),
+        "onnx-portable": ("pass", True),
+        "tensorrt": ("not run", False),
+    }
     shown = {system.id: system.format for system in made.systems if system.kind == "artifact"}
     assert shown == {"student-gguf-q4_k_m": "GGUF Q4_K_M", "student-onnx-portable": "ONNX portable"}
     assert (out / "compiled" / "tensorrt" / "build_engine.py").is_file()

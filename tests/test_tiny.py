@@ -16,9 +16,24 @@ STAGES = {"traces": "teach", "student": "distill", "compiled": "export", "measur
 # written out from the issue, not taken from our models: this is what other programs were promised
 TOP = {"schema", "commit", "device", "versions", "task", "systems", "break_even_questions"}
 SYSTEM = {
-    "id", "split", "kind", "format", "size_mb", "n", "correct", "accuracy", "vs_team", "latency_s", "ttft_s", "calls",
-    "tokens_in", "tokens_out", "peak_mb", "usd_per_1k", "label",
-}  # fmt: skip
+    "id",
+    "split",
+    "kind",
+    "format",
+    "size_mb",
+    "n",
+    "correct",
+    "accuracy",
+    "vs_team",
+    "latency_s",
+    "ttft_s",
+    "calls",
+    "tokens_in",
+    "tokens_out",
+    "peak_mb",
+    "usd_per_1k",
+    "label",
+}
 LOCAL = {"team", "base", "self-consistency", "tool-agent", "student-torch", "student-gguf-f16", "student-gguf-q8_0"}
 
 
@@ -49,8 +64,12 @@ def test_the_team_was_recorded_and_the_student_learned_every_trace(whole_job):
     assert all(run.verdict == "correct" and len(run.calls) == 1 for run in runs)
     assert {run.trajectory[0].name for run in runs} == {"calc"}
     assert found["student"].facts["data"] | {"tokens": 0, "trained_tokens": 0} == {
-        "kept": 24, "rejected": {}, "tokens": 0, "trained_tokens": 0, "conversations": 24,
-    }  # fmt: skip
+        "kept": 24,
+        "rejected": {},
+        "tokens": 0,
+        "trained_tokens": 0,
+        "conversations": 24,
+    }
     log = [json.loads(line) for line in (whole_job.out / "student" / "train.jsonl").read_text().splitlines()]
     assert len(log) == 9 and log[-1]["loss"] < log[0]["loss"]
 
@@ -74,8 +93,13 @@ def test_the_report_keeps_the_contract(whole_job):
     assert all(set(system) == SYSTEM for system in written["systems"])
     assert {system["id"] for system in written["systems"]} == LOCAL
     assert {system["kind"] for system in written["systems"]} == {
-        "team", "base", "self-consistency", "tool-agent", "student", "artifact",
-    }  # fmt: skip
+        "team",
+        "base",
+        "self-consistency",
+        "tool-agent",
+        "student",
+        "artifact",
+    }
     assert {system["split"] for system in written["systems"]} == {"held-out", "unseen-wording"}
     for system in written["systems"]:
         assert system["label"] == "measured" and system["usd_per_1k"] is None

@@ -25,10 +25,18 @@ import warnings
 from pathlib import Path
 
 PACKAGES = (
-    "torch", "transformers", "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
-    "accelerate", "gguf", "llama_cpp", "onnx_ir", "openai", "soloist.toolchain.bench.process",
+    "torch",
+    "transformers",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.modeling_auto",
+    "accelerate",
+    "gguf",
+    "llama_cpp",
+    "onnx_ir",
+    "openai",
+    "soloist.toolchain.bench.process",
     "soloist.toolchain.teams.team",
-)  # fmt: skip
+)
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)

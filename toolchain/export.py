@@ -254,14 +254,21 @@ def _engine(work: _Work) -> _Made:
 
 
 _COMPILERS: Mapping[str, Callable[[_Work], _Made]] = {
-    "gguf": _gguf, **dict.fromkeys(DEVICES, _onnx), "onnx-portable": _portable, **dict.fromkeys(ENGINES, _engine)
-}  # fmt: skip
+    "gguf": _gguf,
+    **dict.fromkeys(DEVICES, _onnx),
+    "onnx-portable": _portable,
+    **dict.fromkeys(ENGINES, _engine),
+}
 
 
 def compile_format(
-    models: Mapping[str, Path], partial: Path, format: str, name: str, beside: Mapping[str, str],
+    models: Mapping[str, Path],
+    partial: Path,
+    format: str,
+    name: str,
+    beside: Mapping[str, str],
     inputs: Inputs = PLAIN,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Write one format of a student's model or models, without comparing it; returns its path and size."""
     wanted = parse(format)
     shutil.rmtree(partial / format, ignore_errors=True)
@@ -293,9 +300,14 @@ def graphs_of(folder: Path, models: Mapping[str, Path], scratch: Path) -> dict[s
 
 
 def _check(
-    models: Mapping[str, Path], partial: Path, format: str, facts: dict[str, Any], probe: Probe, limit: Tolerance,
+    models: Mapping[str, Path],
+    partial: Path,
+    format: str,
+    facts: dict[str, Any],
+    probe: Probe,
+    limit: Tolerance,
     exam: Exam | None,
-) -> None:  # fmt: skip
+) -> None:
     """Compare a compiled format with the student; keep it with its marker, or remove it.
 
     Of an engine that cannot run here, its graph is compared.

@@ -58,14 +58,16 @@ def desk_job(
     families = tuple(team.options["families"])
     recording = None if fresh else recorded()
     return Job(
-        team=team, base=base, out=out,
+        team=team,
+        base=base,
+        out=out,
         test=desk_test(team, questions, unseen),
         train=desk_train(team, train) if recording is None else (),
         recording=recording,
         examples=load_specialties("desk", families).examples(1, seed=4),
         warmup=desk.questions("train", len(families), seed=9, families=families),
         **more,
-    )  # fmt: skip
+    )
 
 
 def own_job(team: str, base: str, out: Path, train: Path | None, test: Path, **more: Any) -> Job:  # noqa: ANN401
@@ -78,9 +80,15 @@ def own_job(team: str, base: str, out: Path, train: Path | None, test: Path, **m
     held_out = [q.model_copy(update={"split": "held-out"}) for q in load_questions(test).questions]
     asked = load_questions(train, split="train").questions
     return Job(
-        team=config, base=base, out=out, test=held_out, train=asked, warmup=asked[:2],
-        examples=_agent_examples(config), **more,
-    )  # fmt: skip
+        team=config,
+        base=base,
+        out=out,
+        test=held_out,
+        train=asked,
+        warmup=asked[:2],
+        examples=_agent_examples(config),
+        **more,
+    )
 
 
 def _agent_examples(config: TeamConfig) -> Sequence[Any]:

@@ -52,9 +52,14 @@ if TYPE_CHECKING:
 
 FORMATS = ("gguf-f16", "gguf-q8_0", "gguf-q5_0", "gguf-q4_0", "onnx-int8", "onnx-int4")
 _GRAPH = (
-    ("onnxruntime", "onnx"), ("tokenizers", "onnx"), ("jinja2", "onnx"), ("onnx", "compile"), ("onnx_ir", "compile"),
-    ("onnxscript", "compile"), ("optimum", "compile"),
-)  # fmt: skip
+    ("onnxruntime", "onnx"),
+    ("tokenizers", "onnx"),
+    ("jinja2", "onnx"),
+    ("onnx", "compile"),
+    ("onnx_ir", "compile"),
+    ("onnxscript", "compile"),
+    ("optimum", "compile"),
+)
 _GENAI = (("onnxruntime_genai", "onnx"), ("onnx", "compile"), ("onnx_ir", "compile"))
 # target -> packages that compile and check it, and the extras that carry them
 _PACKAGES = {
@@ -214,9 +219,14 @@ def _compiled(job: Job, traces: Artifact, student: Artifact, events: EventLog) -
         references=[_reference(run, calls=bool(tools)) for run in _similar(traces, asked, calls=bool(tools))],
     )
     return export(
-        student, job.out / "compiled", job.formats, probe, events, name=job.team.name.capitalize(),
+        student,
+        job.out / "compiled",
+        job.formats,
+        probe,
+        events,
+        name=job.team.name.capitalize(),
         beside=_beside(job, tools),
-    )  # fmt: skip
+    )
 
 
 def _similar(traces: Artifact, asked: Sequence[Question], *, calls: bool) -> list[Run]:
@@ -271,9 +281,14 @@ def _measurable(compiled: Artifact) -> list[str]:
 def _measured(job: Job, traces: Artifact, student: Artifact, compiled: Artifact, events: EventLog) -> Artifact:
     systems = _systems(job, traces, student, compiled)
     return measure(
-        systems, job.test, job.warmup, job.out / "measured", parents=[traces, student, compiled], seed=job.seed,
+        systems,
+        job.test,
+        job.warmup,
+        job.out / "measured",
+        parents=[traces, student, compiled],
+        seed=job.seed,
         events=events,
-    )  # fmt: skip
+    )
 
 
 def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
@@ -302,9 +317,16 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
         gate=advised,
     )
     return build_report(
-        measurements, task=job.team.name, commit=commit(), device=device(), versions=versions(), price=job.price,
-        spend=spend, context=context, anatomy=choose_anatomy(runs),
-    )  # fmt: skip
+        measurements,
+        task=job.team.name,
+        commit=commit(),
+        device=device(),
+        versions=versions(),
+        price=job.price,
+        spend=spend,
+        context=context,
+        anatomy=choose_anatomy(runs),
+    )
 
 
 def _method(traces: Artifact, student: Artifact) -> list[str]:
@@ -345,12 +367,17 @@ def _training(student: Artifact) -> list[TrainingPoint]:
 def _parity(compiled: Artifact, measured: Collection[str]) -> list[Parity]:
     return [
         Parity(
-            file=Path(facts["path"]).name, format=name, size_mb=facts["size_mb"], kl=facts.get("kl_mean"),
-            top1=facts.get("top1"), verdict=facts["verdict"], measured=f"student-{name}" in measured,
+            file=Path(facts["path"]).name,
+            format=name,
+            size_mb=facts["size_mb"],
+            kl=facts.get("kl_mean"),
+            top1=facts.get("top1"),
+            verdict=facts["verdict"],
+            measured=f"student-{name}" in measured,
             tolerance=f"KL ≤ {facts['tolerance']['kl']:g}, top-1 ≥ {facts['tolerance']['top1']:.0%}",
             note=stands.note,
         )
         for name, made in compiled.facts["formats"].items()
         for stands in [standing(compiled, name)]
         for facts in [{**made, **stands.facts}]
-    ]  # fmt: skip
+    ]

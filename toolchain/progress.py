@@ -27,10 +27,14 @@ class Bars:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._bars = Progress(
-            TextColumn("{task.description:<22}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", style="dim"), console=self.console,
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=self.console,
             disable=not self.console.is_terminal,
-        )  # fmt: skip
+        )
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, int] = {}
 

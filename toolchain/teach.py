@@ -33,9 +33,14 @@ _RAW = "traces.jsonl"
 
 
 def teach(
-    config: TeamConfig, questions: Sequence[Question], out: Path,
-    *, seed: int = 0, jobs: int = 1, events: EventLog = QUIET,
-) -> Artifact:  # fmt: skip
+    config: TeamConfig,
+    questions: Sequence[Question],
+    out: Path,
+    *,
+    seed: int = 0,
+    jobs: int = 1,
+    events: EventLog = QUIET,
+) -> Artifact:
     """Record the team on `questions`; `jobs` copies of the team work side by side, each in a process of its own.
 
     Raises DataError if there are no questions, and what the team raises if it never opens.

@@ -97,15 +97,19 @@ def write_table(path: Path, table: Table) -> None:
 
     def plain(entry: Entry) -> dict[str, Any]:
         return {
-            "sizes": dict(entry.sizes), "options": dict(entry.options), "microseconds": entry.microseconds,
+            "sizes": dict(entry.sizes),
+            "options": dict(entry.options),
+            "microseconds": entry.microseconds,
             "configuration": dataclasses.asdict(entry.configuration),
-        }  # fmt: skip
+        }
 
     def ordered(entries: Sequence[Entry]) -> list[Entry]:
         return sorted(entries, key=lambda entry: (sorted(entry.options.items(), key=str), sorted(entry.sizes.items())))
 
     data = {
-        "device": table.device, "architecture": table.architecture, "measured": dict(table.measured),
+        "device": table.device,
+        "architecture": table.architecture,
+        "measured": dict(table.measured),
         "kernels": {name: [plain(e) for e in ordered(entries)] for name, entries in sorted(table.kernels.items())},
-    }  # fmt: skip
+    }
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

@@ -33,8 +33,14 @@ EVIDENCE = {
     "guess": "a guess",
 }
 NUMBERS = (
-    "memory_gb", "usable_gb", "bandwidth_gbs", "peak_tflops", "bandwidth_share", "peak_share", "layer_ms",
-)  # fmt: skip
+    "memory_gb",
+    "usable_gb",
+    "bandwidth_gbs",
+    "peak_tflops",
+    "bandwidth_share",
+    "peak_share",
+    "layer_ms",
+)
 NEEDED = ("memory_gb", "bandwidth_gbs", "bandwidth_share", "layer_ms")
 
 
@@ -141,8 +147,11 @@ def _faults(data: Mapping[str, Any], file: str) -> list[str]:
         for name, value in numbers.items()
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
     ]
-    faults += [f"{name} is {data[name]}: at most 1" for name in ("bandwidth_share", "peak_share")
-               if isinstance(data.get(name), int | float) and data[name] > 1]  # fmt: skip
+    faults += [
+        f"{name} is {data[name]}: at most 1"
+        for name in ("bandwidth_share", "peak_share")
+        if isinstance(data.get(name), int | float) and data[name] > 1
+    ]
     if not isinstance(data.get("architecture", 0), int):
         faults.append(f"architecture is {data['architecture']!r}: a whole number such as 87")
     evidence = data.get("evidence")
@@ -154,6 +163,9 @@ def _faults(data: Mapping[str, Any], file: str) -> list[str]:
         f"evidence '{said}' is none of {', '.join(EVIDENCE)}" for said in evidence.values() if said not in EVIDENCE
     ]
     wanted = {entry.name for entry in fields(Published)}
-    faults += [f"a published rate needs {', '.join(sorted(wanted))}" for rate in data.get("published", [])
-               if not isinstance(rate, dict) or set(rate) != wanted]  # fmt: skip
+    faults += [
+        f"a published rate needs {', '.join(sorted(wanted))}"
+        for rate in data.get("published", [])
+        if not isinstance(rate, dict) or set(rate) != wanted
+    ]
     return faults

@@ -60,11 +60,23 @@ def compile_portable(student: Path, out: Path, dtype: str = "float32") -> dict[s
         operators = check_portable(temporary / GRAPH)
         sizes = {name: (temporary / name).stat().st_size for name in (GRAPH, DATA, TOKENIZER, TEMPLATE)}
         Facts(
-            family=shapes.family, dtype=dtype, opset=OPSET, layers=shapes.layers, heads=shapes.heads,
-            kv_heads=shapes.kv_heads, head_dim=shapes.head_dim, hidden=shapes.hidden, vocabulary=shapes.vocabulary,
-            context=shapes.context, stop_ids=stop, special=special, bits=dict(done.bits),
-            accuracy_level=ACCURACY_LEVEL, operators=operators, sizes=sizes,
-        ).write(temporary)  # fmt: skip
+            family=shapes.family,
+            dtype=dtype,
+            opset=OPSET,
+            layers=shapes.layers,
+            heads=shapes.heads,
+            kv_heads=shapes.kv_heads,
+            head_dim=shapes.head_dim,
+            hidden=shapes.hidden,
+            vocabulary=shapes.vocabulary,
+            context=shapes.context,
+            stop_ids=stop,
+            special=special,
+            bits=dict(done.bits),
+            accuracy_level=ACCURACY_LEVEL,
+            operators=operators,
+            sizes=sizes,
+        ).write(temporary)
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
     finally:
@@ -143,9 +155,15 @@ def _traced(folder: Path, shapes: Shapes, dtype: str, *, apart: bool) -> Any:  #
     arguments, free = example(shapes.layers, shapes.kv_heads, shapes.head_dim, kind)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            Flat(student.eval(), apart=apart), arguments, dynamo=True, dynamic_shapes=free, opset_version=OPSET,
-            input_names=input_names(shapes.layers), output_names=output_names(shapes.layers), verbose=False,
-        )  # fmt: skip
+            Flat(student.eval(), apart=apart),
+            arguments,
+            dynamo=True,
+            dynamic_shapes=free,
+            opset_version=OPSET,
+            input_names=input_names(shapes.layers),
+            output_names=output_names(shapes.layers),
+            verbose=False,
+        )
     return program.model
 
 

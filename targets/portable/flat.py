@@ -63,9 +63,15 @@ class InOut(torch.nn.Module):  # type: ignore[misc]  # torch is not typed where 
 
 
 def grouped_attention(
-    _module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor,
-    *, scaling: float, **_: object,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
+    _module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    scaling: float,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
     """Attention of transformers' interface; `mask` float32 (batch, 1, groups · T, keys), as `Flat` makes it."""
     batch, heads, length, dim = query.shape
     kv_heads = key.shape[1]
@@ -101,9 +107,12 @@ class Flat(torch.nn.Module):  # type: ignore[misc]  # torch is not typed where t
     ) -> tuple[torch.Tensor, ...]:
         cache = FlatCache(past)
         out = self.student(
-            input_ids=input_ids, attention_mask=self._masks(attention_mask, input_ids.shape[1], past[0].shape[2]),
-            position_ids=position_ids, past_key_values=cache, use_cache=True,
-        )  # fmt: skip
+            input_ids=input_ids,
+            attention_mask=self._masks(attention_mask, input_ids.shape[1], past[0].shape[2]),
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
         return (out.logits.to(torch.float32), *cache.flat())
 
     def _masks(self, attention_mask: torch.Tensor, length: int, past: int) -> Any:  # noqa: ANN401 - tensor or mapping

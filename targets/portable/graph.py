@@ -22,14 +22,40 @@ IR_VERSION = 10  # of opset 21; TensorRT 10.3 reads no newer file
 LEAD = 16  # int32 words by which a constant over another's bytes begins before it: TensorRT tells weights by address
 _WORD = 4  # bytes
 _INLINE = 1024  # smaller constants stay in model.onnx, where shapes must be known before the weights are read
-_VALUE_DEPENDENT = frozenset({
-    "If", "Loop", "Scan", "NonZero", "Unique", "Compress", "NonMaxSuppression", "TopK", "RandomNormal",
-    "RandomUniform", "Bernoulli", "Multinomial", "SequenceAt", "SequenceConstruct", "ConcatFromSequence", "Optional",
-})  # fmt: skip
+_VALUE_DEPENDENT = frozenset(
+    {
+        "If",
+        "Loop",
+        "Scan",
+        "NonZero",
+        "Unique",
+        "Compress",
+        "NonMaxSuppression",
+        "TopK",
+        "RandomNormal",
+        "RandomUniform",
+        "Bernoulli",
+        "Multinomial",
+        "SequenceAt",
+        "SequenceConstruct",
+        "ConcatFromSequence",
+        "Optional",
+    }
+)
 _SHAPE_INPUTS = {
-    "Reshape": (1,), "Expand": (1,), "Tile": (1,), "ConstantOfShape": (0,), "Range": (0, 1, 2), "Slice": (1, 2, 3, 4),
-    "Unsqueeze": (1,), "Squeeze": (1,), "ReduceMean": (1,), "Split": (1,), "Pad": (1,), "Resize": (2, 3),
-}  # fmt: skip
+    "Reshape": (1,),
+    "Expand": (1,),
+    "Tile": (1,),
+    "ConstantOfShape": (0,),
+    "Range": (0, 1, 2),
+    "Slice": (1, 2, 3, 4),
+    "Unsqueeze": (1,),
+    "Squeeze": (1,),
+    "ReduceMean": (1,),
+    "Split": (1,),
+    "Pad": (1,),
+    "Resize": (2, 3),
+}
 
 
 def tidy(model: Any, shapes: Shapes) -> None:  # noqa: ANN401 - onnx_ir has no types for us

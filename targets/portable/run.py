@@ -42,9 +42,14 @@ class PortableRuntime(FolderDecoder):
     """
 
     def __init__(
-        self, path: Path, *, context: int = 2048, threads: int | None = None, provider: Provider = "auto",
+        self,
+        path: Path,
+        *,
+        context: int = 2048,
+        threads: int | None = None,
+        provider: Provider = "auto",
         accuracy_level: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.facts = read_facts(path)
         super().__init__(path, self.facts.special)
         self.context = min(context, self.facts.context)

@@ -41,11 +41,15 @@ def read_shapes(config: Any) -> Shapes:  # noqa: ANN401 - a transformers configu
     heads, hidden = int(normalized.num_attention_heads), int(normalized.hidden_size)
     _check(config, family)
     return Shapes(
-        family=family, layers=int(normalized.num_layers), heads=heads,
+        family=family,
+        layers=int(normalized.num_layers),
+        heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or hidden // heads), hidden=hidden,
-        vocabulary=int(normalized.vocab_size), context=int(config.max_position_embeddings),
-    )  # fmt: skip
+        head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
+        hidden=hidden,
+        vocabulary=int(normalized.vocab_size),
+        context=int(config.max_position_embeddings),
+    )
 
 
 def _normalized(config: Any, family: str) -> Any:  # noqa: ANN401 - optimum has no types

@@ -111,9 +111,12 @@ def _generation() -> type[Any]:
 
 
 def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None,  # noqa: ANN401
-    separators: tuple[str, str] | None = None, sort_keys: bool = False,
-) -> str:  # fmt: skip
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,  # noqa: ANN401
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """JSON as it is, where jinja2's own filter would escape it for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 

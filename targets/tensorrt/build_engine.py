@@ -129,10 +129,15 @@ def parser_errors(parser: Any) -> list[Json]:  # noqa: ANN401
         error = parser.get_error(place)
         reason = " ".join(str(error.desc()).split())
         operator, kind = str(error.node_operator()), str(error.code()).rsplit(".", 1)[-1]
-        found.append({
-            "node": str(error.node_name()), "operator": operator, "kind": kind, "reason": reason,
-            "advice": advice_for(f"{kind} {operator} {reason}"),
-        })  # fmt: skip
+        found.append(
+            {
+                "node": str(error.node_name()),
+                "operator": operator,
+                "kind": kind,
+                "reason": reason,
+                "advice": advice_for(f"{kind} {operator} {reason}"),
+            }
+        )
     return found
 
 
@@ -261,11 +266,12 @@ def write_engine(trt: Any, plan: Json, blob: bytes, report: Json, options: argpa
         sidecar.unlink()
     write_whole(options.out, blob)
     facts = {
-        **plan, "engine": {"file": options.out.name, "bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()},
+        **plan,
+        "engine": {"file": options.out.name, "bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()},
         "built_with": {"library": trt.__name__, "version": str(trt.__version__)},
         "options": {"refittable": bool(options.refittable), "stripped": bool(options.strip)},
         "report": report,
-    }  # fmt: skip
+    }
     write_whole(sidecar, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
 
 

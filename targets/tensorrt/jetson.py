@@ -50,15 +50,23 @@ SCRIPTS = (build_engine, run_engine)
 def target(release: Release) -> dict[str, Any]:
     """What TensorRT on a device is told."""
     return {
-        "library": "tensorrt", "title": release.title, "version": release.tensorrt,
-        "strongly_typed_flag": release.strongly_typed_flag, "capabilities": [],
-    }  # fmt: skip
+        "library": "tensorrt",
+        "title": release.title,
+        "version": release.tensorrt,
+        "strongly_typed_flag": release.strongly_typed_flag,
+        "capabilities": [],
+    }
 
 
 def compile_tensorrt(
-    portable: Path, out: Path, release: Release, *, student: Student | None = None, lengths: Lengths | None = None,
+    portable: Path,
+    out: Path,
+    release: Release,
+    *,
+    student: Student | None = None,
+    lengths: Lengths | None = None,
     kernels: Path | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Write the device's folder `out`; returns its plan (`build.json`).
 
     Args:
@@ -90,9 +98,12 @@ def compile_tensorrt(
         else:
             put = _with_plugins(portable, temporary, kernels, release) | {"portable": asdict(facts)}
         plan = make_plan(
-            temporary, facts, lengths or Lengths(min(2048, facts.context)),
-            student or Student(portable.name, digest_of(portable)), target(release),
-        )  # fmt: skip
+            temporary,
+            facts,
+            lengths or Lengths(min(2048, facts.context)),
+            student or Student(portable.name, digest_of(portable)),
+            target(release),
+        )
         plan |= {"parsed": parsed, **put}
         for script in SCRIPTS:
             shutil.copyfile(str(script.__file__), temporary / Path(str(script.__file__)).name)

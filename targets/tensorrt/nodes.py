@@ -58,9 +58,15 @@ def gemv_node(
         kind = _kind(onnx, activations)
         constants.append(onnx.helper.make_tensor(f"{name}.bias", kind, bias.shape, bias.astype(np.float32).tolist()))
     node = onnx.helper.make_node(
-        plugin_name(extra), [x, *(constant.name for constant in constants)], [y], name=name, domain=NAMESPACE,
-        group=[matrix.group], plugin_namespace=NAMESPACE, plugin_version=VERSION,
-    )  # fmt: skip
+        plugin_name(extra),
+        [x, *(constant.name for constant in constants)],
+        [y],
+        name=name,
+        domain=NAMESPACE,
+        group=[matrix.group],
+        plugin_namespace=NAMESPACE,
+        plugin_version=VERSION,
+    )
     return constants, node
 
 

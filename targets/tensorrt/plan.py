@@ -89,18 +89,28 @@ def make_plan(
     if lengths.context > facts.context:
         raise UsageError(f"a context of {lengths.context} tokens: this student was made for {facts.context}")
     return {
-        "schema": SCHEMA, "graph": GRAPH, "files": {name: sha256(folder / name) for name in (GRAPH, DATA)},
+        "schema": SCHEMA,
+        "graph": GRAPH,
+        "files": {name: sha256(folder / name) for name in (GRAPH, DATA)},
         "student": {"name": student.name, "digest": student.digest},
         "target": {**target, "install": _INSTALL[target["library"]]},
-        "inputs": input_names(facts.layers), "outputs": output_names(facts.layers),
+        "inputs": input_names(facts.layers),
+        "outputs": output_names(facts.layers),
         "profiles": profiles(facts, lengths),
         "model": {
-            "dtype": facts.dtype, "layers": facts.layers, "kv_heads": facts.kv_heads, "head_dim": facts.head_dim,
-            "vocabulary": facts.vocabulary, "context": lengths.context, "piece": lengths.piece,
-            "stop_ids": list(facts.stop_ids), "special": dict(facts.special), "bits": dict(facts.bits),
+            "dtype": facts.dtype,
+            "layers": facts.layers,
+            "kv_heads": facts.kv_heads,
+            "head_dim": facts.head_dim,
+            "vocabulary": facts.vocabulary,
+            "context": lengths.context,
+            "piece": lengths.piece,
+            "stop_ids": list(facts.stop_ids),
+            "special": dict(facts.special),
+            "bits": dict(facts.bits),
             "around": around(folder, facts),
         },
-    }  # fmt: skip
+    }
 
 
 def around(folder: Path, facts: Facts) -> list[str]:

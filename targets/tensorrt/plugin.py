@@ -206,10 +206,13 @@ def _as_torch(tensor: Any) -> Any:  # noqa: ANN401 - tensorrt.plugin.Tensor to t
     kind = _type_name(tensor.dtype)
     shown = SimpleNamespace(
         __cuda_array_interface__={
-            "shape": tuple(tensor.shape), "typestr": _NUMPY[kind], "data": (tensor.data_ptr, False), "strides": None,
+            "shape": tuple(tensor.shape),
+            "typestr": _NUMPY[kind],
+            "data": (tensor.data_ptr, False),
+            "strides": None,
             "version": 3,
         }
-    )  # fmt: skip
+    )
     found = torch.as_tensor(shown, device="cuda")
     return found.view(torch.bfloat16) if kind == "BF16" else found
 

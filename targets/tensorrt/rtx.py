@@ -34,9 +34,12 @@ def target(capabilities: tuple[str, ...]) -> dict[str, Any]:
     """What TensorRT-RTX is told. Raises UsageError."""
     check_capabilities(capabilities)
     return {
-        "library": LIBRARY, "title": "RTX laptops", "version": VERSION, "strongly_typed_flag": False,
+        "library": LIBRARY,
+        "title": "RTX laptops",
+        "version": VERSION,
+        "strongly_typed_flag": False,
         "capabilities": list(capabilities),
-    }  # fmt: skip
+    }
 
 
 def require_rtx() -> None:
@@ -46,9 +49,15 @@ def require_rtx() -> None:
 
 
 def build_rtx(
-    portable: Path, out: Path, capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0"), *,
-    student: Student | None = None, lengths: Lengths | None = None, seconds: float = 3600, memory_mb: int = 16384,
-) -> dict[str, Any]:  # fmt: skip
+    portable: Path,
+    out: Path,
+    capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0"),
+    *,
+    student: Student | None = None,
+    lengths: Lengths | None = None,
+    seconds: float = 3600,
+    memory_mb: int = 16384,
+) -> dict[str, Any]:
     """Write the engine folder `out`; returns its facts (`engine.json`).
 
     Args:
@@ -65,9 +74,12 @@ def build_rtx(
     require_rtx()
     facts = read_facts(portable)
     plan = make_plan(
-        portable, facts, lengths or Lengths(min(2048, facts.context)),
-        student or Student(portable.name, digest_of(portable)), aimed,
-    )  # fmt: skip
+        portable,
+        facts,
+        lengths or Lengths(min(2048, facts.context)),
+        student or Student(portable.name, digest_of(portable)),
+        aimed,
+    )
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

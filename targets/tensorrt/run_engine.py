@@ -203,9 +203,10 @@ class Engine:
         count, total = len(tokens), self.length + len(tokens)
         self._choose(PROFILES.index("decode" if count == 1 else "prefill"))
         fed = {
-            "input_ids": np.array([tokens], np.int64), "attention_mask": np.ones((1, total), np.int64),
+            "input_ids": np.array([tokens], np.int64),
+            "attention_mask": np.ones((1, total), np.int64),
             "position_ids": np.arange(self.length, total, dtype=np.int64)[None],
-        }  # fmt: skip
+        }
         for name, values in fed.items():
             self.gpu.upload(self._fed[name], values)
             self._bind(name, self._fed[name], values.shape)

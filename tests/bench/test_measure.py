@@ -24,8 +24,9 @@ def test_a_share_is_spread_evenly_over_each_split(sums):
     asked = [*sums.questions(40, "held-out"), *sums.questions(12, "unseen-wording", 50)]
     kept = share_of(asked, 0.25)
     assert [q.id for q in kept] == [
-        *(f"held-out-{i}" for i in range(0, 40, 4)), *(f"unseen-wording-{i}" for i in (50, 54, 58)),
-    ]  # fmt: skip
+        *(f"held-out-{i}" for i in range(0, 40, 4)),
+        *(f"unseen-wording-{i}" for i in (50, 54, 58)),
+    ]
     assert share_of(asked, 1.0) == asked
     assert [len(share_of(asked[:n], 0.34)) for n in (1, 2, 3, 10)] == [1, 1, 1, 3], "never none"
     assert len({q.id for q in share_of(asked, 0.9)}) == 36 + 11, "no question twice"
@@ -132,9 +133,10 @@ def test_moving_a_student_changes_no_measurement(sums, fake, tmp_path):
 def test_a_real_worker_answers_counts_its_memory_and_ends(sums, one_thread, tiny_smollm2_gguf, tmp_path):
     team = sums.team(tiny_smollm2_gguf)
     questions = [
-        *sums.questions(1, "held-out"), *sums.questions(1, "held-out", 1, sums.BROKEN),
+        *sums.questions(1, "held-out"),
+        *sums.questions(1, "held-out", 1, sums.BROKEN),
         *sums.questions(1, "unseen-wording", 2),
-    ]  # fmt: skip
+    ]
     made = measure([System(id="team", kind="team", team=team)], questions, [], tmp_path / "out")
     held, unseen = load_measurements(made.path / "measurements.json")
     assert (held.split, unseen.split) == ("held-out", "unseen-wording")

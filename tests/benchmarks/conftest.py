@@ -24,14 +24,21 @@ class MadeUpClock:
     label, device = "made up", "cpu"
 
     def __init__(self, seconds=None, *, l2_bytes=1024, peaks=()):
-        self.costs = {name: itertools.cycle(cost if isinstance(cost, list) else [cost])
-                      for name, cost in (seconds or {}).items()}  # fmt: skip
+        self.costs = {
+            name: itertools.cycle(cost if isinstance(cost, list) else [cost]) for name, cost in (seconds or {}).items()
+        }
         self.l2_bytes, self.peaks = l2_bytes, list(peaks)
         self.timed, self.replays, self.heated = [], [], 0
 
     def facts(self):
-        return {"name": DEVICE, "driver": "1.2.3", "sm": 90, "processors": 4,
-                "l2_bytes": self.l2_bytes, "memory_bytes": 1 << 16}  # fmt: skip
+        return {
+            "name": DEVICE,
+            "driver": "1.2.3",
+            "sm": 90,
+            "processors": 4,
+            "l2_bytes": self.l2_bytes,
+            "memory_bytes": 1 << 16,
+        }
 
     def state(self):
         return {"clocks.sm": "1980"}
@@ -60,8 +67,17 @@ def benches():
     """The modules of the kernels' benchmarks by name, and `MadeUpClock`."""
     pytest.importorskip("torch")
     pytest.importorskip("triton", reason="kernels under the interpreter: install 'soloist[kernels]'")
-    names = ["gpu_timing", "gpu_program", "gpu_tuning", "gpu_matmul", "bench_w4a16_gemv", "bench_w4a16_gemm",
-             "bench_w8a16", "bench_decode_attention", "bench_linear_kl"]  # fmt: skip
+    names = [
+        "gpu_timing",
+        "gpu_program",
+        "gpu_tuning",
+        "gpu_matmul",
+        "bench_w4a16_gemv",
+        "bench_w4a16_gemm",
+        "bench_w8a16",
+        "bench_decode_attention",
+        "bench_linear_kl",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names}, MadeUpClock=MadeUpClock)

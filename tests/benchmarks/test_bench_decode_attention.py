@@ -28,8 +28,9 @@ def test_both_caches_are_compared_with_torchs_attention(benches, tiny, started):
     assert sides["ours"]["bytes"] == sides["sdpa"]["bytes"] == 2 * 2 * 96 * 32 * 2 + around
     assert sides["ours-int8"]["bytes"] == 2 * 2 * 96 * (32 + 2) + around
     assert {name: each["median"] for name, each in sides["sdpa"]["times_slower_than"].items()} == {
-        "ours": 1.5, "ours-int8": 3.0,
-    }  # fmt: skip
+        "ours": 1.5,
+        "ours-int8": 3.0,
+    }
     assert all(0 <= error <= 1 for error in shape["error"].values()) and len(shape["error"]) == 2
 
 
@@ -66,5 +67,6 @@ def test_what_was_tuned_is_what_the_entry_point_takes(benches, tiny, started, as
     code, _, said = started(tiny, clock, "--tune")
     assert code == 0 and said.count("best of 2 is ") == 2
     assert {(kernel, options["int8"], answer and answer.name) for kernel, _, options, answer in asked} == {
-        ("decode_attention", False, first.name), ("decode_attention", True, second.name),
-    }  # fmt: skip
+        ("decode_attention", False, first.name),
+        ("decode_attention", True, second.name),
+    }

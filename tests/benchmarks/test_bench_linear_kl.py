@@ -33,8 +33,9 @@ def test_speed_and_memory_are_told_for_each_loss(benches, tiny, started):
     assert first["sides"]["plain"]["times_slower_than"]["ours"]["median"] == 1.5
     assert set(first["error"]) == {"values", "dh", "dW"} and all(0 <= e <= 1 for e in first["error"].values())
     assert [(bar["value"], bar["verdict"]) for bar in row["bars"]] == [
-        (pytest.approx(140 / 300), "met"), (1.5, "met"),
-    ] * 3  # fmt: skip
+        (pytest.approx(140 / 300), "met"),
+        (1.5, "met"),
+    ] * 3
 
 
 def test_too_much_memory_and_too_little_speed_miss_their_bars(benches, tiny, started):
@@ -79,7 +80,7 @@ def test_what_was_tuned_is_what_the_entry_point_takes(benches, tiny, started, as
     assert code == 0 and said.count(f"best of {len(cuts)} is {cuts[1].name}") == 3
     assert {(kernel, options["kind"], answer and answer.name) for kernel, sizes, options, answer in asked} == {
         ("linear_kl", kind, cuts[1].name) for kind in ("forward", "jsd", "lse")
-    }  # fmt: skip
+    }
 
 
 def test_two_students_of_one_size_leave_one_entry(benches):

@@ -35,17 +35,29 @@ def bench(tmp_path, monkeypatch):
         student = spaces["student_of"](
             setting, method, seed, spend, options, traces, work, f"{setting}-{method}-{seed}"
         )
-        return {"setting": setting, "method": method, "seed": seed, "spend": spend, "traces": traces.digest,
-                "right": [1, 0, 1], **found.cost_of(student)}  # fmt: skip
+        return {
+            "setting": setting,
+            "method": method,
+            "seed": seed,
+            "spend": spend,
+            "traces": traces.digest,
+            "right": [1, 0, 1],
+            **found.cost_of(student),
+        }
 
     monkeypatch.setitem(spaces, "student_of", student_of)
     monkeypatch.setitem(spaces, "cell", cell)
     monkeypatch.setitem(spaces, "team_answers", lambda *_: [1, 1, 0])
     found.options = SimpleNamespace(
-        work=str(tmp_path / "work"), results=str(tmp_path / "rows.jsonl"), spend=100, keep=False,
+        work=str(tmp_path / "work"),
+        results=str(tmp_path / "rows.jsonl"),
+        spend=100,
+        keep=False,
         agent=None,
-        settings=["few", "internalise"], methods=["sft", "pad"], seeds=[0, 1],
-    )  # fmt: skip
+        settings=["few", "internalise"],
+        methods=["sft", "pad"],
+        seeds=[0, 1],
+    )
     found.rows = lambda: [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     return found
 
@@ -57,8 +69,11 @@ def test_what_failed_is_told_and_the_rest_is_measured_once(bench):
     failed = bench.measure(bench.options, TRACES, ASKED)
     assert len(failed) == 4 and failed[0].startswith("few pad seed 0: no question with both")
     assert [(r["setting"], r["method"], r["seed"]) for r in bench.rows()] == [
-        ("few", "sft", 0), ("internalise", "sft", 0), ("few", "sft", 1), ("internalise", "sft", 1),
-    ]  # fmt: skip
+        ("few", "sft", 0),
+        ("internalise", "sft", 0),
+        ("few", "sft", 1),
+        ("internalise", "sft", 1),
+    ]
     assert all(r["team_right"] == [1, 1, 0] and r["train_seconds"] == 9.0 for r in bench.rows())
     before = len(bench.trained)
     assert len(bench.measure(bench.options, TRACES, ASKED)) == 4
@@ -107,7 +122,10 @@ def test_other_questions_traces_or_tokens_are_another_comparison(bench):
 
 def test_cost_counts_every_pass(bench):
     phases = {"training": {"tokens": 5, "seconds": 1.0, "phases": {"sft": {"tokens": 7, "seconds": 2.0}}}}
-    pair = {"training": {"tokens": 5, "seconds": 10.0}, "parts": ["decomposer", "solver"],
-            "decomposer": {"training": {"tokens": 11, "seconds": 20.0}}}  # fmt: skip
+    pair = {
+        "training": {"tokens": 5, "seconds": 10.0},
+        "parts": ["decomposer", "solver"],
+        "decomposer": {"training": {"tokens": 11, "seconds": 20.0}},
+    }
     found = [bench.cost_of(SimpleNamespace(facts=facts, manifest={"seconds": 4.0})) for facts in (phases, pair)]
     assert found == [{"tokens_read": 12, "train_seconds": 4.0}, {"tokens_read": 16, "train_seconds": 30.0}]

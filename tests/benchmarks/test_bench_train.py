@@ -18,8 +18,12 @@ def test_both_trainers_read_the_same_tokens_and_start_from_the_same_loss(tiny_sm
     size = ["--rounds", "1", "--steps", "3", "--batch", "4", "--threads", "1", "--precision", "fp32", "--rivals", "trl"]
     done = subprocess.run(
         [sys.executable, "-P", str(SCRIPT), "--dry", "--model", str(tiny_smollm2), *size],
-        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout.splitlines()[-1])
     assert row["ours_tok_s"]["n"] == row["trl_tok_s"]["trl"]["n"] == 1

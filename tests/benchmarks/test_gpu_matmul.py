@@ -23,8 +23,9 @@ def tiny(benches, monkeypatch):
     for module in (bench, matmul):
         monkeypatch.setattr(module, "SQUARES", ((N, K),))
         monkeypatch.setattr(module, "STUDENTS", ((N, K),))
-    monkeypatch.setattr(bench, "SHAPES", (matmul.Shape(1, N, K, 128), matmul.Shape(2, N, K, 128),
-                                          matmul.Shape(1, N, K, 32, gated=True)))  # fmt: skip
+    monkeypatch.setattr(
+        bench, "SHAPES", (matmul.Shape(1, N, K, 128), matmul.Shape(2, N, K, 128), matmul.Shape(1, N, K, 32, gated=True))
+    )
     monkeypatch.setattr(bench, "QUICK", bench.SHAPES[:1])
     return bench
 
@@ -69,8 +70,10 @@ def test_no_call_meets_the_matrix_before_it_in_the_cache(benches):
     work = benches.gpu_matmul.Operands(_run(benches, clock), benches.gpu_matmul.Shape(1, 64, 128, 32), 4)
     from soloist.kernels.w4a16_gemv import KERNEL
 
-    for side, bytes_of in ((benches.gpu_matmul.ours(KERNEL, work), lambda call: call.keywords["weight"].codes),
-                           (benches.gpu_matmul.cublas(work), lambda call: call.args[1])):  # fmt: skip
+    for side, bytes_of in (
+        (benches.gpu_matmul.ours(KERNEL, work), lambda call: call.keywords["weight"].codes),
+        (benches.gpu_matmul.cublas(work), lambda call: call.args[1]),
+    ):
         seen = [bytes_of(call) for call in side.calls]
         assert len({one.data_ptr() for one in seen}) == len(seen) > 2
         assert sum(one.numel() * one.element_size() for one in seen) >= 3.5 * clock.l2_bytes
@@ -148,10 +151,15 @@ def test_a_short_last_group_is_no_reshape(benches):
 
 def _rows(speeds, of_copy=0.8, n=4096, group=128):
     return [
-        {"M": m, "N": n, "K": n, "group": group,
-         "sides": {"ours": {"of_copy": of_copy}, "cublas": {"times_slower_than": {"ours": {"median": speed}}}}}
+        {
+            "M": m,
+            "N": n,
+            "K": n,
+            "group": group,
+            "sides": {"ours": {"of_copy": of_copy}, "cublas": {"times_slower_than": {"ours": {"median": speed}}}},
+        }
         for m, speed in speeds.items()
-    ]  # fmt: skip
+    ]
 
 
 def test_the_bars_are_those_of_the_issue(benches):
@@ -161,9 +169,13 @@ def test_the_bars_are_those_of_the_issue(benches):
     small[0]["K"], small[1]["K"] = 1536, 4864
     found = [(bar.value, bar.limit, bar.verdict) for bar in benches.bench_w4a16_gemv.bars(rows + small)]
     assert found == [
-        (2.4, 2.3, "met"), (1.31, 1.3, "met"), (2.29, 2.3, "missed"), (1.29, 1.3, "missed"), (0.69, 0.7, "missed"),
+        (2.4, 2.3, "met"),
+        (1.31, 1.3, "met"),
+        (2.29, 2.3, "missed"),
+        (1.29, 1.3, "missed"),
+        (0.69, 0.7, "missed"),
         (0.99, 1.0, "missed"),
-    ]  # fmt: skip
+    ]
     assert {bar.verdict for bar in benches.bench_w4a16_gemv.bars([])} == {"not measured"}
 
 
@@ -266,9 +278,15 @@ def test_a_wrong_configuration_ends_tuning_and_one_that_does_not_fit_is_passed_o
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H100 PCIe", "h100-pcie"), ("NVIDIA GeForce RTX 4090", "rtx-4090"),
-     ("NVIDIA H200", "h200"), ("Orin", "orin"), ("NVIDIA A100-SXM4-80GB", "a100-sxm4")],
-)  # fmt: skip
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA H200", "h200"),
+        ("Orin", "orin"),
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm4"),
+    ],
+)
 def test_a_table_is_named_after_its_gpu(benches, tmp_path, name, file):
     assert benches.gpu_tuning.table_path(tmp_path, name) == tmp_path / f"{file}.json"
 

@@ -44,9 +44,7 @@ def test_a_graph_has_an_end(benches):
 
 def test_what_needs_no_graph_is_captured_into_none(benches):
     clock = benches.MadeUpClock()
-    benches.gpu_timing.interleave(
-        clock, [*_sides(benches, "eager", graph=False), *_sides(benches, "captured")], 1
-    )  # fmt: skip
+    benches.gpu_timing.interleave(clock, [*_sides(benches, "eager", graph=False), *_sides(benches, "captured")], 1)
     assert {name: graph for name, _, graph in clock.replays} == {"eager": False, "captured": True}
 
 
@@ -88,9 +86,14 @@ def test_a_copy_counts_what_is_read_and_what_is_written(benches):
 
 @pytest.mark.parametrize(
     ("value", "limit", "most", "verdict"),
-    [(2.3, 2.3, False, "met"), (2.29, 2.3, False, "missed"), (0.5, 0.5, True, "met"), (0.51, 0.5, True, "missed"),
-     (None, 1.0, False, "not measured")],
-)  # fmt: skip
+    [
+        (2.3, 2.3, False, "met"),
+        (2.29, 2.3, False, "missed"),
+        (0.5, 0.5, True, "met"),
+        (0.51, 0.5, True, "missed"),
+        (None, 1.0, False, "not measured"),
+    ],
+)
 def test_a_bar_is_met_or_missed_with_its_number(benches, value, limit, most, verdict):
     bar = benches.gpu_program.Bar("speed", limit, value, most)
     assert bar.plain() == {"bar": "speed", "limit": limit, "most": most, "value": value, "verdict": verdict}
@@ -149,9 +152,13 @@ def test_without_a_gpu_one_line_says_what_is_needed(benches, name, tmp_path, cap
 def test_the_command_in_the_readme_starts(tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", str(FOLDER / "bench_w4a16_gemv.py"), "--quick", "--dry"],
-        capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=tmp_path,
         env={**os.environ, "TRITON_INTERPRET": "0"},
-    )  # fmt: skip
+    )
     assert done.returncode == 7, done.stderr
     assert done.stderr.startswith("w4a16_gemv: ") and done.stdout == ""
 
@@ -162,8 +169,12 @@ def test_the_quick_run_on_a_gpu(tmp_path):
     results = tmp_path / "rows.jsonl"
     done = subprocess.run(
         [sys.executable, "-P", str(FOLDER / "bench_w4a16_gemv.py"), "--quick", "--results", str(results)],
-        capture_output=True, text=True, check=False, timeout=540, env={**os.environ, "TRITON_INTERPRET": "0"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=540,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+    )
     assert done.returncode == 0, done.stderr
     row = json.loads(results.read_text())
     assert (

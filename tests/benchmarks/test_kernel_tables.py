@@ -24,17 +24,29 @@ def tables():
 
 def _record(kernel, variant, arch, **more):
     return {
-        "kernel": kernel, "variant": variant, "configuration": "block_n16-w4-s2", "arch": arch, "registers": 40,
-        "shared": 2048, "spill_stores": 0, "spill_loads": 0, "shipped": True, "triton": "3.9.0",
-        "files": {"cubin": {"bytes": 5000}}, **more,
-    }  # fmt: skip
+        "kernel": kernel,
+        "variant": variant,
+        "configuration": "block_n16-w4-s2",
+        "arch": arch,
+        "registers": 40,
+        "shared": 2048,
+        "spill_stores": 0,
+        "spill_loads": 0,
+        "shipped": True,
+        "triton": "3.9.0",
+        "files": {"cubin": {"bytes": 5000}},
+        **more,
+    }
 
 
 def test_a_table_counts_what_was_built(tables):
     records = [
-        _record("b", "fp16", "sm_110", registers=128), _record("b", "fp16", "sm_87"), _record("b", "bf16", "sm_87"),
-        _record("a", "fp16", "sm_87"), _record("a", "fp16", "sm_110", shared=65536),
-    ]  # fmt: skip
+        _record("b", "fp16", "sm_110", registers=128),
+        _record("b", "fp16", "sm_87"),
+        _record("b", "bf16", "sm_87"),
+        _record("a", "fp16", "sm_87"),
+        _record("a", "fp16", "sm_110", shared=65536),
+    ]
     made = tables.table(records, "abc")
     assert "| `a` | 1 | 1 | 1 builds, ≤ 40 registers, ≤ 2.0 KB | 1 builds, ≤ 40 registers, ≤ 64.0 KB |" in made
     assert "5 cubins, 0.0 MB, 0 bytes spilled" in made and "commit abc" in made

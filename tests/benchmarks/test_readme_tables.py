@@ -22,10 +22,20 @@ def tables():
 
 def row(method, right, *, setting="few", seed=0, spend=100, asked="a", traces="t", splits=SPLITS, seconds=60.0):
     return {
-        "setting": setting, "method": method, "seed": seed, "spend": spend, "asked": asked, "traces": traces,
-        "splits": splits, "right": right, "team_right": [1] * len(splits), "tokens_read": spend,
-        "train_seconds": seconds, "commit": "c", "device": {"cpu": "x", "cores": 2},
-    }  # fmt: skip
+        "setting": setting,
+        "method": method,
+        "seed": seed,
+        "spend": spend,
+        "asked": asked,
+        "traces": traces,
+        "splits": splits,
+        "right": right,
+        "team_right": [1] * len(splits),
+        "tokens_read": spend,
+        "train_seconds": seconds,
+        "commit": "c",
+        "device": {"cpu": "x", "cores": 2},
+    }
 
 
 def answers(share, splits=SPLITS):
@@ -94,10 +104,13 @@ def test_files_stand_by_size_with_what_they_lose_and_why_one_is_not_there(tables
 
     asked = {"f16": [1] * 80 + [0] * 20, "ours": [1] * 78 + [0] * 22}
     rows = [
-        file("f16", 200.0, 0.0, "reference"), file("ours", 90.0, 0.001), file("other", 95.0, 0.25, "llama.cpp"),
-        file("wide", 101.0, 0.1, "llama.cpp"), file("bad", 0.0, refused="crashed"),
+        file("f16", 200.0, 0.0, "reference"),
+        file("ours", 90.0, 0.001),
+        file("other", 95.0, 0.25, "llama.cpp"),
+        file("wide", 101.0, 0.1, "llama.cpp"),
+        file("bad", 0.0, refused="crashed"),
         *(file(name, 1.0, right=right) for name, right in asked.items()),
-    ]  # fmt: skip
+    ]
     said = tables.quantized("acts", rows).splitlines()
     assert [line.split("|")[1].strip() for line in said[2:5]] == ["ours", "other", "f16"]
     assert said[2].startswith("| ours | 90.0 | 0.00100 | 0.0090 | 99.9 | 78 (") and "-2 (" in said[2]

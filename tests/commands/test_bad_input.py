@@ -184,9 +184,13 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     refused, soloist, sums, team_file, question_file, tmp_path, whole_job, monkeypatch
 ):
     arguments = (
-        "teach", team_file(sums.team(whole_job.gguf)), "--questions", question_file(sums.questions(5)),
-        "-o", tmp_path / "traces",
-    )  # fmt: skip
+        "teach",
+        team_file(sums.team(whole_job.gguf)),
+        "--questions",
+        question_file(sums.questions(5)),
+        "-o",
+        tmp_path / "traces",
+    )
     sync, count = os.fsync, []
 
     def fsync(file):
@@ -256,9 +260,15 @@ def test_what_cannot_work_is_refused_before_the_team_is_recorded(
     refused, sums, team_file, question_file, tmp_path, option, value, code, reason
 ):
     arguments = [
-        "run", team_file(sums.team(tmp_path / "m.gguf")), "--train", question_file(sums.questions(2), "train.jsonl"),
-        "--test", question_file(sums.questions(2, start=50), "test.jsonl"), "-o", tmp_path / "out",
-    ]  # fmt: skip
+        "run",
+        team_file(sums.team(tmp_path / "m.gguf")),
+        "--train",
+        question_file(sums.questions(2), "train.jsonl"),
+        "--test",
+        question_file(sums.questions(2, start=50), "test.jsonl"),
+        "-o",
+        tmp_path / "out",
+    ]
     said = refused(code, *arguments, option, value)
     assert reason in said and "\n" not in said
     assert not (tmp_path / "out" / "traces.partial").exists()
@@ -270,11 +280,16 @@ def own_team(sums, team_file, question_file, tmp_path):
 
     def arguments(*more, train=(), test=()):
         return [
-            "run", team_file(sums.team(tmp_path / "m.gguf")),
-            "--train", question_file([*sums.questions(2), *train], "train.jsonl"),
-            "--test", question_file([*sums.questions(2, start=50), *test], "test.jsonl"),
-            "-o", tmp_path / "out", *more,
-        ]  # fmt: skip
+            "run",
+            team_file(sums.team(tmp_path / "m.gguf")),
+            "--train",
+            question_file([*sums.questions(2), *train], "train.jsonl"),
+            "--test",
+            question_file([*sums.questions(2, start=50), *test], "test.jsonl"),
+            "-o",
+            tmp_path / "out",
+            *more,
+        ]
 
     return arguments
 
@@ -336,13 +351,20 @@ def test_options_of_a_fresh_recording_and_of_own_teams_are_not_passed_over(refus
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("run", "--epochs", 0), ("run", "--questions", 0), ("run", "--unseen", 97), ("run", "--record", 0),
-        ("teach", "--jobs", 0), ("teach", "--threads", 0), ("teach", "--count", 0),
-        ("distill", "traces", "-o", "out", "--epochs", 0), ("distill", "traces", "-o", "out", "--limit", 0),
-        ("distill", "traces", "-o", "out", "--learning-rate", 0), ("distill", "traces", "-o", "out", "--spend", 0),
+        ("run", "--epochs", 0),
+        ("run", "--questions", 0),
+        ("run", "--unseen", 97),
+        ("run", "--record", 0),
+        ("teach", "--jobs", 0),
+        ("teach", "--threads", 0),
+        ("teach", "--count", 0),
+        ("distill", "traces", "-o", "out", "--epochs", 0),
+        ("distill", "traces", "-o", "out", "--limit", 0),
+        ("distill", "traces", "-o", "out", "--learning-rate", 0),
+        ("distill", "traces", "-o", "out", "--spend", 0),
     ],
     ids=lambda arguments: " ".join(map(str, arguments)),
-)  # fmt: skip
+)
 def test_numbers_out_of_range_are_refused_by_the_option(soloist, arguments):
     result = soloist(*arguments)
     assert result.exit_code == USAGE and "Invalid value" in result.stderr and f"'{arguments[-2]}'" in result.stderr

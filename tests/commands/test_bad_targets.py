@@ -153,11 +153,13 @@ def engine(tmp_path):
     folder.mkdir()
     (folder / "model.engine").write_bytes(content)
     facts = {
-        "schema": 1, "engine": {"file": "model.engine", "sha256": hashlib.sha256(content).hexdigest()},
-        "built_with": {"library": "tensorrt", "version": "10.3"}, "options": {"stripped": False},
+        "schema": 1,
+        "engine": {"file": "model.engine", "sha256": hashlib.sha256(content).hexdigest()},
+        "built_with": {"library": "tensorrt", "version": "10.3"},
+        "options": {"stripped": False},
         "target": {"library": "tensorrt", "install": "it is part of JetPack"},
         "model": {"context": 64, "piece": 8, "vocabulary": 32, "kv_heads": 1, "head_dim": 8, "dtype": "float16"},
-    }  # fmt: skip
+    }
     (folder / "engine.json").write_text(json.dumps(facts))
     return folder
 
@@ -190,9 +192,12 @@ def test_a_gguf_that_is_cut_off_is_named(refused, tiny, tmp_path, left):
 
 
 FILES = {
-    "gguf-q8_0": "Tiny-Q8_0.gguf", "onnx": "model.onnx.data", "onnx-portable": "model.onnx",
-    "tensorrt-rtx": "model.engine", "tensorrt-7.2": "kernels/sm_87/product.ptx",
-}  # fmt: skip
+    "gguf-q8_0": "Tiny-Q8_0.gguf",
+    "onnx": "model.onnx.data",
+    "onnx-portable": "model.onnx",
+    "tensorrt-rtx": "model.engine",
+    "tensorrt-7.2": "kernels/sm_87/product.ptx",
+}
 
 
 @pytest.mark.parametrize("format", FILES)

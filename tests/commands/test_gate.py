@@ -26,10 +26,20 @@ def recording(sums, tmp_path):
                 right = seed % 2 == 0
                 answer = question.gold if right else "7"
                 verdict = "correct" if right else "wrong"
-                turn = Turn(id=0, agent="ann", role="solver", text=f"#### {answer}", model="m", answer=answer,
-                            verdict=verdict)  # fmt: skip
-                made.append(Run(question=question, team="sums", turns=(turn,), path=(0,), answer=answer,
-                                verdict=verdict, seed=seed))  # fmt: skip
+                turn = Turn(
+                    id=0, agent="ann", role="solver", text=f"#### {answer}", model="m", answer=answer, verdict=verdict
+                )
+                made.append(
+                    Run(
+                        question=question,
+                        team="sums",
+                        turns=(turn,),
+                        path=(0,),
+                        answer=answer,
+                        verdict=verdict,
+                        seed=seed,
+                    )
+                )
         path = tmp_path / name
         write_runs(made, path)
         return path
@@ -69,8 +79,9 @@ def test_sources_that_cannot_be(refused, recording, question_file, sums, team_fi
     assert "--questions FILE.jsonl" in refused(2, "gate", team)
 
 
-def test_a_team_is_run_and_its_card_is_a_team(soloist, sums, one_thread, tiny_smollm2_gguf, team_file, question_file,
-                                              tmp_path):  # fmt: skip
+def test_a_team_is_run_and_its_card_is_a_team(
+    soloist, sums, one_thread, tiny_smollm2_gguf, team_file, question_file, tmp_path
+):
     team, asked = team_file(sums.team(tiny_smollm2_gguf)), question_file(sums.questions(8))
     result = soloist("gate", team, "--questions", asked, "--count", 3, "--runs", 4, "-o", tmp_path / "gate")
     assert result.exit_code == 0, result.output

@@ -109,8 +109,9 @@ def test_a_job_starts_from_the_base_and_the_options_it_was_told(tmp_path, monkey
     (job,) = seen
     assert (job.base, job.method, job.options) == ("mine", "da", {"k_max": 2})
     assert {split: len({q.task for q in job.test if q.split == split}) for split in ("held-out", "unseen-wording")} == {
-        "held-out": 15, "unseen-wording": 15,
-    }  # fmt: skip
+        "held-out": 15,
+        "unseen-wording": 15,
+    }
 
 
 @pytest.mark.parametrize(("calls", "said"), [(True, "calc(3 + 4)"), (False, "3 + 4 = 7\n#### 7")])

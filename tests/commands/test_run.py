@@ -54,9 +54,25 @@ def test_a_debate_behind_a_real_server_becomes_a_report(soloist, base_gguf, tiny
     with SERVER.serve(base_gguf, tmp_path / "server.log") as url:
         (tmp_path / "team.yaml").write_text(TEAM.format(url=url))
         command = [
-            "run", tmp_path / "team.yaml", "--train", train, "--test", test, "-o", out, "-m", tiny_smollm2,
-            "--formats", "gguf-f16", "--epochs", 1, "--api-price", "2,10", "--no-open", "--json",
-        ]  # fmt: skip
+            "run",
+            tmp_path / "team.yaml",
+            "--train",
+            train,
+            "--test",
+            test,
+            "-o",
+            out,
+            "-m",
+            tiny_smollm2,
+            "--formats",
+            "gguf-f16",
+            "--epochs",
+            1,
+            "--api-price",
+            "2,10",
+            "--no-open",
+            "--json",
+        ]
         result = soloist(*command)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)

@@ -48,7 +48,7 @@ PIECES = [
     ("add(2 | 3) then<|im_end|>", True),
     ("\n<|im_start|>tool\n5<|im_end|>\n<|im_start|>assistant\n", False),
     ("double(5)<|im_end|>", True),
-]  # fmt: skip
+]
 
 
 def check_mask(tokenizer):

@@ -43,8 +43,9 @@ def test_strategyqa_is_read(tmp_path):
     file = tmp_path / "train.json"
     rows = [
         {"question": " Is it? ", "decomposition": ["What  is it?", "Is #1 so?"], "answer": True},
-        {"question": "None?", "decomposition": [], "answer": True}, {"question": "", "decomposition": ["a"]},
-    ]  # fmt: skip
+        {"question": "None?", "decomposition": [], "answer": True},
+        {"question": "", "decomposition": ["a"]},
+    ]
     file.write_text(json.dumps(rows))
     found, refused = read_decompositions(file)
     assert found == [Decomposed("Is it?", ("What is it?", "Is #1 so?"))]
@@ -65,10 +66,11 @@ def test_gsm8k_socratic_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "it is empty"), ('[{"question": "Q", "answer": true}]', "1 x no sub-questions"),
+        ("[]", "it is empty"),
+        ('[{"question": "Q", "answer": true}]', "1 x no sub-questions"),
         ('{"question": "Q"}\nnot json\n', r":2: neither JSON nor JSON lines"),
     ],
-)  # fmt: skip
+)
 def test_a_file_of_nothing_usable_is_refused(tmp_path, content, message):
     file = tmp_path / "f.json"
     file.write_text(content)

@@ -37,9 +37,11 @@ def test_the_pairwise_loss_is_the_papers():
     rewards = [0.3, -1.2, 2.0, 0.7]
     labels, places = [1.0, 0.0, 1.0, 0.0], [0, 0, 0, 0]
     got = pairwise_loss(
-        torch.tensor(rewards, dtype=torch.float64), torch.tensor(labels, dtype=torch.float64),
-        against(labels, places), 0.1,
-    )  # fmt: skip
+        torch.tensor(rewards, dtype=torch.float64),
+        torch.tensor(labels, dtype=torch.float64),
+        against(labels, places),
+        0.1,
+    )
     assert got.item() == pytest.approx(papers_loss(rewards, [0, 2], [1, 3], 0.1), rel=1e-9)
 
 

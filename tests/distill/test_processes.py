@@ -35,9 +35,21 @@ from soloist.toolchain.traces.store import write_runs  # noqa: E402
 
 TOLERANCE = 1e-5
 LAUNCH = (
-    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-    "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no", "-m",
-)  # fmt: skip
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--main_process_port",
+    "0",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "-m",
+)
 
 
 def debate(number):
@@ -50,14 +62,30 @@ def debate(number):
             verdict = "correct" if answer == right else "wrong"
             text = f"{number} and 3 make {answer}." + " I looked again." * (number * (agent + column) % 4)
             turns.append(
-                Turn(id=len(turns), agent=f"agent-{agent}", role="solver", round=column, text=text, model="m",
-                     answer=str(answer), verdict=verdict)
-            )  # fmt: skip
+                Turn(
+                    id=len(turns),
+                    agent=f"agent-{agent}",
+                    role="solver",
+                    round=column,
+                    text=text,
+                    model="m",
+                    answer=str(answer),
+                    verdict=verdict,
+                )
+            )
             edges += [Edge(source=i, target=turns[-1].id, kind="influence") for i in range(2) if column]
-    question = Question(id=f"q{number}", question=f"What is {number} plus 3?", gold=str(right), split="train",
-                        scorer="number")  # fmt: skip
-    return Run(question=question, team="debate", turns=tuple(turns), edges=tuple(edges), path=(2,), answer=str(right),
-               verdict="correct")  # fmt: skip
+    question = Question(
+        id=f"q{number}", question=f"What is {number} plus 3?", gold=str(right), split="train", scorer="number"
+    )
+    return Run(
+        question=question,
+        team="debate",
+        turns=tuple(turns),
+        edges=tuple(edges),
+        path=(2,),
+        answer=str(right),
+        verdict="correct",
+    )
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,7 @@ def test_a_student_that_acts_calls_its_tools_and_reads_their_results(tokenizer, 
     assert tuple(made[0].ids) == example.ids[start:]  # token for token what training renders
     assert tuple(made[0].own) == example.trained[start:]
     assert seen[1] == [tokenizer.decode(example.ids[: start + len(made[0].ids) - len("calc(7 * 2)") - 1])]
-    assert tokenizer.decode(read_tokens(tokenizer, "7")) == (
-        "\n<|im_start|>tool\n7<|im_end|>\n<|im_start|>assistant\n"
-    )  # fmt: skip
+    assert tokenizer.decode(read_tokens(tokenizer, "7")) == ("\n<|im_start|>tool\n7<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_an_endless_chain_has_no_answer(tokenizer, monkeypatch):

@@ -72,8 +72,18 @@ def test_a_budget_of_tokens_is_kept_and_is_part_of_the_plan(tiny_base, traces, t
 
 @pytest.mark.parametrize(("method", "passes"), [("sft", 1), ("tdpo", 2)])
 def test_a_spend_is_shared_by_the_passes_of_a_method(tiny_base, tmp_path, method, passes):
-    work = Work(load(method), [], tiny_base, tmp_path, "acts", CONFIG.train.model_copy(update={"spend": 1000}), "paper",
-                None, recheck, QUIET)  # fmt: skip
+    work = Work(
+        load(method),
+        [],
+        tiny_base,
+        tmp_path,
+        "acts",
+        CONFIG.train.model_copy(update={"spend": 1000}),
+        "paper",
+        None,
+        recheck,
+        QUIET,
+    )
     assert work.trainer().config.spend == 1000 // passes
     assert work.trainer(learning_rate=1e-5).config.spend == 1000 // passes
 

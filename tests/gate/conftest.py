@@ -14,27 +14,51 @@ from soloist.toolchain.traces.schema import Run, ToolUse, Turn
 
 def ask(number, split="train", task="sums"):
     return Question(
-        id=f"q{number}", question=f"What is {number} + 3?", gold=str(number + 3), task=task, split=split,
+        id=f"q{number}",
+        question=f"What is {number} + 3?",
+        gold=str(number + 3),
+        task=task,
+        split=split,
         scorer="number",
-    )  # fmt: skip
+    )
 
 
 def make_run(calls, *, number=2, correct=True, role="reader", split="train", task="sums", seed=0, steps=(), error=None):
     """One turn per call, `(text, result)`; the last result is the answer."""
     turns = tuple(
         Turn(
-            id=i, agent=role, role=role, text=text, model="script", answer=result,
+            id=i,
+            agent=role,
+            role=role,
+            text=text,
+            model="script",
+            answer=result,
             verdict="unknown" if result is None else "correct" if correct else "wrong",
-            tools=(ToolUse(name=text.partition("(")[0], arguments={}, call=text, result=result, steps=tuple(steps),
-                           error=None if result is not None else "cannot be computed"),),
+            tools=(
+                ToolUse(
+                    name=text.partition("(")[0],
+                    arguments={},
+                    call=text,
+                    result=result,
+                    steps=tuple(steps),
+                    error=None if result is not None else "cannot be computed",
+                ),
+            ),
         )
         for i, (text, result) in enumerate(calls)
-    )  # fmt: skip
+    )
     answer = calls[-1][1] if calls else None
     return Run(
-        question=ask(number, split, task), team="script", turns=turns, path=tuple(range(len(turns))), answer=answer,
-        verdict="absent" if answer is None else "correct" if correct else "wrong", seed=seed, wall=0.5, error=error,
-    )  # fmt: skip
+        question=ask(number, split, task),
+        team="script",
+        turns=turns,
+        path=tuple(range(len(turns))),
+        answer=answer,
+        verdict="absent" if answer is None else "correct" if correct else "wrong",
+        seed=seed,
+        wall=0.5,
+        error=error,
+    )
 
 
 class Script:
@@ -73,11 +97,21 @@ def script():
 @pytest.fixture
 def team():
     """One agent with the desk's calc, and a scribe that is never asked."""
-    return TeamConfig.model_validate({
-        "name": "adder", "topology": "solo", "engine": {"kind": "gguf", "model": "never-opened"},
-        "tools": ["soloist.toolchain.tools.desk:desk_tools"],
-        "agents": [
-            {"name": "ann", "role": "solver", "tools": ["calc"], "prompt": "Only add.", "sampling": {"max_tokens": 9}},
-            {"name": "sam", "role": "scribe"},
-        ],
-    })  # fmt: skip
+    return TeamConfig.model_validate(
+        {
+            "name": "adder",
+            "topology": "solo",
+            "engine": {"kind": "gguf", "model": "never-opened"},
+            "tools": ["soloist.toolchain.tools.desk:desk_tools"],
+            "agents": [
+                {
+                    "name": "ann",
+                    "role": "solver",
+                    "tools": ["calc"],
+                    "prompt": "Only add.",
+                    "sampling": {"max_tokens": 9},
+                },
+                {"name": "sam", "role": "scribe"},
+            ],
+        }
+    )

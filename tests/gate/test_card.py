@@ -43,8 +43,10 @@ def test_tools_are_counted(runs, team):
 def test_examples_are_correct_runs_of_questions_that_may_be_shown(runs, team):
     card = make_card(runs, advice(), team, examples=2)
     assert [(s.family, s.example.question) for s in card.skills] == [
-        ("sums", "What is 2 + 3?"), ("sums", "What is 4 + 3?"), ("chains", "What is 5 + 3?"),
-    ]  # fmt: skip
+        ("sums", "What is 2 + 3?"),
+        ("sums", "What is 4 + 3?"),
+        ("chains", "What is 5 + 3?"),
+    ]
     assert (card.skills[0].correct, card.skills[0].runs) == (2, 4)
     chain = card.skills[2].example
     assert chain.reply == "calc(5 + 3) then"
@@ -95,8 +97,15 @@ def test_the_card_is_one_agent_that_answers(runs, team, script, question):
     assert (run.answer, run.verdict) == ("9", "correct")
     messages = engine.asks[0].messages
     assert [m["role"] for m in messages] == [
-        "system", "user", "assistant", "user", "assistant", "tool", "assistant", "user",
-    ]  # fmt: skip
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "user",
+    ]
     assert "- calc(" in messages[0]["content"]
     assert '"calc("' in engine.asks[0].grammar and '"gcd("' in engine.asks[0].grammar
 

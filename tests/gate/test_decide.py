@@ -9,10 +9,12 @@ from soloist.toolchain.gate.result import Freedom, Gate, OfQuestion, kept, sente
 
 
 def freedom(value, low=None, high=None, p=0.01, why=""):
-    question = OfQuestion(question="q", runs=6, mean_score=0.5, r=None if value is None else 1 - value, p=p,
-                          permutations=720, why=why)  # fmt: skip
-    return Freedom(of="output", score="verdict", value=value, low=low, high=high, p=p, exact=True, tied=0.5,
-                   questions=(question,))  # fmt: skip
+    question = OfQuestion(
+        question="q", runs=6, mean_score=0.5, r=None if value is None else 1 - value, p=p, permutations=720, why=why
+    )
+    return Freedom(
+        of="output", score="verdict", value=value, low=low, high=high, p=p, exact=True, tied=0.5, questions=(question,)
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, 0.2, 0.5, BORDER, 0.61, 0.9, 1.0, 1.7])
@@ -42,8 +44,13 @@ def test_only_v1_drops_the_skills_of_a_very_free_metric():
 
 def test_outlook_falls_with_freedom():
     assert [outlook(f) for f in (0, 0.249, 0.25, 0.65, 0.651, 1.9)] == [
-        "likely to help", "likely to help", "test both", "test both", "unlikely to help", "unlikely to help",
-    ]  # fmt: skip
+        "likely to help",
+        "likely to help",
+        "test both",
+        "test both",
+        "unlikely to help",
+        "unlikely to help",
+    ]
 
 
 @pytest.mark.parametrize("rule", ["v1", "v3"])
@@ -56,9 +63,15 @@ def test_undefined_leaves_all_but_tools_and_knowledge_open(rule):
 
 @pytest.mark.parametrize(
     ("value", "low", "high", "p", "certain"),
-    [(0.1, 0.0, 0.3, 0.01, True), (0.1, 0.0, 0.8, 0.01, False), (0.1, 0.0, 0.3, 0.2, False),
-     (0.1, None, None, 0.01, False), (0.9, 0.7, 1.2, 0.5, True), (0.9, 0.5, 1.2, 0.5, False)],
-)  # fmt: skip
+    [
+        (0.1, 0.0, 0.3, 0.01, True),
+        (0.1, 0.0, 0.8, 0.01, False),
+        (0.1, 0.0, 0.3, 0.2, False),
+        (0.1, None, None, 0.01, False),
+        (0.9, 0.7, 1.2, 0.5, True),
+        (0.9, 0.5, 1.2, 0.5, False),
+    ],
+)
 def test_certain_needs_an_interval_on_one_side_and_a_rigid_metric_a_p(value, low, high, p, certain):
     assert decide("v3", freedom(value, low, high, p)).certain is certain
 
@@ -72,9 +85,18 @@ def test_without_an_interval_nothing_is_said_about_its_side():
 def gate(value, rule="v3", low=None, high=None):
     found = freedom(value, low, high, p=None if value is None else 0.01)
     return Gate(
-        team="desk", distance="edits of tokens", temperature=0.7, runs=6, questions=1, mean_score=0.5, seconds=3,
-        freedom=(found,), decided_on="verdict", advice=decide(rule, found), warnings=(),
-    )  # fmt: skip
+        team="desk",
+        distance="edits of tokens",
+        temperature=0.7,
+        runs=6,
+        questions=1,
+        mean_score=0.5,
+        seconds=3,
+        freedom=(found,),
+        decided_on="verdict",
+        advice=decide(rule, found),
+        warnings=(),
+    )
 
 
 def test_the_sentence_names_the_version_and_that_it_is_advice():

@@ -61,8 +61,11 @@ def test_output_distances_count_tokens(run_of):
 def test_trace_is_roles_and_calls(run_of):
     run = run_of([("calc(2 + 3) then", "5"), ("calc(5 * 2)", "10")])
     assert trace_of(run) == (
-        ("role", "reader"), ("call", "calc(2 + 3) then"), ("role", "reader"), ("call", "calc(5 * 2)"),
-    )  # fmt: skip
+        ("role", "reader"),
+        ("call", "calc(2 + 3) then"),
+        ("role", "reader"),
+        ("call", "calc(5 * 2)"),
+    )
 
 
 def test_trace_distances_see_calls_and_extra_turns(run_of):

@@ -42,8 +42,14 @@ def rigid(text, seed):
 def free(text, seed):
     """Every run says something else, half of each kind of wording is right."""
     n, run = first_of(text), number_of(seed)
-    return [f"calc({n} + 3)", f"calc(3 + {n})", f"calc({n} + 1 + 1 + 1)", f"calc({n})", f"calc(7 - {n} - {n})",
-            f"calc({n} * 9)"][run]  # fmt: skip
+    return [
+        f"calc({n} + 3)",
+        f"calc(3 + {n})",
+        f"calc({n} + 1 + 1 + 1)",
+        f"calc({n})",
+        f"calc(7 - {n} - {n})",
+        f"calc({n} * 9)",
+    ][run]
 
 
 @pytest.fixture
@@ -91,8 +97,12 @@ def test_constant_scores_are_undefined(found):
 def test_every_file_is_there_and_the_agent_is_a_team_file(found):
     _, made = found(rigid)
     assert set(made.manifest["files"]) == {
-        "gate.json", "skill_card.md", "skill_card.json", "skill_agent.yaml", "traces.jsonl.gz",
-    }  # fmt: skip
+        "gate.json",
+        "skill_card.md",
+        "skill_card.json",
+        "skill_agent.yaml",
+        "traces.jsonl.gz",
+    }
     agent = load_team(str(made.path / "skill_agent.yaml"))
     assert agent.topology == "solo" and agent.agents[0].tools == ("calc",) and agent.agents[0].demonstrations
     runs = list(read_runs(made.path / "traces.jsonl.gz"))
@@ -101,8 +111,13 @@ def test_every_file_is_there_and_the_agent_is_a_team_file(found):
 
 def test_agents_are_warmed_but_for_those_who_hand_on(team, script, asked, tmp_path):
     engine = script(rigid)
-    gate(GateConfig(temperature=0.9, approaches=("Add.", "Subtract.")), team, tmp_path / "g", questions=asked,
-         engine=engine)  # fmt: skip
+    gate(
+        GateConfig(temperature=0.9, approaches=("Add.", "Subtract.")),
+        team,
+        tmp_path / "g",
+        questions=asked,
+        engine=engine,
+    )
     assert {ask.sampling.temperature for ask in engine.asks} == {0.9}
     assert len({ask.sampling.seed for ask in engine.asks}) == 6
     assert {ask.messages[0]["content"] for ask in engine.asks} == {"Only add.\nAdd.", "Only add.\nSubtract."}

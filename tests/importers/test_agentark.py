@@ -19,9 +19,10 @@ def test_batch_headers_make_agents_and_an_aggregator(write, load, edges):
     run = found.run
     assert found.format == "agentark"
     assert [(t.agent, t.role, t.round, t.verdict) for t in run.turns] == [
-        ("agent-1", "solver", 0, "correct"), ("agent-2", "solver", 0, "wrong"),
+        ("agent-1", "solver", 0, "correct"),
+        ("agent-2", "solver", 0, "wrong"),
         ("aggregator", "aggregator", 1, "correct"),
-    ]  # fmt: skip
+    ]
     assert run.turns[0].text == "6*7=42. The answer is 42." and run.turns[0].model == "model-x"
     assert edges(run, "influence") == [(0, 2), (1, 2)] and run.path == (2,) and run.verdict == "correct"
     assert run.tokens_in == 0  # running totals are nobody's tokens

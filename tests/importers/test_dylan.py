@@ -44,8 +44,11 @@ def test_a_debate_becomes_a_graph_of_what_was_really_quoted(write, load, edges, 
     run = found.run
     assert found.format == "dylan" and run.question.question == "What is 3(4+5)?" and run.question.gold == "27"
     assert [(t.agent, t.round, t.verdict) for t in run.turns] == [
-        ("agent-0", 0, "correct"), ("agent-1", 0, "wrong"), ("agent-0", 1, "correct"), ("agent-1", 1, "correct"),
-    ]  # fmt: skip
+        ("agent-0", 0, "correct"),
+        ("agent-1", 0, "wrong"),
+        ("agent-0", 1, "correct"),
+        ("agent-1", 1, "correct"),
+    ]
     assert edges(run, "continuity") == [(0, 2), (1, 3)]
     assert edges(run, "influence") == [(1, 2), (2, 3)]  # agent-1 read the answer of the same round
     assert [turn.text for turn in run.turns] == [A0, B0, A1, B1]
@@ -120,8 +123,11 @@ def test_mmlu_lines_meet_their_questions_by_order(write, load, edges, asked):
     assert [run.verdict for run in found.runs] == ["correct", "correct", "wrong"]
     first = found.run
     assert [(t.agent, t.round) for t in first.turns] == [
-        ("agent-0", 0), ("agent-1", 0), ("agent-3", 0), ("agent-3", 1),
-    ]  # fmt: skip
+        ("agent-0", 0),
+        ("agent-1", 0),
+        ("agent-3", 0),
+        ("agent-3", 1),
+    ]
     assert edges(first, "influence") == [(0, 3), (1, 3)] and edges(first, "continuity") == [(2, 3)]
     assert first.question.benchmark == "MMLU" and first.question.choices == tuple("wxyz")
     assert "not checked" in next(iter(found.counts["noted"]))

@@ -3,12 +3,18 @@ def output(reasoning, answer):
 
 
 MAG = {
-    "question": "A train has 5 cars with 12 seats. How many seats?", "gold_answer": "60",
-    "claude_output_0": output("5 times 12.", "60"), "gpt4_output_0": output("5 times 12 again.", "60"),
-    "bard_output_0": output("5 plus 12.", "17"), "bard_output_1": output("I disagree with my first try.", "60"),
-    "claude_output_1": output("I agree.", "60"), "gpt4_output_1": {}, "claude_output_2": None,
-    "debate_prompt_1": "...", "vote_0": "60",
-}  # fmt: skip
+    "question": "A train has 5 cars with 12 seats. How many seats?",
+    "gold_answer": "60",
+    "claude_output_0": output("5 times 12.", "60"),
+    "gpt4_output_0": output("5 times 12 again.", "60"),
+    "bard_output_0": output("5 plus 12.", "17"),
+    "bard_output_1": output("I disagree with my first try.", "60"),
+    "claude_output_1": output("I agree.", "60"),
+    "gpt4_output_1": {},
+    "claude_output_2": None,
+    "debate_prompt_1": "...",
+    "vote_0": "60",
+}
 
 
 def test_outputs_become_turns_and_absent_ones_do_not(write, load, edges):
@@ -16,9 +22,12 @@ def test_outputs_become_turns_and_absent_ones_do_not(write, load, edges):
     run = found.run
     assert found.format == "magdi"
     assert [(t.agent, t.round, t.verdict) for t in run.turns] == [
-        ("bard", 0, "wrong"), ("claude", 0, "correct"), ("gpt4", 0, "correct"), ("bard", 1, "correct"),
+        ("bard", 0, "wrong"),
+        ("claude", 0, "correct"),
+        ("gpt4", 0, "correct"),
+        ("bard", 1, "correct"),
         ("claude", 1, "correct"),
-    ]  # fmt: skip
+    ]
     assert run.turns[0].text == "5 plus 12.\nThe answer is 17." and run.turns[0].answer == "17"
     assert edges(run, "continuity") == [(0, 3), (1, 4)]
     assert sorted(edges(run, "influence")) == [(0, 4), (1, 3), (2, 3), (2, 4)]

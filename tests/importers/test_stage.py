@@ -19,8 +19,10 @@ def test_files_of_several_formats_are_told_apart_by_content(write, load):
     folder = write("a/LICENSE", "MIT").parent.parent
     found = load(folder)
     assert {name: counts["kept"] for name, counts in found.facts["formats"].items()} == {
-        "fireact": 3, "magdi": 0, "du": 1,
-    }  # fmt: skip
+        "fireact": 3,
+        "magdi": 0,
+        "du": 1,
+    }
     assert found.facts["formats"]["magdi"]["refused"] == {"the same question stands before": 1}  # q1, as text
     assert found.facts["runs"] == 4 and found.facts["benchmarks"] == {"GSM8K": "test"}
     assert found.facts["files"] == 3 and len(found.facts["origins"]) == 3

@@ -4,8 +4,14 @@ from collections import Counter
 import pytest
 
 ALGORITHM = {
-    "is_correct": False, "question": "How many?", "question_ID": "4d51c4bf-4b0e-4f3d-897b-3f6687a7d9f2", "level": "2",
-    "ground_truth": "8", "mistake_agent": "Excel_Expert", "mistake_step": "2", "mistake_reason": "...",
+    "is_correct": False,
+    "question": "How many?",
+    "question_ID": "4d51c4bf-4b0e-4f3d-897b-3f6687a7d9f2",
+    "level": "2",
+    "ground_truth": "8",
+    "mistake_agent": "Excel_Expert",
+    "mistake_step": "2",
+    "mistake_reason": "...",
     "system_prompt": {"Excel_Expert": "You know Excel."},
     "history": [
         {"content": "I run code.", "role": "assistant", "name": "Excel_Expert"},
@@ -13,16 +19,23 @@ ALGORITHM = {
         {"content": "It is 7.", "role": "assistant", "name": "Excel_Expert"},
         {"content": "Agreed, 7.", "role": "user", "name": "Checker"},
     ],
-}  # fmt: skip
+}
 HAND = {
-    "is_corrected": False, "question": "Where?", "question_ID": "6e" * 32, "ground_truth": "Here",
-    "mistake_agent": "WebSurfer", "mistake_step": "3", "mistake_reason": "...",
+    "is_corrected": False,
+    "question": "Where?",
+    "question_ID": "6e" * 32,
+    "ground_truth": "Here",
+    "mistake_agent": "WebSurfer",
+    "mistake_step": "3",
+    "mistake_reason": "...",
     "history": [
-        {"content": "Where?", "role": "human"}, {"content": "Plan.", "role": "Orchestrator (thought)"},
-        {"content": "Go.", "role": "Orchestrator (-> WebSurfer)"}, {"content": "There.", "role": "WebSurfer"},
+        {"content": "Where?", "role": "human"},
+        {"content": "Plan.", "role": "Orchestrator (thought)"},
+        {"content": "Go.", "role": "Orchestrator (-> WebSurfer)"},
+        {"content": "There.", "role": "WebSurfer"},
         {"content": "Done.", "role": "Orchestrator (thought)"},
     ],
-}  # fmt: skip
+}
 
 
 def test_steps_before_the_mistake_are_right_and_after_it_unknown(write, load, edges):
@@ -39,10 +52,12 @@ def test_steps_before_the_mistake_are_right_and_after_it_unknown(write, load, ed
 def test_the_hand_crafted_dialect_has_its_agents_in_roles(write, load):
     run = load(write("1.json", HAND)).run
     assert [(t.agent, t.role, t.verdict) for t in run.turns] == [
-        ("human", "user", "unknown"), ("Orchestrator", "thought", "correct"),
-        ("Orchestrator", "-> WebSurfer", "correct"), ("WebSurfer", "agent", "wrong"),
+        ("human", "user", "unknown"),
+        ("Orchestrator", "thought", "correct"),
+        ("Orchestrator", "-> WebSurfer", "correct"),
+        ("WebSurfer", "agent", "wrong"),
         ("Orchestrator", "thought", "unknown"),
-    ]  # fmt: skip
+    ]
     assert run.question.benchmark == "AssistantBench" and run.turns[0].model is None
 
 

@@ -59,18 +59,27 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
 def _builds() -> Iterator[Build]:
     cut = GREEDY if FAULT == "greedy" else SMALL
     yield Build(
-        "row_dot", "fp16", _broken_kernel if FAULT == "broken" else _row_dot_kernel,
-        {"w_ptr": "*fp16", "x_ptr": "*fp16", "y_ptr": "*fp16", "N": "i32", "K": "i32"}, dict(cut.constants), cut,
-        aligned=("w_ptr", "x_ptr", "y_ptr", "K"), grid=("cdiv(N, BLOCK_N)", "1", "1"),
-    )  # fmt: skip
+        "row_dot",
+        "fp16",
+        _broken_kernel if FAULT == "broken" else _row_dot_kernel,
+        {"w_ptr": "*fp16", "x_ptr": "*fp16", "y_ptr": "*fp16", "N": "i32", "K": "i32"},
+        dict(cut.constants),
+        cut,
+        aligned=("w_ptr", "x_ptr", "y_ptr", "K"),
+        grid=("cdiv(N, BLOCK_N)", "1", "1"),
+    )
 
 
 KERNEL = Kernel(
-    name="row_dot", summary="rows of a matrix times a vector", run=row_dot, reference=row_dot_ref,
+    name="row_dot",
+    summary="rows of a matrix times a vector",
+    run=row_dot,
+    reference=row_dot_ref,
     configurations=(SMALL,),
     cases=(
         Case({"N": 19, "K": 128}, "float16", 2e-3, 2e-3),
         Case({"N": 64, "K": 256}, "float16", 2e-3, 2e-3, slow=True),
     ),
-    check=_check, builds=_builds,
-)  # fmt: skip
+    check=_check,
+    builds=_builds,
+)

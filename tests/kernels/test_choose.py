@@ -197,27 +197,37 @@ def test_tables_count_on_a_gpu_alone_and_its_driver_names_it_once(gpu, monkeypat
 
 LAUNCHES = {  # kernel: its function, how a table names the call, the call
     "pack": (
-        "_pack_kernel", {"N": 8, "K": 64}, {"bits": 4, "group": 64, "zeros": False, "search": True},
+        "_pack_kernel",
+        {"N": 8, "K": 64},
+        {"bits": 4, "group": 64, "zeros": False, "search": True},
         lambda run: run(torch.randn(8, 64), group=64, search=True),
     ),
     "decode_attention": (
-        "_decode_attention_kernel", {"B": 1, "H": 4, "HKV": 2, "S": 32, "D": 64}, {"int8": False},
+        "_decode_attention_kernel",
+        {"B": 1, "H": 4, "HKV": 2, "S": 32, "D": 64},
+        {"int8": False},
         lambda run: run(
             torch.randn(1, 4, 64).half(), *torch.randn(2, 1, 2, 32, 64).half(), torch.tensor([9], dtype=torch.int32)
         ),
     ),
     "append_int8": (
-        "_append_int8_kernel", {"B": 1, "HKV": 2, "D": 32}, {},
+        "_append_int8_kernel",
+        {"B": 1, "HKV": 2, "D": 32},
+        {},
         lambda run: run(
-            *torch.randn(2, 1, 2, 32).half(), *torch.zeros(2, 1, 2, 9, 32, dtype=torch.int8),
-            *torch.zeros(2, 1, 2, 9).half(), torch.tensor([3], dtype=torch.int32),
+            *torch.randn(2, 1, 2, 32).half(),
+            *torch.zeros(2, 1, 2, 9, 32, dtype=torch.int8),
+            *torch.zeros(2, 1, 2, 9).half(),
+            torch.tensor([3], dtype=torch.int32),
         ),
     ),
     "linear_kl": (
-        "_statistics_kernel", {"T": 3, "C": 48}, {"kind": "reverse"},
+        "_statistics_kernel",
+        {"T": 3, "C": 48},
+        {"kind": "reverse"},
         lambda run: run(torch.randn(3, 8), torch.randn(40, 8), torch.randn(3, 40), kind="reverse"),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LAUNCHES)

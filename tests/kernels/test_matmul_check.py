@@ -61,8 +61,13 @@ def test_what_the_gemv_offers_is_in_its_table(name):
 def test_what_the_gemm_offers_is_in_its_table(name):
     cases = [case for case in KERNELS[name].cases if not case.slow]
     assert {(case.dtype, case.options["group"]) for case in cases} >= {
-        ("float16", 32), ("float16", 64), ("float16", 128), ("bfloat16", 32), ("bfloat16", 64), ("bfloat16", 128),
-    }  # fmt: skip
+        ("float16", 32),
+        ("float16", 64),
+        ("float16", 128),
+        ("bfloat16", 32),
+        ("bfloat16", 64),
+        ("bfloat16", 128),
+    }
     extras = {"bias", "gated", *(("zeros",) if KERNELS[name].run.bits == 4 else ())}
     assert {key for case in cases for key in ("bias", "zeros", "gated") if case.options.get(key)} == extras
 

@@ -15,12 +15,16 @@ from soloist.kernels.tuned import Entry, Table, read_table, tables, tuned, write
 NARROW, WIDE = Configuration({"BLOCK_N": 16}, 4, 2, registers=128), Configuration({"BLOCK_N": 64}, 8, 3)
 GROUPS = {"group": 128}
 TABLE = Table(
-    "Test GPU", 90, {"commit": "abc"},
-    {"w4a16_gemv": (
-        Entry({"M": 1, "N": 4096, "K": 4096}, GROUPS, WIDE, 9.0),
-        Entry({"M": 1, "N": 1024, "K": 4096}, GROUPS, NARROW, 4.0),
-    )},
-)  # fmt: skip
+    "Test GPU",
+    90,
+    {"commit": "abc"},
+    {
+        "w4a16_gemv": (
+            Entry({"M": 1, "N": 4096, "K": 4096}, GROUPS, WIDE, 9.0),
+            Entry({"M": 1, "N": 1024, "K": 4096}, GROUPS, NARROW, 4.0),
+        )
+    },
+)
 
 
 @pytest.fixture

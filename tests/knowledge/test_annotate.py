@@ -26,8 +26,11 @@ def graph():
 def test_a_call_with_its_result_is_a_triple_and_so_is_its_working(graph, called, use):
     found = annotated(called(use("legs(2 spiders, 1 dog) then"), use("calc(20 / 2)")), graph)
     assert found.triples == (
-        SUM, Triple("20 / 2", "calc", "10"), Triple("spider", "has legs", "8"), Triple("dog", "has legs", "4"),
-    )  # fmt: skip
+        SUM,
+        Triple("20 / 2", "calc", "10"),
+        Triple("spider", "has legs", "8"),
+        Triple("dog", "has legs", "4"),
+    )
     assert found.verified == found.triples and found.unverified == () and found.clean
     assert [j.how for j in found.judgments] == ["tool", "tool", "exact", "exact"]
     assert found.rates.verification_rate == 1
@@ -56,8 +59,13 @@ def test_a_forged_fact_in_the_working_is_contradicted(graph, called, use):
 
 
 def test_a_tools_own_check_is_heard(graph, called, use):
-    broken = Tool("calc", "", {"type": "object", "properties": {"expression": {"type": "string"}}},
-                  lambda expression: 7, lambda arguments, value: False)  # fmt: skip
+    broken = Tool(
+        "calc",
+        "",
+        {"type": "object", "properties": {"expression": {"type": "string"}}},
+        lambda expression: 7,
+        lambda arguments, value: False,
+    )
     found = annotated(called(use("calc(3 + 4)")), graph, tools=Toolbox.of([broken]))
     assert found.judgments[0].reason == "the tool's own check refuses 7"
 
@@ -99,8 +107,18 @@ def test_an_empty_graph_is_a_clear_error(called, use):
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["spider", "ant", "km", "crab"]), st.sampled_from(["has legs", "is"]),
-                          st.sampled_from(["6", "8", "1000 m"])), min_size=1, max_size=6, unique=True))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["spider", "ant", "km", "crab"]),
+            st.sampled_from(["has legs", "is"]),
+            st.sampled_from(["6", "8", "1000 m"]),
+        ),
+        min_size=1,
+        max_size=6,
+        unique=True,
+    )
+)
 def test_unverified_triples_are_never_among_those_given(facts):
     from soloist.toolchain.tasks.base import Question
     from soloist.toolchain.traces.schema import Run, Turn

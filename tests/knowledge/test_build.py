@@ -42,8 +42,10 @@ def test_the_desks_graph(soloist, tmp_path):
 
 def test_sources_come_together_with_aliases(soloist, tmp_path):
     (tmp_path / "a.tsv").write_text("crab\thas legs\t10\n")
-    rows = [{"head": "the crab", "relation": "has legs", "tail": "10"},
-            {"head": "lobster", "relation": "has legs", "tail": "10", "source": "book"}]  # fmt: skip
+    rows = [
+        {"head": "the crab", "relation": "has legs", "tail": "10"},
+        {"head": "lobster", "relation": "has legs", "tail": "10", "source": "book"},
+    ]
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "names.tsv").write_text("crab\tbrachyuran\n")
     said = soloist("build", "a.tsv", "b.jsonl", "--aliases", "names.tsv", "--single-valued", "has legs", "-o", "g.json")
@@ -102,8 +104,10 @@ def test_documents_are_read_by_a_team(soloist, tmp_path, monkeypatch):
 
 def test_traces_are_annotated_and_counted(soloist, tmp_path, told, called, use):
     runs = [called(use("legs(2 spiders)")), told("(spider, has legs, 6)"), told("Eight.")]
-    runs = [run.model_copy(update={"question": run.question.model_copy(update={"id": f"q{i}", "question": f"Q{i}?"})})
-            for i, run in enumerate(runs)]  # fmt: skip
+    runs = [
+        run.model_copy(update={"question": run.question.model_copy(update={"id": f"q{i}", "question": f"Q{i}?"})})
+        for i, run in enumerate(runs)
+    ]
     write_runs(runs, tmp_path / "traces.jsonl.gz")
     said = soloist("verify", tmp_path, "--graph", "desk", "-o", "verdicts.jsonl").splitlines()
     assert said[0].endswith("3 runs, 2 without an unverified triple, 1 without any")
@@ -111,8 +115,14 @@ def test_traces_are_annotated_and_counted(soloist, tmp_path, told, called, use):
     assert said[2] == "fact-verification rate 66.7%, unsupported-triple rate 33.3%"
     rows = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
     assert [row["question"] for row in rows] == ["q0", "q1", "q2"] and rows[2]["triples"] == []
-    assert rows[1]["triples"] == [{"triple": ["spider", "has legs", "6"], "verdict": "contradicted", "how": "none",
-                                   "reason": "the graph says (spider, has legs, 8)"}]  # fmt: skip
+    assert rows[1]["triples"] == [
+        {
+            "triple": ["spider", "has legs", "6"],
+            "verdict": "contradicted",
+            "how": "none",
+            "reason": "the graph says (spider, has legs, 8)",
+        }
+    ]
 
 
 def test_a_plain_recording_without_triples_has_no_rate(soloist, tmp_path, told):

@@ -59,8 +59,10 @@ def test_t_max_is_honoured_with_a_verifier_that_always_says_no():
 
 
 def test_the_master_sees_what_was_refused_and_why_and_what_stands():
-    cast = Cast(["(spider, has legs, 8)\n(crab, has legs, 9)", "(spider, has legs, 8)\n(crab, has legs, 10)"],
-                lambda text: "Crabs have ten." if text.endswith("9)") else LOYAL)  # fmt: skip
+    cast = Cast(
+        ["(spider, has legs, 8)\n(crab, has legs, 9)", "(spider, has legs, 8)\n(crab, has legs, 10)"],
+        lambda text: "Crabs have ten." if text.endswith("9)") else LOYAL,
+    )
     found = extract_triples(TEXT, cast)
     assert found.triples == (Triple("spider", "has legs", "8"), Triple("crab", "has legs", "10")) and found.rounds == 2
     first, second = cast.texts("master")
@@ -68,8 +70,10 @@ def test_the_master_sees_what_was_refused_and_why_and_what_stands():
     assert "Refused, and why:\n(crab, has legs, 9): the verifier said: Crabs have ten." in second
     assert "Accepted:\n(spider, has legs, 8)" in second
     assert [text.rpartition("\n")[2] for text in cast.texts("verifier")] == [
-        "Triple: (spider, has legs, 8)", "Triple: (crab, has legs, 9)", "Triple: (crab, has legs, 10)",
-    ], "what was verified is not asked again"  # fmt: skip
+        "Triple: (spider, has legs, 8)",
+        "Triple: (crab, has legs, 9)",
+        "Triple: (crab, has legs, 10)",
+    ], "what was verified is not asked again"
 
 
 def test_a_contradicted_triple_goes_back_with_the_graphs_fact(toy):
@@ -97,8 +101,12 @@ def test_known_names_help_to_read_the_master():
 
 def test_rounds_are_watched(toy):
     seen = []
-    extract_triples(TEXT, Cast(["(spider, has legs, 6)", "(spider, has legs, 8)"]), toy,
-                    watch=lambda round, judgments: seen.append((round, [j.verdict for j in judgments])))  # fmt: skip
+    extract_triples(
+        TEXT,
+        Cast(["(spider, has legs, 6)", "(spider, has legs, 8)"]),
+        toy,
+        watch=lambda round, judgments: seen.append((round, [j.verdict for j in judgments])),
+    )
     assert seen == [(0, ["contradicted"]), (1, ["verified"])]
 
 
@@ -128,8 +136,12 @@ class RoleEngine:
 
 
 def test_documents_are_extracted_over_an_engine():
-    replies = {PROMPTS["entity-extractor"]: "crab", PROMPTS["relation-extractor"]: "has legs",
-               PROMPTS["master"]: "(crab, has legs, 10)", PROMPTS["verifier"]: LOYAL}  # fmt: skip
+    replies = {
+        PROMPTS["entity-extractor"]: "crab",
+        PROMPTS["relation-extractor"]: "has legs",
+        PROMPTS["master"]: "(crab, has legs, 10)",
+        PROMPTS["verifier"]: LOYAL,
+    }
     engine = RoleEngine(replies)
     extractor = AgentExtractor(engine)
     assert extractor(TEXT) == (Triple("crab", "has legs", "10"),) and (extractor.passages, extractor.dropped) == (1, 0)
@@ -139,10 +151,16 @@ def test_documents_are_extracted_over_an_engine():
 
 
 def test_own_agents_keep_their_prompts_and_every_missing_role_is_named():
-    own = [AgentConfig(name=role, role=role, prompt="Mine." if role == "master" else "")
-           for role in ("entity-extractor", "relation-extractor", "master", "verifier")]  # fmt: skip
-    replies = {PROMPTS["entity-extractor"]: "", PROMPTS["relation-extractor"]: "", "Mine.": "(a, is, b)",
-               PROMPTS["verifier"]: LOYAL}  # fmt: skip
+    own = [
+        AgentConfig(name=role, role=role, prompt="Mine." if role == "master" else "")
+        for role in ("entity-extractor", "relation-extractor", "master", "verifier")
+    ]
+    replies = {
+        PROMPTS["entity-extractor"]: "",
+        PROMPTS["relation-extractor"]: "",
+        "Mine.": "(a, is, b)",
+        PROMPTS["verifier"]: LOYAL,
+    }
     assert AgentExtractor(RoleEngine(replies), own)("a is b") == (Triple("a", "is", "b"),)
     with pytest.raises(UsageError, match=r"exactly one agent of role 'master' is needed, not 0; exactly .*'verifier'"):
         AgentExtractor(RoleEngine({}), own[:2])

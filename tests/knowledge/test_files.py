@@ -23,8 +23,11 @@ def test_comments_and_empty_lines_are_passed_over(tmp_path):
 
 
 def test_aliases_and_single_valued_relations_add_up(tmp_path):
-    path = write(tmp_path / "f.json", '{"triples": [{"head": "km", "relation": "is", "tail": "1000 m"}], '
-                 '"aliases": [["km", "kilometer"]], "single_valued": ["is"]}')  # fmt: skip
+    path = write(
+        tmp_path / "f.json",
+        '{"triples": [{"head": "km", "relation": "is", "tail": "1000 m"}], '
+        '"aliases": [["km", "kilometer"]], "single_valued": ["is"]}',
+    )
     graph = load_graph(path, Aliases([("m", "meter")]), ["has"])
     assert graph.aliases.groups == (("km", "kilometer"), ("m", "meter")) and graph.single_valued == ("is", "has")
     with pytest.raises(DataError, match=r"f.json: aliases: 'km' means both"):

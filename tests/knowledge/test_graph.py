@@ -69,8 +69,9 @@ def test_networkx_is_given_nodes_up_to_aliases_and_facts_with_their_sources(toy)
     assert made.number_of_edges() == len(toy) == 6
     assert sorted(made.successors("km")) == ["1000 m", "1000000 mm"]
     assert made.edges["km", "1000000 mm", "is"] == {
-        "triple": Triple("kilometer", "is", "1000000 mm"), "source": "a table"
-    }  # fmt: skip
+        "triple": Triple("kilometer", "is", "1000000 mm"),
+        "source": "a table",
+    }
 
 
 def test_without_networkx_only_its_own_view_is_missing_and_names_the_extra(monkeypatch, toy):

@@ -59,8 +59,12 @@ def test_a_letter_counts_where_a_fact_ties_it_to_a_name():
 
 
 @settings(deadline=None)
-@given(st.lists(TRIPLES, max_size=12), st.lists(st.sampled_from([*WORDS, "how", "in"]), max_size=6),
-       st.integers(0, 5), st.integers(0, 3))  # fmt: skip
+@given(
+    st.lists(TRIPLES, max_size=12),
+    st.lists(st.sampled_from([*WORDS, "how", "in"]), max_size=6),
+    st.integers(0, 5),
+    st.integers(0, 3),
+)
 def test_what_is_given_is_known_near_and_bounded(triples, question, limit, hops):
     graph, text = KnowledgeGraph(triples), " ".join(question)
     found = triples_for(text, graph, limit, hops=hops)

@@ -51,13 +51,15 @@ def test_forms_of_one_triple(text):
         ("(Paris, Texas, lies in, Texas)", ("Paris, Texas", "lies in", "Texas")),
         ("(Acme, employs, Smith, John)", ("Acme", "employs", "Smith, John")),
         ("(km, is, 1,000 m)", ("km", "is", "1,000 m")),
-        ("(Washington, D.C., is the capital of, United States, the)",
-         ("Washington, D.C.", "is the capital of", "United States, the")),
+        (
+            "(Washington, D.C., is the capital of, United States, the)",
+            ("Washington, D.C.", "is the capital of", "United States, the"),
+        ),
         ("(f(1, 2), equals, [3, 4])", ("f(1, 2)", "equals", "[3, 4]")),
         ("(lion's mane, has, 5\" hair)", ("lion's mane", "has", '5" hair')),
         ('("say \\"hi\\", then go", is said by, host)', ('say "hi", then go', "is said by", "host")),
     ],
-)  # fmt: skip
+)
 def test_commas_in_names(text, expected):
     assert parts(text) == [expected]
 

@@ -18,8 +18,11 @@ FALSE, UNKNOWN = Triple("spider", "has legs", "6"), Triple("crab", "has legs", "
 def test_the_false_triple_is_found(toy):
     found = judge([TRUE, ALIAS, FALSE, UNKNOWN], toy)
     assert [(j.verdict, j.how) for j in found] == [
-        ("verified", "exact"), ("verified", "alias"), ("contradicted", "none"), ("unverified", "none"),
-    ]  # fmt: skip
+        ("verified", "exact"),
+        ("verified", "alias"),
+        ("contradicted", "none"),
+        ("unverified", "none"),
+    ]
     assert found[2].reason == "the graph says (spider, has legs, 8)"
     assert rates(found) == Rates(2, 1, 1)
     assert (rates(found).verification_rate, rates(found).unsupported_rate) == (0.5, 0.5)

@@ -184,9 +184,14 @@ def test_a_dressed_model_computes_what_the_quantized_student_computes(tiny, matr
 
 def test_an_untied_head_is_frozen_at_its_values():
     config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+    )
     model = transformers.LlamaForCausalLM(config)
     head = pack_ref(model.lm_head.weight.detach(), bits=6)
     layers = dress(model, {"lm_head.weight": head})

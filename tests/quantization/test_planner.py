@@ -85,15 +85,27 @@ def test_the_damage_of_a_unit_is_that_of_the_whole_model_with_it(student, traces
 
 
 def test_units_are_parts_of_layers_embedding_first():
-    names = [f"model.layers.0.{part}.weight" for part in (
-        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
-        "mlp.down_proj",
-    )]  # fmt: skip
+    names = [
+        f"model.layers.0.{part}.weight"
+        for part in (
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.o_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
+        )
+    ]
     found = spots({"tables": [EMBEDDING, "lm_head.weight"], "0": names})
     assert [(spot.name, len(spot.tensors), spot.layer) for spot in found] == [
-        ("embedding", 1, -1), ("head", 1, -1), ("layer-00.query-key-value", 3, 0), ("layer-00.attention-out", 1, 0),
-        ("layer-00.gate-up", 2, 0), ("layer-00.down", 1, 0),
-    ]  # fmt: skip
+        ("embedding", 1, -1),
+        ("head", 1, -1),
+        ("layer-00.query-key-value", 3, 0),
+        ("layer-00.attention-out", 1, 0),
+        ("layer-00.gate-up", 2, 0),
+        ("layer-00.down", 1, 0),
+    ]
 
 
 def test_a_plan_fits_its_budget_and_is_what_the_file_takes(student, planned, tmp_path):
@@ -102,9 +114,12 @@ def test_a_plan_fits_its_budget_and_is_what_the_file_takes(student, planned, tmp
     record = json.loads((planned.path / SENSITIVITY).read_text())
     assert len(record["units"]) == 9 and {len(options) for options in record["units"].values()} == {3}
     assert record["bought"] and {4} < set(record["chosen"].values())
-    assert facts["damage_predicted"] == pytest.approx(sum(
-        next(o["damage"] for o in record["units"][unit] if o["bits"] == bits) for unit, bits in record["chosen"].items()
-    ))  # fmt: skip
+    assert facts["damage_predicted"] == pytest.approx(
+        sum(
+            next(o["damage"] for o in record["units"][unit] if o["bits"] == bits)
+            for unit, bits in record["chosen"].items()
+        )
+    )
     made = quantize(QuantizeConfig(plan=read_plan(planned.path), samples=6), student, tmp_path / "q")
     widths = {name: matrix.width for name, matrix in read_quantized(made.path).matrices.items()}
     assert widths[EMBEDDING] == record["chosen"]["embedding"] and widths[DOWN] == record["chosen"]["layer-01.down"]
@@ -179,9 +194,11 @@ def test_the_smallest_size_that_keeps_the_accuracy_is_taken(student, tmp_path):
     assert len(asked) <= 4 and made.facts["size_mb"] < max(asked)
     with pytest.raises(UsageError, match=r"max_accuracy_drop 1 cannot be met .* loses 20 points on 10 questions"):
         make_plan(
-            _config(max_accuracy_drop=1.0, max_mb=100, seed=3), student, tmp_path / "no",
+            _config(max_accuracy_drop=1.0, max_mb=100, seed=3),
+            student,
+            tmp_path / "no",
             ask=lambda matrices: [1] * 10 if matrices is None else [1] * 8 + [0] * 2,
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize(
@@ -214,9 +231,12 @@ def test_milliseconds_that_no_width_meets_name_the_nearest(student, tmp_path):
 def test_the_command_plans_and_explains(student, tmp_path):
     pytest.importorskip("llama_cpp")
     questions = tmp_path / "questions.jsonl"
-    questions.write_text("".join(
-        json.dumps({"question": f"What is {n} + 5?", "answer": str(n + 5), "scorer": "number"}) + "\n" for n in (1, 2)
-    ))  # fmt: skip
+    questions.write_text(
+        "".join(
+            json.dumps({"question": f"What is {n} + 5?", "answer": str(n + 5), "scorer": "number"}) + "\n"
+            for n in (1, 2)
+        )
+    )
     budget = ["--max-mb", "1", "--max-accuracy-drop", "100", "--questions", str(questions)]
     counts = ["--samples", "6", "--probes", "4"]
     done = CliRunner().invoke(main, ["plan", str(student.path), "-o", str(tmp_path / "plan"), *budget, *counts])

@@ -16,10 +16,14 @@ BITS = (4, 5, 8)
 
 def _unit(name: str, size: int, damages, streamed: int | None = None) -> Unit:
     bytes_of = {4: size * 4, 5: size * 5, 8: size * 8}
-    return Unit(name, (name,), tuple(
-        Option(bits, bytes_of[bits], bytes_of[bits] if streamed is None else streamed * bits, damage)
-        for bits, damage in zip(BITS, damages, strict=True)
-    ))  # fmt: skip
+    return Unit(
+        name,
+        (name,),
+        tuple(
+            Option(bits, bytes_of[bits], bytes_of[bits] if streamed is None else streamed * bits, damage)
+            for bits, damage in zip(BITS, damages, strict=True)
+        ),
+    )
 
 
 def _by_force(units, most_bytes, most_streamed=None):

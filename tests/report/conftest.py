@@ -13,9 +13,19 @@ from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.traces.schema import ChatMessage, Edge, Run, ToolUse, Turn
 
 FAMILIES = (
-    "simple_equations", "chain_sum", "products", "leg_counting", "time_intervals", "calendar", "unit_prices",
-    "number_sorting", "fractions", "divisors", "two_step_change", "two_step_average",
-)  # fmt: skip
+    "simple_equations",
+    "chain_sum",
+    "products",
+    "leg_counting",
+    "time_intervals",
+    "calendar",
+    "unit_prices",
+    "number_sorting",
+    "fractions",
+    "divisors",
+    "two_step_change",
+    "two_step_average",
+)
 
 # id, kind, format, MB, accuracy held out, accuracy unseen, median s, calls, tokens in, tokens out, peak MB
 SYSTEMS = (
@@ -75,13 +85,21 @@ def debate():
         split="held-out",
     )
     wrong = ToolUse(
-        name="legs", arguments={"spider": 7, "cow": 3}, call='legs({"spider": 7, "cow": 3})',
-        result="68", steps=("7 * 8 = 56", "3 * 4 = 12", "56 + 12 = 68"), seconds=0.001,
-    )  # fmt: skip
+        name="legs",
+        arguments={"spider": 7, "cow": 3},
+        call='legs({"spider": 7, "cow": 3})',
+        result="68",
+        steps=("7 * 8 = 56", "3 * 4 = 12", "56 + 12 = 68"),
+        seconds=0.001,
+    )
     right = ToolUse(
-        name="legs", arguments={"spider": 7, "cow": 3, "hen": 12}, call='legs({"spider": 7, "cow": 3, "hen": 12})',
-        result="92", steps=("7 * 8 = 56", "3 * 4 = 12", "12 * 2 = 24", "56 + 12 + 24 = 92"), seconds=0.001,
-    )  # fmt: skip
+        name="legs",
+        arguments={"spider": 7, "cow": 3, "hen": 12},
+        call='legs({"spider": 7, "cow": 3, "hen": 12})',
+        result="92",
+        steps=("7 * 8 = 56", "3 * 4 = 12", "12 * 2 = 24", "56 + 12 + 24 = 92"),
+        seconds=0.001,
+    )
     ask = (ChatMessage(role="user", content=question.question),)
     tokens = {"model": "SmolLM2-135M-Instruct", "tokens_in": 410, "tokens_cached": 300, "tokens_out": 31}
     summed = "7 * 8 = 56, 3 * 4 = 12, 12 * 2 = 24; 56 + 12 + 24 = 92. The answer is 92."
@@ -97,33 +115,62 @@ def debate():
     )
     turns = tuple(
         Turn(
-            id=i, agent=agent, role=role, round=number, messages=ask, text=text, start=start, end=end, tools=tools,
+            id=i,
+            agent=agent,
+            role=role,
+            round=number,
+            messages=ask,
+            text=text,
+            start=start,
+            end=end,
+            tools=tools,
             answer=answer,
             verdict={"92": "correct", "68": "wrong", None: "absent" if role == "reader" else "unknown"}[answer],
             **({} if role == "critic" else tokens | {"first_token": start + 0.05}),
         )
         for i, (agent, role, number, text, start, end, tools, answer) in enumerate(table)
-    )  # fmt: skip
+    )
     edges = (
-        (0, 1, "influence"), (0, 2, "influence"), (0, 3, "influence"), (1, 4, "continuity"), (3, 5, "continuity"),
-        (2, 4, "corrects"), (1, 2, "disputes"), (2, 5, "influence"), (4, 5, "agrees"), (4, 6, "agrees"),
-        (5, 6, "agrees"), (2, 6, "tool"), (6, 7, "influence"),
-    )  # fmt: skip
+        (0, 1, "influence"),
+        (0, 2, "influence"),
+        (0, 3, "influence"),
+        (1, 4, "continuity"),
+        (3, 5, "continuity"),
+        (2, 4, "corrects"),
+        (1, 2, "disputes"),
+        (2, 5, "influence"),
+        (4, 5, "agrees"),
+        (4, 6, "agrees"),
+        (5, 6, "agrees"),
+        (2, 6, "tool"),
+        (6, 7, "influence"),
+    )
     return Run(
-        question=question, team="desk", turns=turns, path=(0, 2, 6, 7), answer="92", verdict="correct", wall=3.1,
+        question=question,
+        team="desk",
+        turns=turns,
+        path=(0, 2, 6, 7),
+        answer="92",
+        verdict="correct",
+        wall=3.1,
         edges=tuple(Edge(source=a, target=b, kind=kind) for a, b, kind in edges),
-    )  # fmt: skip
+    )
 
 
 def context(**more):
     parity = tuple(
         Parity(
-            file=f"{row[0]}{'.gguf' if 'GGUF' in row[2] else '/model.onnx'}", format=row[2], size_mb=row[3],
-            kl=0.0004 * 3**i, top1=0.999 - 0.006 * i, tolerance="KL ≤ 0.05, same top-1 ≥ 96 %",
-            verdict="fail" if i == 4 else "pass", note="" if i != 4 else "same top-1 95.5 % is below 96 %",
+            file=f"{row[0]}{'.gguf' if 'GGUF' in row[2] else '/model.onnx'}",
+            format=row[2],
+            size_mb=row[3],
+            kl=0.0004 * 3**i,
+            top1=0.999 - 0.006 * i,
+            tolerance="KL ≤ 0.05, same top-1 ≥ 96 %",
+            verdict="fail" if i == 4 else "pass",
+            note="" if i != 4 else "same top-1 95.5 % is below 96 %",
         )
         for i, row in enumerate(SYSTEMS[5:])
-    )  # fmt: skip
+    )
     training = tuple(
         TrainingPoint(
             step=i,
@@ -131,7 +178,7 @@ def context(**more):
             tokens_per_second=910 + 40 * math.sin(i / 5),
         )
         for i in range(0, 240, 2)
-    )  # fmt: skip
+    )
     base = {
         "command": "soloist run --questions 120",
         "created": "2026-11-22 18:20 UTC",

@@ -17,19 +17,43 @@ from soloist.toolchain.report.terminal import markdown, show
 @pytest.fixture
 def gate():
     def make(value=0.31, rule="v3", why="", **more):
-        question = OfQuestion(question="q", runs=6, mean_score=0.5, r=None if value is None else 1 - value,
-                              p=None if value is None else 0.012, permutations=720, why=why)  # fmt: skip
+        question = OfQuestion(
+            question="q",
+            runs=6,
+            mean_score=0.5,
+            r=None if value is None else 1 - value,
+            p=None if value is None else 0.012,
+            permutations=720,
+            why=why,
+        )
         found = [
-            Freedom(of=of, score=score, value=value, low=None if value is None else 0.12,
-                    high=None if value is None else 0.55, p=question.p, exact=value is not None, tied=0.4,
-                    questions=(question,))
-            for score in ("verdict", "turns") for of in ("output", "trace")
-        ]  # fmt: skip
+            Freedom(
+                of=of,
+                score=score,
+                value=value,
+                low=None if value is None else 0.12,
+                high=None if value is None else 0.55,
+                p=question.p,
+                exact=value is not None,
+                tied=0.4,
+                questions=(question,),
+            )
+            for score in ("verdict", "turns")
+            for of in ("output", "trace")
+        ]
         fields = {
-            "team": "desk", "distance": "edits of tokens", "temperature": 0.7, "runs": 6, "questions": 1,
-            "mean_score": 0.5, "seconds": 12.0, "freedom": tuple(found), "decided_on": "verdict",
-            "advice": decide(rule, found[0]), "warnings": ("40% of the pairs tie",),
-        } | more  # fmt: skip
+            "team": "desk",
+            "distance": "edits of tokens",
+            "temperature": 0.7,
+            "runs": 6,
+            "questions": 1,
+            "mean_score": 0.5,
+            "seconds": 12.0,
+            "freedom": tuple(found),
+            "decided_on": "verdict",
+            "advice": decide(rule, found[0]),
+            "warnings": ("40% of the pairs tie",),
+        } | more
         return Gate(**fields)
 
     return make
@@ -39,8 +63,15 @@ def test_the_section_stands_where_a_gate_was_run(builder, make_context, gate, re
     made = builder(context=make_context(gate=gate()))
     html = render(made)
     assert '<section id="gate"' in html and 'href="#gate"' in html
-    for text in ("Metric Freedom 0.31 (0.12 to 0.55)", "rule v3", "Advice only", "0.012 (exact)", "1 of 1",
-                 "keep: structure, instructions, skills, tools, knowledge", "40% of the pairs tie"):  # fmt: skip
+    for text in (
+        "Metric Freedom 0.31 (0.12 to 0.55)",
+        "rule v3",
+        "Advice only",
+        "0.012 (exact)",
+        "1 of 1",
+        "keep: structure, instructions, skills, tools, knowledge",
+        "40% of the pairs tie",
+    ):
         assert text in html, text
     assert html.index('id="anatomy"') < html.index('id="gate"') < html.index('id="training"')
     assert 'id="gate"' not in render(report)

@@ -7,9 +7,24 @@ from soloist.toolchain.report.contract import Report, read_report
 
 TOP = {"schema", "commit", "device", "versions", "task", "systems", "break_even_questions", "details"}
 SYSTEM = {
-    "id", "split", "kind", "format", "size_mb", "n", "correct", "accuracy", "vs_team", "latency_s", "ttft_s", "calls",
-    "tokens_in", "tokens_out", "peak_mb", "usd_per_1k", "label",
-}  # fmt: skip
+    "id",
+    "split",
+    "kind",
+    "format",
+    "size_mb",
+    "n",
+    "correct",
+    "accuracy",
+    "vs_team",
+    "latency_s",
+    "ttft_s",
+    "calls",
+    "tokens_in",
+    "tokens_out",
+    "peak_mb",
+    "usd_per_1k",
+    "label",
+}
 
 
 def test_keys_are_the_contract(report):

@@ -120,8 +120,19 @@ def test_hostile_text_is_text(builder, hostile, make_context, report):
 
 
 def test_all_sections_stand_in_the_page(html):
-    for key in ("picture", "results", "paired", "families", "latency", "anatomy", "training", "files", "cost", "method",
-                "caveats"):  # fmt: skip
+    for key in (
+        "picture",
+        "results",
+        "paired",
+        "families",
+        "latency",
+        "anatomy",
+        "training",
+        "files",
+        "cost",
+        "method",
+        "caveats",
+    ):
         assert f'<section id="{key}"' in html
 
 
@@ -147,8 +158,15 @@ def test_failed_parity_and_recorded_label_are_visible(builder, measured, system_
 def test_an_engine_that_was_not_run_does_not_look_as_passed(builder, make_context):
     parity = tuple(
         Parity(
-            file=file, format=file, size_mb=90.0, kl=0.0123, top1=0.987, tolerance="KL ≤ 0.5", verdict=verdict,
-            measured=measured, note=note,
+            file=file,
+            format=file,
+            size_mb=90.0,
+            kl=0.0123,
+            top1=0.987,
+            tolerance="KL ≤ 0.5",
+            verdict=verdict,
+            measured=measured,
+            note=note,
         )
         for file, verdict, measured, note in (
             ("one.gguf", "pass", True, ""),
@@ -157,12 +175,17 @@ def test_an_engine_that_was_not_run_does_not_look_as_passed(builder, make_contex
             ("two.gguf", "fail", False, "fail: drifted from the student"),
             ("three.gguf", "none", False, "none: never verified"),
         )
-    )  # fmt: skip
+    )
     made = builder(context=make_context(parity=parity))
     body = re.search(r'<section id="files".*?</section>', render(made), re.DOTALL).group(0)
     rows = {re.search("<code>(.*?)</code>", row).group(1): row for row in body.split("<tr")[2:]}
-    verdicts = {"one.gguf": "✓ passed", "tensorrt-rtx": "– not run here", "tensorrt-7.2": "✓ passed",
-                "two.gguf": "✗ failed", "three.gguf": "– no verdict"}  # fmt: skip
+    verdicts = {
+        "one.gguf": "✓ passed",
+        "tensorrt-rtx": "– not run here",
+        "tensorrt-7.2": "✓ passed",
+        "two.gguf": "✗ failed",
+        "three.gguf": "– no verdict",
+    }
     assert {
         file: re.search('<span class="[a-z]+">(.*?)</span>', row).group(1) for file, row in rows.items()
     } == verdicts
@@ -171,8 +194,11 @@ def test_an_engine_that_was_not_run_does_not_look_as_passed(builder, make_contex
     assert "its &lt;graph&gt;" in rows["tensorrt-rtx"]
     caveats = [line for line in made.details.caveats if line.startswith("Compiled but not measured: ")]
     assert [line.split(": ")[1].split(",")[0] for line in caveats] == [
-        "tensorrt-7.2", "tensorrt-rtx", "two.gguf", "three.gguf",
-    ]  # fmt: skip
+        "tensorrt-7.2",
+        "tensorrt-rtx",
+        "two.gguf",
+        "three.gguf",
+    ]
     assert not any("one.gguf" in line for line in caveats)
 
 

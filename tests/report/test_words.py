@@ -93,9 +93,18 @@ def test_percent_never_rounds_to_all_or_nothing(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "n/a"), (0.0042, "4.2 ms"), (0.0616, "62 ms"), (0.0999, "0.10 s"), (0.3, "0.30 s"), (9.96, "10 s"),
-     (2.84, "2.8 s"), (119.6, "2 min"), (7300, "2 h")],
-)  # fmt: skip
+    [
+        (None, "n/a"),
+        (0.0042, "4.2 ms"),
+        (0.0616, "62 ms"),
+        (0.0999, "0.10 s"),
+        (0.3, "0.30 s"),
+        (9.96, "10 s"),
+        (2.84, "2.8 s"),
+        (119.6, "2 min"),
+        (7300, "2 h"),
+    ],
+)
 def test_seconds_reads_well(value, text):
     assert seconds(value) == text
 

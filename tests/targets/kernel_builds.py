@@ -25,11 +25,18 @@ def record(build: Any, arch: str, folder: Path | None = None) -> dict[str, Any]:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             files[kind] = {"path": f"{arch}/{file.name}", "sha256": digest}
     return {
-        "build": build.name, "kernel": build.kernel, "arch": arch, "constants": dict(build.constants),
-        "grid": list(build.grid), "block": [32 * build.configuration.warps, 1, 1], "shared": 0, "entry": "kernel",
+        "build": build.name,
+        "kernel": build.kernel,
+        "arch": arch,
+        "constants": dict(build.constants),
+        "grid": list(build.grid),
+        "block": [32 * build.configuration.warps, 1, 1],
+        "shared": 0,
+        "entry": "kernel",
         "arguments": [{"name": name, "type": kind, "hidden": hidden} for name, kind, hidden in named],
-        "scratch": {"global": [0, 1], "profile": [0, 1]}, "files": files,
-    }  # fmt: skip
+        "scratch": {"global": [0, 1], "profile": [0, 1]},
+        "files": files,
+    }
 
 
 def write(folder: Path, architectures: tuple[str, ...], group: int = 32) -> list[dict[str, Any]]:

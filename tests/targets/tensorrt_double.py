@@ -220,11 +220,20 @@ def modules():
     registry = Registry()
     tensorrt.DataType, tensorrt.plugin = DataType, plugin
     content = {
-        **registry.decorators(), "op": registry.op, "registry": registry, "TensorDesc": TensorDesc, "Tensor": Tensor,
-        "ShapeExpr": ShapeExpr, "SymInt32": SymInt32, "SymIntExprs": SymIntExprs, "min": _both(min), "max": _both(max),
-        "KernelLaunchParams": KernelLaunchParams, "AutoTuneCombination": AutoTuneCombination,
+        **registry.decorators(),
+        "op": registry.op,
+        "registry": registry,
+        "TensorDesc": TensorDesc,
+        "Tensor": Tensor,
+        "ShapeExpr": ShapeExpr,
+        "SymInt32": SymInt32,
+        "SymIntExprs": SymIntExprs,
+        "min": _both(min),
+        "max": _both(max),
+        "KernelLaunchParams": KernelLaunchParams,
+        "AutoTuneCombination": AutoTuneCombination,
         "cdiv": _both(lambda a, b: -(-a // b)),
-    }  # fmt: skip
+    }
     vars(plugin).update(content)
     return tensorrt, plugin
 

@@ -305,9 +305,21 @@ def library(version, name="tensorrt", host=None):
     module = ModuleType(name)
     module.__version__ = version
     for kind in (
-        Builder, INetworkDefinition, OnnxParser, ParserError, IBuilderConfig, IOptimizationProfile, ITimingCache,
-        Runtime, ICudaEngine, ISerializationConfig, Refitter, OnnxParserRefitter, IExecutionContext, ILogger,
-    ):  # fmt: skip
+        Builder,
+        INetworkDefinition,
+        OnnxParser,
+        ParserError,
+        IBuilderConfig,
+        IOptimizationProfile,
+        ITimingCache,
+        Runtime,
+        ICudaEngine,
+        ISerializationConfig,
+        Refitter,
+        OnnxParserRefitter,
+        IExecutionContext,
+        ILogger,
+    ):
         setattr(module, kind.__name__, type(kind.__name__, (kind,), {}))
     module.Builder.STRONGLY_TYPED = version.startswith("10.")
     module.Runtime.HOST = host

@@ -203,9 +203,15 @@ def test_the_names_are_those_of_the_gguf_package(students):
 
 
 CONFIG = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "vocab_size": 100,
-    "num_attention_heads": 4, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "vocab_size": 100,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+}
 
 
 @pytest.mark.parametrize(
@@ -236,8 +242,14 @@ def test_configs_of_older_transformers_mean_the_same():
     old = {**CONFIG, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
     new = {**CONFIG, "rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}}
     assert ropes_of(old) == ropes_of(new) and families.metadata(old, "here") == families.metadata(new, "here")
-    gemma = {**CONFIG, "model_type": "gemma3_text", "rope_theta": 1e6, "rope_local_base_freq": 1e4,
-             "sliding_window": 512, "num_hidden_layers": 12}  # fmt: skip
+    gemma = {
+        **CONFIG,
+        "model_type": "gemma3_text",
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "sliding_window": 512,
+        "num_hidden_layers": 12,
+    }
     found = families.metadata(gemma, "here")
     assert found["rope.freq_base"] == 1e6 and found["rope.freq_base_swa"] == 1e4
     assert found["attention.sliding_window_pattern"] == ([True] * 5 + [False]) * 2

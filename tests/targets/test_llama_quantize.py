@@ -82,9 +82,12 @@ def test_types_per_tensor_are_what_was_asked(tiny_gguf, tmp_path):
     facts = quantize_gguf(tiny_gguf, tmp_path / "mixed.gguf", "q4_0", overrides=wanted)
     found = {name: weights(tmp_path / "mixed.gguf", name)[1] for name in (*wanted, "blk.0.ffn_down.weight")}
     assert found == {
-        DOWN: "Q8_0", "token_embd.weight": "Q5_1", "blk.0.attn_q.weight": "F16", "blk.1.attn_q.weight": "Q8_0",
+        DOWN: "Q8_0",
+        "token_embd.weight": "Q5_1",
+        "blk.0.attn_q.weight": "F16",
+        "blk.1.attn_q.weight": "Q8_0",
         "blk.0.ffn_down.weight": "Q4_0",
-    }  # fmt: skip
+    }
     assert facts["fell_back"] == {"blk.1.attn_q.weight": "Q8_0"}  # 64 columns are no Q6_K
 
 
@@ -146,9 +149,11 @@ def test_importances_are_written_as_llama_cpp_reads_them(tmp_path):
     assert "general.architecture" not in reader.fields
     shapes = {tensor.name: ([int(n) for n in tensor.shape], tensor.tensor_type.name) for tensor in reader.tensors}
     assert shapes == {
-        f"{DOWN}.in_sum2": ([128, 1], "F32"), f"{DOWN}.counts": ([1, 1], "F32"),
-        "blk.0.attn_q.weight.in_sum2": ([64, 1], "F32"), "blk.0.attn_q.weight.counts": ([1, 1], "F32"),
-    }  # fmt: skip
+        f"{DOWN}.in_sum2": ([128, 1], "F32"),
+        f"{DOWN}.counts": ([1, 1], "F32"),
+        "blk.0.attn_q.weight.in_sum2": ([64, 1], "F32"),
+        "blk.0.attn_q.weight.counts": ([1, 1], "F32"),
+    }
     back = read_importance(file)
     assert set(back) == set(sums)
     for name, (total, count) in sums.items():

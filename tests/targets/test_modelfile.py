@@ -120,6 +120,13 @@ def test_wrapping_is_confirmed_on_another_talk():
         lambda messages, opened: "".join(f"[{m['role']}]{m['content']}\n" for m in messages) + ">" * opened
     )
     assert plain == {
-        "": "", "greeting": "", "answer": ">", "system": "[system]", "system end": "\n", "user": "[user]",
-        "user end": "\n", "assistant": "[assistant]", "assistant end": "\n",
-    }  # fmt: skip
+        "": "",
+        "greeting": "",
+        "answer": ">",
+        "system": "[system]",
+        "system end": "\n",
+        "user": "[user]",
+        "user end": "\n",
+        "assistant": "[assistant]",
+        "assistant end": "\n",
+    }

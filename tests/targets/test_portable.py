@@ -48,21 +48,30 @@ def make(family: str, tiny: Path, folder: Path) -> Path:
         return tiny
     shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     sizes = {
-        "vocab_size": json.loads((tiny / "config.json").read_text())["vocab_size"], "hidden_size": 64,
-        "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": json.loads((tiny / "config.json").read_text())["vocab_size"],
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
         "num_hidden_layers": 1 if family.startswith("qwen") else 2,  # all of Qwen's are alike
-        "max_position_embeddings": 512, "initializer_range": 0.1, "bos_token_id": 1, "eos_token_id": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.1,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
         "pad_token_id": 2,
-    }  # fmt: skip
+    }
     configs = {
         "qwen2": lambda: transformers.Qwen2Config(**sizes, tie_word_embeddings=False),
         "qwen3": lambda: transformers.Qwen3Config(**sizes, head_dim=32, tie_word_embeddings=True),
         "smollm3": lambda: transformers.SmolLM3Config(**sizes, tie_word_embeddings=True, no_rope_layers=[1, 0]),
         "gemma3": lambda: transformers.Gemma3TextConfig(
-            **sizes, head_dim=32, sliding_window=6, layer_types=["sliding_attention", "full_attention"],
+            **sizes,
+            head_dim=32,
+            sliding_window=6,
+            layer_types=["sliding_attention", "full_attention"],
             query_pre_attn_scalar=32,
         ),
-    }  # fmt: skip
+    }
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(configs[family]())
     for name, parameter in model.named_parameters():
@@ -112,9 +121,11 @@ def torch_logits(folder: Path, ids, mask=None, positions=None):
     model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     with torch.inference_mode():
         return model(
-            input_ids=torch.tensor(ids), attention_mask=None if mask is None else torch.tensor(mask),
-            position_ids=None if positions is None else torch.tensor(positions), use_cache=False,
-        ).logits.numpy()  # fmt: skip
+            input_ids=torch.tensor(ids),
+            attention_mask=None if mask is None else torch.tensor(mask),
+            position_ids=None if positions is None else torch.tensor(positions),
+            use_cache=False,
+        ).logits.numpy()
 
 
 def ids_of(rows: int, length: int) -> np.ndarray:
@@ -185,8 +196,11 @@ def test_the_runner_answers_as_the_student(pair):
     for chat in (QUESTION, FOLLOWUP):
         ours, theirs = (one.chat(chat, Sampling(max_tokens=12)) for one in (runtime, reference))
         assert (ours.text, ours.tokens_in, ours.tokens_cached, ours.tokens_out) == (
-            theirs.text, theirs.tokens_in, theirs.tokens_cached, theirs.tokens_out,
-        )  # fmt: skip
+            theirs.text,
+            theirs.tokens_in,
+            theirs.tokens_cached,
+            theirs.tokens_out,
+        )
     assert ours.tokens_cached > 20
     tokens = runtime.tokenize(runtime.render(QUESTION))
     np.testing.assert_allclose(runtime.logits(tokens), reference.logits(tokens), atol=2e-4, rtol=1e-4)

@@ -75,10 +75,19 @@ def make_qwen(tiny: Path, folder: Path, layers: int) -> Path:
     shutil.copytree(tiny, folder)
     torch.manual_seed(3)
     config = Qwen2Config(
-        vocab_size=json.loads((tiny / "config.json").read_text())["vocab_size"], hidden_size=64, intermediate_size=96,
-        num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
-        tie_word_embeddings=False, initializer_range=0.15, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-    )  # fmt: skip
+        vocab_size=json.loads((tiny / "config.json").read_text())["vocab_size"],
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        initializer_range=0.15,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
     model = Qwen2ForCausalLM(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -205,8 +214,13 @@ def test_the_kernels_run_and_compute_alike(tiny, tmp_path, calls):
         # sums in float32 against torch's of float16: one rounding of each product's result, and of few products inside
         assert 0 < np.abs(found - want).max() < 0.01 * np.abs(want).max()
     assert {name for name, *_ in calls} == {
-        "w4a16_gemm", "w8a16_gemm", "w4a16_gemv", "w8a16_gemv", "append_int8", "decode_attention"
-    }  # fmt: skip
+        "w4a16_gemm",
+        "w8a16_gemm",
+        "w4a16_gemv",
+        "w8a16_gemv",
+        "append_int8",
+        "decode_attention",
+    }
 
 
 def test_bfloat16_is_what_triton_gets_unless_asked():
@@ -298,11 +312,13 @@ def _with(folder: Path, **changes) -> None:
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 def test_integers_that_do_not_fit_the_config_are_refused(tiny, tmp_path, kernels):
-    for number, (changes, said) in enumerate((
-        ({"intermediate_size": 96}, "size mismatch|in its model 64 x 96"),
-        ({"num_hidden_layers": 3}, "layers.2.*is missing"),
-        ({"num_hidden_layers": 1}, "layers.1.*no place there|has no such matrix"),
-    )):  # fmt: skip
+    for number, (changes, said) in enumerate(
+        (
+            ({"intermediate_size": 96}, "size mismatch|in its model 64 x 96"),
+            ({"num_hidden_layers": 3}, "layers.2.*is missing"),
+            ({"num_hidden_layers": 1}, "layers.1.*no place there|has no such matrix"),
+        )
+    ):
         folder = quantized(tiny, tmp_path / str(number))
         _with(folder, **changes)
         with pytest.raises(ArtifactError, match=said):

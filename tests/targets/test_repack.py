@@ -219,9 +219,16 @@ def test_matmul_nbits_multiplies_by_our_matrix(bits, group, zeros, columns):
     arrays = {"b": inputs.weight, "s": inputs.scales, **({} if inputs.zeros is None else {"z": inputs.zeros})}
     initializers = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
     node = onnx.helper.make_node(
-        "MatMulNBits", ["x", *arrays], ["y"], domain="com.microsoft", K=columns, N=10, bits=bits, block_size=group,
+        "MatMulNBits",
+        ["x", *arrays],
+        ["y"],
+        domain="com.microsoft",
+        K=columns,
+        N=10,
+        bits=bits,
+        block_size=group,
         accuracy_level=1,
-    )  # fmt: skip
+    )
     x = np.random.default_rng(2).normal(size=(4, columns)).astype(np.float32)
     exact = x.astype(np.float64) @ matrix.dequantized().astype(np.float64).T
     found = _run([node], initializers, x, columns)

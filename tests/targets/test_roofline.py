@@ -16,9 +16,16 @@ NANO = device("jetson-orin-nano-8gb")
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("smollm2-135m", 134.5), ("smollm2-360m", 361.8), ("qwen2.5-0.5b", 494.0), ("qwen3-0.6b", 596.0),
-     ("llama-3.2-1b", 1235.8), ("tinyllama-1.1b", 1034.5), ("llama-3.1-8b", 7504.9)],
-)  # fmt: skip
+    [
+        ("smollm2-135m", 134.5),
+        ("smollm2-360m", 361.8),
+        ("qwen2.5-0.5b", 494.0),
+        ("qwen3-0.6b", 596.0),
+        ("llama-3.2-1b", 1235.8),
+        ("tinyllama-1.1b", 1034.5),
+        ("llama-3.1-8b", 7504.9),
+    ],
+)
 def test_weights_are_those_of_the_models(name, millions):
     """Matrices only: published counts less norms, biases, and an untied embedding."""
     assert STUDENTS[name].weights / 1e6 == pytest.approx(millions, rel=0.002)
@@ -97,9 +104,14 @@ def test_matrices_add_up_to_the_token():
 
 def test_a_student_is_a_name_or_a_folder(tmp_path):
     config = {
-        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-        "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
-    }  # fmt: skip
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert student(str(tmp_path)).matrices == student("smollm2-135m").matrices
     del config["num_key_value_heads"]

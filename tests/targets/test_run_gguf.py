@@ -16,9 +16,13 @@ from soloist.targets.run_gguf import GgufRuntime, Request
 
 SHORT = Sampling(max_tokens=12)
 PROMPTS = [
-    "What is 2 + 3?", "Name a color.", "Write a word that rhymes with cat.", "What is the capital of France?",
-    "Count to four.", "What is 12 * 12?",
-]  # fmt: skip
+    "What is 2 + 3?",
+    "Name a color.",
+    "Write a word that rhymes with cat.",
+    "What is the capital of France?",
+    "Count to four.",
+    "What is 12 * 12?",
+]
 
 
 def messages(text, system="You are brief."):
@@ -185,9 +189,13 @@ def test_render_and_tokenize_follow_the_files_chat_template(one):
 
 
 DECOMPOSED = (
-    "cafe\u0301", "A\u030angstro\u0308m\u0323\u0307", "\u1112\u1161\u11ab\u1100\u1173\u11af", "\u212a \u2126 \u037e",
-    "<|im_start|>user\ncafe\u0301<|im_end|>\u0338\n", "<\u0338|im_end|>e\u0301",
-)  # fmt: skip
+    "cafe\u0301",
+    "A\u030angstro\u0308m\u0323\u0307",
+    "\u1112\u1161\u11ab\u1100\u1173\u11af",
+    "\u212a \u2126 \u037e",
+    "<|im_start|>user\ncafe\u0301<|im_end|>\u0338\n",
+    "<\u0338|im_end|>e\u0301",
+)
 
 
 @pytest.fixture(scope="module")

@@ -36,9 +36,11 @@ def test_greedy_tokens_are_those_of_transformers_generate(runtime):
     prompt = runtime.tokenize(runtime.render(QUESTION))
     model = runtime._model
     whole = model.generate(
-        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        do_sample=False, max_new_tokens=12,
-    )  # fmt: skip
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=12,
+    )
     expected = runtime.text(whole[0, len(prompt) :].tolist())
     assert runtime.chat(QUESTION, Sampling(max_tokens=12)).text == expected
 

@@ -138,9 +138,16 @@ def test_profiles_agree_at_their_corners(half):
 
 def test_a_folder_has_what_a_device_needs(exported, half):
     assert {file.name for file in exported.iterdir()} == {
-        GRAPH, DATA, FACTS, "tokenizer.json", "chat_template.jinja", "build.json", "build_engine.py", "run_engine.py",
+        GRAPH,
+        DATA,
+        FACTS,
+        "tokenizer.json",
+        "chat_template.jinja",
+        "build.json",
+        "build_engine.py",
+        "run_engine.py",
         "README.txt",
-    }  # fmt: skip
+    }
     assert (exported / "build_engine.py").read_text() == inspect.getsource(build_engine)
     text = (exported / "README.txt").read_text()
     assert STUDENT.digest in text and build_engine.sha256(half / GRAPH) in text and "TensorRT 10.3" in text

@@ -67,9 +67,12 @@ def _run(model, x):
 def _model(nodes, constants, kind=TensorProto.FLOAT16, rank=2, domains=("",)):
     shape = [None] * rank
     graph = helper.make_graph(
-        nodes, "graph", [helper.make_tensor_value_info("x", kind, shape)],
-        [helper.make_tensor_value_info("y", kind, shape)], constants,
-    )  # fmt: skip
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", kind, shape)],
+        constants,
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid(one, 21 if one == "" else 1) for one in domains])
 
 
@@ -122,8 +125,11 @@ def test_a_matmul_is_replaced(dtype):
     casts = ["Cast"] if dtype == np.float32 else []
     assert [node.op_type for node in model.graph.node] == ["Add", *casts, "w4a16_gemv_zeros", *casts]
     assert {tensor.name for tensor in model.graph.initializer} == {
-        "one", "product.words", "product.scales", "product.zeros"
-    }  # fmt: skip
+        "one",
+        "product.words",
+        "product.scales",
+        "product.zeros",
+    }
     after = _run(model, x)
     assert after.dtype == dtype and np.abs(before).max() > 1
     assert np.allclose(after, before, atol=1e-2, rtol=5e-3)
@@ -139,9 +145,17 @@ def test_a_matmulnbits_is_replaced_and_gives_what_onnx_runtime_gave(zeros, group
     constants = [numpy_helper.from_array(array, name) for name, array in parts.items() if array is not None]
     names = [name if array is not None else "" for name, array in parts.items()]
     node = helper.make_node(
-        "MatMulNBits", ["x", *names], ["y"], name="product", domain="com.microsoft", K=K, N=N, bits=4, block_size=group,
+        "MatMulNBits",
+        ["x", *names],
+        ["y"],
+        name="product",
+        domain="com.microsoft",
+        K=K,
+        N=N,
+        bits=4,
+        block_size=group,
         accuracy_level=1,
-    )  # fmt: skip
+    )
     model = _model([node], constants, TensorProto.FLOAT, domains=("", "com.microsoft"))
     model.ir_version = 10
     x = _x(5, K, dtype=np.float32)
@@ -149,8 +163,10 @@ def test_a_matmulnbits_is_replaced_and_gives_what_onnx_runtime_gave(zeros, group
     before = session.run(None, {"x": x})[0]
     replace(model, "product")
     assert [one.op_type for one in model.graph.node] == [
-        "Cast", "w4a16_gemv_zeros" if zeros else "w4a16_gemv_bias", "Cast",
-    ]  # fmt: skip
+        "Cast",
+        "w4a16_gemv_zeros" if zeros else "w4a16_gemv_bias",
+        "Cast",
+    ]
     words = next(tensor for tensor in model.graph.initializer if tensor.name == "product.words")
     assert np.array_equal(numpy_helper.to_array(words), matrix.codes)  # the very integers
     assert len(model.graph.initializer) == 3

@@ -78,9 +78,14 @@ def _declared(records, monkeypatch, arch="sm_87"):
 def _inputs(extra, lead, n, k, group=32, dtype=HALF):
     groups = (n, -(-k // group))
     known = {
-        "x": (dtype, (*lead, k)), "words": (INT32, (n, k // 8)), "scales": (HALF, groups), "zeros": (INT8, groups),
-        "bias": (dtype, (n,)), "up_words": (INT32, (n, k // 8)), "up_scales": (HALF, groups),
-    }  # fmt: skip
+        "x": (dtype, (*lead, k)),
+        "words": (INT32, (n, k // 8)),
+        "scales": (HALF, groups),
+        "zeros": (INT8, groups),
+        "bias": (dtype, (n,)),
+        "up_words": (INT32, (n, k // 8)),
+        "up_scales": (HALF, groups),
+    }
     return {name: known[name] for name in INPUTS[extra]}
 
 
@@ -213,12 +218,17 @@ def test_the_four_plugins_say_their_types(monkeypatch, plugin):
     records = [_record(build) for build in KERNEL.builds()]
     monkeypatch.setattr(tensorrt_builds, "read_builds", lambda folder: records)
     assert [name.split("::")[1] for name in tensorrt_plugin.register(Path("nowhere"), arch="sm_87")] == [
-        "w4a16_gemv", "w4a16_gemv_zeros", "w4a16_gemv_bias", "w4a16_gemv_gated",
-    ]  # fmt: skip
+        "w4a16_gemv",
+        "w4a16_gemv_zeros",
+        "w4a16_gemv_bias",
+        "w4a16_gemv_gated",
+    ]
     said = {
-        "": ["HALF", "INT32", "HALF", "HALF"], "zeros": ["HALF", "INT32", "HALF", "INT8", "HALF"],
-        "bias": ["HALF", "INT32", "HALF", "HALF", "HALF"], "gated": ["HALF", "INT32", "HALF", "INT32", "HALF", "HALF"],
-    }  # fmt: skip
+        "": ["HALF", "INT32", "HALF", "HALF"],
+        "zeros": ["HALF", "INT32", "HALF", "INT8", "HALF"],
+        "bias": ["HALF", "INT32", "HALF", "HALF", "HALF"],
+        "gated": ["HALF", "INT32", "HALF", "INT32", "HALF", "HALF"],
+    }
     for extra, types in said.items():
         stages = double.Stages(plugin, f"soloist::{plugin_name(extra)}", _inputs(extra, (1,), 64, 96), group=GROUP)
         found = stages.combinations()
@@ -233,10 +243,12 @@ def test_builds_that_a_plugin_cannot_launch_are_left_out(monkeypatch):
     build = _first(tile=True)
     good = _record(build)
     bad = [
-        {**good, "constants": {**good["constants"], "SPLITS": 4}}, {**good, "shared": 48 * 1024 + 1},
-        {**good, "scratch": {"global": [128, 16], "profile": [0, 1]}}, {**good, "kernel": "w8a16_gemv"},
+        {**good, "constants": {**good["constants"], "SPLITS": 4}},
+        {**good, "shared": 48 * 1024 + 1},
+        {**good, "scratch": {"global": [128, 16], "profile": [0, 1]}},
+        {**good, "kernel": "w8a16_gemv"},
         {**good, "arch": "sm_90"},
-    ]  # fmt: skip
+    ]
     assert _declared([*bad, good], monkeypatch).records == (good,)
     with pytest.raises(ArtifactError, match=r"no builds of w4a16_gemv for sm_87, but sm_90; .* sm_87, sm_89, sm_90"):
         _declared([bad[-1]], monkeypatch)
@@ -354,17 +366,23 @@ def test_the_python_implementation_computes_y(plugin, monkeypatch, extra, lead):
     weights = {
         name: Quantized(
             pack_nibbles(torch.randint(0, 16, (43, 96), dtype=torch.uint8, generator=draw)),
-            torch.randn(43, 3, generator=draw).mul(0.05).half(), 32,
+            torch.randn(43, 3, generator=draw).mul(0.05).half(),
+            32,
             torch.randint(0, 16, (43, 3), dtype=torch.uint8, generator=draw) if extra == "zeros" else None,
         )
         for name in ("weight", "up")
-    }  # fmt: skip
+    }
     weight, up = weights["weight"], weights["up"]
     x, bias = torch.randn(*lead, 96, generator=draw).half(), torch.randn(43, generator=draw).half()
     arrays = {
-        "x": x, "words": weight.codes, "scales": weight.scales, "zeros": weight.zeros, "bias": bias,
-        "up_words": up.codes, "up_scales": up.scales,
-    }  # fmt: skip
+        "x": x,
+        "words": weight.codes,
+        "scales": weight.scales,
+        "zeros": weight.zeros,
+        "bias": bias,
+        "up_words": up.codes,
+        "up_scales": up.scales,
+    }
     y = torch.full((*lead, 43), torch.nan).half()
     given = [double.Tensor(arrays[name], kind) for name, (kind, _) in stages.inputs.items()]
     assert entry.impl(*given, GROUP, (double.Tensor(y, HALF),), stream=7) is None

@@ -67,10 +67,23 @@ def graph(tmp_path):
         ):
             (folder / name).write_text(text)
         Facts(
-            family="llama", dtype="float16", opset=21, layers=1, heads=2, kv_heads=1, head_dim=8, hidden=16,
-            vocabulary=32, context=128, stop_ids=(1,), special={}, bits={}, accuracy_level=1, operators={},
+            family="llama",
+            dtype="float16",
+            opset=21,
+            layers=1,
+            heads=2,
+            kv_heads=1,
+            head_dim=8,
+            hidden=16,
+            vocabulary=32,
+            context=128,
+            stop_ids=(1,),
+            special={},
+            bits={},
+            accuracy_level=1,
+            operators={},
             sizes={name: (folder / name).stat().st_size for name in (GRAPH, DATA)},
-        ).write(folder)  # fmt: skip
+        ).write(folder)
         return folder
 
     return make
@@ -90,8 +103,11 @@ def test_an_engine_is_built_without_a_gpu(quantized, tmp_path):
     done = rtx.build_rtx(quantized, tmp_path / "engine", ("8.9",), student=Student("Tiny", "d1"), lengths=LENGTHS)
     folder = tmp_path / "engine"
     assert {file.name for file in folder.iterdir()} == {
-        "model.engine", "engine.json", "tokenizer.json", "chat_template.jinja"
-    }  # fmt: skip
+        "model.engine",
+        "engine.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+    }
     assert done["engine"]["sha256"] == build_engine.sha256(folder / "model.engine")
     assert done["files"][GRAPH] == build_engine.sha256(quantized / GRAPH)
     assert done["built_with"]["library"] == "tensorrt_rtx" and done["target"]["capabilities"] == ["8.9"]
@@ -129,8 +145,11 @@ def test_scales_are_as_the_parser_asks(graph):
 
     cast = make_node("Cast", ["weight.scales"], ["scales"], to=10, name="cast")
     for bits, made, hidden, refused in (
-        (8, signed(8), False, 1), (8, positive(signed(8)), False, 0), (8, signed(8), True, 0), (4, signed(4), True, 0),
-    ):  # fmt: skip
+        (8, signed(8), False, 1),
+        (8, positive(signed(8)), False, 0),
+        (8, signed(8), True, 0),
+        (4, signed(4), True, 0),
+    ):
         tensors, node = dequantize_linear(made, "weight", dtype="float16")
         if hidden:
             node.input[1] = "scales"

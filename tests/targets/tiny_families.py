@@ -16,18 +16,33 @@ from pathlib import Path
 make_tokenizer = runpy.run_path(str(Path(__file__).with_name("tiny_student.py")))["make_tokenizer"]
 
 _SHARED = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 16384, "bos_token_id": 1, "eos_token_id": 2,
-    "pad_token_id": 2, "rms_norm_eps": 1e-5,
-}  # fmt: skip
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 16384,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "rms_norm_eps": 1e-5,
+}
 _LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
-}  # fmt: skip
+}
 _YARN = {
-    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64,
-    "beta_fast": 32.0, "beta_slow": 1.0,
-}  # fmt: skip
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
 _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 _GEMMA = {
     "full_attention": {"rope_type": "linear", "rope_theta": 100000.0, "factor": 8.0},
@@ -40,7 +55,9 @@ VARIANTS = {
     "llama-biased": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}, "gpt-2"),
     "llama3": ("LlamaConfig", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}, "llama-bpe"),
     "llama-wide": (  # as wide as a K-quant's block
-        "LlamaConfig", {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 4}, "smollm",
+        "LlamaConfig",
+        {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 4},
+        "smollm",
     ),
     "llama-linear": ("LlamaConfig", {"rope_parameters": _LINEAR}, "smollm"),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5, "tie_word_embeddings": True}, "llama-bpe"),
@@ -50,13 +67,17 @@ VARIANTS = {
     "gemma3": (
         "Gemma3TextConfig",
         {
-            "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16, "num_hidden_layers": 3,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rope_parameters": _GEMMA,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 16,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": _GEMMA,
             "final_logit_softcapping": 30.0,
         },
         "gpt-2",
     ),
-}  # fmt: skip
+}
 
 
 def build(folder: Path, variant: str) -> Path:
@@ -91,9 +112,13 @@ def build_pieces(folder: Path) -> Path:
     content = pieces()
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     settings = {
-        "tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "bos_token": "<bos>", "eos_token": "<eos>",
-        "pad_token": "<pad>", "unk_token": "<unk>",
-    }  # fmt: skip
+        "tokenizer_class": "TokenizersBackend",
+        "backend": "tokenizers",
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     _resize(folder, len(content["model"]["vocab"]) + 3)
@@ -135,28 +160,55 @@ def pieces(prepend: bool = False) -> dict:
     first = [{"type": "Prepend", "prepend": "▁"}] if prepend else []
     begin = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
     return {
-        "version": "1.0", "truncation": None, "padding": None,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
         "added_tokens": [
-            {"id": vocab[token], "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-             "normalized": False, "special": token in special}
+            {
+                "id": vocab[token],
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": token in special,
+            }
             for token in [*special, "\n\n", "▁▁"]
         ],
         "normalizer": {"type": "Sequence", "normalizers": [*first, replace]} if prepend else replace,
-        "pre_tokenizer": None if prepend else {
-            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
+        "pre_tokenizer": None
+        if prepend
+        else {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
         },
         "post_processor": {
-            "type": "TemplateProcessing", "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
+            "type": "TemplateProcessing",
+            "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
             "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, begin, {"Sequence": {"id": "B", "type_id": 1}}],
             "special_tokens": {"<bos>": {"id": "<bos>", "ids": [vocab["<bos>"]], "tokens": ["<bos>"]}},
         },
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
-            {"type": "Fuse"}, *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prepend else []),
-        ]},
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-            "vocab": vocab, "merges": merges,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prepend else []),
+            ],
         },
-    }  # fmt: skip
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }

@@ -46,9 +46,14 @@ def make_tokenizer(folder: Path, pre: str = "smollm") -> int:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     settings = {
-        "tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "model_max_length": 2048,
-        "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "unk_token": "<|endoftext|>",
-    }  # fmt: skip
+        "tokenizer_class": "TokenizersBackend",
+        "backend": "tokenizers",
+        "model_max_length": 2048,
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     return tokenizer.get_vocab_size()
@@ -61,10 +66,20 @@ def make(folder: Path, pre: str = "smollm", seed: int = 0) -> Path:
     size = make_tokenizer(folder, pre)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
-        rope_theta=10000.0, bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.08,
-    )  # fmt: skip
+        vocab_size=size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        rope_theta=10000.0,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        initializer_range=0.08,
+    )
     model = LlamaForCausalLM(config)
     _train(model, folder)
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for one small file

@@ -111,8 +111,11 @@ def test_no_answer_and_no_gold_are_wrong():
 
 def test_scorer_by_entry_point_and_unknown_scorers():
     assert resolve_scorer("soloist.toolchain.tasks.base:score_exact")("a", question("A"))
-    for name, reason in [("nope", "unknown scorer"), ("no_such_module_here:f", "cannot be imported"),
-                         ("soloist.toolchain.tasks.base:gone", "cannot be imported")]:  # fmt: skip
+    for name, reason in [
+        ("nope", "unknown scorer"),
+        ("no_such_module_here:f", "cannot be imported"),
+        ("soloist.toolchain.tasks.base:gone", "cannot be imported"),
+    ]:
         with pytest.raises(UsageError, match=reason):
             resolve_scorer(name)
 

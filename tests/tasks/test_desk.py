@@ -173,8 +173,10 @@ def test_unseen_set_is_large_even_and_right():
 def test_unseen_wordings_are_none_of_ours():
     forms = [
         re.compile(re.sub(r"\\\{[a-z]+\\\}", ".+", re.escape(form)), re.IGNORECASE)
-        for texts in WORDINGS.values() for form in texts if re.sub(r"\{\w+\}|\W", "", form)
-    ]  # fmt: skip
+        for texts in WORDINGS.values()
+        for form in texts
+        if re.sub(r"\{\w+\}|\W", "", form)
+    ]
     assert any(form.fullmatch("What is 5 times 6?") for form in forms)
     for question in desk.unseen_questions():
         assert not any(form.fullmatch(question.question) for form in forms), question.question

@@ -56,10 +56,16 @@ def play():
             role if isinstance(role, dict) else {"name": f"{role}-{number}", "role": role}
             for number, role in enumerate(roles)
         ]
-        config = TeamConfig.model_validate({
-            "name": "team", "topology": topology, "agents": agents, "options": options or {}, "tools": tools,
-            "engine": {"kind": "gguf", "model": "never-opened"},
-        })  # fmt: skip
+        config = TeamConfig.model_validate(
+            {
+                "name": "team",
+                "topology": topology,
+                "agents": agents,
+                "options": options or {},
+                "tools": tools,
+                "engine": {"kind": "gguf", "model": "never-opened"},
+            }
+        )
         engine = QueueEngine(replies)
         with Team(config, engine=engine) as team:
             record = team.answer(question, seed=seed)

@@ -10,8 +10,17 @@ QUESTION = Question(id="q", question="How much is 2 + 2?", gold="4", split="trai
 
 
 def said(number, agent, role, round, answer=None, verdict="unknown", **more):
-    return Turn(id=number, agent=agent, role=role, round=round, text=f"it is {answer}", answer=answer,
-                verdict=verdict, model="m", **more)  # fmt: skip
+    return Turn(
+        id=number,
+        agent=agent,
+        role=role,
+        round=round,
+        text=f"it is {answer}",
+        answer=answer,
+        verdict=verdict,
+        model="m",
+        **more,
+    )
 
 
 def debate(**more):
@@ -23,22 +32,37 @@ def debate(**more):
         said(4, "b", "reader", 1, "4", "correct"),
         said(5, "scribe", "scribe", 0, "4", "correct"),
     )
-    edges = [Edge(source=s, target=t, kind=k) for s, t, k in (
-        (0, 1, "influence"), (0, 2, "influence"), (1, 3, "continuity"), (2, 3, "influence"), (2, 4, "continuity"),
-        (1, 4, "influence"), (1, 2, "disputes"),
-    )]  # fmt: skip
-    return Run(question=QUESTION, team="t", turns=turns, edges=tuple(edges), path=(3,), answer="4", verdict="correct",
-               **more)  # fmt: skip
+    edges = [
+        Edge(source=s, target=t, kind=k)
+        for s, t, k in (
+            (0, 1, "influence"),
+            (0, 2, "influence"),
+            (1, 3, "continuity"),
+            (2, 3, "influence"),
+            (2, 4, "continuity"),
+            (1, 4, "influence"),
+            (1, 2, "disputes"),
+        )
+    ]
+    return Run(
+        question=QUESTION, team="t", turns=turns, edges=tuple(edges), path=(3,), answer="4", verdict="correct", **more
+    )
 
 
 def test_peers_are_nodes_and_others_are_not():
     graph = graph_of(debate())
     assert [(n.agent, n.attempt, n.verdict) for n in graph.nodes] == [
-        ("a", 0, "correct"), ("b", 0, "wrong"), ("a", 1, "correct"), ("b", 1, "correct"),
-    ]  # fmt: skip
+        ("a", 0, "correct"),
+        ("b", 0, "wrong"),
+        ("a", 1, "correct"),
+        ("b", 1, "correct"),
+    ]
     assert graph.links == (
-        Link(0, 2, "continuity"), Link(0, 3, "influence"), Link(1, 2, "influence"), Link(1, 3, "continuity"),
-    )  # fmt: skip
+        Link(0, 2, "continuity"),
+        Link(0, 3, "influence"),
+        Link(1, 2, "influence"),
+        Link(1, 3, "continuity"),
+    )
     assert [graph.corrective(i) for i in range(4)] == [False, False, False, True]
     assert (graph.agents, graph.attempts) == (("a", "b"), 2)
 
@@ -54,8 +78,10 @@ def test_several_calls_of_one_try_are_one_node():
     run = Run(question=QUESTION, team="t", turns=turns, edges=(Edge(source=0, target=1, kind="continuity"),))
     nodes = graph_of(run).nodes
     assert [(n.agent, n.attempt, len(n.uses), n.verdict) for n in nodes] == [
-        ("a", 0, 2, "correct"), ("b", 0, 0, "wrong"), ("a", 1, 1, "correct"),
-    ]  # fmt: skip
+        ("a", 0, 2, "correct"),
+        ("b", 0, 0, "wrong"),
+        ("a", 1, 1, "correct"),
+    ]
 
 
 def test_a_call_that_failed_is_a_wrong_try():
@@ -74,8 +100,11 @@ def test_a_peer_that_gave_no_answer_is_an_ungraded_node_and_counts_as_a_try():
     edges = [Edge(source=s, target=t, kind=k) for s, t, k in ((1, 3, "continuity"), (1, 2, "influence"))]
     graph = graph_of(Run(question=QUESTION, team="t", turns=turns, edges=tuple(edges)))
     assert [(n.agent, n.attempt, n.verdict) for n in graph.nodes] == [
-        ("a", 0, "correct"), ("b", 0, "unknown"), ("a", 1, "correct"), ("b", 1, "correct"),
-    ]  # fmt: skip
+        ("a", 0, "correct"),
+        ("b", 0, "unknown"),
+        ("a", 1, "correct"),
+        ("b", 1, "correct"),
+    ]
     assert graph.links == (Link(1, 2, "influence"), Link(1, 3, "continuity"))
     assert not any(graph.corrective(i) for i in range(4))  # not graded is not wrong
 
@@ -87,9 +116,15 @@ def test_agents_who_speak_in_turn_are_linked_within_a_round():
         said(2, "a", "solver", 1, "4", "correct"),
         said(3, "b", "solver", 1, "4", "correct"),
     )
-    edges = [Edge(source=s, target=t, kind=k) for s, t, k in (
-        (0, 2, "continuity"), (1, 3, "continuity"), (1, 2, "influence"), (2, 3, "influence"),
-    )]  # fmt: skip
+    edges = [
+        Edge(source=s, target=t, kind=k)
+        for s, t, k in (
+            (0, 2, "continuity"),
+            (1, 3, "continuity"),
+            (1, 2, "influence"),
+            (2, 3, "influence"),
+        )
+    ]
     graph = graph_of(Run(question=QUESTION, team="t", turns=turns, edges=tuple(edges)))
     assert [(link.source, link.target) for link in graph.links] == [(0, 2), (1, 2), (1, 3), (2, 3)]
     assert graph.links[-1] == Link(2, 3, "influence")

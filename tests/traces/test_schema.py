@@ -75,8 +75,11 @@ def test_trajectory_is_the_tool_calls_along_the_path():
         # a pause between turns is nobody's work
         ([(0, 2), (12, 13)], [(0, 1, "influence")], 3.0),
         # a fork: router, two readers at once, critic; the slower reader counts
-        ([(0, 1), (1, 4), (1, 3), (4, 5)],
-         [(0, 1, "influence"), (0, 2, "influence"), (1, 3, "influence"), (2, 3, "influence")], 5.0),
+        (
+            [(0, 1), (1, 4), (1, 3), (4, 5)],
+            [(0, 1, "influence"), (0, 2, "influence"), (1, 3, "influence"), (2, 3, "influence")],
+            5.0,
+        ),
         # readers of one batch who agree did not wait for each other
         ([(0, 3), (0, 3), (0, 3)], [(0, 1, "agrees"), (0, 2, "agrees"), (1, 2, "disputes")], 3.0),
         # and what follows the batch waits for one of them, not for their sum
@@ -84,7 +87,7 @@ def test_trajectory_is_the_tool_calls_along_the_path():
         # edges in any order
         ([(0, 1), (1, 2), (2, 3)], [(1, 2, "influence"), (0, 1, "influence")], 3.0),
     ],
-)  # fmt: skip
+)
 def test_critical_path_by_hand(spans, edges, expected):
     record = run([turn(n, *span) for n, span in enumerate(spans)], edges)
     assert record.critical_path == critical_path(record.turns, record.edges) == expected

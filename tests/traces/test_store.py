@@ -22,11 +22,25 @@ from soloist.toolchain.traces.store import TraceWriter, format_line, parse_line,
 def make_run(text="What is 2 + 3?", **fields):
     use = ToolUse(name="sum", arguments={"numbers": [2, 3]}, call="sum(2, 3)", result="5", steps=("2 + 3 = 5",))
     turns = (
-        Turn(id=0, agent="reader", role="reader", messages=(ChatMessage(role="user", content=text),), model="m",
-             text="sum(2, 3)", tools=(use,), tokens_in=40, tokens_out=5, start=0.0, first_token=0.2, end=0.3,
-             finish="stop", answer="5", verdict="correct"),
+        Turn(
+            id=0,
+            agent="reader",
+            role="reader",
+            messages=(ChatMessage(role="user", content=text),),
+            model="m",
+            text="sum(2, 3)",
+            tools=(use,),
+            tokens_in=40,
+            tokens_out=5,
+            start=0.0,
+            first_token=0.2,
+            end=0.3,
+            finish="stop",
+            answer="5",
+            verdict="correct",
+        ),
         Turn(id=1, agent="critic", role="critic", text="holds", start=0.3, end=0.3),
-    )  # fmt: skip
+    )
     given = {"answer": "5", "verdict": "correct", "wall": 0.31, "path": (0,)} | fields
     question = Question(id="q", question=text, gold="5", task="sums", scorer="number")
     return Run(question=question, team="desk", turns=turns, edges=(Edge(source=0, target=1, kind="agrees"),), **given)
@@ -55,9 +69,13 @@ json_values = st.recursive(
 def tool_uses(draw):
     outcome = draw(st.sampled_from(["result", "error"]))
     return ToolUse(
-        name=draw(text), arguments=draw(st.dictionaries(text, json_values, max_size=3)), call=draw(text),
-        steps=draw(st.lists(text, max_size=2)), seconds=draw(seconds), **{outcome: draw(text)},
-    )  # fmt: skip
+        name=draw(text),
+        arguments=draw(st.dictionaries(text, json_values, max_size=3)),
+        call=draw(text),
+        steps=draw(st.lists(text, max_size=2)),
+        seconds=draw(seconds),
+        **{outcome: draw(text)},
+    )
 
 
 @st.composite
@@ -66,14 +84,24 @@ def turns_of(draw, number):
     tokens_in = draw(st.integers(0, 10**6)) if model is not None else 0
     start = draw(seconds)
     return Turn(
-        id=number, agent=draw(text), role=draw(text), round=draw(st.integers(0, 9)), text=draw(text), model=model,
+        id=number,
+        agent=draw(text),
+        role=draw(text),
+        round=draw(st.integers(0, 9)),
+        text=draw(text),
+        model=model,
         messages=draw(st.lists(st.builds(ChatMessage, role=text, content=text), max_size=2)),
-        tools=draw(st.lists(tool_uses(), max_size=2)), tokens_in=tokens_in,
-        tokens_cached=draw(st.integers(0, tokens_in)), start=start, end=start + draw(seconds),
-        first_token=draw(st.none() | seconds), finish=draw(st.none() | st.sampled_from(["stop", "length"])),
-        error=draw(st.none() | text), answer=draw(st.none() | text),
+        tools=draw(st.lists(tool_uses(), max_size=2)),
+        tokens_in=tokens_in,
+        tokens_cached=draw(st.integers(0, tokens_in)),
+        start=start,
+        end=start + draw(seconds),
+        first_token=draw(st.none() | seconds),
+        finish=draw(st.none() | st.sampled_from(["stop", "length"])),
+        error=draw(st.none() | text),
+        answer=draw(st.none() | text),
         verdict=draw(st.sampled_from(["correct", "wrong", "unknown", "absent"])),
-    )  # fmt: skip
+    )
 
 
 @st.composite
@@ -84,10 +112,15 @@ def runs(draw):
     maybe = st.none() | text
     return Run(
         question=Question(id=draw(text), question=draw(text), gold=draw(maybe), choices=draw(st.lists(text))),
-        team=draw(text), turns=turns, path=sorted(draw(st.sets(st.sampled_from(range(len(turns)))))) if turns else (),
+        team=draw(text),
+        turns=turns,
+        path=sorted(draw(st.sets(st.sampled_from(range(len(turns)))))) if turns else (),
         edges=[Edge(source=s, target=t, kind=draw(kinds)) for s, t in pairs if draw(st.booleans())],
-        answer=draw(maybe), wall=draw(seconds), seed=draw(st.integers(0, 2**32)), error=draw(maybe),
-    )  # fmt: skip
+        answer=draw(maybe),
+        wall=draw(seconds),
+        seed=draw(st.integers(0, 2**32)),
+        error=draw(maybe),
+    )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -156,7 +189,7 @@ def spoil(line: str, **changes) -> str:
         (lambda line: line.replace('"tokens_in":40', '"tokens_in":-1'), "2: turns.0.tokens_in: "),
         (lambda line: line.replace('"name":"sum"', '"nome":"sum"'), "turns.0.tools.0.nome: unknown field"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("reader", ["read", "write", "seal"])
 def test_damaged_line_in_the_middle_is_named(recorded, tmp_path, damage, message, reader):
     lines = recorded.read_text().splitlines()

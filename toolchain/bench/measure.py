@@ -31,9 +31,15 @@ _PEAKS = "peaks.json"
 
 
 def measure(
-    systems: Sequence[System], questions: Sequence[Question], warmup: Sequence[Question], out: Path,
-    *, parents: Sequence[Artifact] = (), seed: int = 42, events: EventLog = QUIET,
-) -> Artifact:  # fmt: skip
+    systems: Sequence[System],
+    questions: Sequence[Question],
+    warmup: Sequence[Question],
+    out: Path,
+    *,
+    parents: Sequence[Artifact] = (),
+    seed: int = 42,
+    events: EventLog = QUIET,
+) -> Artifact:
     """Ask every system every question of its share. Questions carry their split. Raises EngineError."""
     asked = hashlib.sha256("\n".join(q.model_dump_json() for q in questions).encode()).hexdigest()[:16]
     described = [_without_paths(system) for system in systems]
@@ -64,9 +70,15 @@ def _without_paths(system: System) -> dict[str, Any]:
 
 
 def _ask_all(
-    systems: Sequence[System], questions: Sequence[Question], warmup: Sequence[Question],
-    writers: Mapping[str, TraceWriter], peaks: dict[str, float], folder: Path, seed: int, events: EventLog,
-) -> None:  # fmt: skip
+    systems: Sequence[System],
+    questions: Sequence[Question],
+    warmup: Sequence[Question],
+    writers: Mapping[str, TraceWriter],
+    peaks: dict[str, float],
+    folder: Path,
+    seed: int,
+    events: EventLog,
+) -> None:
     todo = {
         system.id: [q for q in share_of(questions, system.share) if q.question not in writers[system.id]]
         for system in systems
@@ -122,27 +134,44 @@ def _read_peaks(folder: Path) -> dict[str, float]:
 
 def _measurements(system: System, folder: Path, peak: float | None) -> list[Measurement]:
     runs = list(read_runs(folder / f"{system.id}.jsonl"))
-    prices = {call.model: ApiPrice(call.model, usd_per_million=system.usd_per_million)
-              for run in runs for call in run.calls if call.model and system.team.engine.kind == "openai"}  # fmt: skip
+    prices = {
+        call.model: ApiPrice(call.model, usd_per_million=system.usd_per_million)
+        for run in runs
+        for call in run.calls
+        if call.model and system.team.engine.kind == "openai"
+    }
     splits: list[TestSplit] = ["held-out", "unseen-wording"]
     return [
         Measurement(
-            system_id=system.id, split=split, kind=system.kind, format=system.format, size_mb=system.size_mb,
-            answers=tuple(_answered(run, prices) for run in runs if run.question.split == split), peak_mb=peak,
+            system_id=system.id,
+            split=split,
+            kind=system.kind,
+            format=system.format,
+            size_mb=system.size_mb,
+            answers=tuple(_answered(run, prices) for run in runs if run.question.split == split),
+            peak_mb=peak,
             where="api" if system.team.engine.kind == "openai" else "local",
         )
         for split in splits
         if any(run.question.split == split for run in runs)
-    ]  # fmt: skip
+    ]
 
 
 def _answered(run: Run, prices: Mapping[str, ApiPrice]) -> Answered:
     return Answered(
-        question_id=run.question.id, task=run.question.task, correct=run.verdict == "correct", seconds=run.wall,
-        ttft=run.time_to_first_token, calls=len(run.calls), tokens_in=run.tokens_in,
-        tokens_cached=run.tokens_cached, tokens_out=run.tokens_out, error=run.error,
-        critical_path=run.critical_path if run.turns else None, usd=_usd(run, prices),
-    )  # fmt: skip
+        question_id=run.question.id,
+        task=run.question.task,
+        correct=run.verdict == "correct",
+        seconds=run.wall,
+        ttft=run.time_to_first_token,
+        calls=len(run.calls),
+        tokens_in=run.tokens_in,
+        tokens_cached=run.tokens_cached,
+        tokens_out=run.tokens_out,
+        error=run.error,
+        critical_path=run.critical_path if run.turns else None,
+        usd=_usd(run, prices),
+    )
 
 
 def _usd(run: Run, prices: Mapping[str, ApiPrice]) -> float | None:

@@ -27,9 +27,13 @@ from soloist.toolchain.teams.config import (
 BASE_PROMPT = "Answer the question. End with '#### ' and the answer alone."
 BASE_TOKENS = 64
 _TARGETS = {
-    "gguf": "GGUF", "onnx": "ONNX", "onnx-cuda": "ONNX CUDA", "onnx-portable": "ONNX portable",
-    "tensorrt-rtx": "TensorRT-RTX", "tensorrt": "TensorRT",
-}  # fmt: skip
+    "gguf": "GGUF",
+    "onnx": "ONNX",
+    "onnx-cuda": "ONNX CUDA",
+    "onnx-portable": "ONNX portable",
+    "tensorrt-rtx": "TensorRT-RTX",
+    "tensorrt": "TensorRT",
+}
 
 
 class System(Config):
@@ -64,16 +68,23 @@ def rivals(team: TeamConfig, examples: Sequence[Demonstration], tools: Sequence[
     found = [
         System(id="base", kind="base", team=lone("base", team, alone)),
         System(
-            id="self-consistency", kind="self-consistency", share=0.04, warmup=0,
-            team=lone("self-consistency", team, drawn, topology="self-consistency",
-                      samples=64, max_tokens_total=budget),
+            id="self-consistency",
+            kind="self-consistency",
+            share=0.04,
+            warmup=0,
+            team=lone(
+                "self-consistency", team, drawn, topology="self-consistency", samples=64, max_tokens_total=budget
+            ),
         ),
-    ]  # fmt: skip
+    ]
     if tools:
         acting = AgentConfig(
-            name="agent", role="solver", tools=tuple(tools), demonstrations=tuple(examples),
+            name="agent",
+            role="solver",
+            tools=tuple(tools),
+            demonstrations=tuple(examples),
             sampling=SamplingConfig(max_tokens=64),
-        )  # fmt: skip
+        )
         found.append(System(id="tool-agent", kind="tool-agent", team=lone("tool-agent", team, acting)))
     return found
 
@@ -93,9 +104,12 @@ def student_team(path: Path, tools: Sequence[str], entries: Sequence[str]) -> Te
             for name, called in zip(PARTS, ((), student.tools), strict=True)
         ]
     return TeamConfig(
-        name="student", topology=topology, engine=StudentEngineConfig(kind="student", path=str(path)),
-        agents=tuple(agents), tools=tuple(entries) if tools else (),
-    )  # fmt: skip
+        name="student",
+        topology=topology,
+        engine=StudentEngineConfig(kind="student", path=str(path)),
+        agents=tuple(agents),
+        tools=tuple(entries) if tools else (),
+    )
 
 
 def format_title(format: str) -> str:
@@ -114,18 +128,25 @@ def students(student: Artifact, compiled: Artifact, formats: Sequence[str], entr
     size = sum((model / "model.safetensors").stat().st_size for model in models) / 1e6
     found = [
         System(
-            id="student-torch", kind="student", format="torch", size_mb=round(size, 1), share=0.1,
+            id="student-torch",
+            kind="student",
+            format="torch",
+            size_mb=round(size, 1),
+            share=0.1,
             team=student_team(student.path, tools, entries),
         )
-    ]  # fmt: skip
+    ]
     for name in formats:
         facts = compiled.facts["formats"][name]
         found.append(
             System(
-                id=f"student-{name}", kind="artifact", format=format_title(name), size_mb=facts["size_mb"],
+                id=f"student-{name}",
+                kind="artifact",
+                format=format_title(name),
+                size_mb=facts["size_mb"],
                 team=student_team(compiled.path / facts["path"], tools, entries),
             )
-        )  # fmt: skip
+        )
     return found
 
 

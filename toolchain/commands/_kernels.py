@@ -25,12 +25,16 @@ def overview(impl: Impl) -> dict[str, Any]:
     architectures = {sm for build in builds for sm in build.architectures or ARCHITECTURES}
     choice = choose(impl.name, _device())
     return {
-        "kernel": kernel.name, "summary": kernel.summary, "here": choice.reason, "implementation": choice.impl,
+        "kernel": kernel.name,
+        "summary": kernel.summary,
+        "here": choice.reason,
+        "implementation": choice.impl,
         "variants": sorted({build.variant for build in builds}),
         "configurations": [configuration.name for configuration in kernel.configurations],
-        "builds": len(builds), "cases": len(kernel.cases),
+        "builds": len(builds),
+        "cases": len(kernel.cases),
         "architectures": [f"sm_{sm}" for sm in sorted(architectures)],
-    }  # fmt: skip
+    }
 
 
 def _device() -> str:
@@ -44,15 +48,23 @@ def build_artifact(
 ) -> Artifact:
     """The folder of compiled kernels, with its manifest written last. Raises GateError."""
     config = {
-        "kernels": [impl.name for impl in impls], "architectures": list(targets), "ptx": ptx,
-        "sources": _sources(), "triton": versions().get("triton"),
-    }  # fmt: skip
+        "kernels": [impl.name for impl in impls],
+        "architectures": list(targets),
+        "ptx": ptx,
+        "sources": _sources(),
+        "triton": versions().get("triton"),
+    }
 
     def build(folder: Path) -> dict[str, list[Record]]:
         records = build_kernels(
-            impls, targets, folder, cache_folder() / "kernels", workers=jobs, ptx=ptx,
+            impls,
+            targets,
+            folder,
+            cache_folder() / "kernels",
+            workers=jobs,
+            ptx=ptx,
             progress=lambda done, total, name: events.progress("kernels", done, total, build=name),
-        )  # fmt: skip
+        )
         gate(records)
         return {"builds": records}
 

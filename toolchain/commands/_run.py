@@ -23,10 +23,17 @@ def make_job(team: str, out: Path, options: Mapping[str, Any], *, command: str) 
     except ValueError as error:
         raise UsageError(f"price of this machine: {error}") from error
     more = {
-        "mode": options["mode"], "method": options["method"], "options": method_options(options["chosen"]),
-        "formats": formats, "epochs": options["epochs"], "seed": options["seed"], "command": command,
-        "usd_per_million": _api_price(options["api_price"]), "price": price, "gate": options["gate"],
-    }  # fmt: skip
+        "mode": options["mode"],
+        "method": options["method"],
+        "options": method_options(options["chosen"]),
+        "formats": formats,
+        "epochs": options["epochs"],
+        "seed": options["seed"],
+        "command": command,
+        "usd_per_million": _api_price(options["api_price"]),
+        "price": price,
+        "gate": options["gate"],
+    }
     if options["test"] is not None:
         if options["fresh"] or options["record"]:
             raise UsageError("--fresh and --record are for the desk's own questions, not for --train and --test")
@@ -36,9 +43,14 @@ def make_job(team: str, out: Path, options: Mapping[str, Any], *, command: str) 
     if options["record"] and not options["fresh"]:
         raise UsageError("--record is how many questions to record anew: give --fresh with it")
     return desk_job(
-        options["base"], out, questions=options["questions"], unseen=options["unseen"], fresh=options["fresh"],
-        train=options["record"] or DESK_TRAIN, **more,
-    )  # fmt: skip
+        options["base"],
+        out,
+        questions=options["questions"],
+        unseen=options["unseen"],
+        fresh=options["fresh"],
+        train=options["record"] or DESK_TRAIN,
+        **more,
+    )
 
 
 def _api_price(text: str | None) -> tuple[float, float] | None:

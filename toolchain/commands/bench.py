@@ -37,10 +37,14 @@ def command(
             click.echo(said, err=True)
     names = list(load_tools(tools).tools)
     systems = [
-        System(id=f"{i}-{model.stem}", kind="artifact", format=model.suffix or "folder",
-               team=student_team(model, names, tools))
+        System(
+            id=f"{i}-{model.stem}",
+            kind="artifact",
+            format=model.suffix or "folder",
+            team=student_team(model, names, tools),
+        )
         for i, model in enumerate(models)
-    ]  # fmt: skip
+    ]
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
         measured = measure(systems, asked, asked[:1], output, seed=seed, events=events)
     for one in load_measurements(measured.path / MEASUREMENTS):

@@ -16,9 +16,12 @@ import click
 @click.option("--tools", multiple=True, help="Entry point of tools  [default: those named by its job]")
 @click.option("--force", is_flag=True, help="Open an exported file without a passing verdict; it is marked for ever.")
 @click.option(
-    "--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
     help="What computes an ONNX student.",
-)  # fmt: skip
+)
 @click.argument("question", nargs=-1)
 def command(student: Path, tools: tuple[str, ...], force: bool, provider: str, question: tuple[str, ...]) -> None:
     """Answer QUESTION, or read questions from the terminal. STUDENT is a GGUF file, an ONNX folder, a Hugging

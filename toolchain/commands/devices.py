@@ -21,11 +21,21 @@ def command(name: str | None, as_json: bool) -> None:
             echo_json({key: asdict(value) for key, value in found.items()})
             return
         header = ("device", "kind", "GB", "GB/s", "TFLOPS", "GPU", "weakest evidence")
-        echo_table(header, [
-            (d.name, d.kind, f"{d.memory_gb:g}", f"{d.bandwidth_gbs:g}", f"{d.peak_tflops:g}" if d.peak_tflops else "",
-             f"sm_{d.architecture}" if d.architecture else "", d.worst_evidence)
-            for d in found.values()
-        ])  # fmt: skip
+        echo_table(
+            header,
+            [
+                (
+                    d.name,
+                    d.kind,
+                    f"{d.memory_gb:g}",
+                    f"{d.bandwidth_gbs:g}",
+                    f"{d.peak_tflops:g}" if d.peak_tflops else "",
+                    f"sm_{d.architecture}" if d.architecture else "",
+                    d.worst_evidence,
+                )
+                for d in found.values()
+            ],
+        )
         return
     one = spec.device(name)
     if as_json:

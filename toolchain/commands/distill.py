@@ -23,10 +23,21 @@ import click
 @click.option("--spend", type=click.IntRange(min=1), help="Read so many tokens in all, however many epochs that makes.")
 @click.option("--seed", default=42, show_default=True)
 def command(
-    traces: Path, output: Path, base: str, mode: str, method: str, variant: str, chosen: tuple[str, ...],
-    tuning: str | None, epochs: int | None, learning_rate: float | None, limit: int | None, tokens: int | None,
-    spend: int | None, seed: int,
-) -> None:  # fmt: skip
+    traces: Path,
+    output: Path,
+    base: str,
+    mode: str,
+    method: str,
+    variant: str,
+    chosen: tuple[str, ...],
+    tuning: str | None,
+    epochs: int | None,
+    learning_rate: float | None,
+    limit: int | None,
+    tokens: int | None,
+    spend: int | None,
+    seed: int,
+) -> None:
     """Train a student on the artifact TRACES (made by `soloist teach` or `import`). Goes on where it was killed."""
     from soloist.kernels.errors import UsageError
     from soloist.targets.base import require
@@ -46,9 +57,14 @@ def command(
     given = {"tuning": tuning, "epochs": epochs, "spend": spend, "learning_rate": learning_rate}
     train = {"seed": seed, **{key: value for key, value in given.items() if value is not None}}
     told = {
-        "method": method, "variant": variant, "options": method_options(chosen), "mode": mode, "train": train,
-        "limit": limit, "tokens": tokens,
-    }  # fmt: skip
+        "method": method,
+        "variant": variant,
+        "options": method_options(chosen),
+        "mode": mode,
+        "train": train,
+        "limit": limit,
+        "tokens": tokens,
+    }
     config = validated(DistillConfig, told, "distill")
     source = Path(base) if Path(base).exists() else find_base(base)
     if follows():  # one of several processes: the first shows, logs and writes for all of them

@@ -24,20 +24,39 @@ def _student(path: Path) -> Artifact:
 @click.command(short_help="Compile a student to GGUF and ONNX, each file opened and checked.")
 @click.argument("student", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--formats", default="gguf-q8_0", show_default=True,
-              help="Such as gguf,gguf-q4_k_m,onnx,onnx-portable,tensorrt-rtx,tensorrt-7.2; or 'all'.")  # fmt: skip
+@click.option(
+    "--formats",
+    default="gguf-q8_0",
+    show_default=True,
+    help="Such as gguf,gguf-q4_k_m,onnx,onnx-portable,tensorrt-rtx,tensorrt-7.2; or 'all'.",
+)
 @click.option("--probe", type=click.Path(path_type=Path), required=True, help="Held-out questions, JSON lines.")
 @click.option("--questions", type=click.Path(path_type=Path), help="Held-out questions whose right answers must stay.")
-@click.option("--importance", type=click.Path(path_type=Path),
-              help="For gguf-q4_k_m and the like: importance.gguf, or a folder of `soloist quantize`.")  # fmt: skip
-@click.option("--plugin", "kernels", type=click.Path(path_type=Path), metavar="KERNELS",
-              help="For tensorrt-7.0 and newer: 4-bit products by a folder of `soloist kernels build`.")  # fmt: skip
+@click.option(
+    "--importance",
+    type=click.Path(path_type=Path),
+    help="For gguf-q4_k_m and the like: importance.gguf, or a folder of `soloist quantize`.",
+)
+@click.option(
+    "--plugin",
+    "kernels",
+    type=click.Path(path_type=Path),
+    metavar="KERNELS",
+    help="For tensorrt-7.0 and newer: 4-bit products by a folder of `soloist kernels build`.",
+)
 @click.option("--tools", multiple=True, help="Entry point of tools, where the student's are not built in.")
 @click.option("--name", default="Student", show_default=True)
 def command(
-    student: Path, output: Path, formats: str, probe: Path, questions: Path | None, importance: Path | None,
-    kernels: Path | None, tools: tuple[str, ...], name: str,
-) -> None:  # fmt: skip
+    student: Path,
+    output: Path,
+    formats: str,
+    probe: Path,
+    questions: Path | None,
+    importance: Path | None,
+    kernels: Path | None,
+    tools: tuple[str, ...],
+    name: str,
+) -> None:
     """Compile the artifact STUDENT. The formats gguf, onnx and onnx-portable take it as it is: of a quantized one they
     carry its integers. The others round a float student. A file that does not load or drifts past its tolerance is
     refused."""

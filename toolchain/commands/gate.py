@@ -25,9 +25,13 @@ from click.core import ParameterSource
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder  [default: runs/TEAM/gate]")
 @click.option("--seed", default=42, show_default=True)
 def command(
-    sources: tuple[str, ...], file: Path | None, count: int, known: tuple[Path, ...], output: Path | None,
+    sources: tuple[str, ...],
+    file: Path | None,
+    count: int,
+    known: tuple[Path, ...],
+    output: Path | None,
     **options: object,
-) -> None:  # fmt: skip
+) -> None:
     """Run TEAM (default: the desk) several times per question, or read recorded runs from TRACES, and say how
     free its score is of what it says (Metric Freedom), what that advises, and what to keep. Never blocks anything.
     """

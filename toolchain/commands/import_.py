@@ -13,9 +13,12 @@ import click
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE_OR_FOLDER...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the traces.")
 @click.option(
-    "--format", "kind", default="auto", show_default=True,
+    "--format",
+    "kind",
+    default="auto",
+    show_default=True,
     help="dylan, du, agentark, magdi, who-and-when or fireact; auto tells each file by its content.",
-)  # fmt: skip
+)
 @click.option(
     "--questions", type=click.Path(path_type=Path), help="DyLAN's MMLU: its questions in order, or a folder of them."
 )

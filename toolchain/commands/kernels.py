@@ -28,10 +28,20 @@ def list_(names: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         echo_json({"kernels": rows})
         return
-    echo_table(("kernel", "variants", "configurations", "builds", "cases", "architectures"), [
-        (r["kernel"], str(len(r["variants"])), str(len(r["configurations"])), str(r["builds"]), str(r["cases"]),
-         " ".join(r["architectures"])) for r in rows
-    ])  # fmt: skip
+    echo_table(
+        ("kernel", "variants", "configurations", "builds", "cases", "architectures"),
+        [
+            (
+                r["kernel"],
+                str(len(r["variants"])),
+                str(len(r["configurations"])),
+                str(r["builds"]),
+                str(r["cases"]),
+                " ".join(r["architectures"]),
+            )
+            for r in rows
+        ],
+    )
     for row in rows:
         click.echo(f"\n{row['kernel']}: {row['summary']}\n  here: {row['here']}")
         for name in row["configurations"]:
@@ -40,8 +50,13 @@ def list_(names: tuple[str, ...], as_json: bool) -> None:
 
 @command.command()
 @_KERNELS
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-              help="cpu is Triton's interpreter.")  # fmt: skip
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="cpu is Triton's interpreter.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--slow", is_flag=True, help="The long cases too.")
 @_JSON
@@ -76,9 +91,7 @@ def check(names: tuple[str, ...], device: str, seed: int, slow: bool, as_json: b
 @click.option("--ptx", type=click.FloatRange(min=8), help="Version of the PTX  [default: the architecture's oldest]")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default="all cores")
 @_JSON
-def build(
-    names: tuple[str, ...], arch: str, output: Path, ptx: float | None, jobs: int, as_json: bool
-) -> None:  # fmt: skip
+def build(names: tuple[str, ...], arch: str, output: Path, ptx: float | None, jobs: int, as_json: bool) -> None:
     """Compile kernels to PTX and cubin, no GPU needed; fails on spilled registers or too much shared memory."""
     from soloist.kernels.aot import architectures
     from soloist.toolchain.commands._kernels import build_artifact, chosen

@@ -22,9 +22,13 @@ def command() -> None:
 @click.option("--team", help="Team file whose agents extract facts from documents.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Tries on one passage.")
 def build(
-    sources: tuple[str, ...], output: Path, aliases: Path | None, single_valued: tuple[str, ...], team: str | None,
+    sources: tuple[str, ...],
+    output: Path,
+    aliases: Path | None,
+    single_valued: tuple[str, ...],
+    team: str | None,
     rounds: int,
-) -> None:  # fmt: skip
+) -> None:
     """Make one graph of SOURCES: triples files (.tsv, .jsonl, .json), documents (any other file), or `desk`."""
     from soloist.toolchain.knowledge.build import build_graph
     from soloist.toolchain.knowledge.files import load_aliases
@@ -54,8 +58,12 @@ def verify(traces: Path, name: str, output: Path | None, tools: tuple[str, ...])
     click.echo(
         f"{traces}: {counts.runs} runs, {counts.clean} without an unverified triple, {counts.silent} without any"
     )
-    click.echo(f"triples {rates.triples}: verified {rates.verified}, unverified {rates.unverified}, "
-               f"contradicted {rates.contradicted}")  # fmt: skip
+    click.echo(
+        f"triples {rates.triples}: verified {rates.verified}, unverified {rates.unverified}, "
+        f"contradicted {rates.contradicted}"
+    )
     if rates.verification_rate is not None and rates.unsupported_rate is not None:
-        click.echo(f"fact-verification rate {rates.verification_rate:.1%}, "
-                   f"unsupported-triple rate {rates.unsupported_rate:.1%}")  # fmt: skip
+        click.echo(
+            f"fact-verification rate {rates.verification_rate:.1%}, "
+            f"unsupported-triple rate {rates.unsupported_rate:.1%}"
+        )

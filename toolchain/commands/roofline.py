@@ -14,9 +14,14 @@ import click
 @click.option("--matrices", is_flag=True, help="Matrix by matrix instead of the whole token.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(
-    student: str, names: tuple[str, ...], precision: str | None, context: int, prompt: int, matrices: bool,
+    student: str,
+    names: tuple[str, ...],
+    precision: str | None,
+    context: int,
+    prompt: int,
+    matrices: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Predict how long STUDENT takes: a known shape (smollm2-135m, qwen2.5-0.5b …) or a folder with a config.json.
 
     The floor is bytes over bandwidth and cannot be beaten. All else is predicted, not measured.
@@ -37,28 +42,64 @@ def command(
     if matrices:
         rows = [
             {"device": place.name, "precision": plan.name, **row}
-            for place in places for plan in plans for row in matrix_rows(shape, place, plan)
-        ]  # fmt: skip
+            for place in places
+            for plan in plans
+            for row in matrix_rows(shape, place, plan)
+        ]
         if as_json:
             echo_json({"student": asdict(shape), "matrices": rows})
             return
-        echo_table(("device", "precision", "matrix", "N", "K", "times", "KB", "floor µs", "predicted µs"), [
-            (r["device"], r["precision"], r["matrix"], f"{r['rows']}", f"{r['columns']}", f"{r['count']}",
-             f"{r['bytes'] / 1e3:.0f}", f"{r['floor_us']:.2f}", f"{r['streaming_us']:.2f}") for r in rows
-        ])  # fmt: skip
+        echo_table(
+            ("device", "precision", "matrix", "N", "K", "times", "KB", "floor µs", "predicted µs"),
+            [
+                (
+                    r["device"],
+                    r["precision"],
+                    r["matrix"],
+                    f"{r['rows']}",
+                    f"{r['columns']}",
+                    f"{r['count']}",
+                    f"{r['bytes'] / 1e3:.0f}",
+                    f"{r['floor_us']:.2f}",
+                    f"{r['streaming_us']:.2f}",
+                )
+                for r in rows
+            ],
+        )
         return
     found = [predict(shape, place, plan, context=context, prompt=prompt) for place in places for plan in plans]
     if as_json:
-        echo_json({"student": asdict(shape), "predictions": [
-            {**asdict(one), "tokens_per_second": one.tokens_per_second} for one in found
-        ]})  # fmt: skip
+        echo_json(
+            {
+                "student": asdict(shape),
+                "predictions": [{**asdict(one), "tokens_per_second": one.tokens_per_second} for one in found],
+            }
+        )
         return
-    header = ("device", "precision", "MB/token", "floor ms", "predicted ms", "predicted tokens/s", "predicted TTFT ms",
-              "evidence")  # fmt: skip
-    echo_table(header, [
-        (p.device, p.precision, f"{(p.weight_bytes + p.kv_bytes) / 1e6:.1f}", f"{p.floor_ms:.2f}", f"{p.itl_ms:.2f}",
-         f"{p.tokens_per_second:.0f}", "" if p.ttft_ms is None else f"{p.ttft_ms:.0f}",
-         p.evidence if p.fits else f"{p.evidence}; does not fit the memory")
-        for p in found
-    ])  # fmt: skip
+    header = (
+        "device",
+        "precision",
+        "MB/token",
+        "floor ms",
+        "predicted ms",
+        "predicted tokens/s",
+        "predicted TTFT ms",
+        "evidence",
+    )
+    echo_table(
+        header,
+        [
+            (
+                p.device,
+                p.precision,
+                f"{(p.weight_bytes + p.kv_bytes) / 1e6:.1f}",
+                f"{p.floor_ms:.2f}",
+                f"{p.itl_ms:.2f}",
+                f"{p.tokens_per_second:.0f}",
+                "" if p.ttft_ms is None else f"{p.ttft_ms:.0f}",
+                p.evidence if p.fits else f"{p.evidence}; does not fit the memory",
+            )
+            for p in found
+        ],
+    )
     click.echo(f"\npredicted, not measured: {context} tokens of context, a prompt of {prompt}")

@@ -20,9 +20,16 @@ import click
 @click.option("--seconds", default=900.0, show_default=True, help="Time that a file may take to be observed.")
 @click.option("--memory-mb", type=int, help="Memory that it may take  [default: by its size]")
 def command(
-    artifact: Path, formats: tuple[str, ...], student: Path | None, probe: Path | None, questions: Path | None,
-    points: float | None, tools: tuple[str, ...], seconds: float, memory_mb: int | None,
-) -> None:  # fmt: skip
+    artifact: Path,
+    formats: tuple[str, ...],
+    student: Path | None,
+    probe: Path | None,
+    questions: Path | None,
+    points: float | None,
+    tools: tuple[str, ...],
+    seconds: float,
+    memory_mb: int | None,
+) -> None:
     """Open every format of ARTIFACT in its own runtime, under limits of time and memory, and compare it with its
     student: chat template, tokens, KL, top-1, and with --questions the task's accuracy. The verdict is written beside
     the files. ARTIFACT may be a lone file with --student and --format; then nothing is written."""

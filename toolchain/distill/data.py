@@ -99,8 +99,14 @@ class Selection:
         examples = self.examples
         tokens, trained = sum(len(e.ids) for e in examples), sum(e.targets for e in examples)
         kept = len(self.groups)
-        return {"kept": kept, "rejected": dict(self.rejected), "tokens": tokens, "trained_tokens": trained,
-                "conversations": len(examples), **({"notes": dict(self.notes)} if self.notes else {})}  # fmt: skip
+        return {
+            "kept": kept,
+            "rejected": dict(self.rejected),
+            "tokens": tokens,
+            "trained_tokens": trained,
+            "conversations": len(examples),
+            **({"notes": dict(self.notes)} if self.notes else {}),
+        }
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:  # noqa: ANN401 - transformers is untyped here

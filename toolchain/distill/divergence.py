@@ -170,9 +170,7 @@ def in_chunks(student: Student) -> bool:
 
 def _linear_kl(own: Head, taught: Head | TopK | Tensor, kind: Kind, beta: float, weights: Tensor | None) -> Tensor:
     plain = choose("linear_kl", own.states.device).impl != "triton"
-    return linear_kl(
-        own.states, own.weight, taught, bias=own.bias, kind=kind, beta=beta, weights=weights, plain=plain
-    )  # fmt: skip
+    return linear_kl(own.states, own.weight, taught, bias=own.bias, kind=kind, beta=beta, weights=weights, plain=plain)
 
 
 def head_of(model: Student, batch: Batch) -> Head | None:

@@ -162,32 +162,57 @@ class Segment:
                 return made
 
             def _get_per_token_logps_and_entropies(
-                self, model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int,  # noqa: ANN401
-                batch_size: int | None = None, **more: Any,  # noqa: ANN401
-            ) -> Any:  # noqa: ANN401  # fmt: skip
+                self,
+                model: Any,
+                ids: torch.Tensor,
+                mask: torch.Tensor,
+                keep: int,  # noqa: ANN401
+                batch_size: int | None = None,
+                **more: Any,  # noqa: ANN401
+            ) -> Any:  # noqa: ANN401
                 read = functools.partial(super()._get_per_token_logps_and_entropies, model, **more)
                 return unpadded(read, ids, mask, keep, batch_size or len(ids))
 
         pinned = not self.cpu and torch.cuda.is_available()  # torch warns of pinned memory where no GPU is
         args = trl.GRPOConfig(
-            output_dir=str(folder / "trl"), save_strategy="no", report_to="none", logging_steps=1, disable_tqdm=True,
-            use_cpu=self.cpu, dataloader_pin_memory=pinned, bf16=False, gradient_checkpointing=False,
-            seed=self.seed, shuffle_dataset=False,
-            per_device_train_batch_size=config.generations, gradient_accumulation_steps=config.questions,
+            output_dir=str(folder / "trl"),
+            save_strategy="no",
+            report_to="none",
+            logging_steps=1,
+            disable_tqdm=True,
+            use_cpu=self.cpu,
+            dataloader_pin_memory=pinned,
+            bf16=False,
+            gradient_checkpointing=False,
+            seed=self.seed,
+            shuffle_dataset=False,
+            per_device_train_batch_size=config.generations,
+            gradient_accumulation_steps=config.questions,
             num_generations=config.generations,
-            max_steps=len(self.questions) // config.questions, learning_rate=config.learning_rate,
-            lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, beta=config.kl, epsilon=config.clip,
-            temperature=config.temperature, loss_type="grpo", max_completion_length=self.limit,
+            max_steps=len(self.questions) // config.questions,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="constant",
+            warmup_steps=0,
+            weight_decay=0.0,
+            beta=config.kl,
+            epsilon=config.clip,
+            temperature=config.temperature,
+            loss_type="grpo",
+            max_completion_length=self.limit,
             reward_weights=[config.step_weight, config.answer_weight],
-        )  # fmt: skip
+        )
         rows = [
             {"prompt": [{"role": "user", "content": q.question.strip()}], "at": at}
             for at, q in enumerate(self.questions)
         ]
         trainer = Trainer(
-            model, [judge.step_reward, judge.answer_reward], args=args, train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=tokenizer, rollout_func=self._rollouts(judge),
-        )  # fmt: skip
+            model,
+            [judge.step_reward, judge.answer_reward],
+            args=args,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer,
+            rollout_func=self._rollouts(judge),
+        )
         import transformers
 
         trainer.remove_callback(transformers.PrinterCallback)
@@ -200,9 +225,13 @@ class Segment:
         def roll(prompts: Sequence[list[Message]], trainer: Any) -> Mapping[str, Any]:  # noqa: ANN401
             policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
             sampler = Sampler(
-                policy, trainer.processing_class, self.tools, config.temperature,
-                turn_tokens(config, self.tools), self.limit,
-            )  # fmt: skip
+                policy,
+                trainer.processing_class,
+                self.tools,
+                config.temperature,
+                turn_tokens(config, self.tools),
+                self.limit,
+            )
             ids = [render_ids(trainer.processing_class, prompt, prompt=True) for prompt in prompts]
             was_training = policy.training
             policy.eval()
@@ -282,16 +311,18 @@ def _records(history: Sequence[Mapping[str, Any]], sampled: int, seconds: float)
     found = []
     for index, entry in enumerate(steps):
         seen = entry["num_tokens"] - (steps[index - 1]["num_tokens"] if index else 0)
-        found.append({
-            "loss": round(entry["loss"], 6),
-            "reward": round(entry["reward"], 6),
-            "reward_steps": round(entry["rewards/step_reward/mean"], 6),
-            "reward_answer": round(entry["rewards/answer_reward/mean"], 6),
-            "kl": round(entry.get("kl", 0.0), 8),
-            "learning_rate": entry["learning_rate"],
-            "gradient_norm": round(entry["grad_norm"], 6),
-            "tokens": int(seen),
-            "trained_tokens": round(entry["completions/mean_length"] * sampled),
-            "seconds": round(seconds / len(steps), 4),
-        })  # fmt: skip
+        found.append(
+            {
+                "loss": round(entry["loss"], 6),
+                "reward": round(entry["reward"], 6),
+                "reward_steps": round(entry["rewards/step_reward/mean"], 6),
+                "reward_answer": round(entry["rewards/answer_reward/mean"], 6),
+                "kl": round(entry.get("kl", 0.0), 8),
+                "learning_rate": entry["learning_rate"],
+                "gradient_norm": round(entry["grad_norm"], 6),
+                "tokens": int(seen),
+                "trained_tokens": round(entry["completions/mean_length"] * sampled),
+                "seconds": round(seconds / len(steps), 4),
+            }
+        )
     return found

@@ -69,11 +69,20 @@ def complete(
     active = list(range(len(prompts)))
     while active and left > 0:
         config = require("transformers", "train").GenerationConfig(
-            max_new_tokens=min(left, _AT_ONCE), do_sample=temperature > 0,
-            temperature=temperature or None, top_k=0, top_p=1.0, min_p=0.0 if temperature else None,
-            repetition_penalty=1.0, no_repeat_ngram_size=0, eos_token_id=end, pad_token_id=pad, use_cache=True,
-            disable_compile=True, return_dict_in_generate=True,
-        )  # fmt: skip
+            max_new_tokens=min(left, _AT_ONCE),
+            do_sample=temperature > 0,
+            temperature=temperature or None,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0 if temperature else None,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            eos_token_id=end,
+            pad_token_id=pad,
+            use_cache=True,
+            disable_compile=True,
+            return_dict_in_generate=True,
+        )
         with torch.no_grad():
             made = model.generate(input_ids=ids, attention_mask=seen, generation_config=config, past_key_values=cache)
         new = made.sequences[:, ids.shape[1] :]

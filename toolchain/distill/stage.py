@@ -111,9 +111,19 @@ def distill(
     def build(folder: Path) -> dict[str, Any]:
         runs = list(read_runs(traces.path / TRACES))[: config.limit]
         work = Work(
-            method, runs, base, folder, config.mode, config.train, config.variant, options, check_steps, events,
-            config.tokens, processes,
-        )  # fmt: skip
+            method,
+            runs,
+            base,
+            folder,
+            config.mode,
+            config.train,
+            config.variant,
+            options,
+            check_steps,
+            events,
+            config.tokens,
+            processes,
+        )
         facts = dict(method.train(work) if method.train else work.once())
         training = facts.pop("training")
         card = {

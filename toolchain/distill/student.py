@@ -224,9 +224,13 @@ class Student:
 
     def _forward(self, batch: Batch, **more: Any) -> Any:  # noqa: ANN401 - transformers is untyped here
         return self.model(
-            **self._inputs(batch), **more, position_ids=batch.positions, use_cache=False, logits_to_keep=batch.rows,
+            **self._inputs(batch),
+            **more,
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=batch.rows,
             soloist_batch=batch,
-        )  # fmt: skip
+        )
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         table = self.embedding

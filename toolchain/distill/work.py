@@ -62,9 +62,15 @@ class Work:
 
     def setup(self, tokenizer: Any) -> Setup:  # noqa: ANN401 - transformers is untyped here
         return Setup(
-            tokenizer, self.check_steps, self.mode, self.train.max_length, self.train.seed, self.variant, self.options,
+            tokenizer,
+            self.check_steps,
+            self.mode,
+            self.train.max_length,
+            self.train.seed,
+            self.variant,
+            self.options,
             self.tokens,
-        )  # fmt: skip
+        )
 
     def chosen(self, setup: Setup, select: Select | None = None) -> Selection:
         """What the method (or `select`, of one of its phases) takes from the runs, within the budget of tokens."""

@@ -97,10 +97,16 @@ def make_card(
     skills = () if advice.keep["skills"] == "drop" else tuple(_skills(runs, examples))
     items = tuple(_items(runs, advice, team))
     return Card(
-        team=team.name if team else name, rule=advice.rule, runs=len(runs),
+        team=team.name if team else name,
+        rule=advice.rule,
+        runs=len(runs),
         correct=sum(run.verdict == "correct" for run in runs),
-        system=_system(tools, toolbox, knowledge, items), tools=tools, skills=skills, knowledge=knowledge, items=items,
-    )  # fmt: skip
+        system=_system(tools, toolbox, knowledge, items),
+        tools=tools,
+        skills=skills,
+        knowledge=knowledge,
+        items=items,
+    )
 
 
 def _toolbox(team: TeamConfig | None) -> Toolbox | None:
@@ -117,12 +123,15 @@ def _tool_cards(runs: Sequence[Run], toolbox: Toolbox | None) -> list[ToolCard]:
     names = definitions if toolbox else dict.fromkeys(use.name for use in uses if use.name)
     return [
         ToolCard(
-            name=name, definition=definitions.get(name), used=sum(use.name == name for use in uses),
+            name=name,
+            definition=definitions.get(name),
+            used=sum(use.name == name for use in uses),
             failed=sum(use.name == name and use.error is not None for use in uses),
-            made_answers=sum(tool == name for tool, _ in made), right=sum(tool == name and ok for tool, ok in made),
+            made_answers=sum(tool == name for tool, _ in made),
+            right=sum(tool == name and ok for tool, ok in made),
         )
         for name in names
-    ]  # fmt: skip
+    ]
 
 
 def _correct(runs: Sequence[Run]) -> list[Run]:
@@ -194,8 +203,14 @@ def _demonstration(run: Run) -> Demonstration | None:
 
 def _items(runs: Sequence[Run], advice: Advice, team: TeamConfig | None) -> list[Item]:
     keep, roles = advice.keep, _roles(runs)
-    found = [Item(kind="structure", name=team.topology if team else "pipeline", fate=keep["structure"],
-                  text=_pipeline(roles, len(runs)))]  # fmt: skip
+    found = [
+        Item(
+            kind="structure",
+            name=team.topology if team else "pipeline",
+            fate=keep["structure"],
+            text=_pipeline(roles, len(runs)),
+        )
+    ]
     for agent in team.agents if team else ():
         shown = agent.demonstrations
         count = len(shown) if isinstance(shown, tuple) else shown.count
@@ -252,17 +267,24 @@ def agent_of(card: Card, team: TeamConfig) -> TeamConfig:
     tools = [tool.name for tool in card.tools if tool.used]
     longest = max(agent.sampling.max_tokens for agent in team.agents)
     agent = AgentConfig(
-        name="agent", role="solver", prompt=card.system, tools=tuple(tools), demonstrations=card.demonstrations,
+        name="agent",
+        role="solver",
+        prompt=card.system,
+        tools=tuple(tools),
+        demonstrations=card.demonstrations,
         sampling=SamplingConfig(max_tokens=longest),
-    )  # fmt: skip
+    )
     return lone(f"{card.team}-card", team, agent)
 
 
 def render(card: Card, advice: Advice, finding: str) -> str:
     """The card as Markdown."""
     lines = [f"# Skill card: {card.team}", "", finding, "", *[f"- {reason}" for reason in advice.reasons], ""]
-    lines += [f"From {card.runs} runs, {card.correct} correct. Rule {card.rule}. The agent's files lie beside this "
-              "one: `skill_card.json`, and `skill_agent.yaml` where the team file was at hand.", ""]  # fmt: skip
+    lines += [
+        f"From {card.runs} runs, {card.correct} correct. Rule {card.rule}. The agent's files lie beside this "
+        "one: `skill_card.json`, and `skill_agent.yaml` where the team file was at hand.",
+        "",
+    ]
     lines += ["## What to keep", "", "| part | name | fate | what it is |", "|---|---|---|---|"]
     lines += [f"| {i.kind} | {_cell(i.name)} | {i.fate} | {_cell(i.text)} |" for i in card.items]
     lines += [
@@ -281,8 +303,12 @@ def render(card: Card, advice: Advice, finding: str) -> str:
         one = skill.example
         chat = [f"user: {one.question}", f"assistant: {one.reply}"]
         chat += [line for more in one.then for line in (f"tool: {more.result}", f"assistant: {more.reply}")]
-        lines += [f"**{_cell(skill.family or 'questions')}** ({skill.correct} of {skill.runs} runs correct)", "",
-                  *_fenced("\n".join(chat)), ""]  # fmt: skip
+        lines += [
+            f"**{_cell(skill.family or 'questions')}** ({skill.correct} of {skill.runs} runs correct)",
+            "",
+            *_fenced("\n".join(chat)),
+            "",
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -76,7 +76,15 @@ def _undefined(rule: Rule, found: Freedom) -> Advice:
     keep: dict[str, Fate] = dict.fromkeys(ITEMS, "undecided")
     keep |= {"tools": "keep", "knowledge": "keep"}
     return Advice(
-        rule=rule, side="undefined", outlook="cannot say", refine=None, keep=keep, certain=False,
-        reasons=(f"Metric Freedom is undefined: {why}.", "Tools and knowledge are worth keeping under every rule.",
-                 "Ask harder questions, raise the temperature, or record more runs."),
-    )  # fmt: skip
+        rule=rule,
+        side="undefined",
+        outlook="cannot say",
+        refine=None,
+        keep=keep,
+        certain=False,
+        reasons=(
+            f"Metric Freedom is undefined: {why}.",
+            "Tools and knowledge are worth keeping under every rule.",
+            "Ask harder questions, raise the temperature, or record more runs.",
+        ),
+    )

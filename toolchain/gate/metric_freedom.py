@@ -142,16 +142,27 @@ def metric_freedom(tables: Sequence[Table], of: Of, score: Score, *, seed: int =
     exact = len(defined) == 1 and defined[0].exact
     low, high = bootstrap(tables, seed=seed) if value is not None else (None, None)
     return Freedom(
-        of=of, score=score, value=value, low=low, high=high,
-        p=_joint(defined, seed=seed) if defined else None, exact=exact, tied=tied_pairs(tables),
+        of=of,
+        score=score,
+        value=value,
+        low=low,
+        high=high,
+        p=_joint(defined, seed=seed) if defined else None,
+        exact=exact,
+        tied=tied_pairs(tables),
         questions=tuple(
             OfQuestion(
-                question=table.question, runs=len(table.scores), mean_score=float(np.mean(table.scores)), r=one.r,
-                p=one.p, permutations=len(one.null), why=one.why,
+                question=table.question,
+                runs=len(table.scores),
+                mean_score=float(np.mean(table.scores)),
+                r=one.r,
+                p=one.p,
+                permutations=len(one.null),
+                why=one.why,
             )
             for table, one in zip(tables, found, strict=True)
         ),
-    )  # fmt: skip
+    )
 
 
 def _joint(defined: Sequence[Mantel], *, seed: int, draws: int = DRAWS) -> float | None:
@@ -211,8 +222,9 @@ def warnings(found: Freedom) -> list[str]:
         )
     reasons = [question.why for question in found.questions if question.r is None]
     for why in dict.fromkeys(reasons):
-        said.append(f"F of the {found.of}s is undefined on {reasons.count(why)} of {len(found.questions)} questions: "
-                    f"{why}")  # fmt: skip
+        said.append(
+            f"F of the {found.of}s is undefined on {reasons.count(why)} of {len(found.questions)} questions: {why}"
+        )
     if found.tied:
         said.append(f"{found.tied:.0%} of the pairs of runs tie in score ({found.score}): their ranks are shared")
     return said

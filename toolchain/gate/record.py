@@ -56,9 +56,15 @@ def varied(team: TeamConfig, how: Sampled, number: int) -> TeamConfig:
 
 
 def record(
-    team: TeamConfig, questions: Sequence[Question], folder: Path, how: Sampled, engine: Engine, events: EventLog,
-    *, stage: str,
-) -> list[Run]:  # fmt: skip
+    team: TeamConfig,
+    questions: Sequence[Question],
+    folder: Path,
+    how: Sampled,
+    engine: Engine,
+    events: EventLog,
+    *,
+    stage: str,
+) -> list[Run]:
     """Ask every question `how.runs` times and return all runs, question by question. Goes on where it was killed."""
     total, done = how.runs * len(questions), 0
     found: list[list[Run]] = []

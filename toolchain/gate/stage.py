@@ -58,10 +58,16 @@ class GateConfig(Sampled):
 
 
 def gate(
-    config: GateConfig, team: TeamConfig | None, out: Path,
-    *, questions: Sequence[Question] = (), recordings: Sequence[Path] = (), known: Sequence[Path] = (),
-    engine: Engine | None = None, events: EventLog = QUIET,
-) -> Artifact:  # fmt: skip
+    config: GateConfig,
+    team: TeamConfig | None,
+    out: Path,
+    *,
+    questions: Sequence[Question] = (),
+    recordings: Sequence[Path] = (),
+    known: Sequence[Path] = (),
+    engine: Engine | None = None,
+    events: EventLog = QUIET,
+) -> Artifact:
     """The gate on `recordings`, or on fresh runs of `team` on `questions`; `known` traces only add to the card.
 
     Raises DataError where no question has the runs, or the verdicts, that Metric Freedom needs.
@@ -168,9 +174,14 @@ def score_of(run: Run, score: Score) -> float | None:
 
 
 def find(
-    config: GateConfig, groups: Mapping[str, Sequence[Run]], name: str, embedder: Embedder | None, *, live: bool,
+    config: GateConfig,
+    groups: Mapping[str, Sequence[Run]],
+    name: str,
+    embedder: Embedder | None,
+    *,
+    live: bool,
     repeated: int = 0,
-) -> Gate:  # fmt: skip
+) -> Gate:
     """Metric Freedom and advice from runs by question. Raises DataError where there is nothing to compare."""
     usable = [group for group in groups.values() if len(group) >= FEWEST]
     _refuse(groups, usable)
@@ -201,12 +212,18 @@ def find(
     if len(usable) < ENOUGH:
         said.append(f"{len(usable)} questions; the published operating point is {ENOUGH} runs of {ENOUGH} questions")
     return Gate(
-        team=name or runs[0].team, distance="1 - cosine of hidden states" if embedder else "edits of tokens",
-        temperature=config.temperature if live else None, runs=len(runs), questions=len(usable),
+        team=name or runs[0].team,
+        distance="1 - cosine of hidden states" if embedder else "edits of tokens",
+        temperature=config.temperature if live else None,
+        runs=len(runs),
+        questions=len(usable),
         mean_score=float(np.mean([score_of(run, "verdict") for run in runs])),
-        seconds=round(sum(run.wall for run in runs), 1) if live else 0.0, freedom=tuple(freedom),
-        decided_on=config.score, advice=decide(config.rule, decided), warnings=(*said, *warnings(decided)),
-    )  # fmt: skip
+        seconds=round(sum(run.wall for run in runs), 1) if live else 0.0,
+        freedom=tuple(freedom),
+        decided_on=config.score,
+        advice=decide(config.rule, decided),
+        warnings=(*said, *warnings(decided)),
+    )
 
 
 def _table(group: Sequence[Run], distances: Array, scores: Sequence[float | None]) -> Table:
@@ -242,10 +259,15 @@ def _write(folder: Path, config: GateConfig, found: Gate, runs: Sequence[Run], t
 def _facts(found: Gate, runs: Sequence[Run]) -> dict[str, Any]:
     decided = found.find("output", found.decided_on)
     return {
-        "team": found.team, "rule": found.advice.rule, "metric_freedom": decided.value, "p": decided.p,
-        "outlook": found.advice.outlook, "runs": len(runs), "questions": found.questions,
+        "team": found.team,
+        "rule": found.advice.rule,
+        "metric_freedom": decided.value,
+        "p": decided.p,
+        "outlook": found.advice.outlook,
+        "runs": len(runs),
+        "questions": found.questions,
         "seconds": found.seconds,
-    }  # fmt: skip
+    }
 
 
 def spread(questions: Sequence[Question], count: int) -> list[Question]:

@@ -34,7 +34,7 @@ from soloist.toolchain.importers.base import (
     mapping,
     scorer_for,
     text_of,
-)  # fmt: skip
+)
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.traces.schema import Run, Verdict
 
@@ -142,9 +142,12 @@ def _count_tokens(record: dict[str, Any], reading: Reading) -> str:
     if not isinstance(stats, dict) or not stats:
         return UNRECORDED
     total = sum(
-        int(value) for counts in stats.values() if isinstance(counts, dict)
-        for key, value in counts.items() if key.endswith("_tokens") and isinstance(value, int | float)
-    )  # fmt: skip
+        int(value)
+        for counts in stats.values()
+        if isinstance(counts, dict)
+        for key, value in counts.items()
+        if key.endswith("_tokens") and isinstance(value, int | float)
+    )
     reading.tally.noted[_TOKENS] = max(total, reading.tally.noted[_TOKENS])
     return str(next(iter(stats))) if len(stats) == 1 else UNRECORDED
 

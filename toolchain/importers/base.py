@@ -85,18 +85,31 @@ class Reading:
         self.tally.noted[reason] += count
 
     def question(
-        self, row: Row, text: str, gold: str | None, *, scorer: str, task: str = "", benchmark: str | None = None,
+        self,
+        row: Row,
+        text: str,
+        gold: str | None,
+        *,
+        scorer: str,
+        task: str = "",
+        benchmark: str | None = None,
         choices: tuple[str, ...] = (),
-    ) -> Question:  # fmt: skip
+    ) -> Question:
         """The question of a row; one of a benchmark's test set is of split `test`."""
         named = self.benchmark or benchmark
         if not text.strip():
             raise DataError("an empty question")
         return Question(
-            id=question_key(text), question=text.strip(), gold=gold, task=task, split="test" if named else "train",
-            source=f"{self.document.path.name} {row.where} ({self.origin})", scorer=scorer, choices=choices,
+            id=question_key(text),
+            question=text.strip(),
+            gold=gold,
+            task=task,
+            split="test" if named else "train",
+            source=f"{self.document.path.name} {row.where} ({self.origin})",
+            scorer=scorer,
+            choices=choices,
             benchmark=named,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -246,10 +259,19 @@ class Graph:
         self._last: dict[str, int] = {}
 
     def say(
-        self, agent: str, text: str, *, round: int = 0, role: str = "solver", reads: Iterable[int] = (),
-        messages: Sequence[ChatMessage] = (), tools: tuple[ToolUse, ...] = (), by_model: bool = True,
-        answer: str | None = None, verdict: Verdict | None = None,
-    ) -> int:  # fmt: skip
+        self,
+        agent: str,
+        text: str,
+        *,
+        round: int = 0,
+        role: str = "solver",
+        reads: Iterable[int] = (),
+        messages: Sequence[ChatMessage] = (),
+        tools: tuple[ToolUse, ...] = (),
+        by_model: bool = True,
+        answer: str | None = None,
+        verdict: Verdict | None = None,
+    ) -> int:
         """Add a turn that was shown the turns `reads`; graded here unless its verdict is given. Returns its id."""
         number = len(self.turns)
         if verdict is None:
@@ -257,10 +279,18 @@ class Graph:
             verdict = grade(answer, self.question)
         self.turns.append(
             Turn(
-                id=number, agent=agent, role=role, round=round, messages=tuple(messages), text=text, tools=tools,
-                model=self.model if by_model else None, answer=answer, verdict=verdict,
+                id=number,
+                agent=agent,
+                role=role,
+                round=round,
+                messages=tuple(messages),
+                text=text,
+                tools=tools,
+                model=self.model if by_model else None,
+                answer=answer,
+                verdict=verdict,
             )
-        )  # fmt: skip
+        )
         if agent in self._last:
             self.edges.append(Edge(source=self._last[agent], target=number, kind="continuity"))
         for source in sorted(set(reads)):
@@ -274,9 +304,14 @@ class Graph:
         if not self.turns:
             raise DataError("nobody spoke")
         return Run(
-            question=self.question, team=team, turns=tuple(self.turns), edges=tuple(self.edges), path=tuple(path),
-            answer=answer, verdict=grade(answer, self.question) if verdict is None else verdict,
-        )  # fmt: skip
+            question=self.question,
+            team=team,
+            turns=tuple(self.turns),
+            edges=tuple(self.edges),
+            path=tuple(path),
+            answer=answer,
+            verdict=grade(answer, self.question) if verdict is None else verdict,
+        )
 
     def voted(self, team: str, voters: Sequence[int]) -> Run:
         """The run whose answer is that of most `voters` (the first spoken on a tie); its path is their first."""

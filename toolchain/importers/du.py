@@ -21,9 +21,10 @@ from soloist.toolchain.traces.schema import ChatMessage, Run
 
 def _are_contexts(value: object) -> bool:
     return (
-        isinstance(value, list) and len(value) > 0
+        isinstance(value, list)
+        and len(value) > 0
         and all(isinstance(c, list) and c and all(isinstance(m, dict) and "role" in m for m in c) for c in value)
-    )  # fmt: skip
+    )
 
 
 def _parts(value: object) -> tuple[Any, Any] | None:
@@ -65,9 +66,12 @@ def convert(row: Row, reading: Reading) -> Run:
             shown = context[at - 1].content
             reads = [turn for turn in before.values() if quoted(shown, graph.turns[turn].text)]
             now[agent] = graph.say(
-                f"agent-{agent}", context[at].content, round=number, reads=reads or before.values(),
+                f"agent-{agent}",
+                context[at].content,
+                round=number,
+                reads=reads or before.values(),
                 messages=context[:at],
-            )  # fmt: skip
+            )
         before = now or before
     return graph.voted("debate", list(before.values()))
 

@@ -36,18 +36,23 @@ _AGREEMENT = 0.7
 
 def _is_math(value: object) -> bool:
     return (
-        isinstance(value, tuple) and isinstance(value[1], list) and len(value[1]) == 4
-        and _PROBLEM in value[0] and bool(_END.search(value[0]))
-    )  # fmt: skip
+        isinstance(value, tuple)
+        and isinstance(value[1], list)
+        and len(value[1]) == 4
+        and _PROBLEM in value[0]
+        and bool(_END.search(value[0]))
+    )
 
 
 def _is_mmlu(value: object) -> bool:
     return (
-        isinstance(value, list) and len(value) > 0 and all(
+        isinstance(value, list)
+        and len(value) > 0
+        and all(
             isinstance(agent, list) and len(agent) > 0 and all(text is None or isinstance(text, str) for text in agent)
             for agent in value
         )
-    )  # fmt: skip
+    )
 
 
 def _mmlu_rows(document: Document) -> list[Row]:

@@ -80,9 +80,14 @@ def convert(row: Row, reading: Reading) -> Run:
         if not step.text.startswith(_THOUGHT):
             reading.noted("steps without a thought")
         graph.say(
-            "actor", step.text, role="actor", tools=(use,), answer=answer if last else None,
-            verdict=verdict if last else "unknown", messages=[ChatMessage(role="user", content=asked)][: index == 0],
-        )  # fmt: skip
+            "actor",
+            step.text,
+            role="actor",
+            tools=(use,),
+            answer=answer if last else None,
+            verdict=verdict if last else "unknown",
+            messages=[ChatMessage(role="user", content=asked)][: index == 0],
+        )
     return graph.run("react", answer=answer, verdict=verdict, path=range(len(steps)))
 
 

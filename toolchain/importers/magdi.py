@@ -25,7 +25,7 @@ from soloist.toolchain.importers.base import (
     mapping,
     scorer_for,
     text_of,
-)  # fmt: skip
+)
 from soloist.toolchain.traces.schema import Run
 
 _OUTPUT = re.compile(r"(.+)_output_(\d{1,2})")
@@ -59,11 +59,15 @@ def convert(row: Row, reading: Reading) -> Run:
     for number in sorted(spoken):
         before = [
             graph.say(
-                agent, text, round=number, reads=before, answer=answer,
+                agent,
+                text,
+                round=number,
+                reads=before,
+                answer=answer,
                 verdict=grade(answer, question) if answer is not None else None,
             )
             for agent, text, answer in sorted(spoken[number])
-        ]  # fmt: skip
+        ]
     return graph.voted("magdi", before)
 
 

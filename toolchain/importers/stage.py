@@ -202,7 +202,9 @@ def _facts(runs: Sequence[Run], readings: Sequence[tuple[Importer, Reading]]) ->
         "edges": dict(Counter(edge.kind for run in runs for edge in run.edges)),
         "formats": {
             name: {
-                "kept": tally.kept, "repaired": dict(tally.repaired), "refused": dict(tally.refused),
+                "kept": tally.kept,
+                "repaired": dict(tally.repaired),
+                "refused": dict(tally.refused),
                 "noted": {reason: count for reason, count in tally.noted.items() if count},
             }
             for name, tally in formats.items()
@@ -211,7 +213,7 @@ def _facts(runs: Sequence[Run], readings: Sequence[tuple[Importer, Reading]]) ->
         "files": len(readings),
         "origins": sorted({importer.origin for importer, _ in readings}),
         "benchmarks": dict.fromkeys(sorted({r.question.benchmark for r in runs if r.question.benchmark}), "test"),
-    }  # fmt: skip
+    }
 
 
 def _hash_questions(path: Path | None) -> str | None:

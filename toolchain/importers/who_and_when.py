@@ -55,9 +55,15 @@ def convert(row: Row, reading: Reading) -> Run:
         prompt = prompts.get(agent) if isinstance(prompts, dict) else None
         shown = (ChatMessage(role="system", content=prompt),) if isinstance(prompt, str) else ()
         graph.say(
-            agent, text, round=index, role=role, reads=[index - 1] if index else (), messages=shown,
-            by_model=by_model, verdict="unknown" if agent == _HUMAN else _label(index, mistake),
-        )  # fmt: skip
+            agent,
+            text,
+            round=index,
+            role=role,
+            reads=[index - 1] if index else (),
+            messages=shown,
+            by_model=by_model,
+            verdict="unknown" if agent == _HUMAN else _label(index, mistake),
+        )
     solved = record.get("is_correct", record.get("is_corrected"))
     verdict: Verdict = "unknown" if not isinstance(solved, bool) else "correct" if solved else "wrong"
     return graph.run("who-and-when", answer=None, verdict=verdict)

@@ -64,9 +64,13 @@ class Annotation:
 
 
 def annotated(
-    run: Run, graph: KnowledgeGraph, *, tools: Toolbox | None = None, extractor: Extractor | None = None,
+    run: Run,
+    graph: KnowledgeGraph,
+    *,
+    tools: Toolbox | None = None,
+    extractor: Extractor | None = None,
     ask: Ask | None = None,
-) -> Annotation:  # fmt: skip
+) -> Annotation:
     """The triples of a run with verdicts.
 
     Args:

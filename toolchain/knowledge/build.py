@@ -43,9 +43,13 @@ class Counts:
 
 
 def build_graph(
-    sources: Sequence[str], aliases: Aliases | None = None, single_valued: Iterable[str] = (), *,
-    team: str | None = None, t_max: int = T_MAX,
-) -> Built:  # fmt: skip
+    sources: Sequence[str],
+    aliases: Aliases | None = None,
+    single_valued: Iterable[str] = (),
+    *,
+    team: str | None = None,
+    t_max: int = T_MAX,
+) -> Built:
     """One graph of triples files, the desk and documents; documents are read by the agents of `team`.
 
     Raises:
@@ -109,8 +113,12 @@ def _record(run: Run, annotation: Annotation) -> dict[str, object]:
     return {
         "question": run.question.id,
         "triples": [
-            {"triple": list(judgment.triple.parts), "verdict": judgment.verdict, "how": judgment.how,
-             "reason": judgment.reason}
+            {
+                "triple": list(judgment.triple.parts),
+                "verdict": judgment.verdict,
+                "how": judgment.how,
+                "reason": judgment.reason,
+            }
             for judgment in annotation.judgments
         ],
-    }  # fmt: skip
+    }

@@ -158,9 +158,13 @@ class AgentExtractor:
     """An extractor of documents: the loop on each passage, and how it went."""
 
     def __init__(
-        self, engine: Engine, agents: Sequence[AgentConfig] = (), *, graph: KnowledgeGraph | None = None,
+        self,
+        engine: Engine,
+        agents: Sequence[AgentConfig] = (),
+        *,
+        graph: KnowledgeGraph | None = None,
         t_max: int = T_MAX,
-    ) -> None:  # fmt: skip
+    ) -> None:
         roles: tuple[Role, ...] = (*EXTRACTORS, "master", "verifier")
         agents = agents or [AgentConfig(name=role, role=role) for role in roles]
         self._say = engine_say(engine, cast(agents, roles, "knowledge graph"))

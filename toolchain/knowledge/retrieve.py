@@ -40,10 +40,12 @@ def triples_for(question: str, graph: KnowledgeGraph, limit: int = LIMIT, *, hop
     named = {triple: entities & set(anchors) for triple, entities in near.items()}
     whole = [triple for triple, entities in near.items() if entities <= set(anchors)]
     leading = [
-        triple for triple, mine in named.items()
-        if triple not in whole and not any(mine <= named[other] for other in whole)
+        triple
+        for triple, mine in named.items()
+        if triple not in whole
+        and not any(mine <= named[other] for other in whole)
         and not any(mine < theirs for theirs in named.values())
-    ]  # fmt: skip
+    ]
     for found in (whole, leading):
         found.sort(key=lambda triple: (min(anchors[node] for node in named[triple]), -len(named[triple])))
     kept = dict.fromkeys([*whole, *(leading if hops else [])])

@@ -63,10 +63,13 @@ class Rates:
     def as_facts(self) -> dict[str, Any]:
         """For manifests and reports."""
         return {
-            "triples": self.triples, "verified": self.verified, "unverified": self.unverified,
-            "contradicted": self.contradicted, "fact_verification_rate": self.verification_rate,
+            "triples": self.triples,
+            "verified": self.verified,
+            "unverified": self.unverified,
+            "contradicted": self.contradicted,
+            "fact_verification_rate": self.verification_rate,
             "unsupported_triple_rate": self.unsupported_rate,
-        }  # fmt: skip
+        }
 
 
 def rates(judgments: Iterable[Judgment]) -> Rates:

@@ -85,11 +85,14 @@ def read_matrices(file: Path, rules: Mapping[str, Rule]) -> dict[str, Quantized]
     tensors = require("safetensors.torch", "train").load_file(str(file))
     return {
         name: Quantized(
-            tensors[f"{name}.codes"], tensors[f"{name}.scales"], rule.group, tensors.get(f"{name}.zeros"),
+            tensors[f"{name}.codes"],
+            tensors[f"{name}.scales"],
+            rule.group,
+            tensors.get(f"{name}.zeros"),
             narrow_of(rule.bits),
         )
         for name, rule in rules.items()
-    }  # fmt: skip
+    }
 
 
 def write_quantized(
@@ -109,9 +112,13 @@ def write_quantized(
             matrix = Matrix.of(found)
             arrays |= arrays_of(name, matrix)
             tensors[name] = {
-                "bits": matrix.width, "group": matrix.group, "shape": list(matrix.shape), "method": methods[name],
-                "zeros": matrix.zeros is not None, "error": _relative_error(read[name].load(), found),
-            }  # fmt: skip
+                "bits": matrix.width,
+                "group": matrix.group,
+                "shape": list(matrix.shape),
+                "method": methods[name],
+                "zeros": matrix.zeros is not None,
+                "error": _relative_error(read[name].load(), found),
+            }
         kept = {name: source.load().float().numpy() for name, source in read.items() if name not in tensors}
     temporary = target / (WEIGHTS + ".tmp")
     require("safetensors.numpy", "train").save_file(arrays | kept, str(temporary))

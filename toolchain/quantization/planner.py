@@ -188,10 +188,13 @@ class _Planning:
             missing = [bits for bits, file in files.items() if not file.is_file()]
             grams = walk.observe(int(group)) if missing and group != FIRST else {}
             for bits in missing:
-                write_matrices(files[bits], {
-                    name: self.rounding.matrix(source.load(), self.config.rule(name, bits), grams.get(name))
-                    for name, source in members.items()
-                })  # fmt: skip
+                write_matrices(
+                    files[bits],
+                    {
+                        name: self.rounding.matrix(source.load(), self.config.rule(name, bits), grams.get(name))
+                        for name, source in members.items()
+                    },
+                )
             for bits, file in files.items():
                 found[bits] |= read_matrices(file, {name: self.config.rule(name, bits) for name in members})
             if group != FIRST:
@@ -199,9 +202,12 @@ class _Planning:
         return found
 
     def _units(
-        self, probe: Probe, places: Sequence[Spot], shapes: Mapping[str, tuple[int, ...]],
+        self,
+        probe: Probe,
+        places: Sequence[Spot],
+        shapes: Mapping[str, tuple[int, ...]],
         bank: Mapping[int, Mapping[str, Quantized]],
-    ) -> list[Unit]:  # fmt: skip
+    ) -> list[Unit]:
         from soloist.toolchain.quantization.sensitivity import Log, measure
 
         log = Log(self.made / _LOG)
@@ -227,12 +233,12 @@ class _Planning:
         fixed, per_byte = itl_ms(place, shape, 0), (itl_ms(place, shape, 1e9) - itl_ms(place, shape, 0)) / 1e9
         return int((self.config.max_ms_per_token - fixed) / per_byte) - cache
 
-    def _refuse_impossible(
-        self, places: Sequence[Spot], shapes: Mapping[str, tuple[int, ...]], other: int
-    ) -> None:  # fmt: skip
+    def _refuse_impossible(self, places: Sequence[Spot], shapes: Mapping[str, tuple[int, ...]], other: int) -> None:
         """Budgets that no width meets, before anything is measured; the message names the nearest that can be met."""
-        least = [min((self._option(spot, bits, shapes, 0.0) for bits in self.config.widths), key=lambda o: o.bytes)
-                 for spot in places]  # fmt: skip
+        least = [
+            min((self._option(spot, bits, shapes, 0.0) for bits in self.config.widths), key=lambda o: o.bytes)
+            for spot in places
+        ]
         size, streamed = (sum(getattr(option, what) for option in least) for what in ("bytes", "streamed"))
         if self.config.max_mb is not None and size + other > self.config.max_mb * 1e6:
             raise UsageError(
@@ -290,9 +296,16 @@ class _Planning:
         return found
 
     def _write(
-        self, chosen: Choice, units: Sequence[Unit], probe: Probe, bank: Mapping[int, Mapping[str, Quantized]],
-        shapes: Mapping[str, tuple[int, ...]], other: int, asked: Mapping[str, Any], calibrated: int,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        chosen: Choice,
+        units: Sequence[Unit],
+        probe: Probe,
+        bank: Mapping[int, Mapping[str, Quantized]],
+        shapes: Mapping[str, tuple[int, ...]],
+        other: int,
+        asked: Mapping[str, Any],
+        calibrated: int,
+    ) -> dict[str, Any]:
         from soloist.kernels.layout import dequantize
 
         whole = {name: dequantize(matrix) for name, matrix in _weights(chosen, units, bank).items()}
@@ -312,17 +325,18 @@ class _Planning:
             expected |= {"device": place.name, "ms_per_token_predicted": round(itl_ms(place, shape, streamed), 4)}
         rules = [
             self.config.rule(name, bits=chosen[unit.name].bits)  # type: ignore[arg-type]  # one of widths
-            for unit in units for name in unit.tensors
-        ]  # fmt: skip
-        plan = Plan(
-            schema=1, model=model_of(architecture(self.folder), shapes), rules=tuple(rules), expected=expected
-        )  # fmt: skip
+            for unit in units
+            for name in unit.tensors
+        ]
+        plan = Plan(schema=1, model=model_of(architecture(self.folder), shapes), rules=tuple(rules), expected=expected)
         write_plan(self.made / FILE, plan)
         table = {unit.name: [asdict(option) for option in unit.options] for unit in units}
         record = {
-            "units": table, "chosen": {name: option.bits for name, option in chosen.items()},
-            "bought": [asdict(step) for step in bought], "next": [asdict(step) for step in more],
-        }  # fmt: skip
+            "units": table,
+            "chosen": {name: option.bits for name, option in chosen.items()},
+            "bought": [asdict(step) for step in bought],
+            "next": [asdict(step) for step in more],
+        }
         write_atomic(self.made / SENSITIVITY, json.dumps(record, indent=1))
         return expected
 
@@ -339,9 +353,7 @@ def _weights(
     return {name: bank[choice[unit.name].bits][name] for unit in units for name in unit.tensors}
 
 
-def _other_bytes(
-    folder: Path, read: Mapping[str, Source], shapes: Mapping[str, tuple[int, ...]], target: str
-) -> int:  # fmt: skip
+def _other_bytes(folder: Path, read: Mapping[str, Source], shapes: Mapping[str, tuple[int, ...]], target: str) -> int:
     """At most what a file holds beside its matrices: norms in fp32, the tokenizer's text, names and settings."""
     floats = sum(4 * math.prod(source.shape) for name, source in read.items() if name not in shapes)
     template = folder / "chat_template.jinja"

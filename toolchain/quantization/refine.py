@@ -133,9 +133,11 @@ def _training(config: AwareConfig, examples: Sequence[Example], new_tokens: int,
     longest = max(len(example.ids) for example in examples) + new_tokens
     shared = ("spend", "batch_size", "learning_rate", "seed", "checkpoint_seconds")
     return TrainConfig(
-        **{name: getattr(config, name) for name in shared}, precision="fp32", max_length=max(16, longest),
+        **{name: getattr(config, name) for name in shared},
+        precision="fp32",
+        max_length=max(16, longest),
         device="cpu" if device == "cpu" else "auto",
-    )  # fmt: skip
+    )
 
 
 def split(examples: Sequence[Example], most: int, seed: int) -> tuple[list[Example], list[Example]]:

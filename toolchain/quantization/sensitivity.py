@@ -127,9 +127,9 @@ def _padded(batch: Sequence[Example]) -> Tensor:
 
 def _trained(batch: Sequence[Example]) -> Tensor:
     """(row, position) of each token whose successor is trained."""
-    return torch.tensor([
-        (row, at) for row, talk in enumerate(batch) for at in range(len(talk.ids) - 1) if talk.trained[at + 1]
-    ])  # fmt: skip
+    return torch.tensor(
+        [(row, at) for row, talk in enumerate(batch) for at in range(len(talk.ids) - 1) if talk.trained[at + 1]]
+    )
 
 
 def _ends(walk: Walk) -> tuple[nn.Module, nn.Module]:

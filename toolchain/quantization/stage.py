@@ -218,7 +218,7 @@ class _Work:
 
     def _refine(
         self, matrices: Mapping[str, Quantized], traces: Artifact, config: AwareConfig
-    ) -> tuple[dict[str, Quantized], dict[str, Any]]:  # fmt: skip
+    ) -> tuple[dict[str, Quantized], dict[str, Any]]:
         """New integers for the linear layers, from all of the student's conversations."""
         from soloist.toolchain.distill.student import load_base
         from soloist.toolchain.quantization.calibration import conversations
@@ -226,9 +226,14 @@ class _Work:
         tokenizer = load_base(self.folder)[1]
         talks = conversations(self.student, tokenizer, traces, None, self.config.seed)
         new, facts = refine(
-            self.folder, matrices, talks, config, self.scratch / "refine", device=self.rounding.device,
+            self.folder,
+            matrices,
+            talks,
+            config,
+            self.scratch / "refine",
+            device=self.rounding.device,
             events=self.events,
-        )  # fmt: skip
+        )
         return new, {"refine": facts}
 
     def _keep_importance(self, layer: str, grams: Mapping[str, Gram]) -> None:
@@ -253,10 +258,14 @@ class _Work:
         load = require("safetensors.numpy", "train").load_file
         found = {name: array for file in files for name, array in load(str(file)).items()}
         where = places(json.loads((self.folder / "config.json").read_text(encoding="utf-8")), self.folder)
-        write_importance(self.target / IMPORTANCE, {
-            where[name].name: (found[f"{name}.sum"], float(found[f"{name}.rows"][0]))
-            for name in (key.removesuffix(".sum") for key in found if key.endswith(".sum")) if name in where
-        })  # fmt: skip
+        write_importance(
+            self.target / IMPORTANCE,
+            {
+                where[name].name: (found[f"{name}.sum"], float(found[f"{name}.rows"][0]))
+                for name in (key.removesuffix(".sum") for key in found if key.endswith(".sum"))
+                if name in where
+            },
+        )
 
     def _file(self, group: str) -> Path:
         return self.scratch / f"{group}.safetensors"
@@ -265,8 +274,11 @@ class _Work:
         """The quantized matrices of one layer, from its file if it was done before."""
         file = self._file(group)
         if not file.is_file():
-            write_matrices(file, {
-                name: self.rounding.matrix(source.load(), self.rules[name], grams.get(name))
-                for name, source in members.items()
-            })  # fmt: skip
+            write_matrices(
+                file,
+                {
+                    name: self.rounding.matrix(source.load(), self.rules[name], grams.get(name))
+                    for name, source in members.items()
+                },
+            )
         return read_matrices(file, {name: self.rules[name] for name in members})

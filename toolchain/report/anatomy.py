@@ -18,13 +18,21 @@ from soloist.toolchain.traces.schema import EdgeKind, Run, ToolUse, Turn
 BOX_W, BOX_H, GAP_X, LANE, SIDE, HEAD = 126.0, 44.0, 50.0, 70.0, 112.0, 30.0
 MARKS = {"correct": "✓", "wrong": "✗", "absent": "∅", "unknown": "–"}
 SAID: dict[EdgeKind, str] = {
-    "continuity": "goes on from", "influence": "has seen", "tool": "uses the result of",
-    "agrees": "agrees with", "disputes": "disagrees with", "corrects": "corrected by",
-}  # fmt: skip
+    "continuity": "goes on from",
+    "influence": "has seen",
+    "tool": "uses the result of",
+    "agrees": "agrees with",
+    "disputes": "disagrees with",
+    "corrects": "corrected by",
+}
 MEANT: dict[EdgeKind, str] = {
-    "agrees": "agrees", "disputes": "disputes", "corrects": "corrects", "tool": "tool result",
-    "influence": "influence", "continuity": "same agent goes on",
-}  # fmt: skip
+    "agrees": "agrees",
+    "disputes": "disputes",
+    "corrects": "corrects",
+    "tool": "tool result",
+    "influence": "influence",
+    "continuity": "same agent goes on",
+}
 NO_ANSWER = {"correct": "correct", "wrong": "wrong", "absent": "no answer", "unknown": "not judged"}
 FEEDS: tuple[EdgeKind, ...] = ("influence", "tool", "continuity")
 LONGEST = 4000
@@ -56,11 +64,13 @@ def graph(run: Run, key: str) -> str:
     column = columns(run)
     width = SIDE + (max(column, default=0) + 1) * (BOX_W + GAP_X)
     svg = Svg(
-        key, width, HEAD + len(lanes) * LANE + 6,
+        key,
+        width,
+        HEAD + len(lanes) * LANE + 6,
         f"One debate of the team {run.team}",
         f"{len(run.turns)} turns of {len(lanes)} agents, {len(run.edges)} links; ends with "
         f"{run.answer or 'no answer'} ({run.verdict}). The text below says the same in words.",
-    )  # fmt: skip
+    )
     for agent, lane in lanes.items():
         y = HEAD + lane * LANE
         svg.rect(0, y, width, LANE, "lane even" if lane % 2 else "lane")

@@ -112,9 +112,12 @@ def training_chart(training: Sequence[TrainingPoint], key: str) -> str:
     """Loss over the steps, raw and as a running mean."""
     first, last = training[0], training[-1]
     svg = Svg(
-        key, WIDTH, 250, "Training loss",
+        key,
+        WIDTH,
+        250,
+        "Training loss",
         f"From {number(first.loss)} at step {first.step} to {number(last.loss)} at step {last.step}.",
-    )  # fmt: skip
+    )
     return _curve(svg, [(p.step, p.loss) for p in training], "step · loss")
 
 
@@ -150,10 +153,13 @@ def spend_chart(spend: OneOff, team: float, student: float, even: int, key: str)
     once = (spend.recording or 0) + (spend.training or 0) + (spend.evaluation or 0)
     last = 10 ** math.ceil(math.log10(max(even, 10)) + 0.7)
     svg = Svg(
-        key, WIDTH, 300, "Dollars spent after n questions",
+        key,
+        WIDTH,
+        300,
+        "Dollars spent after n questions",
         f"The team starts at nothing and costs {usd(team)} a question, the student starts at {usd(once)} and costs "
         f"{usd(student)}; they meet at {even:,} questions.",
-    )  # fmt: skip
+    )
     first = max(1.0, even / 300)
     bottom = max(min(team * first, once + student * first), 1e-9)
     x = Scale(first, last, LEFT + 12, WIDTH - 2.5 * RIGHT, log=True)

@@ -189,9 +189,12 @@ def _method(report: Report, details: Details) -> str:
         ("Machine", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report.device.items() if value)),
         ("Seeds", ", ".join(f"{key} {value}" for key, value in details.seeds.items())),
         ("Versions", ", ".join(f"{key} {value}" for key, value in report.versions.items())),
-        ("Intervals", "Wilson for accuracies, Newcombe's paired interval for differences, order statistics for "
-         "percentiles; all 95%. A dash under a percentile means the sample allows no interval."),
-    ]  # fmt: skip
+        (
+            "Intervals",
+            "Wilson for accuracies, Newcombe's paired interval for differences, order statistics for "
+            "percentiles; all 95%. A dash under a percentile means the sample allows no interval.",
+        ),
+    ]
     listed = "".join(f"<dt>{esc(name)}</dt><dd>{esc(value)}</dd>" for name, value in facts if value)
     return _list(details.method) + f'<dl class="facts-list">{listed}</dl>'
 

@@ -28,8 +28,19 @@ def results(report: Report, split: TestSplit) -> str:
     systems, headline = report.of(split), report.details.headline if report.details else None
     extras = {e.system: e for e in report.details.extras if e.split == split} if report.details else {}
     short = names(systems)
-    head = ("System", "Accuracy", "Against team", "Median", "95th pct.", "First token", "Calls", "Tokens in",
-            "Tokens out", "Peak MB", "$ per 1,000")  # fmt: skip
+    head = (
+        "System",
+        "Accuracy",
+        "Against team",
+        "Median",
+        "95th pct.",
+        "First token",
+        "Calls",
+        "Tokens in",
+        "Tokens out",
+        "Peak MB",
+        "$ per 1,000",
+    )
     rows = [_result(system, extras.get(system.id), short[system.id]) for system in systems]
     kinds = ["strong" if s.id == headline else "team" if s.kind == "team" else "" for s in systems]
     return table(head, rows, f"Results on {SPLITS[split]}, n = {systems[0].n}", kinds)
@@ -67,10 +78,9 @@ def paired(report: Report, split: TestSplit) -> str:
     short = names(report.of(split))
     head = ("System", "Both right", "Only it", "Only the team", "Neither", "McNemar exact p", "Errors")
     rows = [
-        [esc(short[e.system]), str(e.kept), str(e.gained), str(e.lost), str(e.neither),
-         _p(e.p_value), str(e.errors)]
+        [esc(short[e.system]), str(e.kept), str(e.gained), str(e.lost), str(e.neither), _p(e.p_value), str(e.errors)]
         for e in extras
-    ]  # fmt: skip
+    ]
     return table(head, rows, f"Question by question against the team, {split}")
 
 
@@ -113,11 +123,16 @@ def parity(report: Report) -> str:
         of = "<small>of its graph</small>" if p.verdict == "not run" else ""
         said = "; ".join(filter(None, (p.note, "" if p.measured else "not measured")))
         rows.append(
-            [f"<code>{esc(p.file)}</code>", esc(p.format), f"{number(p.size_mb)} MB",
-             "n/a" if p.kl is None else number(p.kl, 2) + of,
-             "n/a" if p.top1 is None else f"{100 * p.top1:.1f}%{of}",
-             esc(p.tolerance), _VERDICTS[p.verdict] + (f"<small>{esc(said)}</small>" if said else "")]
-        )  # fmt: skip
+            [
+                f"<code>{esc(p.file)}</code>",
+                esc(p.format),
+                f"{number(p.size_mb)} MB",
+                "n/a" if p.kl is None else number(p.kl, 2) + of,
+                "n/a" if p.top1 is None else f"{100 * p.top1:.1f}%{of}",
+                esc(p.tolerance),
+                _VERDICTS[p.verdict] + (f"<small>{esc(said)}</small>" if said else ""),
+            ]
+        )
     return table(head, rows, "Compiled files compared with the student in torch") if rows else ""
 
 
@@ -137,9 +152,17 @@ def roles(report: Report) -> str:
         )
         share = percent((role.tokens_in + role.tokens_out) / total)
         rows.append(
-            [esc(role.role), f'<td class="bar"><span>{bar}</span></td>', share, number(role.calls),
-             f"{role.tokens_cached:,}", f"{fresh:,}", f"{role.tokens_out:,}", esc(seconds(role.seconds))]
-        )  # fmt: skip
+            [
+                esc(role.role),
+                f'<td class="bar"><span>{bar}</span></td>',
+                share,
+                number(role.calls),
+                f"{role.tokens_cached:,}",
+                f"{fresh:,}",
+                f"{role.tokens_out:,}",
+                esc(seconds(role.seconds)),
+            ]
+        )
     key = '<span class="key"><i class="cached"></i>cached <i class="fresh"></i>read <i class="out"></i>written</span>'
     head = ("Role", key, "Share", "Calls", "Cached", "Read", "Written", "Time")
     return table(head, rows, "Tokens by role of the team")
@@ -154,8 +177,13 @@ def money(report: Report) -> str:
     for system in systems:
         extra = extras.get((system.id, system.split))
         joules = extra.joules_per_question if extra else None
-        rows.append([esc(short[system.id]), esc(usd(system.usd_per_1k)),
-                     "unavailable" if joules is None else f"{number(joules)} J"])  # fmt: skip
+        rows.append(
+            [
+                esc(short[system.id]),
+                esc(usd(system.usd_per_1k)),
+                "unavailable" if joules is None else f"{number(joules)} J",
+            ]
+        )
     result = table(("System", "$ per 1,000 questions", "Energy per question"), rows, "Cost of running")
     if once is not None:
         spent = [[name.capitalize(), esc(usd(value))] for name, value in once]

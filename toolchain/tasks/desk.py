@@ -75,8 +75,14 @@ _FAMILIES = (
     Family("clock", ("later",), "exact", "clock time some minutes after or before another", make.clock),
     Family("weekdays", ("weekday",), "exact", "day of the week of a date", make.weekdays),
     Family("legs", ("legs",), "number", "count the legs of animals", make.legs),
-    Family("sorting", ("sort",), "exact", "put numbers in order", make.sorting,
-           {"ascending": "sort(asc ", "descending": "sort(desc "}),
+    Family(
+        "sorting",
+        ("sort",),
+        "exact",
+        "put numbers in order",
+        make.sorting,
+        {"ascending": "sort(asc ", "descending": "sort(desc "},
+    ),
     Family("filtering", ("filter",), "exact", "keep or remove numbers above or below a limit", make.filtering),
     Family("fractions", ("simplify",), "exact", "reduce a fraction to lowest terms", make.fractions),
     Family("gcd", ("gcd",), "number", "greatest common divisor", make.gcd),
@@ -85,15 +91,28 @@ _FAMILIES = (
     Family("primes", ("primes",), "number", "count primes in a range", make.primes),
     Family("units", ("convert",), "number", "convert units", make.units),
     Family("percentages", ("percent",), "number", "so many percent of a number", make.percentages),
-    Family("equation-then", ("solve", "calc"), "number", "solve an equation, then calculate with its solution",
-           make.equation_then, {"times": " * ", "plus": " + ", "minus": " - "}),
+    Family(
+        "equation-then",
+        ("solve", "calc"),
+        "number",
+        "solve an equation, then calculate with its solution",
+        make.equation_then,
+        {"times": " * ", "plus": " + ", "minus": " - "},
+    ),
     Family("unit-then", ("convert", "calc"), "number", "convert units, then add or subtract", make.unit_then),
-    Family("legs-then", ("legs", "calc"), "number", "count legs, then calculate with the count", make.legs_then,
-           {"times": " * ", "plus": " + ", "over": " / "}),
+    Family(
+        "legs-then",
+        ("legs", "calc"),
+        "number",
+        "count legs, then calculate with the count",
+        make.legs_then,
+        {"times": " * ", "plus": " + ", "over": " / "},
+    ),
     Family("discounts", ("percent", "calc"), "number", "a number raised or lowered by percent", make.discounts),
-    Family("shifts", ("between", "later"), "exact", "time between two clock times, minus or plus some minutes",
-           make.shifts),
-)  # fmt: skip
+    Family(
+        "shifts", ("between", "later"), "exact", "time between two clock times, minus or plus some minutes", make.shifts
+    ),
+)
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _FAMILIES}
 
 
@@ -113,9 +132,14 @@ def read_calls(written: Sequence[str]) -> tuple[Call, ...]:
 def _case(family: Family, draft: make.Draft, pool: str, name: str) -> Case:
     split: Literal["train", "held-out"] = "held-out" if pool == "held-out" else "train"
     question = Question(
-        id=name, question=draft.text, gold=draft.gold, task=family.name, split=split, source=f"desk/{pool}",
+        id=name,
+        question=draft.text,
+        gold=draft.gold,
+        task=family.name,
+        split=split,
+        source=f"desk/{pool}",
         scorer=family.scorer,
-    )  # fmt: skip
+    )
     return Case(question, read_calls(draft.calls))
 
 
@@ -195,9 +219,14 @@ def unseen_cases() -> list[Case]:
         row = json.loads(line)
         family = FAMILIES[row["task"]]
         question = Question(
-            id=f"unseen-{number:03d}", question=row["question"], gold=row["gold"], task=family.name,
-            split="unseen-wording", source="desk/unseen.jsonl", scorer=family.scorer,
-        )  # fmt: skip
+            id=f"unseen-{number:03d}",
+            question=row["question"],
+            gold=row["gold"],
+            task=family.name,
+            split="unseen-wording",
+            source="desk/unseen.jsonl",
+            scorer=family.scorer,
+        )
         found.append(Case(question, read_calls(row["calls"])))
     return found
 

@@ -117,8 +117,9 @@ def expressions(rng: Random, seed: int) -> Draft | None:
     nested = any(pile in expression for pile in ("(((", ")))", "(-("))
     if nested or not re.search(r"[*/(]", expression):
         return None
-    return Draft(_say(rng, "expressions", f"Calculate {expression}.", e=expression), item["answer"],
-                 (f"calc({expression})",))  # fmt: skip
+    return Draft(
+        _say(rng, "expressions", f"Calculate {expression}.", e=expression), item["answer"], (f"calc({expression})",)
+    )
 
 
 def _twelve_hours(clock: str) -> str:
@@ -174,9 +175,18 @@ def weekdays(rng: Random, seed: int) -> Draft | None:
     return Draft(text, item["answer"], (f"weekday({written})",))
 
 
-_PLURALS = {"sheep": "sheep", "deer": "deer", "jellyfish": "jellyfish", "starfish": "starfish", "leech": "leeches",
-            "butterfly": "butterflies", "firefly": "fireflies", "cockroach": "cockroaches",
-            "praying mantis": "praying mantises", "woodlouse": "woodlice"}  # fmt: skip
+_PLURALS = {
+    "sheep": "sheep",
+    "deer": "deer",
+    "jellyfish": "jellyfish",
+    "starfish": "starfish",
+    "leech": "leeches",
+    "butterfly": "butterflies",
+    "firefly": "fireflies",
+    "cockroach": "cockroaches",
+    "praying mantis": "praying mantises",
+    "woodlouse": "woodlice",
+}
 
 
 def _herd(rng: Random, animals: Mapping[str, int]) -> tuple[str, str]:
@@ -221,8 +231,9 @@ def filtering(rng: Random, seed: int) -> Draft | None:
 
 
 def fractions(rng: Random, seed: int) -> Draft | None:
-    item = _gym("fraction_simplification", seed, min_value=1, max_value=40, min_factor=2, max_factor=15,
-                styles=("plain",))  # fmt: skip
+    item = _gym(
+        "fraction_simplification", seed, min_value=1, max_value=40, min_factor=2, max_factor=15, styles=("plain",)
+    )
     facts = item["metadata"]
     fraction = f"{facts['numerator']}/{facts['denominator']}"
     if item["answer"].endswith("/1"):
@@ -268,15 +279,50 @@ def primes(rng: Random, seed: int) -> Draft | None:
     return Draft(text, item["answer"], (f"primes({low} | {high})",))
 
 
-_SPOKEN = {"mm": "millimeters", "cm": "centimeters", "m": "meters", "km": "kilometers", "in": "inches", "ft": "feet",
-           "yd": "yards", "mg": "milligrams", "g": "grams", "kg": "kilograms", "t": "tonnes", "oz": "ounces",
-           "lb": "pounds", "s": "seconds", "min": "minutes", "h": "hours", "day": "days", "week": "weeks",
-           "ml": "milliliters", "cl": "centiliters", "dl": "deciliters", "l": "liters"}  # fmt: skip
+_SPOKEN = {
+    "mm": "millimeters",
+    "cm": "centimeters",
+    "m": "meters",
+    "km": "kilometers",
+    "in": "inches",
+    "ft": "feet",
+    "yd": "yards",
+    "mg": "milligrams",
+    "g": "grams",
+    "kg": "kilograms",
+    "t": "tonnes",
+    "oz": "ounces",
+    "lb": "pounds",
+    "s": "seconds",
+    "min": "minutes",
+    "h": "hours",
+    "day": "days",
+    "week": "weeks",
+    "ml": "milliliters",
+    "cl": "centiliters",
+    "dl": "deciliters",
+    "l": "liters",
+}
 # larger unit, smaller unit, how many of the smaller make one of the larger
-_PAIRS = (("km", "m", 1000), ("m", "cm", 100), ("m", "mm", 1000), ("cm", "mm", 10), ("kg", "g", 1000),
-          ("g", "mg", 1000), ("t", "kg", 1000), ("l", "ml", 1000), ("l", "cl", 100), ("l", "dl", 10), ("h", "min", 60),
-          ("min", "s", 60), ("day", "h", 24), ("week", "day", 7), ("ft", "in", 12), ("yd", "ft", 3),
-          ("lb", "oz", 16))  # fmt: skip
+_PAIRS = (
+    ("km", "m", 1000),
+    ("m", "cm", 100),
+    ("m", "mm", 1000),
+    ("cm", "mm", 10),
+    ("kg", "g", 1000),
+    ("g", "mg", 1000),
+    ("t", "kg", 1000),
+    ("l", "ml", 1000),
+    ("l", "cl", 100),
+    ("l", "dl", 10),
+    ("h", "min", 60),
+    ("min", "s", 60),
+    ("day", "h", 24),
+    ("week", "day", 7),
+    ("ft", "in", 12),
+    ("yd", "ft", 3),
+    ("lb", "oz", 16),
+)
 
 
 def _named(rng: Random, *units: str) -> list[str]:

@@ -69,13 +69,20 @@ class Session:
 
     def _add_reply(self, say: Say, reply: Reply) -> int:
         turn = self._add(
-            agent=say.agent.name, role=say.agent.role, round=say.round, text=reply.text,
+            agent=say.agent.name,
+            role=say.agent.role,
+            round=say.round,
+            text=reply.text,
             messages=tuple(ChatMessage(**m) for m in say.messages),
             model=say.agent.model or self.engine.model,
-            tokens_in=reply.tokens_in, tokens_cached=reply.tokens_cached, tokens_out=reply.tokens_out,
-            start=reply.start - self.began, first_token=reply.first_token - self.began,
-            end=reply.end - self.began, finish=reply.finish,
-        )  # fmt: skip
+            tokens_in=reply.tokens_in,
+            tokens_cached=reply.tokens_cached,
+            tokens_out=reply.tokens_out,
+            start=reply.start - self.began,
+            first_token=reply.first_token - self.began,
+            end=reply.end - self.began,
+            finish=reply.finish,
+        )
         for source in say.after:
             self.edge(source, turn, "influence")
         if say.continues is not None:
@@ -96,10 +103,17 @@ class Session:
         vector, tokens = self.engine.embed(self.question.question)
         now = time.perf_counter() - self.began
         turn = self._add(
-            agent=agent.name, role=agent.role, round=round, model=agent.model or self.engine.model,
+            agent=agent.name,
+            role=agent.role,
+            round=round,
+            model=agent.model or self.engine.model,
             messages=(ChatMessage(role="user", content=self.question.question),),
-            tokens_in=tokens, start=start, first_token=now, end=now, finish="stop",
-        )  # fmt: skip
+            tokens_in=tokens,
+            start=start,
+            first_token=now,
+            end=now,
+            finish="stop",
+        )
         return turn, vector
 
     def note(self, agent: AgentConfig, text: str, *, round: int = 0, answer: str | None = None) -> int:
@@ -145,10 +159,17 @@ class Session:
         ]
         edges = tuple(Edge(source=s, target=t, kind=k) for s, t, k in self.edges)
         return Run(
-            question=self.question, team=self.team.name, turns=tuple(turns), edges=edges, path=tuple(path),
-            answer=answer, verdict=self.verdict(answer), wall=time.perf_counter() - self.began,
-            seed=self.seed, error=error,
-        )  # fmt: skip
+            question=self.question,
+            team=self.team.name,
+            turns=tuple(turns),
+            edges=edges,
+            path=tuple(path),
+            answer=answer,
+            verdict=self.verdict(answer),
+            wall=time.perf_counter() - self.began,
+            seed=self.seed,
+            error=error,
+        )
 
 
 def messages_for(agent: AgentConfig, user: str, *, history: Sequence[Message] = ()) -> list[Message]:

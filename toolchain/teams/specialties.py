@@ -68,8 +68,9 @@ class Specialties:
     def discriminant(self, embed: Callable[[str], npt.NDArray[np.float32]], count: int, *, model: str) -> Discriminant:
         """What tells the fields' hidden states apart, from `count` demonstrations of each; made once for a `model`."""
         if (model, count) not in self._discriminants:
-            texts = {name: [case.question.question for case in self._cases(name, count, ROUTING_SEED)]
-                     for name in self.names}  # fmt: skip
+            texts = {
+                name: [case.question.question for case in self._cases(name, count, ROUTING_SEED)] for name in self.names
+            }
             states = {name: np.stack([embed(text) for text in those]) for name, those in texts.items()}
             self._discriminants[model, count] = Discriminant(states)
         return self._discriminants[model, count]

@@ -25,43 +25,85 @@ _CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::00)?\s*([ap])?\.?(?:m\.?)?", re.IGN
 # Each unit in the base unit of its kind: meter, gram, second, liter.
 UNITS: Mapping[str, Mapping[str, Fraction]] = {
     "length": {
-        "mm": Fraction(1, 1000), "cm": Fraction(1, 100), "m": Fraction(1), "km": Fraction(1000),
-        "in": Fraction(254, 10000), "ft": Fraction(3048, 10000), "yd": Fraction(9144, 10000),
+        "mm": Fraction(1, 1000),
+        "cm": Fraction(1, 100),
+        "m": Fraction(1),
+        "km": Fraction(1000),
+        "in": Fraction(254, 10000),
+        "ft": Fraction(3048, 10000),
+        "yd": Fraction(9144, 10000),
         "mi": Fraction(1609344, 1000),
     },
     "mass": {
-        "mg": Fraction(1, 1000), "g": Fraction(1), "kg": Fraction(1000), "t": Fraction(1_000_000),
-        "oz": Fraction(45359237, 16 * 10**5), "lb": Fraction(45359237, 10**5),
+        "mg": Fraction(1, 1000),
+        "g": Fraction(1),
+        "kg": Fraction(1000),
+        "t": Fraction(1_000_000),
+        "oz": Fraction(45359237, 16 * 10**5),
+        "lb": Fraction(45359237, 10**5),
     },
     "time": {
-        "s": Fraction(1), "min": Fraction(60), "h": Fraction(3600), "day": Fraction(86400), "week": Fraction(604800),
+        "s": Fraction(1),
+        "min": Fraction(60),
+        "h": Fraction(3600),
+        "day": Fraction(86400),
+        "week": Fraction(604800),
     },
     "volume": {"ml": Fraction(1, 1000), "cl": Fraction(1, 100), "dl": Fraction(1, 10), "l": Fraction(1)},
-}  # fmt: skip
+}
 _KIND = {unit: kind for kind, units in UNITS.items() for unit in units}
 # A reader copies the unit as the question says it; that is what a small model does well.
 UNIT_WORDS: Mapping[str, str] = {
-    "millimeters": "mm", "centimeters": "cm", "meters": "m", "kilometers": "km", "inches": "in", "feet": "ft",
-    "yards": "yd", "miles": "mi", "milligrams": "mg", "grams": "g", "kilograms": "kg", "tonnes": "t", "ounces": "oz",
-    "pounds": "lb", "seconds": "s", "minutes": "min", "hours": "h", "days": "day", "weeks": "week",
-    "milliliters": "ml", "centiliters": "cl", "deciliters": "dl", "liters": "l",
-}  # fmt: skip
+    "millimeters": "mm",
+    "centimeters": "cm",
+    "meters": "m",
+    "kilometers": "km",
+    "inches": "in",
+    "feet": "ft",
+    "yards": "yd",
+    "miles": "mi",
+    "milligrams": "mg",
+    "grams": "g",
+    "kilograms": "kg",
+    "tonnes": "t",
+    "ounces": "oz",
+    "pounds": "lb",
+    "seconds": "s",
+    "minutes": "min",
+    "hours": "h",
+    "days": "day",
+    "weeks": "week",
+    "milliliters": "ml",
+    "centiliters": "cl",
+    "deciliters": "dl",
+    "liters": "l",
+}
 
 LEGS: Mapping[str, int] = {
     **dict.fromkeys(("snake", "sea slug", "jellyfish", "flatworm", "leech"), 0),
     **dict.fromkeys(("chicken", "bird", "human", "duck"), 2),
-    **dict.fromkeys(
-        ("dog", "cat", "cow", "horse", "lion", "elephant", "giraffe", "tiger", "deer", "sheep"), 4
-    ),
+    **dict.fromkeys(("dog", "cat", "cow", "horse", "lion", "elephant", "giraffe", "tiger", "deer", "sheep"), 4),
     "starfish": 5,
     **dict.fromkeys(
-        ("insect", "ant", "butterfly", "beetle", "bee", "wasp", "grasshopper", "cricket", "cockroach",
-         "praying mantis", "firefly"), 6
+        (
+            "insect",
+            "ant",
+            "butterfly",
+            "beetle",
+            "bee",
+            "wasp",
+            "grasshopper",
+            "cricket",
+            "cockroach",
+            "praying mantis",
+            "firefly",
+        ),
+        6,
     ),
     **dict.fromkeys(("spider", "scorpion"), 8),
     **dict.fromkeys(("crab", "lobster", "shrimp"), 10),
     "woodlouse": 14,
-}  # fmt: skip
+}
 _PLURALS = {
     "butterflies": "butterfly",
     "fireflies": "firefly",
@@ -142,9 +184,19 @@ def _check_later(arguments: Arguments, value: str) -> bool:
 
 
 _MONTHS = (
-    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
     "december",
-)  # fmt: skip
+)
 _DATES = (
     re.compile(r"(?P<year>\d{4})-(?P<month>\d{2})-(?P<day>\d{2})"),
     re.compile(r"(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>\d{4})"),
@@ -253,13 +305,27 @@ def world_tools() -> list[Tool]:
     unit: dict[str, Any] = {"type": "string", "enum": [*UNIT_WORDS, *_KIND]}
     animals = {"type": "array", "items": {**word, "x-grammar": ANIMAL_GRAMMAR}, "minItems": 1}
     return [
-        Tool("between", "Time from one clock time to the next, as HH:MM.", schema(start=time, end=time),
-             _between, guarded(_check_between)),
-        Tool("later", "Clock time so many minutes (or HH:MM) after a clock time; negative means before.",
-             schema(start=time, minutes=span), _later, guarded(_check_later)),
+        Tool(
+            "between",
+            "Time from one clock time to the next, as HH:MM.",
+            schema(start=time, end=time),
+            _between,
+            guarded(_check_between),
+        ),
+        Tool(
+            "later",
+            "Clock time so many minutes (or HH:MM) after a clock time; negative means before.",
+            schema(start=time, minutes=span),
+            _later,
+            guarded(_check_later),
+        ),
         Tool("weekday", "Day of the week of a date.", schema(date=date), _weekday, guarded(_check_weekday)),
-        Tool("convert", "Convert between units of length, mass, time or volume.",
-             schema(value={"type": "number"}, **{"from": unit, "to": unit}), _convert_call,
-             guarded(_check_convert)),
+        Tool(
+            "convert",
+            "Convert between units of length, mass, time or volume.",
+            schema(value={"type": "number"}, **{"from": unit, "to": unit}),
+            _convert_call,
+            guarded(_check_convert),
+        ),
         Tool("legs", "Count the legs of animals.", schema(animals=animals), _legs, guarded(_check_legs)),
-    ]  # fmt: skip
+    ]

@@ -63,9 +63,15 @@ class Exam:
         points = {key: round(100 * value, 2) for key, value in vars(paired.difference).items()}
         lost = [q.id for q, new, old in zip(self.questions, right, self.right, strict=True) if old and not new]
         accuracy = {
-            "questions": len(right), "student": sum(self.right), "file": sum(right), "points": points["value"],
-            "low": points["low"], "high": points["high"], "p_value": paired.p_value, "lost": lost[:_SHOWN],
-        }  # fmt: skip
+            "questions": len(right),
+            "student": sum(self.right),
+            "file": sum(right),
+            "points": points["value"],
+            "low": points["low"],
+            "high": points["high"],
+            "p_value": paired.p_value,
+            "lost": lost[:_SHOWN],
+        }
         if -points["value"] <= tolerance.points:
             return {"verdict": "pass", "accuracy": accuracy}
         reason = (
@@ -120,9 +126,14 @@ def _whole(student: Artifact, out: Path) -> Path:
 
 
 def _answers(
-    model: Path, questions: Sequence[Question], tools: Sequence[str], entries: Sequence[str], out: Path,
-    limit_s: float, memory_mb: int | None,
-) -> list[int]:  # fmt: skip
+    model: Path,
+    questions: Sequence[Question],
+    tools: Sequence[str],
+    entries: Sequence[str],
+    out: Path,
+    limit_s: float,
+    memory_mb: int | None,
+) -> list[int]:
     job = {
         "what": "ask",
         "files": stamp(model),

@@ -22,9 +22,17 @@ _KEPT = ("path", "size_mb", "checked", "importance", "kernels")
 
 
 def verify_export(
-    path: Path, probe: Probe, scratch: Path, formats: Sequence[str] = (), *, questions: Sequence[Question] = (),
-    points: float | None = None, entries: Sequence[str] = (), limit_s: float = LIMIT_S, memory_mb: int | None = None,
-) -> Iterator[tuple[str, Standing]]:  # fmt: skip
+    path: Path,
+    probe: Probe,
+    scratch: Path,
+    formats: Sequence[str] = (),
+    *,
+    questions: Sequence[Question] = (),
+    points: float | None = None,
+    entries: Sequence[str] = (),
+    limit_s: float = LIMIT_S,
+    memory_mb: int | None = None,
+) -> Iterator[tuple[str, Standing]]:
     """Verify formats of an export (all of them if none is named) and write each verdict beside its files.
 
     Args:

@@ -114,8 +114,10 @@ def judge_format(
     Raises:
         ArtifactError: a student itself does not run.
     """
-    judged = {part: judge(folder, files[part], probe, scratch / part, tolerance, **limits)
-              for part, folder in students.items()}  # fmt: skip
+    judged = {
+        part: judge(folder, files[part], probe, scratch / part, tolerance, **limits)
+        for part, folder in students.items()
+    }
     facts = _worse(judged)
     if exam is None or facts["verdict"] != "pass":
         return facts

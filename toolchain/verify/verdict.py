@@ -73,9 +73,15 @@ def _write(
     folder: Path, head: Mapping[str, Any], facts: Mapping[str, Any], forced: Sequence[Mapping[str, Any]]
 ) -> Path:
     content = {
-        "schema": 1, **head, "facts": dict(facts), "forced": list(forced), "created": _now(), "versions": versions(),
-        "device": device(), "commit": commit(),
-    }  # fmt: skip
+        "schema": 1,
+        **head,
+        "facts": dict(facts),
+        "forced": list(forced),
+        "created": _now(),
+        "versions": versions(),
+        "device": device(),
+        "commit": commit(),
+    }
     write_atomic(folder / FILE, json.dumps(content, indent=1, ensure_ascii=False))
     return folder / FILE
 

@@ -40,8 +40,17 @@ def made(rounds, *, gold="12", number=1, split="train", graded=True, answer=None
             text = uses[-1].call if uses else said
             given = uses[-1].result if uses else said.rpartition(" ")[2]
             verdict = ("correct" if score(given, question) else "wrong") if graded and given else "unknown"
-            turn = Turn(id=len(turns), agent=agent, role="solver", round=index, model="m", text=text, tools=uses,
-                        answer=given, verdict=verdict)  # fmt: skip
+            turn = Turn(
+                id=len(turns),
+                agent=agent,
+                role="solver",
+                round=index,
+                model="m",
+                text=text,
+                tools=uses,
+                answer=given,
+                verdict=verdict,
+            )
             for other, source in before.items():
                 kind = "continuity" if other == agent else "influence"
                 edges.append(Edge(source=source, target=turn.id, kind=kind))
@@ -51,8 +60,15 @@ def made(rounds, *, gold="12", number=1, split="train", graded=True, answer=None
     path = [turn.id for turn in turns if turn.agent == "a"][-1:]
     answer = answer or (turns[path[0]].answer if path else None)
     verdict = ("correct" if score(answer, question) else "wrong") if graded else "unknown"
-    return Run(question=question, team="t", turns=tuple(turns), edges=tuple(edges), path=tuple(path), answer=answer,
-               verdict=verdict)  # fmt: skip
+    return Run(
+        question=question,
+        team="t",
+        turns=tuple(turns),
+        edges=tuple(edges),
+        path=tuple(path),
+        answer=answer,
+        verdict=verdict,
+    )
 
 
 def episode(number=1, *, verdict="correct", split="train", thoughts=2, observation=QUOTING, error=False, text=None):
@@ -61,15 +77,25 @@ def episode(number=1, *, verdict="correct", split="train", thoughts=2, observati
     outcome = {"error": observation} if error else {"result": observation}
     turns = [
         Turn(
-            id=0, agent="actor", role="actor", model="m", text=said,
+            id=0,
+            agent="actor",
+            role="actor",
+            model="m",
+            text=said,
             tools=(ToolUse(name="search", arguments={"input": "a b"}, call="search[a b]", **outcome),),
         ),
         Turn(
-            id=1, agent="actor", role="actor", round=1, model="m", text=f"Thought: done\nAction: finish[{number}]",
-            answer=str(number), verdict=verdict,
+            id=1,
+            agent="actor",
+            role="actor",
+            round=1,
+            model="m",
+            text=f"Thought: done\nAction: finish[{number}]",
+            answer=str(number),
+            verdict=verdict,
             tools=(ToolUse(name="finish", arguments={"input": str(number)}, call=f"finish[{number}]", result="1"),),
         ),
-    ]  # fmt: skip
+    ]
     question = Question(id=f"e{number}", question=f"Which {number}?", gold=str(number), split=split, scorer="exact")
     return Run(question=question, team="react", turns=turns, path=(0, 1), answer=str(number), verdict=verdict)
 

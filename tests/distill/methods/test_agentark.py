@@ -131,8 +131,11 @@ def test_the_choice_is_measured(many, debate_of, tokenizer):
     chosen = many(runs)
     a, b, _ = sound(runs[0], Setup(tokenizer, recheck))
     assert chosen.counts["notes"] == {
-        "mean_k": 1.5, "k": {"1": 1, "2": 1}, "mean_distance": round(distance(a, b), 3), "corrective": 0,
-    }  # fmt: skip
+        "mean_k": 1.5,
+        "k": {"1": 1, "2": 1},
+        "mean_distance": round(distance(a, b), 3),
+        "corrective": 0,
+    }
     assert (chosen.counts["kept"], chosen.counts["conversations"]) == (2, 3)
 
 
@@ -185,13 +188,15 @@ def test_da_with_one_trace_is_rsft_token_for_token(one, many, debate_of, mode):
 def test_internalise_and_plain_text(many, debate_of, tokenizer, trained):
     (worked,) = many([debate_of([[ADD, SUB]])], "internalise").groups
     assert [trained(e, tokenizer) for e in worked.examples] == [
-        "5+7 = 12\n#### 12<|im_end|>", "5+1 = 6\n6*2 = 12\n#### 12<|im_end|>"
-    ]  # fmt: skip
+        "5+7 = 12\n#### 12<|im_end|>",
+        "5+1 = 6\n6*2 = 12\n#### 12<|im_end|>",
+    ]
     for mode in ("acts", "internalise"):
         (text,) = many([debate_of([["5 + 7 = 12", "20 - 8 = 12"]])], mode).groups
         assert [trained(e, tokenizer) for e in text.examples] == [
-            "5 + 7 = 12\n#### 12<|im_end|>", "20 - 8 = 12\n#### 12<|im_end|>"
-        ]  # fmt: skip
+            "5 + 7 = 12\n#### 12<|im_end|>",
+            "20 - 8 = 12\n#### 12<|im_end|>",
+        ]
 
 
 @pytest.mark.parametrize("method", ["one", "many"])

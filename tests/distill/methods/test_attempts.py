@@ -46,10 +46,12 @@ def test_in_plain_text_the_signs_between_numbers_are_the_operations(debate_of, s
 
 
 def test_sound_attempts_pass_the_same_tests_as_a_runs_answer(debate_of, setup):
-    run = debate_of([
-        [("add(5+7) = 12",), ("add(5+7) = 13",), ("add(4+7) = 12",)],
-        [("add(5+7) ! no", "add(6+6) = 12"), "6 + 6 = 12", "6 + 5 = 12"],
-    ])  # fmt: skip
+    run = debate_of(
+        [
+            [("add(5+7) = 12",), ("add(5+7) = 13",), ("add(4+7) = 12",)],
+            [("add(5+7) ! no", "add(6+6) = 12"), "6 + 6 = 12", "6 + 5 = 12"],
+        ]
+    )
     found = sound(run, setup)
     assert [(a.node.agent, a.node.attempt, a.corrective) for a in found] == [("a", 0, False), ("b", 1, True)]
     assert [a.node.agent for a in firsts(found)] == ["a"]

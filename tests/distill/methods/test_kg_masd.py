@@ -34,9 +34,12 @@ def counted(number, *, forged=False, verdict="correct", split="train", **changes
     made = run_call(call, desk_tools())
     steps = (f"spider: {2 * number} * 4 = {8 * number}",) if forged else made.steps
     record = {
-        "name": call.name, "arguments": dict(call.arguments), "call": f"legs({number} spiders)",
-        "result": made.value, "steps": steps,
-    }  # fmt: skip
+        "name": call.name,
+        "arguments": dict(call.arguments),
+        "call": f"legs({number} spiders)",
+        "result": made.value,
+        "steps": steps,
+    }
     use = ToolUse(**{**record, **changes})
     asked = f"How many legs have {number} spiders?"
     question = Question(id=f"q{number}", question=asked, gold=made.value, split=split, scorer="number")
@@ -118,9 +121,11 @@ def test_a_question_that_names_nothing_stays_as_it_is():
 
 def test_only_the_question_of_a_conversation_is_informed():
     talk = [
-        {"role": "system", "content": "a spider"}, {"role": "user", "content": "legs of 1 spider?"},
-        {"role": "assistant", "content": "spider"}, {"role": "user", "content": "and of 2 spiders?"},
-    ]  # fmt: skip
+        {"role": "system", "content": "a spider"},
+        {"role": "user", "content": "legs of 1 spider?"},
+        {"role": "assistant", "content": "spider"},
+        {"role": "user", "content": "and of 2 spiders?"},
+    ]
     changed = informed(talk, desk_graph())
     assert changed[1]["content"] == f"{SPIDER}legs of 1 spider?"
     assert [changed[i] for i in (0, 2, 3)] == [talk[i] for i in (0, 2, 3)]

@@ -31,19 +31,35 @@ def debate(number, grid, *, split="train", team="debate", texts=None):
             answer = str(right if letter == "c" else right + 1 + agent)
             text = (texts or {}).get((agent, column), f"{number} and 3 make {answer}.")
             verdict = {"c": "correct", "w": "wrong", "u": "unknown"}[letter]
-            turn = Turn(id=len(turns), agent=f"agent-{agent}", role="solver", round=column, text=text, model="m",
-                        answer=answer, verdict=verdict)  # fmt: skip
+            turn = Turn(
+                id=len(turns),
+                agent=f"agent-{agent}",
+                role="solver",
+                round=column,
+                text=text,
+                model="m",
+                answer=answer,
+                verdict=verdict,
+            )
             for other in before:
                 kind = "continuity" if other.agent == turn.agent else "influence"
                 edges.append(Edge(source=other.id, target=turn.id, kind=kind))
             turns.append(turn)
             now.append(turn)
         before = now
-    question = Question(id=f"q{number}", question=f"What is {number} plus 3?", gold=str(right), split=split,
-                        scorer="number")  # fmt: skip
+    question = Question(
+        id=f"q{number}", question=f"What is {number} plus 3?", gold=str(right), split=split, scorer="number"
+    )
     final = next((turn for turn in turns if turn.verdict == "correct"), turns[-1])
-    return Run(question=question, team=team, turns=turns, edges=edges, path=(final.id,), answer=final.answer,
-               verdict=final.verdict)  # fmt: skip
+    return Run(
+        question=question,
+        team=team,
+        turns=turns,
+        edges=edges,
+        path=(final.id,),
+        answer=final.answer,
+        verdict=final.verdict,
+    )
 
 
 def setup_of(tokenizer, *, mode="acts", max_length=512, variant="paper", check=recheck, **options):
@@ -220,8 +236,11 @@ def test_the_ladder_takes_what_each_level_needs(tokenizer):
     found = {level: magdi.select([run], setup_of(tokenizer, level=level)).groups[0] for level in (1, 2, 3, 4)}
     assert [len(group.examples) for group in found.values()] == [1, 3, 5, 6]
     assert [sorted(group.facts) for group in found.values()] == [
-        ["question"], ["question"], ["pairs", "question"], ["edges", "labels", "nodes", "pairs", "question"],
-    ]  # fmt: skip
+        ["question"],
+        ["question"],
+        ["pairs", "question"],
+        ["edges", "labels", "nodes", "pairs", "question"],
+    ]
     names = [magdi.GraphObjective(4, MagdiOptions(level=level)).names for level in (1, 2, 3, 4)]
     assert names == [("lm",), ("lm",), ("lm", "margin"), ("lm", "nodes", "margin")]
 

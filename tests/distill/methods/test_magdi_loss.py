@@ -82,8 +82,12 @@ def reference(base, objective, groups, options):
         for better, worse in group.facts["pairs"]:
             margin += max(0.0, options.margin - (s[better] - s[worse]))
             pairs += 1
-    return {"lm": options.alpha * lm / tokens, "nodes": options.beta * nodes / labeled,
-            "margin": options.gamma * margin / pairs, "node_accuracy": hits / labeled}  # fmt: skip
+    return {
+        "lm": options.alpha * lm / tokens,
+        "nodes": options.beta * nodes / labeled,
+        "margin": options.gamma * margin / pairs,
+        "node_accuracy": hits / labeled,
+    }
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])

@@ -80,9 +80,16 @@ def test_traces_that_compare_nothing_are_refused(setup, debate, given, message):
 
 TRAIN = TrainConfig(batch_size=6, learning_rate=3e-3, precision="fp32", device="cpu", max_length=200)
 SMALL = {
-    "rollouts": 2, "head_epochs": 1, "generations": 2, "questions": 2, "steps": 2, "segment": 1, "new_tokens": 12,
-    "temperature": 1.0, "learning_rate": 1e-4,
-}  # fmt: skip
+    "rollouts": 2,
+    "head_epochs": 1,
+    "generations": 2,
+    "questions": 2,
+    "steps": 2,
+    "segment": 1,
+    "new_tokens": 12,
+    "temperature": 1.0,
+    "learning_rate": 1e-4,
+}
 
 
 def config_of(**changes):

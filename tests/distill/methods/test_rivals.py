@@ -166,8 +166,9 @@ def test_bad_input_is_refused(name, setup, debate_of):
     with pytest.raises(DataError) as caught:
         select([silent], setup)
     assert {
-        "answer-only": "no correct answer", "single-agent": "no agent's own attempt is in these traces",
-    }.get(name, "no attempt of an answering agent") in str(caught.value)  # fmt: skip
+        "answer-only": "no correct answer",
+        "single-agent": "no agent's own attempt is in these traces",
+    }.get(name, "no attempt of an answering agent") in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["acts", "internalise"])

@@ -102,9 +102,11 @@ def test_spans_are_exact_under_a_real_tokenizer(tiny_smollm2):
     prepare_tokenizer(tokenizer)
     text = "Thought:  I   should look é it up.\n\n  Next (line).\n\n\nAction: search[The  €uro, 1999]"
     messages = [
-        {"role": "user", "content": "Which?"}, {"role": "assistant", "content": text},
-        {"role": "tool", "content": "Thought: a page's."}, {"role": "assistant", "content": "Action: finish[it]"},
-    ]  # fmt: skip
+        {"role": "user", "content": "Which?"},
+        {"role": "assistant", "content": text},
+        {"role": "tool", "content": "Thought: a page's."},
+        {"role": "assistant", "content": "Action: finish[it]"},
+    ]
     example = spanned(messages, tokenizer)
     cut = text.index("Action")
     assert text_of(example, tokenizer, REASON) == text[:cut]
@@ -190,8 +192,10 @@ def test_what_must_not_be_learned_is_counted(tokenizer, episode_of):
     chosen = select(runs, setup_of(tokenizer))
     assert chosen.counts["kept"] == 1
     assert chosen.rejected == {
-        "no correct answer": 1, "an observation in the agent's own words": 1, "longer than 4096 tokens": 1
-    }  # fmt: skip
+        "no correct answer": 1,
+        "an observation in the agent's own words": 1,
+        "longer than 4096 tokens": 1,
+    }
     with pytest.raises(DataError, match="may not be trained on"):
         select([episode_of(split="test")], setup_of(tokenizer))
     with pytest.raises(DataError, match="episode of tools cannot be internalised"):

@@ -23,9 +23,12 @@ TOOLS = ("soloist.toolchain.tools.desk:desk_tools",)
 
 def calc(expression, result, *, more=False):
     return ToolUse(
-        name="calc", arguments={"expression": expression}, call=f"calc({expression}){' then' if more else ''}",
-        result=result, steps=(f"{expression} = {result}",),
-    )  # fmt: skip
+        name="calc",
+        arguments={"expression": expression},
+        call=f"calc({expression}){' then' if more else ''}",
+        result=result,
+        steps=(f"{expression} = {result}",),
+    )
 
 
 def acting(number, attempts):
@@ -33,26 +36,41 @@ def acting(number, attempts):
     turns, path = [], ()
     for agent, (calls, verdict) in attempts.items():
         uses = tuple(calc(*call, more=i + 1 < len(calls)) for i, call in enumerate(calls))
-        turns.append(Turn(id=len(turns), agent=agent, role="reader", text=uses[-1].call, tools=uses, model="m",
-                          answer=uses[-1].result, verdict=verdict))  # fmt: skip
+        turns.append(
+            Turn(
+                id=len(turns),
+                agent=agent,
+                role="reader",
+                text=uses[-1].call,
+                tools=uses,
+                model="m",
+                answer=uses[-1].result,
+                verdict=verdict,
+            )
+        )
         if verdict == "correct" and not path:
             path = (turns[-1].id,)
-    question = Question(id=f"q{number}", question=f"What is {number} + 3, doubled?", gold=str(2 * (number + 3)),
-                        scorer="number")  # fmt: skip
+    question = Question(
+        id=f"q{number}", question=f"What is {number} + 3, doubled?", gold=str(2 * (number + 3)), scorer="number"
+    )
     answer = turns[path[0]].answer if path else turns[-1].answer
-    return Run(question=question, team="desk", turns=turns, path=path, answer=answer,
-               verdict="correct" if path else "wrong")  # fmt: skip
+    return Run(
+        question=question, team="desk", turns=turns, path=path, answer=answer, verdict="correct" if path else "wrong"
+    )
 
 
 def sums(number):
     """One agent right in two calls, one wrong in its second, one wrong from the beginning."""
     total = number + 3
     first = (f"{number} + 3", str(total))
-    return acting(number, {
-        "a": ([first, (f"{total} * 2", str(2 * total))], "correct"),
-        "b": ([first, (f"{total} * 3", str(3 * total))], "wrong"),
-        "c": ([(f"{number} * 2", str(2 * number))], "wrong"),
-    })  # fmt: skip
+    return acting(
+        number,
+        {
+            "a": ([first, (f"{total} * 2", str(2 * total))], "correct"),
+            "b": ([first, (f"{total} * 3", str(3 * total))], "wrong"),
+            "c": ([(f"{number} * 2", str(2 * number))], "wrong"),
+        },
+    )
 
 
 def words(number, *, rounds=1):
@@ -62,15 +80,26 @@ def words(number, *, rounds=1):
         for agent, good in (("a", True), ("b", column > 0)):
             answer = str(right if good else right + 1)
             text = f"First {number}.\n{number} + 3 = {answer}" if good else f"First {number}.\nThat makes {answer}."
-            turns.append(Turn(id=len(turns), agent=agent, role="solver", round=column, text=text, model="m",
-                              answer=answer, verdict="correct" if good else "wrong"))  # fmt: skip
+            turns.append(
+                Turn(
+                    id=len(turns),
+                    agent=agent,
+                    role="solver",
+                    round=column,
+                    text=text,
+                    model="m",
+                    answer=answer,
+                    verdict="correct" if good else "wrong",
+                )
+            )
             for other in turns[:-1]:
                 if other.round == column - 1:
                     kind = "continuity" if other.agent == agent else "influence"
                     edges.append(Edge(source=other.id, target=turns[-1].id, kind=kind))
     question = Question(id=f"w{number}", question=f"What is {number} plus 3?", gold=str(right), scorer="number")
-    return Run(question=question, team="debate", turns=turns, edges=edges, path=(0,), answer=str(right),
-               verdict="correct")  # fmt: skip
+    return Run(
+        question=question, team="debate", turns=turns, edges=edges, path=(0,), answer=str(right), verdict="correct"
+    )
 
 
 def setup_of(tokenizer, *, mode="acts", max_length=512, variant="paper", check=recheck, **options):
@@ -94,9 +123,12 @@ def test_calls_become_sub_questions_and_their_answers(tokenizer):
     question = "What is 4 + 3, doubled?"
     second = "With that result: which expression goes to calc?"
     assert said(group.examples[0]) == [
-        ("user", f"{question}\nWhich expression goes to calc?"), ("assistant", "calc(4 + 3)"), ("tool", "7"),
-        ("user", second), ("assistant", "calc(7 * 2)"),
-    ]  # fmt: skip
+        ("user", f"{question}\nWhich expression goes to calc?"),
+        ("assistant", "calc(4 + 3)"),
+        ("tool", "7"),
+        ("user", second),
+        ("assistant", "calc(7 * 2)"),
+    ]
     (asked,) = smagdi.select_decompositions([run], setup_of(tokenizer)).examples
     assert said(asked) == [("user", question), ("assistant", f"Which expression goes to calc?\n{second}")]
 
@@ -104,8 +136,9 @@ def test_calls_become_sub_questions_and_their_answers(tokenizer):
 def test_worked_steps_answer_the_sub_questions_of_a_student_without_tools(tokenizer):
     (group,) = smagdi.select([sums(4)], setup_of(tokenizer, mode="internalise")).groups
     assert [text for role, text in said(group.examples[0]) if role == "assistant"] == [
-        "4 + 3 = 7", "7 * 2 = 14\n#### 14",
-    ]  # fmt: skip
+        "4 + 3 = 7",
+        "7 * 2 = 14\n#### 14",
+    ]
     assert said(group.examples[0])[0][1].endswith("\nWhat does calc of the expression give?")
 
 
@@ -154,8 +187,11 @@ def test_decompositions_that_people_wrote_are_added(tokenizer, tmp_path):
     assert asked.counts["notes"] == {"decompositions written by people": 1}
     worked = smagdi.select(runs, setup_of(tokenizer, decompositions=file)).groups[-1]
     assert said(worked.examples[0]) == [
-        ("user", "Q?\nA?"), ("assistant", "1 + 1 = 2"), ("user", "B?"), ("assistant", "so 2\n#### 2"),
-    ]  # fmt: skip
+        ("user", "Q?\nA?"),
+        ("assistant", "1 + 1 = 2"),
+        ("user", "B?"),
+        ("assistant", "so 2\n#### 2"),
+    ]
     assert worked.facts["steps"] == [] and worked.examples[0].targets
     assert len(smagdi.select([sums(4)], setup_of(tokenizer, decompositions=file)).groups) == 1  # it calls tools
     row = json.loads(file.read_text())
@@ -254,7 +290,10 @@ def test_an_imported_episode_is_one_attempt_of_several_calls(tokenizer, tmp_path
     (group,) = smagdi.select(runs, setup_of(tokenizer)).groups
     (example,) = group.examples
     assert said(example) == [
-        ("user", "What?\nWhich input goes to search?"), ("assistant", "search[x]"), ("tool", "y"),
-        ("user", "With that result: which input goes to finish?"), ("assistant", "finish[y]"),
-    ]  # fmt: skip
+        ("user", "What?\nWhich input goes to search?"),
+        ("assistant", "search[x]"),
+        ("tool", "y"),
+        ("user", "With that result: which input goes to finish?"),
+        ("assistant", "finish[y]"),
+    ]
     assert example.targets and group.facts["labels"] == [CORRECT, CORRECT]

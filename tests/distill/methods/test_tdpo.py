@@ -42,9 +42,16 @@ def attempt(at, agent, round_, said, gold, *, tools, error=None):
     uses = (ToolUse(name="add", arguments={"a": int(said), "b": 0}, call=call, **outcome),) if tools else ()
     verdict = "unknown" if gold is None else "correct" if said == gold else "wrong"
     return Turn(
-        id=at, agent=agent, role="debater", round=round_, model="m", text=call if tools else step, tools=uses,
-        answer=None if error else said, verdict="unknown" if error else verdict,
-    )  # fmt: skip
+        id=at,
+        agent=agent,
+        role="debater",
+        round=round_,
+        model="m",
+        text=call if tools else step,
+        tools=uses,
+        answer=None if error else said,
+        verdict="unknown" if error else verdict,
+    )
 
 
 def debate(number, rounds, *, tools=True, graded=True, split="train", failed=()):
@@ -61,9 +68,14 @@ def debate(number, rounds, *, tools=True, graded=True, split="train", failed=())
                     edges.append(Edge(source=before.id, target=at, kind=kind))
     question = Question(id=f"d{number}", question=f"Which {number}?", gold=gold, split=split, scorer="number")
     return Run(
-        question=question, team="t", turns=tuple(turns), edges=tuple(edges), path=(len(turns) - 1,),
-        answer=turns[-1].answer, verdict="correct" if graded else "unknown",
-    )  # fmt: skip
+        question=question,
+        team="t",
+        turns=tuple(turns),
+        edges=tuple(edges),
+        path=(len(turns) - 1,),
+        answer=turns[-1].answer,
+        verdict="correct" if graded else "unknown",
+    )
 
 
 @pytest.fixture

@@ -176,9 +176,13 @@ def test_reply_carries_text_tokens_and_times(engine, server):
 
 def test_reply_without_streaming(engine):
     answer = {
-        "id": "c", "object": "chat.completion", "created": 1, "model": "m", "usage": USAGE,
+        "id": "c",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "usage": USAGE,
         "choices": [{"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": "5"}}],
-    }  # fmt: skip
+    }
     (got,) = ask(engine(reply(json.dumps(answer).encode(), kind="application/json"), stream=False))
     assert (got.text, got.tokens_in, got.tokens_out, got.finish) == ("5", 11, 3, "length")
     assert got.first_token == got.end
@@ -263,10 +267,15 @@ def test_endpoint_of_ones_own_gets_no_key_that_is_not_meant_for_it(engine, serve
 def team_config(url, **engine):
     agents = [{"name": name, "role": "debater", "sampling": {"max_tokens": 20}} for name in ("ann", "bob", "cleo")]
     given = {"kind": "openai", "base_url": url, "model": "local"} | engine
-    return TeamConfig.model_validate({
-        "name": "three", "topology": "debate", "agents": agents, "engine": given,
-        "options": {"rounds": 2, "stop_on_consensus": False},
-    })  # fmt: skip
+    return TeamConfig.model_validate(
+        {
+            "name": "three",
+            "topology": "debate",
+            "agents": agents,
+            "engine": given,
+            "options": {"rounds": 2, "stop_on_consensus": False},
+        }
+    )
 
 
 def test_key_is_in_no_trace_and_a_failed_run_says_why(engine, server):

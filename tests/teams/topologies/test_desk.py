@@ -28,8 +28,10 @@ AGENTS = [
     {"name": "scribe", "role": "scribe"},
 ]
 OPTIONS = {
-    "routing": "prompt", "router_demonstrations": 1, "families": ["equations", "equation-then", "gcd"],
-}  # fmt: skip
+    "routing": "prompt",
+    "router_demonstrations": 1,
+    "families": ["equations", "equation-then", "gcd"],
+}
 
 
 @pytest.fixture
@@ -123,8 +125,10 @@ def test_an_engine_without_hidden_states_needs_another_routing(desk):
 def test_the_discriminant_ignores_directions_in_which_a_field_varies_anyway():
     rng = np.random.default_rng(0)
     noise = [4.0, 0.1, 0.1]  # the first coordinate is loud and says nothing
-    states = {name: (np.array([0, *at]) + noise * rng.normal(size=(40, 3))).astype(np.float32)
-              for name, at in {"a": (1, 0), "b": (0, 1)}.items()}  # fmt: skip
+    states = {
+        name: (np.array([0, *at]) + noise * rng.normal(size=(40, 3))).astype(np.float32)
+        for name, at in {"a": (1, 0), "b": (0, 1)}.items()
+    }
     told = Discriminant(states)
     assert told.ranked(np.array([9.0, 0.7, 0.2], np.float32)) == ["a", "b"]
     assert told.ranked(np.array([-9.0, 0.2, 0.7], np.float32)) == ["b", "a"]
@@ -151,8 +155,14 @@ def test_a_discriminant_is_made_once_for_each_model():
 
 def test_kinds_are_fields_of_their_own_and_only_the_last_step_shows_them():
     known = load_specialties("desk", ("sorting", "equation-then", "gcd"))
-    assert known.names == ("sorting:ascending", "sorting:descending", "equation-then:times", "equation-then:plus",
-                           "equation-then:minus", "gcd")  # fmt: skip
+    assert known.names == (
+        "sorting:ascending",
+        "sorting:descending",
+        "equation-then:times",
+        "equation-then:plus",
+        "equation-then:minus",
+        "gcd",
+    )
     reader = load_team("desk").agents[1]
     last = known.demonstrations(reader, "equation-then:plus", 1)
     assert all(" + " in message["content"] for message in last if message["role"] == "assistant")

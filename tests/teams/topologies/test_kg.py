@@ -38,8 +38,14 @@ def test_what_the_graph_knows_is_not_asked(play, edges):
 
 
 def test_refused_triples_go_back_and_only_verified_ones_reach_the_distiller(play, edges):
-    replies = ["spider", "spins", "(spider, has legs, 6)\n(spider, spins, silk)", LOYAL,
-               "(spider, has legs, 8)\n(spider, spins, silk)", "#### 16"]  # fmt: skip
+    replies = [
+        "spider",
+        "spins",
+        "(spider, has legs, 6)\n(spider, spins, silk)",
+        LOYAL,
+        "(spider, has legs, 8)\n(spider, spins, silk)",
+        "#### 16",
+    ]
     run, engine = play("kg", ROLES, replies, options=DESK, question=LEGS)
     assert run.answer == "16" and [turn.role for turn in run.turns] == [
         *ROLES[:4],

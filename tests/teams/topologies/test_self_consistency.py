@@ -69,8 +69,9 @@ def test_a_sample_that_costs_several_calls_is_reckoned_whole(play):
     first, _ = play("self-consistency", [agent], replies, options=options | {"samples": 1}, tools=TOOLS)
     cost = first.tokens_in + first.tokens_out
     assert len(first.calls) == 2
-    run, _ = play("self-consistency", [agent], replies * 2, options=options | {"max_tokens_total": 3 * cost - 1},
-                  tools=TOOLS)  # fmt: skip
+    run, _ = play(
+        "self-consistency", [agent], replies * 2, options=options | {"max_tokens_total": 3 * cost - 1}, tools=TOOLS
+    )
     assert len(run.calls) == 4 and run.tokens_in + run.tokens_out == 2 * cost
 
 

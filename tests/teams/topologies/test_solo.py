@@ -34,14 +34,20 @@ def test_question_without_gold_stays_ungraded(play):
 
 def test_agent_is_shown_its_prompt_demonstrations_and_question(play):
     agent = {
-        "name": "solo", "role": "solver", "prompt": "Be brief.", "sampling": {"max_tokens": 9, "seed": 4},
+        "name": "solo",
+        "role": "solver",
+        "prompt": "Be brief.",
+        "sampling": {"max_tokens": 9, "seed": 4},
         "demonstrations": [{"question": "1 + 1?", "reply": "2"}],
-    }  # fmt: skip
+    }
     run, engine = play("solo", [agent], ["5"], seed=100)
     shown = [(m["role"], m["content"]) for m in engine.asks[0].messages]
     assert shown == [
-        ("system", "Be brief."), ("user", "1 + 1?"), ("assistant", "2"), ("user", "What is 2 + 3?"),
-    ]  # fmt: skip
+        ("system", "Be brief."),
+        ("user", "1 + 1?"),
+        ("assistant", "2"),
+        ("user", "What is 2 + 3?"),
+    ]
     assert [(m.role, m.content) for m in run.turns[0].messages] == shown
     assert engine.asks[0].sampling.max_tokens == 9 and engine.asks[0].sampling.seed == 104 and run.seed == 100
     assert (run.turns[0].model, run.tokens_out) == ("queue", 1) and run.tokens_in > 5

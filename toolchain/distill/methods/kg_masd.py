@@ -101,9 +101,12 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
         counted.update(informed=asked != messages, unverified=not found.clean)
         kept.append(Group((example,)))
     notes = {
-        **rates(judgments).as_facts(), "graph": graph.digest, "graph_facts": len(graph),
-        "with_facts": counted["informed"], "with_an_unverified_triple": counted["unverified"],
-    }  # fmt: skip
+        **rates(judgments).as_facts(),
+        "graph": graph.digest,
+        "graph_facts": len(graph),
+        "with_facts": counted["informed"],
+        "with_an_unverified_triple": counted["unverified"],
+    }
     return selection(kept, rejected, notes)
 
 

@@ -165,12 +165,8 @@ class _Pad:
         if rollouts:
             reader.model.set_attn_implementation(reader.native_attention)
             new = turn_tokens(self.options, self.tools)
-            sampler = Sampler(
-                reader.model, tokenizer, self.tools, self.options.temperature, new, setup.max_length
-            )  # fmt: skip
-        labeller = Labeller(
-            tokenizer, setup.check_steps, self.tools, sampler, rollouts, self.options.labels == "hard"
-        )  # fmt: skip
+            sampler = Sampler(reader.model, tokenizer, self.tools, self.options.temperature, new, setup.max_length)
+        labeller = Labeller(tokenizer, setup.check_steps, self.tools, sampler, rollouts, self.options.labels == "hard")
         groups, counts = [], Counter[str]()
         for start in range(0, len(disputed), _LABELLED_AT_ONCE):
             part = disputed[start : start + _LABELLED_AT_ONCE]
@@ -240,9 +236,14 @@ class _Pad:
                 judge = judge or self._judge(rewards)
                 stop = min(begin + options.segment, total)
                 segment = Segment(
-                    start, first, asked[begin * size : stop * size], config.seed * 100_003 + begin,
-                    config.device == "cpu", config.max_length, self.tools,
-                )  # fmt: skip
+                    start,
+                    first,
+                    asked[begin * size : stop * size],
+                    config.seed * 100_003 + begin,
+                    config.device == "cpu",
+                    config.max_length,
+                    self.tools,
+                )
                 return segment.run(judge, folder)
 
             at, facts = self.work.phase(f"grpo-{begin:06d}", run)

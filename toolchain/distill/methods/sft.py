@@ -71,9 +71,7 @@ class CrossEntropy(SelfContained):
 
 def verified(runs: Sequence[Run], setup: Setup) -> Selection:
     """The trajectory of every run that passes rejection sampling, see `data.select`."""
-    return select(
-        runs, setup.tokenizer, check_steps=setup.check_steps, mode=setup.mode, max_length=setup.max_length
-    )  # fmt: skip
+    return select(runs, setup.tokenizer, check_steps=setup.check_steps, mode=setup.mode, max_length=setup.max_length)
 
 
 METHOD = Method(select=verified, objective=lambda _student, _setup: CrossEntropy())

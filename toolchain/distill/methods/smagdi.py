@@ -219,9 +219,12 @@ def _group(run: Run, graph: Graph, setup: Setup) -> Group | str:
     places = [[conversation, *span] for conversation, one in enumerate(tried) for span in one.steps]
     right, wrong = ([i for i, label in enumerate(labels) if label == want] for want in (CORRECT, WRONG))
     facts = {
-        "question": run.question.id, "steps": places, "labels": labels, "edges": step_edges(graph, tried),
+        "question": run.question.id,
+        "steps": places,
+        "labels": labels,
+        "edges": step_edges(graph, tried),
         "pairs": paired(right, wrong),
-    }  # fmt: skip
+    }
     return Group(tuple(one.example for one in tried), facts)
 
 

@@ -222,9 +222,7 @@ def train(work: Work) -> dict[str, Any]:
         return {"data": chosen.counts, **fit_exact(work, trainer, chosen.groups, CrossEntropy(), folder)}
 
     first, sft = work.phase("sft", imitate)
-    trainer = work.trainer(
-        first, learning_rate=options.learning_rate, epochs=options.epochs, warmup=options.warmup
-    )  # fmt: skip
+    trainer = work.trainer(first, learning_rate=options.learning_rate, epochs=options.epochs, warmup=options.warmup)
     chosen = work.chosen(work.setup(trainer.student.tokenizer), preference_pairs)
 
     def read(_: Path) -> dict[str, Any]:

@@ -122,8 +122,11 @@ class OpenAIEngine:
             tokens_in=usage.prompt_tokens if usage else 0,
             tokens_cached=getattr(details, "cached_tokens", 0) or 0,
             tokens_out=usage.completion_tokens if usage else chunks,
-            start=start, first_token=first or end, end=end, finish=finish,
-        )  # fmt: skip
+            start=start,
+            first_token=first or end,
+            end=end,
+            finish=finish,
+        )
 
     @property
     def _where(self) -> str:

@@ -167,9 +167,14 @@ def _read(session: Session, specialties: Specialties, field: str, options: Optio
 
 
 def _propose(
-    session: Session, specialties: Specialties, field: str, proposals: Sequence[Proposal],
-    number: int, after: Sequence[int], before: Sequence[Proposal] = (),
-) -> None:  # fmt: skip
+    session: Session,
+    specialties: Specialties,
+    field: str,
+    proposals: Sequence[Proposal],
+    number: int,
+    after: Sequence[int],
+    before: Sequence[Proposal] = (),
+) -> None:
     """One round: every reader writes the field's calls, all readers together, one call after the other."""
     tools = specialties.tools(field)
     question = session.question.question
@@ -248,10 +253,11 @@ def _criticize(session: Session, critic: AgentConfig, proposals: Sequence[Propos
         for judged in ranked
     ]
     check = session.note(
-        critic, "\n".join(lines) or "no proposal could be computed",
+        critic,
+        "\n".join(lines) or "no proposal could be computed",
         round=max(_round(session, proposal) for proposal in proposals),
         answer=best.proposal.answer if best else None,
-    )  # fmt: skip
+    )
     for proposal in proposals:
         same = best is not None and best.holds and proposal.key == best.proposal.key
         session.edge(proposal.turns[-1], check, "agrees" if same else "disputes")
