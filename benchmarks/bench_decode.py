@@ -76,8 +76,8 @@ def measure(models, prompts, rounds, tokens):
 def main():
     """Open all, measure, append one row."""
     from soloist.targets.open import open_runtime
-    from soloist.toolchain.artifact import commit, device, versions
-    from soloist.toolchain.jobs import desk_test
+    from soloist.toolchain.core.environment import commit, device, versions
+    from soloist.toolchain.pipeline.job import desk_test
     from soloist.toolchain.teams.config import load_team
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -33,7 +33,7 @@ def graphs_of(options, tokenizer, folder, seed):
     from soloist.toolchain.distill.methods import magdi
     from soloist.toolchain.distill.methods.base import Setup
     from soloist.toolchain.distill.stage import recheck
-    from soloist.toolchain.importers.stage import ImportOptions, import_traces
+    from soloist.toolchain.record.importing import ImportOptions, import_traces
     from soloist.toolchain.traces.store import read_runs
 
     traces = import_traces([Path(f) for f in options.files], folder / "traces", ImportOptions(train_on_test=True))
@@ -105,7 +105,7 @@ def train(options, base, folder, seed):
     import torch
 
     from soloist.toolchain.distill.methods.magdi import GraphObjective
-    from soloist.toolchain.distill.student import freed_memory_kept
+    from soloist.toolchain.distill.model import freed_memory_kept
     from soloist.toolchain.distill.train import TrainConfig, Trainer
 
     config = TrainConfig(
@@ -174,7 +174,7 @@ def main():
         parser.error("--beta: the classification is what is measured; give it a weight above 0")
     warnings.simplefilter("ignore")
     from soloist.targets.from_gguf import find_base, from_gguf
-    from soloist.toolchain.artifact import commit, device, versions
+    from soloist.toolchain.core.environment import commit, device, versions
 
     began = time.time()
     with tempfile.TemporaryDirectory() as scratch:

@@ -75,7 +75,7 @@ def ask(system, asked, note):
 
 def team_answers(work, asked, key):
     """What the team answers, asked once and kept in `work`."""
-    from soloist.toolchain.artifact import write_atomic
+    from soloist.toolchain.core.files import write_atomic
     from soloist.toolchain.teams.config import load_team
 
     config = load_team("desk")
@@ -88,10 +88,10 @@ def team_answers(work, asked, key):
 
 def spend_of(setting, options, traces, work):
     """How many tokens every method reads in a setting: the passes of what sft takes from the setting's traces."""
-    from soloist.toolchain.artifact import write_atomic
+    from soloist.toolchain.core.files import write_atomic
     from soloist.toolchain.distill.data import prepare_tokenizer, select
+    from soloist.toolchain.distill.model import load_base
     from soloist.toolchain.distill.stage import base_digest, recheck
-    from soloist.toolchain.distill.student import load_base
     from soloist.toolchain.traces.store import read_runs
 
     if options.spend:
@@ -135,9 +135,9 @@ def cost_of(student):
 
 def cell(setting, method, seed, spend, options, traces, work, asked):
     """Train, compile, ask: one row."""
-    from soloist.toolchain.artifact import commit, device, versions
     from soloist.toolchain.bench.systems import student_team, student_tools
-    from soloist.toolchain.export import compile_format, knowledge, model_folders
+    from soloist.toolchain.core.environment import commit, device, versions
+    from soloist.toolchain.export.stage import compile_format, knowledge, model_folders
     from soloist.toolchain.teams.config import load_team
 
     extra, costs = dict(OPTIONS.get(method, {}).get(setting, {})), []
@@ -175,7 +175,7 @@ def cell(setting, method, seed, spend, options, traces, work, asked):
 
 def agent_cell(setting, spend, options, traces, asked):
     """The row of one agent with a skill card: nothing trained, asked greedily."""
-    from soloist.toolchain.artifact import commit, device, versions
+    from soloist.toolchain.core.environment import commit, device, versions
     from soloist.toolchain.teams.config import load_team
 
     system = load_team(options.agent)
@@ -248,7 +248,7 @@ def measure(options, traces, asked):
 def parsed():
     """The command line, settled."""
     from soloist.toolchain.distill.methods.catalog import CATALOG, load
-    from soloist.toolchain.jobs import recorded
+    from soloist.toolchain.pipeline.job import recorded
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="runs/methods", help="students and the team's answers; keep it to go on")
@@ -282,9 +282,9 @@ def parsed():
 
 def main():
     """Measure what is missing, append a row each."""
-    from soloist.toolchain.artifact import Artifact
-    from soloist.toolchain.jobs import desk_test
-    from soloist.toolchain.tasks.desk import assert_disjoint
+    from soloist.toolchain.core.artifact import Artifact
+    from soloist.toolchain.desk.questions import assert_disjoint
+    from soloist.toolchain.pipeline.job import desk_test
     from soloist.toolchain.teams.config import load_team
     from soloist.toolchain.traces.store import read_runs
 

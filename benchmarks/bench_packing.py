@@ -36,7 +36,7 @@ def chosen_by(spec):
     """A method and its options from `method:option=value,…`."""
     import yaml
 
-    from soloist.toolchain.config import validated
+    from soloist.toolchain.core.config import validated
     from soloist.toolchain.distill.methods.catalog import load
 
     name, _, given = spec.partition(":")
@@ -145,8 +145,8 @@ def measure(options, base):
     """The row to keep."""
     import torch
 
-    from soloist.toolchain.artifact import commit, device, versions
-    from soloist.toolchain.distill.student import freed_memory_kept
+    from soloist.toolchain.core.environment import commit, device, versions
+    from soloist.toolchain.distill.model import freed_memory_kept
     from soloist.toolchain.distill.train import TrainConfig, Trainer
     from soloist.toolchain.traces.store import read_runs
 

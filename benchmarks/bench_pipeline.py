@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from soloist.toolchain.report.contract import read_report
+from soloist.toolchain.report.schema import read_report
 
 RESULTS = Path(__file__).parent / "results" / "pipeline.jsonl"
 

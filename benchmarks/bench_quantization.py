@@ -46,7 +46,7 @@ SMALLER = 0.9  # of --max-mb: below the smallest rival
 def distilled(mode, options, work):
     """The student of a mode: the one that was named, or one distilled here."""
     from soloist.targets.from_gguf import find_base
-    from soloist.toolchain.artifact import Artifact
+    from soloist.toolchain.core.artifact import Artifact
     from soloist.toolchain.distill.stage import DistillConfig, distill
 
     named = dict(item.split("=", 1) for item in options.student)
@@ -58,10 +58,10 @@ def distilled(mode, options, work):
 
 def quantized(name, student, options, work):
     """A quantized student of ours: `4bit`, `plan`, `plan-small` or `plan-refined`."""
-    from soloist.toolchain.quantization.plan import read_plan
-    from soloist.toolchain.quantization.planner import PlanConfig, make_plan
-    from soloist.toolchain.quantization.refine import AwareConfig
-    from soloist.toolchain.quantization.stage import QuantizeConfig, quantize
+    from soloist.toolchain.quantize.plan import read_plan
+    from soloist.toolchain.quantize.planner import PlanConfig, make_plan
+    from soloist.toolchain.quantize.qat import AwareConfig
+    from soloist.toolchain.quantize.stage import QuantizeConfig, quantize
 
     out = work / f"{student.path.name}-{name}"
     if name == "4bit":
@@ -173,7 +173,7 @@ def best(rows, family, most_mb):
 def measure(mode, options, asked, work):
     """All rows of a mode: divergences first, then accuracy of those that the size class is about."""
     from soloist.kernels.errors import SoloistError
-    from soloist.toolchain.artifact import commit, device, versions
+    from soloist.toolchain.core.environment import commit, device, versions
 
     results, student = Path(options.results), distilled(mode, options, work)
     scratch, kept = work / "file", work / f"{mode}-reference.gguf"
@@ -221,7 +221,7 @@ def measure(mode, options, asked, work):
 
 def bars(rows, most_mb):
     """Print what was to be shown, each as met or missed; returns whether all are met."""
-    from soloist.toolchain.bench.statistics import paired_difference
+    from soloist.toolchain.core.statistics import paired_difference
 
     plain = [row for row in rows if "right" not in row]
     ours = best(plain, "ours", most_mb)
@@ -254,9 +254,9 @@ def bars(rows, most_mb):
 
 def main():
     """Measure what is missing of each mode, then the bars."""
-    from soloist.toolchain.artifact import Artifact
-    from soloist.toolchain.jobs import desk_test, recorded
-    from soloist.toolchain.tasks.desk import assert_disjoint
+    from soloist.toolchain.core.artifact import Artifact
+    from soloist.toolchain.desk.questions import assert_disjoint
+    from soloist.toolchain.pipeline.job import desk_test, recorded
     from soloist.toolchain.teams.config import load_team
     from soloist.toolchain.traces.store import read_runs
 

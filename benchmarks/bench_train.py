@@ -162,7 +162,7 @@ def worker(options):
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         if options.worker == "ours":
-            from soloist.toolchain.distill.student import freed_memory_kept
+            from soloist.toolchain.distill.model import freed_memory_kept
 
             with freed_memory_kept():  # as the stage does
                 print(json.dumps(run_ours(options)))
@@ -195,7 +195,7 @@ def compare(options, base):
     """Alternate the variants; the row to keep."""
     import trl
 
-    from soloist.toolchain.artifact import commit, device, versions
+    from soloist.toolchain.core.environment import commit, device, versions
 
     found = {name: [] for name in ("ours", *options.rivals.split(","))}
     for _ in range(options.rounds):

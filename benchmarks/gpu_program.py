@@ -125,7 +125,7 @@ def program(
 def _measured(
     bench: str, measure: Callable[[Run], Found], clock: Clock, options: argparse.Namespace
 ) -> tuple[dict[str, Any], list[Bar]]:
-    from soloist.toolchain.artifact import commit, device, versions
+    from soloist.toolchain.core.environment import commit, device, versions
 
     began, facts = time.perf_counter(), clock.facts()
 

@@ -66,7 +66,7 @@ def best_of(
 
 def write_entries(run: Run, kernel: Kernel, best: Sequence[Entry]) -> Path:
     """Put entries into this GPU's table; those of other kernels, sizes and options stay."""
-    from soloist.toolchain.artifact import commit, versions
+    from soloist.toolchain.core.environment import commit, versions
 
     path = table_path(run.options.tuned, run.facts["name"])
     old = dict(read_table(path.read_text("utf-8"), path.name).kernels) if path.exists() else {}

@@ -64,7 +64,7 @@ def tiny(make_student, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def student(tiny, tmp_path_factory):
     """The same as an artifact of stage `distill`. Treat it as read-only."""
-    from soloist.toolchain.artifact import stage
+    from soloist.toolchain.core.artifact import stage
 
     def build(made):
         shutil.copytree(tiny, made, dirs_exist_ok=True)
@@ -220,8 +220,8 @@ def warm_workers(warmed) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def whole_job(sums, warmed, tiny_smollm2, tiny_smollm2_gguf, tmp_path_factory) -> SimpleNamespace:
     """The tiny job, run once without interruption: `job`, `out`, `report`, `events`. Treat it as read-only."""
-    from soloist.toolchain.events import EventLog
-    from soloist.toolchain.pipeline import run
+    from soloist.toolchain.core.events import EventLog
+    from soloist.toolchain.pipeline.run import run
 
     job = sums.job(tiny_smollm2, tiny_smollm2_gguf, tmp_path_factory.mktemp("job") / "out")
     with EventLog(job.out / "events.jsonl") as events, warmed():

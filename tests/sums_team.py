@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 from soloist.kernels.errors import EngineError
-from soloist.toolchain.config import Config
-from soloist.toolchain.pipeline import Job
+from soloist.toolchain.core.config import Config
+from soloist.toolchain.pipeline.run import Job
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import Demonstration, TeamConfig
 from soloist.toolchain.teams.session import Say, messages_for
@@ -68,7 +68,7 @@ def team(model: Path, **options) -> TeamConfig:
             "topology": "sums_team:Sums",
             "options": options,
             "engine": {"kind": "gguf", "model": str(model), "slots": 2, "context": 256, "threads": 1},
-            "tools": ["soloist.toolchain.tools.desk:desk_tools"],
+            "tools": ["soloist.toolchain.desk.tools:desk_tools"],
             "agents": [
                 {"name": "reader", "role": "reader", "tools": ["calc"], "sampling": {"max_tokens": 4}},
                 {"name": "critic", "role": "critic"},

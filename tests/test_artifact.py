@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from soloist.kernels.errors import ArtifactError, ResourceError
-from soloist.toolchain import artifact
-from soloist.toolchain.artifact import MANIFEST, Artifact, stage, write_atomic
-from soloist.toolchain.events import EventLog
+from soloist.toolchain.core import artifact
+from soloist.toolchain.core.artifact import MANIFEST, Artifact, stage
+from soloist.toolchain.core.events import EventLog
+from soloist.toolchain.core.files import write_atomic
 
 
 def make(out, config=None, parents=(), *, text="weights", **options):

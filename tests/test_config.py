@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from soloist.kernels.errors import UsageError
-from soloist.toolchain.config import Config, describe, load_yaml
+from soloist.toolchain.core.config import Config, describe, load_yaml
 from soloist.toolchain.teams.config import GgufEngineConfig, TeamConfig, load_team
 from soloist.toolchain.teams.team import Team, find_topology, topology_names
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from soloist.kernels.errors import ResourceError
-from soloist.toolchain.events import QUIET, EventLog
+from soloist.toolchain.core.events import QUIET, EventLog
 
 
 def test_events_reach_the_file_and_the_listeners_alike(tmp_path):

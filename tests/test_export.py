@@ -7,16 +7,16 @@ from soloist.kernels.errors import ArtifactError, GateError, MissingExtraError, 
 from soloist.targets.open import parts
 from soloist.targets.tensorrt.plan import Student
 from soloist.targets.tolerances import Tolerance
-from soloist.toolchain import export as module
-from soloist.toolchain.artifact import Artifact, stage
 from soloist.toolchain.bench.systems import student_team
 from soloist.toolchain.commands.chat import _model
-from soloist.toolchain.events import EventLog
-from soloist.toolchain.export import export
+from soloist.toolchain.core.artifact import Artifact, stage
+from soloist.toolchain.core.events import EventLog
+from soloist.toolchain.export.stage import export
+from soloist.toolchain.export.stage import stage as module
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.team import Team
 from soloist.toolchain.verify import Probe
-from soloist.toolchain.verify.exports import verify_export
+from soloist.toolchain.verify.stage import verify_export
 
 for package in ("torch", "transformers", "gguf", "llama_cpp"):
     pytest.importorskip(package)
@@ -54,7 +54,7 @@ def judged(monkeypatch):
         return failed if file.parent.name in seen["bad"] else {"verdict": "pass", "kl_mean": 0.0, "top1": 1.0}
 
     monkeypatch.setattr(module, "compile_gguf", counted)
-    monkeypatch.setattr("soloist.toolchain.verify.gate.judge", judge)
+    monkeypatch.setattr("soloist.toolchain.verify.fidelity.judge", judge)
     return seen
 
 
@@ -188,7 +188,7 @@ def engines(monkeypatch, judged):
     fakes = {"compile_portable": portable, "build_rtx": build, "compile_tensorrt": folder, "require_rtx": lambda: None}
     for name, fake in fakes.items():
         monkeypatch.setattr(module, name, fake)
-    monkeypatch.setattr("soloist.toolchain.verify.gate.device", lambda: {"gpu": None})
+    monkeypatch.setattr("soloist.toolchain.verify.fidelity.device", lambda: {"gpu": None})
     return judged
 
 

@@ -15,12 +15,13 @@ from soloist.kernels.errors import ArtifactError, SoloistError, UsageError  # no
 from soloist.targets import llama_quantize  # noqa: E402
 from soloist.targets.llama_quantize import IMPORTANCE  # noqa: E402
 from soloist.targets.portable.export import compile_portable  # noqa: E402
-from soloist.toolchain.artifact import Artifact, sha256_file, stage  # noqa: E402
-from soloist.toolchain.export import export  # noqa: E402
-from soloist.toolchain.quantization.plan import Plan  # noqa: E402
-from soloist.toolchain.quantization.stage import QuantizeConfig, quantize  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.core.files import sha256_file  # noqa: E402
+from soloist.toolchain.export.stage import export  # noqa: E402
+from soloist.toolchain.quantize.plan import Plan  # noqa: E402
+from soloist.toolchain.quantize.stage import QuantizeConfig, quantize  # noqa: E402
 from soloist.toolchain.verify import Probe  # noqa: E402
-from soloist.toolchain.verify.exports import verify_export  # noqa: E402
+from soloist.toolchain.verify.stage import verify_export  # noqa: E402
 
 PROBE = Probe([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])
 MIXED = Plan.model_validate(
@@ -67,7 +68,7 @@ def test_a_float_student_goes_into_every_format_as_it_is(student, tiny_portable,
     def traced_once(folder, out, dtype):
         return shutil.copytree(tiny_portable, out) if dtype == "float32" else compile_portable(folder, out, dtype)
 
-    monkeypatch.setattr("soloist.toolchain.export.compile_portable", traced_once)
+    monkeypatch.setattr("soloist.toolchain.export.stage.compile_portable", traced_once)
     formats = ["gguf", "onnx", "onnx-cuda", "onnx-portable", "onnx-portable-fp16"]
     made = export(student, tmp_path / "out", formats, PROBE)
     found = {format: facts["tolerance"]["kl"] for format, facts in made.facts["formats"].items()}

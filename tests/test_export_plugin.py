@@ -15,11 +15,11 @@ from soloist.kernels.errors import ArtifactError, GateError, UsageError  # noqa:
 from soloist.targets.portable.export import compile_portable  # noqa: E402
 from soloist.targets.tensorrt import jetson  # noqa: E402
 from soloist.targets.tensorrt.builds import Builds  # noqa: E402
-from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
-from soloist.toolchain.export import export  # noqa: E402
-from soloist.toolchain.quantization.stage import QuantizeConfig, quantize  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.export.stage import export  # noqa: E402
+from soloist.toolchain.quantize.stage import QuantizeConfig, quantize  # noqa: E402
 from soloist.toolchain.verify import Probe  # noqa: E402
-from soloist.toolchain.verify.exports import verify_export  # noqa: E402
+from soloist.toolchain.verify.stage import verify_export  # noqa: E402
 
 PROBE = Probe([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])
 FORMATS = ["tensorrt-7.2"]
@@ -51,7 +51,9 @@ def graph(quantized, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _traced_once(graph, monkeypatch):
-    monkeypatch.setattr("soloist.toolchain.export.compile_portable", lambda _, out, dtype: shutil.copytree(graph, out))
+    monkeypatch.setattr(
+        "soloist.toolchain.export.stage.compile_portable", lambda _, out, dtype: shutil.copytree(graph, out)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from soloist.toolchain.artifact import Artifact
-from soloist.toolchain.report.contract import read_report
+from soloist.toolchain.core.artifact import Artifact
+from soloist.toolchain.report.schema import read_report
 from soloist.toolchain.traces.store import read_runs
 
 # stage -> artifact, and how many units of its progress are done when the kill falls
@@ -24,8 +24,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from soloist.toolchain.bench import process as bench
 from soloist.toolchain.distill import train
-from soloist.toolchain.events import EventLog
-from soloist.toolchain.pipeline import run
+from soloist.toolchain.core.events import EventLog
+from soloist.toolchain.pipeline.run import run
 from soloist.toolchain.verify import process as gate
 from sums_team import job
 

@@ -26,7 +26,7 @@ module.open_runtime = open_runtime
 """
 HANGING_TEAM = """
 import os, time
-from soloist.toolchain.config import Config
+from soloist.toolchain.core.config import Config
 
 class Hang:
     class Options(Config):
@@ -47,7 +47,7 @@ from soloist.toolchain.verify import Probe, observe
 observe(Path(sys.argv[1]), Probe([[{"role": "user", "content": "hi"}]], ["ho"]), Path(sys.argv[1]) / "out")
 """
 BENCH = """
-from soloist.toolchain.bench.process import Worker
+from soloist.toolchain.teams.process import Worker
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import TeamConfig
 
@@ -109,7 +109,7 @@ def test_a_child_at_work_ends_with_its_killed_parent(parent, hook, needs, tmp_pa
 
 
 ECHO = """
-from soloist.toolchain.lifeline import Parent
+from soloist.toolchain.core.lifeline import Parent
 
 parent = Parent()
 while (line := parent.line()) is not None:
@@ -134,11 +134,9 @@ def test_a_child_that_waits_ends_in_order_when_it_is_needed_no_more():
 
 
 def test_a_lifeline_is_held_as_long_as_the_block_lasts():
-    from soloist.toolchain.lifeline import lifeline
+    from soloist.toolchain.core.lifeline import lifeline
 
-    script = (
-        "import time; from soloist.toolchain.lifeline import Parent; Parent(); print(1, flush=True); time.sleep(60)"
-    )
+    script = "import time; from soloist.toolchain.core.lifeline import Parent; Parent(); print(1, flush=True); time.sleep(60)"
     with lifeline() as stdin:
         process = subprocess.Popen([sys.executable, "-P", "-c", script], stdin=stdin, stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"1\n"

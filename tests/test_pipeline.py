@@ -11,9 +11,9 @@ import pytest
 
 from soloist.kernels.errors import MissingExtraError, UsageError
 from soloist.targets.formats import EXAMPLES, parse
-from soloist.toolchain import pipeline
-from soloist.toolchain.artifact import Artifact, stage
 from soloist.toolchain.bench.systems import format_title
+from soloist.toolchain.core.artifact import Artifact, stage
+from soloist.toolchain.pipeline.run import run as pipeline
 from soloist.toolchain.report.page import render
 from soloist.toolchain.verify.verdict import record, standing
 

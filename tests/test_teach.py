@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from soloist.kernels.errors import DataError, EngineError
-from soloist.toolchain.events import EventLog
-from soloist.toolchain.teach import summarize, teach
+from soloist.toolchain.core.events import EventLog
+from soloist.toolchain.record.team import teach
 from soloist.toolchain.teams import team as teams
+from soloist.toolchain.traces.recording import summarize
 from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import TraceWriter, read_runs
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 
-from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.bench.records import load_measurements
-from soloist.toolchain.events import EventLog
-from soloist.toolchain.pipeline import enough_epochs, run
-from soloist.toolchain.report.contract import read_report
+from soloist.toolchain.core.artifact import Artifact
+from soloist.toolchain.core.events import EventLog
+from soloist.toolchain.pipeline.run import enough_epochs, run
+from soloist.toolchain.report.schema import read_report
 from soloist.toolchain.traces.store import read_runs
 
 STAGES = {"traces": "teach", "student": "distill", "compiled": "export", "measured": "bench"}
@@ -82,7 +82,7 @@ def test_every_compiled_file_passed_its_gate_and_has_its_tools_beside_it(whole_j
         folder = (whole_job.out / "compiled" / facts["path"]).parent
         schemas = json.loads((folder / "tools.json").read_text())
         assert [tool["function"]["name"] for tool in schemas["tools"]] == ["calc"]
-        assert schemas["entries"] == ["soloist.toolchain.tools.desk:desk_tools"]
+        assert schemas["entries"] == ["soloist.toolchain.desk.tools:desk_tools"]
         assert "calc(" in (folder / "calls.gbnf").read_text()
 
 

@@ -34,7 +34,7 @@ PACKAGES = (
     "llama_cpp",
     "onnx_ir",
     "openai",
-    "soloist.toolchain.bench.process",
+    "soloist.toolchain.teams.process",
     "soloist.toolchain.teams.team",
 )
 CLIENT = """#!{python} -IS

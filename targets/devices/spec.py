@@ -49,7 +49,7 @@ class Published:
     """A decode rate that somebody measured.
 
     Args:
-        student: a shape of `soloist.targets.roofline`.
+        student: a shape of `soloist.targets.predict`.
         bits: stored bits per weight, scales included.
     """
 

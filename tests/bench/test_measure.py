@@ -9,14 +9,14 @@ from typing import ClassVar
 import pytest
 
 from soloist.kernels.errors import ArtifactError, EngineError, MissingExtraError, SoloistError, UsageError
-from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.bench import measure as module
 from soloist.toolchain.bench.measure import measure, share_of
-from soloist.toolchain.bench.process import Worker
 from soloist.toolchain.bench.records import load_measurements
 from soloist.toolchain.bench.systems import System, lone, rivals
-from soloist.toolchain.events import EventLog
+from soloist.toolchain.core.artifact import Artifact
+from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.teams.config import AgentConfig, SamplingConfig
+from soloist.toolchain.teams.process import Worker
 from soloist.toolchain.traces.store import read_runs
 
 
@@ -186,7 +186,7 @@ def every_kind(kind=SoloistError):
 
 @pytest.mark.parametrize("kind", every_kind(), ids=lambda kind: kind.__name__)
 def test_an_error_of_a_worker_ends_this_process_with_the_same_code(kind):
-    from soloist.toolchain.bench.process import _error
+    from soloist.toolchain.teams.process import _error
 
     raised = kind("torch", "train") if kind is MissingExtraError else kind("no such thing; make it")
     found = _error(raised.exit_code, f"'x': {raised}")

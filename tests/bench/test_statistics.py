@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soloist.toolchain.bench.statistics import (
+from soloist.toolchain.core.statistics import (
     mcnemar,
     newcombe,
     paired_difference,

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.artifact import Artifact, stage
+from soloist.toolchain.core.artifact import Artifact, stage
 from soloist.toolchain.traces.store import read_runs
 
 USAGE, DATA, ARTIFACT, RESOURCE, MISSING = 2, 3, 4, 7, 8
@@ -143,7 +143,7 @@ def test_test_questions_that_occur_in_training_stop_the_job_before_it_begins(
 def test_test_questions_that_occur_in_a_recording_stop_the_job(whole_job, sums, tmp_path):
     from dataclasses import replace
 
-    from soloist.toolchain.pipeline import run
+    from soloist.toolchain.pipeline.run import run
 
     test = sums.questions(3, "held-out", 23)
     job = replace(whole_job.job, out=tmp_path, train=(), recording=whole_job.out / "traces", test=test)
@@ -216,7 +216,7 @@ SMALL_DISK = """
 import sys
 from pathlib import Path
 from soloist.kernels.errors import ResourceError
-from soloist.toolchain.artifact import stage
+from soloist.toolchain.core.artifact import stage
 
 def build(folder):
     (folder / "big").write_bytes(b"x" * 3_000_000)

@@ -13,7 +13,7 @@ for package in ("torch", "transformers", "gguf", "safetensors"):
     pytest.importorskip(package)
 
 from soloist.kernels.errors import ArtifactError  # noqa: E402
-from soloist.toolchain.artifact import stage  # noqa: E402
+from soloist.toolchain.core.artifact import stage  # noqa: E402
 
 USAGE, ARTIFACT, GATE, NO_PROVIDER, MISSING = 2, 4, 6, 7, 8
 
@@ -108,7 +108,7 @@ def test_an_architecture_no_target_knows_is_named(cannot, student_with, monkeypa
         """As the builder of onnxruntime-genai fails, after half a minute."""
         raise ArtifactError(f"{folder}: the ONNX builder failed (You can update Transformers)")
 
-    monkeypatch.setattr("soloist.toolchain.export.compile_onnx", builder)
+    monkeypatch.setattr("soloist.toolchain.export.stage.compile_onnx", builder)
     student = student_with(_settings(model_type="mamba9", architectures=["Mamba9ForCausalLM"]))
     said = cannot(ARTIFACT, "export", student, "--formats", format)
     assert said.startswith(f"{student}: {reason}") and "mamba9" in said
@@ -204,7 +204,7 @@ FILES = {
 def test_an_exported_file_that_is_cut_off_or_gone_is_neither_verified_nor_opened(
     refused, student_with, probe, tmp_path, format
 ):
-    from soloist.toolchain.artifact import Artifact
+    from soloist.toolchain.core.artifact import Artifact
 
     def build(made):
         (made / format / FILES[format]).parent.mkdir(parents=True)

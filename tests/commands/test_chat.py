@@ -43,7 +43,7 @@ def test_text_is_streamed_piece_by_piece(file, one_thread, whole_job):
     from soloist.toolchain.teams.engines.student import StudentEngine
     from soloist.toolchain.teams.team import Team
 
-    team = student_team(file, ["calc"], ["soloist.toolchain.tools.desk:desk_tools"])
+    team = student_team(file, ["calc"], ["soloist.toolchain.desk.tools:desk_tools"])
     pieces = []
     with Team(team, engine=StudentEngine(team.engine, on_text=pieces.append)) as opened:
         run = opened.answer(Question(id="q", question="What is 411 + 108?", gold=None))
@@ -71,7 +71,7 @@ def test_without_tools_a_student_answers_in_words(soloist, file, tmp_path, one_t
     result = soloist("chat", alone, "What is 411 + 108?")
     assert result.exit_code == 0, result.output
     assert not [line for line in result.stdout.splitlines() if line.startswith("  ")]
-    given = soloist("chat", alone, "--tools", "soloist.toolchain.tools.desk:desk_tools", "What is 411 + 108?")
+    given = soloist("chat", alone, "--tools", "soloist.toolchain.desk.tools:desk_tools", "What is 411 + 108?")
     assert given.exit_code == 0 and " = " in call_in(given.stdout)[1]
 
 
@@ -99,7 +99,7 @@ def test_a_torch_student_whose_tools_nobody_names_is_refused_and_not_answered_wi
     assert refused(2, "chat", student, "What is 411 + 108?").startswith(wanted)
     (beside / "manifest.json").write_text("{")
     assert refused(2, "chat", student, "What is 411 + 108?").startswith(wanted)
-    given = soloist("chat", student, "--tools", "soloist.toolchain.tools.desk:desk_tools", "What is 411 + 108?")
+    given = soloist("chat", student, "--tools", "soloist.toolchain.desk.tools:desk_tools", "What is 411 + 108?")
     assert given.exit_code == 0 and "calc(" in given.stdout
     (student / "student.json").write_text("[]")
     said = refused(4, "chat", student, "What is 411 + 108?")
@@ -107,8 +107,8 @@ def test_a_torch_student_whose_tools_nobody_names_is_refused_and_not_answered_wi
 
 
 def test_a_quantized_student_calls_the_tools_of_the_one_it_was_made_from(soloist, whole_job, tmp_path, one_thread):
-    from soloist.toolchain.artifact import Artifact
-    from soloist.toolchain.quantization.stage import QuantizeConfig, quantize
+    from soloist.toolchain.core.artifact import Artifact
+    from soloist.toolchain.quantize.stage import QuantizeConfig, quantize
 
     student = Artifact.open(whole_job.out / "student")
     made = quantize(QuantizeConfig(method="rtn", bits=8), student, tmp_path / "quantized").path
@@ -119,7 +119,7 @@ def test_a_quantized_student_calls_the_tools_of_the_one_it_was_made_from(soloist
 
 
 def _of_another_student(manifest):
-    from soloist.toolchain.artifact import _digest
+    from soloist.toolchain.core.artifact import _digest
 
     changed = manifest | {"parents": [{"path": "student", "digest": "0" * 16}]}
     return changed | {"digest": _digest(changed)}

@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
-from soloist.toolchain.artifact import Artifact
-from soloist.toolchain.events import EventLog
-from soloist.toolchain.gate.result import read_gate, sentence
+from soloist.toolchain.assess.result import read_gate, sentence
+from soloist.toolchain.core.artifact import Artifact
+from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.traces.schema import Run, Turn
 from soloist.toolchain.traces.store import write_runs
 
@@ -96,7 +96,7 @@ def test_a_team_is_run_and_its_card_is_a_team(
 
 
 def test_a_job_asks_first_and_reports_what_was_said(whole_job, tmp_path):
-    from soloist.toolchain.pipeline import run
+    from soloist.toolchain.pipeline.run import run
 
     out = shutil.copytree(whole_job.out, tmp_path / "job")
     job, seen = dataclasses.replace(whole_job.job, out=out, gate=True), []
@@ -114,8 +114,8 @@ def test_a_job_asks_first_and_reports_what_was_said(whole_job, tmp_path):
 
 def test_a_gate_with_nothing_to_compare_does_not_stop_the_job(whole_job, tmp_path, monkeypatch):
     from soloist.kernels.errors import DataError
-    from soloist.toolchain.gate import stage
-    from soloist.toolchain.pipeline import run
+    from soloist.toolchain.assess import stage
+    from soloist.toolchain.pipeline.run import run
 
     def refuses(*_, **__):
         raise DataError("no run ended with a verdict")

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from soloist.toolchain.artifact import Artifact, stage
+from soloist.toolchain.core.artifact import Artifact, stage
 
 USAGE, DATA, ARTIFACT = 2, 3, 4
 EPISODE = (

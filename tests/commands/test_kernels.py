@@ -9,7 +9,7 @@ import pytest
 
 from soloist.kernels.aot import read_builds
 from soloist.kernels.choose import REGISTRY, Impl
-from soloist.toolchain.artifact import Artifact
+from soloist.toolchain.core.artifact import Artifact
 
 FOLDER = Path(__file__).parents[1] / "kernels"
 
@@ -107,7 +107,7 @@ def test_devices_are_listed_and_shown(soloist):
 
 def test_roofline_labels_what_it_predicts(soloist):
     from soloist.targets.devices.spec import devices
-    from soloist.targets.roofline import PRECISIONS
+    from soloist.targets.predict import PRECISIONS
 
     said = soloist("roofline", "smollm2-135m", "--device", "jetson-orin-nano-8gb", "--precision", "w4-g32").stdout
     head, row, _, foot = said.splitlines()

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from soloist.kernels.errors import UsageError
-from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.cli import main
+from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.traces.schema import Run, ToolUse, Turn
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def test_the_steps_one_by_one_make_what_run_makes(
     verify = soloist("verify", model, "--student", tmp_path / "student", "--format", "gguf-f16", "--probe", probe)
     assert verify.exit_code == 0 and f"{model}: passes." in verify.stdout
     bench = soloist(
-        "bench", model, "--questions", probe, "--tools", "soloist.toolchain.tools.desk:desk_tools", "-o", tmp_path / "m"
+        "bench", model, "--questions", probe, "--tools", "soloist.toolchain.desk.tools:desk_tools", "-o", tmp_path / "m"
     )
     assert bench.exit_code == 0, bench.output
     assert model.stem in bench.stdout and "p50" in bench.stdout
@@ -94,7 +94,7 @@ def test_the_steps_one_by_one_make_what_run_makes(
 
 def test_a_job_starts_from_the_base_and_the_options_it_was_told(tmp_path, monkeypatch):
     pytest.importorskip("reasoning_gym", reason="the desk's questions come from reasoning-gym")
-    from soloist.toolchain import pipeline
+    from soloist.toolchain.pipeline.run import run as pipeline
 
     seen = []
 
@@ -116,7 +116,7 @@ def test_a_job_starts_from_the_base_and_the_options_it_was_told(tmp_path, monkey
 
 @pytest.mark.parametrize(("calls", "said"), [(True, "calc(3 + 4)"), (False, "3 + 4 = 7\n#### 7")])
 def test_files_are_compared_over_what_their_student_says(sums, calls, said):
-    from soloist.toolchain.pipeline import _reference
+    from soloist.toolchain.pipeline.run import _reference
 
     use = ToolUse(name="calc", arguments={}, call="calc(3 + 4)", result="7", steps=("3 + 4 = 7",))
     turn = Turn(id=0, agent="reader", role="reader", text="calc(3 + 4)", tools=(use,))

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from soloist.toolchain.artifact import Artifact
-from soloist.toolchain.report.contract import read_report
+from soloist.toolchain.core.artifact import Artifact
+from soloist.toolchain.report.schema import read_report
 from soloist.toolchain.traces.store import read_runs
 
 for package in ("torch", "transformers", "gguf"):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from soloist.toolchain.artifact import stage
+from soloist.toolchain.core.artifact import stage
 from soloist.toolchain.verify.verdict import FILE, record
 
 USAGE, ARTIFACT, GATE = 2, 4, 6

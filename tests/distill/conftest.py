@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from soloist.toolchain.distill.data import STUDENT_TEMPLATE, encode  # noqa: E402
-from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
+from soloist.toolchain.distill.model import Student, load_base  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Run, ToolUse, Turn  # noqa: E402
 from soloist.toolchain.traces.store import read_runs  # noqa: E402

@@ -21,8 +21,8 @@ from soloist.toolchain.distill.divergence import (  # noqa: E402
     row_divergence,
     row_entropy,
 )
+from soloist.toolchain.distill.model import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
-from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
 
 KINDS = [("forward", 0.5), ("reverse", 0.5), ("jsd", 0.5), ("jsd", 0.1), ("jsd", 0.9)]
 

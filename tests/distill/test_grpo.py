@@ -9,8 +9,8 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from soloist.toolchain.distill.grpo import GrpoConfig, Judge, like_lengths, unpadded  # noqa: E402
+from soloist.toolchain.distill.model import load_base  # noqa: E402
 from soloist.toolchain.distill.rollouts import Rollout  # noqa: E402
-from soloist.toolchain.distill.student import load_base  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 
 QUESTION = Question(id="q", question="Go", gold="14", scorer="number")

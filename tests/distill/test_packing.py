@@ -11,9 +11,9 @@ from soloist.toolchain.distill import packing  # noqa: E402
 from soloist.toolchain.distill.data import Group  # noqa: E402
 from soloist.toolchain.distill.methods.attempts import spoken  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
-from soloist.toolchain.distill.methods.sft import CrossEntropy, summed_cross_entropy  # noqa: E402
+from soloist.toolchain.distill.model import load_base  # noqa: E402
+from soloist.toolchain.distill.objective import CrossEntropy, summed_cross_entropy  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
-from soloist.toolchain.distill.student import load_base  # noqa: E402
 from soloist.toolchain.distill.train import parts  # noqa: E402
 from soloist.toolchain.traces.graph import graph_of  # noqa: E402
 

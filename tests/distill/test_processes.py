@@ -23,12 +23,12 @@ from safetensors.torch import load_file  # noqa: E402
 
 from soloist.kernels.errors import UsageError  # noqa: E402
 from soloist.toolchain.__main__ import several  # noqa: E402
-from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.core.events import EventLog  # noqa: E402
+from soloist.toolchain.distill.distributed import ALONE, Processes, follows, launched  # noqa: E402
 from soloist.toolchain.distill.optimizer import shares  # noqa: E402
-from soloist.toolchain.distill.processes import ALONE, Processes, follows, launched  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
-from soloist.toolchain.events import EventLog  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, Turn  # noqa: E402
 from soloist.toolchain.traces.store import write_runs  # noqa: E402

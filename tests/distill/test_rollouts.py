@@ -6,11 +6,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from soloist.toolchain.desk.tools import desk_tools  # noqa: E402
+from soloist.toolchain.distill.model import load_base  # noqa: E402
 from soloist.toolchain.distill.rollouts import Sampler, read_tokens  # noqa: E402
-from soloist.toolchain.distill.sample import complete  # noqa: E402
-from soloist.toolchain.distill.student import load_base  # noqa: E402
+from soloist.toolchain.distill.sampling import complete  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
-from soloist.toolchain.tools.desk import desk_tools  # noqa: E402
 
 QUESTION = Question(id="q", question="Go", gold="14", scorer="number")
 
@@ -96,7 +96,7 @@ def test_who_has_finished_leaves_the_batch(tokenizer, monkeypatch):
             new = torch.tensor(new)[:, : generation_config.max_new_tokens]
             return type("Made", (), {"sequences": torch.cat([input_ids, new], 1), "past_key_values": self})
 
-    monkeypatch.setattr("soloist.toolchain.distill.sample._AT_ONCE", 8)
+    monkeypatch.setattr("soloist.toolchain.distill.sampling._AT_ONCE", 8)
     said = complete(Talker(), tokenizer, [[11], [12], [13], [14]], [20, 26, 20, 5], 0.0)
     assert said == [script[11], [8] * 26, script[13], [end]]
     assert batches == [[1, 2], [0], [0]], "rows of the batch before that go on"
@@ -107,7 +107,7 @@ def test_leaving_the_batch_changes_no_word(tiny_base, tokenizer, monkeypatch):
     prompts = [list(range(3, 20)), list(range(5)), list(range(60)), list(range(9, 30))]
     rooms, found = [40, 7, 25, 3], []
     for at_once in (1, 4, 99):
-        monkeypatch.setattr("soloist.toolchain.distill.sample._AT_ONCE", at_once)
+        monkeypatch.setattr("soloist.toolchain.distill.sampling._AT_ONCE", at_once)
         found.append(complete(model, tokenizer, prompts, rooms, 0.0))
     assert found[0] == found[1] == found[2]
     for row, room in zip(found[0], rooms, strict=True):

@@ -9,12 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
-from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.core.events import QUIET  # noqa: E402
 from soloist.toolchain.distill.methods.catalog import CATALOG, load  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
 from soloist.toolchain.distill.work import Work  # noqa: E402
-from soloist.toolchain.events import QUIET  # noqa: E402
 from soloist.toolchain.traces.store import write_runs  # noqa: E402
 
 CONFIG = DistillConfig(train=TrainConfig(batch_size=4, learning_rate=3e-3, precision="fp32", device="cpu"))

@@ -6,11 +6,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+from soloist.toolchain.desk.tools import desk_tools
 from soloist.toolchain.distill.rollouts import Rollout
 from soloist.toolchain.distill.stage import recheck
 from soloist.toolchain.distill.steps import Labeller, Tried, step_ends
 from soloist.toolchain.tasks.base import Question
-from soloist.toolchain.tools.desk import desk_tools
 from soloist.toolchain.traces.schema import ToolUse
 
 QUESTION = Question(id="q", question="Go", gold="14", scorer="number")

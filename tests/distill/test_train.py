@@ -17,15 +17,15 @@ pytest.importorskip("accelerate")
 from pydantic import ValidationError  # noqa: E402
 
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
+from soloist.toolchain.core.events import EventLog  # noqa: E402
 from soloist.toolchain.distill.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from soloist.toolchain.distill.data import Example, as_groups  # noqa: E402
-from soloist.toolchain.distill.methods.sft import CrossEntropy  # noqa: E402
+from soloist.toolchain.distill.model import Student, choose_precision, load_base  # noqa: E402
+from soloist.toolchain.distill.objective import CrossEntropy  # noqa: E402
 from soloist.toolchain.distill.optimizer import MasterAdamW  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig  # noqa: E402
-from soloist.toolchain.distill.student import Student, choose_precision, load_base  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, Trainer, learning_rate, parts, plan  # noqa: E402
-from soloist.toolchain.events import EventLog  # noqa: E402
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=3e-3, precision="fp32", device="cpu")
 TIMES = {"seconds"}

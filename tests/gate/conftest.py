@@ -102,7 +102,7 @@ def team():
             "name": "adder",
             "topology": "solo",
             "engine": {"kind": "gguf", "model": "never-opened"},
-            "tools": ["soloist.toolchain.tools.desk:desk_tools"],
+            "tools": ["soloist.toolchain.desk.tools:desk_tools"],
             "agents": [
                 {
                     "name": "ann",

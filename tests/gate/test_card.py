@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from soloist.toolchain.gate.card import agent_of, make_card, render
-from soloist.toolchain.gate.decide import ITEMS
-from soloist.toolchain.gate.result import Advice
+from soloist.toolchain.assess.card import agent_of, make_card, render
+from soloist.toolchain.assess.decide import ITEMS
+from soloist.toolchain.assess.result import Advice
 from soloist.toolchain.teams.team import Team
 
 

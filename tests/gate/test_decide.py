@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from soloist.toolchain.gate.decide import BORDER, ITEMS, decide, outlook
-from soloist.toolchain.gate.result import Freedom, Gate, OfQuestion, kept, sentence
+from soloist.toolchain.assess.decide import BORDER, ITEMS, decide, outlook
+from soloist.toolchain.assess.result import Freedom, Gate, OfQuestion, kept, sentence
 
 
 def freedom(value, low=None, high=None, p=0.01, why=""):

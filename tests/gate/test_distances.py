@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soloist.toolchain.gate.distances import (
-    edit_distance,
-    output_distances,
-    output_of,
-    tokens,
-    trace_distances,
-    trace_of,
-)
+from soloist.toolchain.assess.distances import output_distances, output_of, trace_distances, trace_of
+from soloist.toolchain.traces.distance import edit_distance, tokens
 from soloist.toolchain.traces.schema import Run, Turn
 
 

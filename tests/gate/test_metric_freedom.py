@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soloist.toolchain.gate import metric_freedom as mf
-from soloist.toolchain.gate.metric_freedom import Table, average_ranks, mantel, metric_freedom, spearman, warnings
+from soloist.toolchain.assess import metric_freedom as mf
+from soloist.toolchain.assess.metric_freedom import Table, average_ranks, mantel, metric_freedom, spearman, warnings
 
 
 def table(pairs, scores, name="q"):

@@ -8,13 +8,13 @@ import json
 import pytest
 
 from soloist.kernels.errors import DataError, EngineError, UsageError
-from soloist.toolchain.artifact import Artifact
-from soloist.toolchain.events import EventLog
-from soloist.toolchain.gate import metric_freedom
-from soloist.toolchain.gate.record import Sampled, varied
-from soloist.toolchain.gate.result import read_gate
-from soloist.toolchain.gate.stage import GateConfig, gate, gate_of, score_of, spread
-from soloist.toolchain.teach import teach
+from soloist.toolchain.assess import metric_freedom
+from soloist.toolchain.assess.result import read_gate
+from soloist.toolchain.assess.stage import GateConfig, gate, gate_of, score_of, spread
+from soloist.toolchain.core.artifact import Artifact
+from soloist.toolchain.core.events import EventLog
+from soloist.toolchain.record.repeats import Sampled, varied
+from soloist.toolchain.record.team import teach
 from soloist.toolchain.teams.config import load_team
 from soloist.toolchain.traces.store import read_runs, write_runs
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from soloist.toolchain.importers.stage import ImportOptions, import_traces
-from soloist.toolchain.teach import TRACES
+from soloist.toolchain.record.importing import ImportOptions, import_traces
+from soloist.toolchain.traces.recording import TRACES
 from soloist.toolchain.traces.store import read_runs
 
 

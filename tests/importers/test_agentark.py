@@ -1,7 +1,7 @@
 import pytest
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.importers.agentark import split_solutions
+from soloist.toolchain.record.importers.agentark import split_solutions
 
 BATCH = (
     "===== Solution 1 =====\n6*7=42. The answer is 42.\n"

@@ -1,7 +1,7 @@
 import pytest
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.importers.base import Graph, answer_in, grade, load_document, scorer_for
+from soloist.toolchain.record.importers.base import Graph, answer_in, grade, load_document, scorer_for
 from soloist.toolchain.tasks.base import Question
 
 

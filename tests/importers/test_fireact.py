@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from soloist.toolchain.importers.fireact import split_steps
+from soloist.toolchain.record.importers.fireact import split_steps
 from soloist.toolchain.traces.graph import graph_of
 
 EPISODE = (

@@ -3,8 +3,9 @@ from collections import Counter
 import pytest
 
 from soloist.kernels.errors import ArtifactError, DataError, UsageError
-from soloist.toolchain.artifact import stage
-from soloist.toolchain.importers.stage import IMPORTERS, ImportOptions, import_traces, open_traces
+from soloist.toolchain.core.artifact import stage
+from soloist.toolchain.record.importing import IMPORTERS, ImportOptions, import_traces
+from soloist.toolchain.traces.recording import open_traces
 
 EPISODE = "Thought: t\nAction: finish[x]\nObservation: Episode finished, reward = True\n"
 FIREACT = [{"instruction": f"q{i}?", "input": "", "output": EPISODE} for i in range(3)]

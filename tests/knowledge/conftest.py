@@ -56,8 +56,8 @@ def called():
 @pytest.fixture
 def use():
     """A call of a desk tool, recorded as a team records it; `changes` forge the record."""
+    from soloist.toolchain.desk.tools import desk_tools
     from soloist.toolchain.tools.calls import parse_call, run_call
-    from soloist.toolchain.tools.desk import desk_tools
 
     def make(text, **changes):
         call = parse_call(text, desk_tools())

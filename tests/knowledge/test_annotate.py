@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soloist.kernels.errors import DataError
+from soloist.toolchain.desk.graph import desk_graph
 from soloist.toolchain.knowledge.annotate import annotated
-from soloist.toolchain.knowledge.desk import desk_graph
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.retrieve import triples_for
 from soloist.toolchain.knowledge.triples import Triple

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from soloist.toolchain.desk.graph import desk_graph
 from soloist.toolchain.knowledge.context import FILE, graph_beside
-from soloist.toolchain.knowledge.desk import desk_graph
 
 ASK = """
 import sys

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from soloist.toolchain.knowledge.desk import IS, LEGS, desk_graph, used_facts
+from soloist.toolchain.desk import questions as desk
+from soloist.toolchain.desk import tools_world as world
+from soloist.toolchain.desk.graph import IS, LEGS, desk_graph, used_facts
 from soloist.toolchain.knowledge.retrieve import triples_for
 from soloist.toolchain.knowledge.triples import Triple
-from soloist.toolchain.tasks import desk
-from soloist.toolchain.tools import desk_world as world
 from soloist.toolchain.tools.arithmetic import evaluate_text
 from soloist.toolchain.tools.calls import render_call
 

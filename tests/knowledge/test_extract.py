@@ -8,12 +8,12 @@ import pytest
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.targets.base import Reply
-from soloist.toolchain.knowledge.extract import T_MAX, AgentExtractor, extract_triples
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.prompts import PROMPTS
 from soloist.toolchain.knowledge.triples import Triple
 from soloist.toolchain.knowledge.verify import LOYAL
 from soloist.toolchain.teams.config import AgentConfig
+from soloist.toolchain.teams.extraction import T_MAX, AgentExtractor, extract_triples
 
 TEXT = "Spiders have eight legs, crabs ten."
 

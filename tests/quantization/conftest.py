@@ -12,7 +12,7 @@ import pytest
 for package in ("torch", "transformers", "gguf", "safetensors"):
     pytest.importorskip(package)
 
-from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Run, ToolUse, Turn  # noqa: E402
 from soloist.toolchain.traces.store import write_runs  # noqa: E402

@@ -17,14 +17,14 @@ from torch import nn  # noqa: E402
 from soloist.kernels.errors import ArtifactError, DataError, UsageError  # noqa: E402
 from soloist.kernels.layout import Quantized, dequantize, top_of, zero_of  # noqa: E402
 from soloist.kernels.pack import pack_ref  # noqa: E402
+from soloist.toolchain.core.events import EventLog  # noqa: E402
 from soloist.toolchain.distill.data import encode  # noqa: E402
+from soloist.toolchain.distill.model import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
-from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.teacher import load_teacher  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, Trainer  # noqa: E402
-from soloist.toolchain.events import EventLog  # noqa: E402
-from soloist.toolchain.quantization.aware import RoundedLinear, _Rounded, dress, values  # noqa: E402
-from soloist.toolchain.quantization.refine import AwareConfig, divergence, refine, split, typical_gradient  # noqa: E402
+from soloist.toolchain.quantize.qat import AwareConfig, divergence, refine, split, typical_gradient  # noqa: E402
+from soloist.toolchain.quantize.qat_linear import RoundedLinear, _Rounded, dress, values  # noqa: E402
 
 TABLE = "model.embed_tokens.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"

@@ -7,7 +7,7 @@ import pytest
 
 from soloist.kernels.errors import UsageError
 from soloist.targets.repack import Matrix, pack, to_matmul_nbits, to_q4_0, to_q5_0, to_q8_0
-from soloist.toolchain.quantization.plan import (
+from soloist.toolchain.quantize.plan import (
     Plan,
     Rule,
     model_of,

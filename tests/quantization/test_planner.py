@@ -20,11 +20,11 @@ from soloist.kernels.pack import pack_ref  # noqa: E402
 from soloist.targets.quantized import read_quantized  # noqa: E402
 from soloist.targets.to_gguf import compile_gguf  # noqa: E402
 from soloist.toolchain.cli import main  # noqa: E402
-from soloist.toolchain.quantization.calibration import Walk, conversations  # noqa: E402
-from soloist.toolchain.quantization.plan import read_plan  # noqa: E402
-from soloist.toolchain.quantization.planner import SENSITIVITY, PlanConfig, make_plan  # noqa: E402
-from soloist.toolchain.quantization.sensitivity import Probe, spots  # noqa: E402
-from soloist.toolchain.quantization.stage import QuantizeConfig, quantize  # noqa: E402
+from soloist.toolchain.quantize.calibration import Walk, conversations  # noqa: E402
+from soloist.toolchain.quantize.plan import read_plan  # noqa: E402
+from soloist.toolchain.quantize.planner import SENSITIVITY, PlanConfig, make_plan  # noqa: E402
+from soloist.toolchain.quantize.sensitivity import Probe, spots  # noqa: E402
+from soloist.toolchain.quantize.stage import QuantizeConfig, quantize  # noqa: E402
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 EMBEDDING = "model.embed_tokens.weight"

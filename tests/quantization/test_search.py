@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soloist.kernels.errors import UsageError
-from soloist.toolchain.quantization.search import Option, Unit, choose, explain, total
+from soloist.toolchain.quantize.search import Option, Unit, choose, explain, total
 
 BITS = (4, 5, 8)
 

@@ -21,11 +21,11 @@ from soloist.kernels.pack import pack_ref  # noqa: E402
 from soloist.targets.base import Message  # noqa: E402
 from soloist.targets.open import format_of, open_runtime  # noqa: E402
 from soloist.targets.quantized import PLAN, WEIGHTS, read_quantized, write_dequantized  # noqa: E402
-from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
 from soloist.toolchain.cli import main  # noqa: E402
-from soloist.toolchain.quantization.matrices import Rounding  # noqa: E402
-from soloist.toolchain.quantization.refine import AwareConfig  # noqa: E402
-from soloist.toolchain.quantization.stage import QuantizeConfig, load_quantized, quantize  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.quantize.matrices import Rounding  # noqa: E402
+from soloist.toolchain.quantize.qat import AwareConfig  # noqa: E402
+from soloist.toolchain.quantize.stage import QuantizeConfig, load_quantized, quantize  # noqa: E402
 from soloist.toolchain.verify import divergence  # noqa: E402
 
 CHAT: list[Message] = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -251,7 +251,7 @@ def test_inputs_that_were_looked_at_serve_llama_cpps_quantizer(student, traces, 
     pytest.importorskip("llama_cpp")
     from soloist.targets.llama_quantize import IMPORTANCE, mean_squares, quantize_gguf, read_importance
     from soloist.targets.to_gguf import compile_gguf
-    from soloist.toolchain.quantization.calibration import Walk, conversations
+    from soloist.toolchain.quantize.calibration import Walk, conversations
 
     made = quantize(QuantizeConfig(method="gptq", samples=6), student, tmp_path / "q")
     found = read_importance(made.path / IMPORTANCE)

@@ -8,7 +8,7 @@ import pytest
 from soloist.toolchain.bench.cost import LocalPrice, Spend
 from soloist.toolchain.bench.records import Answered, Measurement
 from soloist.toolchain.report.build import Context, build_report
-from soloist.toolchain.report.contract import Parity, TrainingPoint
+from soloist.toolchain.report.schema import Parity, TrainingPoint
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.traces.schema import ChatMessage, Edge, Run, ToolUse, Turn
 

@@ -7,10 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
-from soloist.toolchain.gate.decide import decide
-from soloist.toolchain.gate.result import Freedom, Gate, OfQuestion, sentence
-from soloist.toolchain.report.contract import Report
+from soloist.toolchain.assess.decide import decide
+from soloist.toolchain.assess.result import Freedom, Gate, OfQuestion, sentence
 from soloist.toolchain.report.page import render
+from soloist.toolchain.report.schema import Report
 from soloist.toolchain.report.terminal import markdown, show
 
 

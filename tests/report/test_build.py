@@ -4,7 +4,7 @@ import pytest
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.bench.cost import LocalPrice, Spend
-from soloist.toolchain.bench.statistics import wilson
+from soloist.toolchain.core.statistics import wilson
 
 
 def test_systems_stand_in_a_fixed_order(report):

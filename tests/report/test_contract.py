@@ -3,7 +3,7 @@ import json
 import pytest
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.report.contract import Report, read_report
+from soloist.toolchain.report.schema import Report, read_report
 
 TOP = {"schema", "commit", "device", "versions", "task", "systems", "break_even_questions", "details"}
 SYSTEM = {

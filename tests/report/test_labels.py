@@ -1,6 +1,6 @@
 import random
 
-from soloist.toolchain.report.labels import Box, Label, place
+from soloist.toolchain.report.label_placement import Box, Label, place
 
 
 def test_labels_do_not_cover_each_other_or_the_points():

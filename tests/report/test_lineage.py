@@ -3,8 +3,8 @@ import shutil
 import pytest
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.artifact import stage
-from soloist.toolchain.report.lineage import Lineage, artifact_around, lineage_of, refuse_trained
+from soloist.toolchain.core.artifact import stage
+from soloist.toolchain.core.lineage import Lineage, artifact_around, lineage_of, refuse_trained
 
 
 @pytest.fixture

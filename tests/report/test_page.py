@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from soloist.toolchain.report.contract import Parity
+from soloist.toolchain.report.format import find
 from soloist.toolchain.report.page import render
-from soloist.toolchain.report.words import find
+from soloist.toolchain.report.schema import Parity
 
 VOID = {"meta", "br", "path", "line", "rect", "circle", "img", "link", "input", "hr"}
 

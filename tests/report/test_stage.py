@@ -4,10 +4,10 @@ import json
 import pytest
 from rich.console import Console
 
-from soloist.toolchain.report.contract import read_report
+from soloist.toolchain.report.format import find, names, percent
+from soloist.toolchain.report.schema import read_report
 from soloist.toolchain.report.stage import write_report
 from soloist.toolchain.report.terminal import markdown, show
-from soloist.toolchain.report.words import find, names, percent
 
 
 def test_report_is_written_in_three_forms(report, tmp_path):

@@ -1,8 +1,8 @@
 import pytest
 
 from soloist.toolchain.bench.cost import LocalPrice
-from soloist.toolchain.report.contract import Difference
-from soloist.toolchain.report.words import find, names, outcome, percent, points, seconds, significant, times, usd
+from soloist.toolchain.report.format import find, names, outcome, percent, points, seconds, significant, times, usd
+from soloist.toolchain.report.schema import Difference
 
 
 def pair(builder, measured, system_rows, student, team, *, pace=0.3):

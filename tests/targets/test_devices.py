@@ -11,7 +11,7 @@ from soloist.kernels.choose import ARCHITECTURES
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.devices import spec
 from soloist.targets.devices.spec import EVIDENCE, NUMBERS, device, devices, read_device
-from soloist.targets.roofline import STUDENTS
+from soloist.targets.predict import STUDENTS
 
 FOLDER = Path(spec.__file__).parent
 GOOD = (FOLDER / "jetson_orin_nano_8gb.yaml").read_text(encoding="utf-8")

@@ -5,8 +5,8 @@ import pytest
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.from_gguf import find_base, from_gguf, read_gguf, write_tokenizer
-from soloist.targets.hostile import HOSTILE
 from soloist.targets.pretokenizers import by_name
+from soloist.targets.tokenizer_cases import HOSTILE
 
 pytest.importorskip("gguf")
 pytest.importorskip("transformers")

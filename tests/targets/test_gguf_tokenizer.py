@@ -16,9 +16,9 @@ llama_cpp = pytest.importorskip("llama_cpp")
 from soloist.kernels.errors import ArtifactError  # noqa: E402
 from soloist.targets.from_gguf import from_gguf, read_gguf  # noqa: E402
 from soloist.targets.gguf_tokenizer import NORMALIZER  # noqa: E402
-from soloist.targets.hostile import HOSTILE  # noqa: E402
 from soloist.targets.pretokenizers import PRE_TOKENIZERS  # noqa: E402
 from soloist.targets.to_gguf import compile_gguf  # noqa: E402
+from soloist.targets.tokenizer_cases import HOSTILE  # noqa: E402
 
 _TINY = runpy.run_path(str(Path(__file__).with_name("tiny_families.py")))
 # what only a vocabulary of pieces has: runs around its longest ones, and its own signs written out

@@ -18,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper, save  # noqa: E402
 
 from soloist.kernels.errors import ArtifactError, EngineError  # noqa: E402
 from soloist.targets.base import Sampling  # noqa: E402
-from soloist.targets.hostile import HOSTILE  # noqa: E402
 from soloist.targets.portable import run  # noqa: E402
 from soloist.targets.portable.export import compile_portable  # noqa: E402
 from soloist.targets.portable.facts import DATA, FACTS, GRAPH, TEMPLATE, TOKENIZER, read_facts  # noqa: E402
@@ -28,6 +27,7 @@ from soloist.targets.portable.shapes import read_shapes  # noqa: E402
 from soloist.targets.portable.template import chat_template  # noqa: E402
 from soloist.targets.portable.weights import whole_groups  # noqa: E402
 from soloist.targets.repack import Matrix, pack  # noqa: E402
+from soloist.targets.tokenizer_cases import HOSTILE  # noqa: E402
 
 CHAT = [
     {"role": "system", "content": "Be <brief> & 'exact'."},

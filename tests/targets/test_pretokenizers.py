@@ -3,8 +3,8 @@ import json
 import pytest
 
 from soloist.kernels.errors import ArtifactError
-from soloist.targets.hostile import HOSTILE
 from soloist.targets.pretokenizers import PRE_TOKENIZERS, by_name, name_of
+from soloist.targets.tokenizer_cases import HOSTILE
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)

@@ -33,9 +33,9 @@ from soloist.targets.repack import (  # noqa: E402
 )
 from soloist.targets.to_gguf import compile_gguf, head_order  # noqa: E402
 from soloist.targets.to_onnx import compile_onnx  # noqa: E402
-from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
-from soloist.toolchain.export import export  # noqa: E402
-from soloist.toolchain.quantization.stage import QuantizeConfig, quantize  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.export.stage import export  # noqa: E402
+from soloist.toolchain.quantize.stage import QuantizeConfig, quantize  # noqa: E402
 from soloist.toolchain.verify import Probe, divergence  # noqa: E402
 
 CHAT: list[Message] = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -242,7 +242,7 @@ def test_export_of_a_quantized_student_is_compared_with_the_one_it_came_from(stu
         judged.append(folder)
         return {"verdict": "pass", "kl_mean": 0.1}
 
-    monkeypatch.setattr("soloist.toolchain.verify.gate.judge", judge)
+    monkeypatch.setattr("soloist.toolchain.verify.fidelity.judge", judge)
     made = export(quantized, tmp_path / "out", ["gguf-q4_0"], PROBE, name="Tiny")
     facts = made.facts["formats"]["gguf-q4_0"]
     assert judged == [student.path]

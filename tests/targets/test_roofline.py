@@ -8,7 +8,7 @@ import pytest
 
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.devices.spec import device, devices
-from soloist.targets.roofline import PRECISIONS, STUDENTS, Precision, itl_ms, matrix_rows, predict, student
+from soloist.targets.predict import PRECISIONS, STUDENTS, Precision, itl_ms, matrix_rows, predict, student
 
 TINY = STUDENTS["smollm2-135m"]
 NANO = device("jetson-orin-nano-8gb")

@@ -5,7 +5,7 @@ import pytest
 
 from soloist.kernels.errors import ArtifactError, EngineError
 from soloist.targets.base import Sampling
-from soloist.targets.hostile import HOSTILE
+from soloist.targets.tokenizer_cases import HOSTILE
 
 pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("torch")

@@ -3,12 +3,12 @@ import re
 import pytest
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.tasks import desk
+from soloist.toolchain.desk import questions as desk
+from soloist.toolchain.desk.tools import desk_tools
+from soloist.toolchain.desk.wordings import WORDINGS
 from soloist.toolchain.tasks.base import question_key, score
-from soloist.toolchain.tasks.desk_wordings import WORDINGS
 from soloist.toolchain.tools.arithmetic import check_steps
 from soloist.toolchain.tools.calls import grammar, parse_call, run_call
-from soloist.toolchain.tools.desk import desk_tools
 
 TOOLS = desk_tools()
 needs_gym = pytest.mark.usefixtures("gym")

@@ -51,7 +51,7 @@ def test_engine_failure_raises_or_becomes_a_run_that_says_why(queue):
 def test_users_own_topology_is_an_entry_point(tmp_path, monkeypatch, queue):
     (tmp_path / "mine.py").write_text(
         textwrap.dedent("""
-        from soloist.toolchain.config import Config
+        from soloist.toolchain.core.config import Config
         from soloist.toolchain.teams.session import Say
 
         class Echo:

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from soloist.toolchain.desk.tools import desk_tools
 from soloist.toolchain.tools.base import Result, Tool, Toolbox, ToolError
 from soloist.toolchain.tools.calls import grammar, parse_call, render_call, run_call
-from soloist.toolchain.tools.desk import desk_tools
 
 TOOLS = desk_tools()
 WORDS = st.text("abcdefghij0123456789.+-*/()= :", min_size=1, max_size=20).filter(lambda t: t == t.strip() and t)

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from soloist.toolchain.desk.tools import desk_tools
+from soloist.toolchain.desk.tools_numbers import binary_gcd
+from soloist.toolchain.desk.tools_world import ANIMAL_GRAMMAR, LEGS, UNITS
 from soloist.toolchain.tools.arithmetic import check_steps, equalities
 from soloist.toolchain.tools.base import ToolError
 from soloist.toolchain.tools.calls import parse_call, run_call
-from soloist.toolchain.tools.desk import desk_tools
-from soloist.toolchain.tools.desk_numbers import binary_gcd
-from soloist.toolchain.tools.desk_world import ANIMAL_GRAMMAR, LEGS, UNITS
 
 TOOLS = desk_tools()
 

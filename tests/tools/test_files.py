@@ -4,9 +4,9 @@ import types
 import pytest
 
 from soloist.kernels.errors import UsageError
+from soloist.toolchain.desk.tools import desk_tools
 from soloist.toolchain.tools.base import Tool, Toolbox
 from soloist.toolchain.tools.calls import parse_call, run_call
-from soloist.toolchain.tools.desk import desk_tools
 from soloist.toolchain.tools.files import load_tools
 
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}

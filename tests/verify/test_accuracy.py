@@ -4,7 +4,7 @@ import pytest
 
 from soloist.kernels.errors import GateError, UsageError
 from soloist.targets.tolerances import Tolerance
-from soloist.toolchain.artifact import stage
+from soloist.toolchain.core.artifact import stage
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.verify import accuracy
 from soloist.toolchain.verify.accuracy import Exam, exam_of

@@ -9,11 +9,11 @@ for package in ("torch", "transformers", "gguf", "llama_cpp"):
     pytest.importorskip(package)
 
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
-from soloist.toolchain.artifact import Artifact, stage  # noqa: E402
-from soloist.toolchain.export import export  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.export.stage import export  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
-from soloist.toolchain.verify.exports import verify_export  # noqa: E402
 from soloist.toolchain.verify.process import probe_of  # noqa: E402
+from soloist.toolchain.verify.stage import verify_export  # noqa: E402
 from soloist.toolchain.verify.verdict import FILE  # noqa: E402
 
 QUESTIONS = [

@@ -9,7 +9,7 @@ import pytest
 from soloist.kernels.errors import ArtifactError, DataError, GateError
 from soloist.targets.tolerances import Tolerance, tolerance_of
 from soloist.toolchain.verify import Probe, compare, divergence, judge, observe, verify
-from soloist.toolchain.verify.gate import runs_here
+from soloist.toolchain.verify.fidelity import runs_here
 
 for package in ("torch", "transformers", "gguf", "llama_cpp"):
     pytest.importorskip(package)
@@ -194,8 +194,8 @@ def test_the_worst_token_and_what_was_expected_are_named(tmp_path):
     ("gpu", "capability", "runs"), [(None, "", False), ("RTX 4060", "8.9", True), ("H100", "9.0", False)]
 )
 def test_an_engine_runs_where_a_gpu_it_was_built_for_is(gpu, capability, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("soloist.toolchain.verify.gate.device", lambda: {"gpu": gpu})
-    monkeypatch.setattr("soloist.toolchain.verify.gate._capability", lambda: capability)
+    monkeypatch.setattr("soloist.toolchain.verify.fidelity.device", lambda: {"gpu": gpu})
+    monkeypatch.setattr("soloist.toolchain.core.environment._capability", lambda: capability)
     assert not runs_here(tmp_path), "no engine was built"
     (tmp_path / "engine.json").write_text('{"target": {"capabilities": ["8.6", "8.9"]}}')
     assert runs_here(tmp_path) == runs

@@ -12,9 +12,9 @@ for package in ("torch", "transformers", "gguf", "llama_cpp"):
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from soloist.targets.open import PARTS, parts  # noqa: E402
-from soloist.toolchain.artifact import stage  # noqa: E402
 from soloist.toolchain.cli import main  # noqa: E402
-from soloist.toolchain.export import export  # noqa: E402
+from soloist.toolchain.core.artifact import stage  # noqa: E402
+from soloist.toolchain.export.stage import export  # noqa: E402
 from soloist.toolchain.verify import Probe  # noqa: E402
 from soloist.toolchain.verify.verdict import FILE  # noqa: E402
 

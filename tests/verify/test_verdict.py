@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from soloist.kernels.errors import ArtifactError, GateError
-from soloist.toolchain.artifact import Artifact, stage
+from soloist.toolchain.core.artifact import Artifact, stage
 from soloist.toolchain.verify.verdict import FILE, admit, exported, record, standing
 
 FAILED = {"verdict": "fail", "reason": "loses 7.0 points"}

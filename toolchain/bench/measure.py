@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from soloist.toolchain.artifact import Artifact, stage, write_atomic
 from soloist.toolchain.bench.cost import ApiCall, ApiPrice
-from soloist.toolchain.bench.process import Worker
 from soloist.toolchain.bench.records import Answered, Measurement, TestSplit, save_measurements
 from soloist.toolchain.bench.systems import System
-from soloist.toolchain.events import QUIET, EventLog
+from soloist.toolchain.core.artifact import Artifact, stage
+from soloist.toolchain.core.events import QUIET, EventLog
+from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.tasks.base import Question
+from soloist.toolchain.teams.process import Worker
 from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import TraceWriter, read_runs
 

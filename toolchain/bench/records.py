@@ -14,8 +14,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.artifact import write_atomic
-from soloist.toolchain.config import describe
+from soloist.toolchain.core.config import describe
+from soloist.toolchain.core.files import write_atomic
 
 Kind = Literal["team", "base", "tool-agent", "self-consistency", "student", "artifact"]
 TestSplit = Literal["held-out", "unseen-wording"]

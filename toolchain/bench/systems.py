@@ -13,9 +13,9 @@ from pydantic import Field
 
 from soloist.targets.formats import parse
 from soloist.targets.open import PARTS, parts
-from soloist.toolchain.artifact import Artifact
 from soloist.toolchain.bench.records import Kind
-from soloist.toolchain.config import Config
+from soloist.toolchain.core.artifact import Artifact
+from soloist.toolchain.core.config import Config
 from soloist.toolchain.teams.config import (
     AgentConfig,
     Demonstration,

@@ -9,8 +9,10 @@ from typing import Any
 from soloist.kernels.aot import Record, build_kernels, gate
 from soloist.kernels.choose import ARCHITECTURES, REGISTRY, Impl, choose, find
 from soloist.targets.requantize import cache_folder
-from soloist.toolchain.artifact import Artifact, sha256_file, stage, versions
-from soloist.toolchain.events import EventLog
+from soloist.toolchain.core.artifact import Artifact, stage
+from soloist.toolchain.core.environment import versions
+from soloist.toolchain.core.events import EventLog
+from soloist.toolchain.core.files import sha256_file
 
 
 def chosen(names: Sequence[str]) -> list[Impl]:

@@ -9,8 +9,8 @@ from typing import Any
 from soloist.kernels.errors import UsageError
 from soloist.toolchain.bench.cost import LocalPrice
 from soloist.toolchain.commands._options import method_options
-from soloist.toolchain.jobs import DESK_TRAIN, desk_job, own_job
-from soloist.toolchain.pipeline import FORMATS, Job
+from soloist.toolchain.pipeline.job import DESK_TRAIN, desk_job, own_job
+from soloist.toolchain.pipeline.run import FORMATS, Job
 
 
 def make_job(team: str, out: Path, options: Mapping[str, Any], *, command: str) -> Job:

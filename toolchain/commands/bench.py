@@ -20,11 +20,11 @@ def command(
     """Ask all MODELS (GGUF files, ONNX folders, Hugging Face folders) the same questions in turns."""
     from soloist.toolchain.bench.measure import MEASUREMENTS, measure
     from soloist.toolchain.bench.records import load_measurements
-    from soloist.toolchain.bench.statistics import percentile, wilson
     from soloist.toolchain.bench.systems import System, student_team
-    from soloist.toolchain.events import EventLog
-    from soloist.toolchain.progress import Bars
-    from soloist.toolchain.report.lineage import artifact_around, lineage_of, refuse_trained
+    from soloist.toolchain.core.events import EventLog
+    from soloist.toolchain.core.lineage import artifact_around, lineage_of, refuse_trained
+    from soloist.toolchain.core.progress import Bars
+    from soloist.toolchain.core.statistics import percentile, wilson
     from soloist.toolchain.tasks.files import load_questions
     from soloist.toolchain.tools.files import load_tools
     from soloist.toolchain.verify.verdict import admit

@@ -112,7 +112,7 @@ def _tools_file(path: Path) -> Path | None:
 def _compiled_tools(student: Path) -> Path | None:
     """The list of tools in the neighboring folder that was compiled from this very student."""
     from soloist.kernels.errors import ArtifactError
-    from soloist.toolchain.artifact import MANIFEST, Artifact
+    from soloist.toolchain.core.artifact import MANIFEST, Artifact
 
     with contextlib.suppress(ArtifactError):
         made = Artifact.open(student, verify=False)

@@ -45,12 +45,12 @@ def command(
 
     require("torch", "train")  # what follows imports it
     from soloist.toolchain.commands._options import method_options
-    from soloist.toolchain.config import validated
-    from soloist.toolchain.distill.processes import follows, leave
+    from soloist.toolchain.core.config import validated
+    from soloist.toolchain.core.events import EventLog
+    from soloist.toolchain.core.progress import Bars
+    from soloist.toolchain.distill.distributed import follows, leave
     from soloist.toolchain.distill.stage import DistillConfig, distill
-    from soloist.toolchain.events import EventLog
-    from soloist.toolchain.importers.stage import open_traces
-    from soloist.toolchain.progress import Bars
+    from soloist.toolchain.traces.recording import open_traces
 
     if epochs and spend:
         raise UsageError("--epochs and --spend both say how much is read: give one of them")

@@ -24,7 +24,7 @@ EXTRAS = {
 def command() -> None:
     """Show the machine and, for every extra, whether its packages are installed."""
     from soloist.targets.base import refuse_rivals
-    from soloist.toolchain.artifact import commit, device
+    from soloist.toolchain.core.environment import commit, device
 
     machine = device()
     click.echo(f"machine  {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from soloist.toolchain.artifact import Artifact
+    from soloist.toolchain.core.artifact import Artifact
 
 
 def _student(path: Path) -> Artifact:
-    from soloist.toolchain.artifact import Artifact
+    from soloist.toolchain.core.artifact import Artifact
 
     found = Artifact.open(path)
     if found.manifest["stage"] not in ("distill", "quantize"):
@@ -60,10 +60,10 @@ def command(
     """Compile the artifact STUDENT. The formats gguf, onnx and onnx-portable take it as it is: of a quantized one they
     carry its integers. The others round a float student. A file that does not load or drifts past its tolerance is
     refused."""
-    from soloist.toolchain.events import EventLog
-    from soloist.toolchain.export import export, original
-    from soloist.toolchain.pipeline import FORMATS
-    from soloist.toolchain.progress import Bars
+    from soloist.toolchain.core.events import EventLog
+    from soloist.toolchain.core.progress import Bars
+    from soloist.toolchain.export.stage import export, original
+    from soloist.toolchain.pipeline.run import FORMATS
     from soloist.toolchain.tasks.files import load_questions
     from soloist.toolchain.verify.accuracy import exam_of
     from soloist.toolchain.verify.process import probe_of

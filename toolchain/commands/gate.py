@@ -36,10 +36,10 @@ def command(
     free its score is of what it says (Metric Freedom), what that advises, and what to keep. Never blocks anything.
     """
     from soloist.kernels.errors import UsageError
-    from soloist.toolchain.events import EventLog
-    from soloist.toolchain.gate.result import GATE, kept, read_gate, sentence
-    from soloist.toolchain.gate.stage import GateConfig, gate, questions_for
-    from soloist.toolchain.progress import Bars
+    from soloist.toolchain.assess.result import GATE, kept, read_gate, sentence
+    from soloist.toolchain.assess.stage import GateConfig, gate, questions_for
+    from soloist.toolchain.core.events import EventLog
+    from soloist.toolchain.core.progress import Bars
     from soloist.toolchain.teams.config import load_team
 
     config = GateConfig.model_validate(options)

@@ -31,9 +31,9 @@ def command(
 
     A folder is searched for .json and .jsonl files. `soloist distill` takes the result.
     """
-    from soloist.toolchain.events import EventLog
-    from soloist.toolchain.importers.stage import ImportOptions, import_traces
-    from soloist.toolchain.progress import Bars
+    from soloist.toolchain.core.events import EventLog
+    from soloist.toolchain.core.progress import Bars
+    from soloist.toolchain.record.importing import ImportOptions, import_traces
 
     options = ImportOptions(format=kind, questions=questions, benchmark=benchmark, train_on_test=train_on_test)
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:

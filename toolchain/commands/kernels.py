@@ -96,8 +96,8 @@ def build(names: tuple[str, ...], arch: str, output: Path, ptx: float | None, jo
     from soloist.kernels.aot import architectures
     from soloist.toolchain.commands._kernels import build_artifact, chosen
     from soloist.toolchain.commands._table import echo_json, echo_table
-    from soloist.toolchain.events import EventLog
-    from soloist.toolchain.progress import Bars
+    from soloist.toolchain.core.events import EventLog
+    from soloist.toolchain.core.progress import Bars
 
     targets = architectures(arch)
     with Bars() as bars, EventLog(None, (bars,)) as events:

@@ -30,8 +30,8 @@ def build(
     rounds: int,
 ) -> None:
     """Make one graph of SOURCES: triples files (.tsv, .jsonl, .json), documents (any other file), or `desk`."""
-    from soloist.toolchain.knowledge.build import build_graph
     from soloist.toolchain.knowledge.files import load_aliases
+    from soloist.toolchain.teams.graph_builder import build_graph
 
     own = load_aliases(aliases) if aliases is not None else None
     built = build_graph(sources, own, single_valued, team=team, t_max=rounds)
@@ -47,9 +47,9 @@ def build(
 @click.option("--tools", multiple=True, help="Your tools as module:attribute, to compute their calls again.")
 def verify(traces: Path, name: str, output: Path | None, tools: tuple[str, ...]) -> None:
     """Annotate TRACES (a file, or a folder made by `soloist teach`) with verdicts and count them."""
-    from soloist.toolchain.knowledge.build import verify_traces
-    from soloist.toolchain.knowledge.desk import find_graph
-    from soloist.toolchain.tools.desk import desk_tools
+    from soloist.toolchain.desk.tools import desk_tools
+    from soloist.toolchain.knowledge.annotate import verify_traces
+    from soloist.toolchain.knowledge.files import find_graph
     from soloist.toolchain.tools.files import load_tools
 
     box = load_tools(tools, desk_tools()) if tools else None

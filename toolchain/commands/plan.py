@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 if TYPE_CHECKING:
-    from soloist.toolchain.artifact import Artifact
+    from soloist.toolchain.core.artifact import Artifact
 
 _SHOWN = 12
 
@@ -82,12 +82,12 @@ def command(
     from soloist.targets.base import require
 
     require("torch", "train")  # what follows imports it
-    from soloist.toolchain.artifact import Artifact
-    from soloist.toolchain.config import validated
-    from soloist.toolchain.events import EventLog
-    from soloist.toolchain.importers.stage import open_traces
-    from soloist.toolchain.progress import Bars
-    from soloist.toolchain.quantization.planner import PlanConfig, make_plan
+    from soloist.toolchain.core.artifact import Artifact
+    from soloist.toolchain.core.config import validated
+    from soloist.toolchain.core.events import EventLog
+    from soloist.toolchain.core.progress import Bars
+    from soloist.toolchain.quantize.planner import PlanConfig, make_plan
+    from soloist.toolchain.traces.recording import open_traces
 
     if (questions is None) != (max_accuracy_drop is None):
         raise UsageError("--max-accuracy-drop and --questions go together: points lost on those questions")
@@ -110,7 +110,7 @@ def command(
     parent = Artifact.open(student, stage="distill")
     ask = None
     if questions is not None:
-        from soloist.toolchain.quantization.answers import asker
+        from soloist.toolchain.quantize.accuracy import asker
         from soloist.toolchain.tasks.files import load_questions
 
         ask = asker(parent, load_questions(questions).questions, output)
@@ -133,7 +133,7 @@ def _show(made: Artifact) -> None:
     import json
 
     from soloist.toolchain.commands._table import echo_table
-    from soloist.toolchain.quantization.planner import SENSITIVITY
+    from soloist.toolchain.quantize.planner import SENSITIVITY
 
     facts = made.facts
     record = json.loads((made.path / SENSITIVITY).read_text(encoding="utf-8"))

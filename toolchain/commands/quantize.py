@@ -77,13 +77,13 @@ def command(
     from soloist.targets.base import require
 
     require("torch", "train")  # what follows imports it
-    from soloist.toolchain.artifact import Artifact
-    from soloist.toolchain.config import validated
-    from soloist.toolchain.events import EventLog
-    from soloist.toolchain.importers.stage import open_traces
-    from soloist.toolchain.progress import Bars
-    from soloist.toolchain.quantization.plan import CALIBRATED, read_plan
-    from soloist.toolchain.quantization.stage import QuantizeConfig, quantize
+    from soloist.toolchain.core.artifact import Artifact
+    from soloist.toolchain.core.config import validated
+    from soloist.toolchain.core.events import EventLog
+    from soloist.toolchain.core.progress import Bars
+    from soloist.toolchain.quantize.plan import CALIBRATED, read_plan
+    from soloist.toolchain.quantize.stage import QuantizeConfig, quantize
+    from soloist.toolchain.traces.recording import open_traces
 
     told: dict[str, object] = {"samples": samples, "order": order, "seed": seed}
     widths = {

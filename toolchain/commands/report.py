@@ -14,7 +14,7 @@ def command(folder: Path) -> None:
     from rich.console import Console
 
     from soloist.toolchain.report import terminal
-    from soloist.toolchain.report.contract import read_report
+    from soloist.toolchain.report.schema import read_report
     from soloist.toolchain.report.stage import write_report
 
     report = read_report(folder / "report.json")

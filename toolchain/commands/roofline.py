@@ -30,8 +30,8 @@ def command(
 
     from soloist.kernels.errors import UsageError
     from soloist.targets.devices.spec import device, devices
-    from soloist.targets.roofline import PRECISIONS, matrix_rows, predict
-    from soloist.targets.roofline import student as find_student
+    from soloist.targets.predict import PRECISIONS, matrix_rows, predict
+    from soloist.targets.predict import student as find_student
     from soloist.toolchain.commands._table import echo_json, echo_table
 
     if precision is not None and precision not in PRECISIONS:

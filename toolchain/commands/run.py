@@ -43,9 +43,9 @@ def command(team: str, output: Path | None, as_json: bool, show: bool | None, **
     The same command goes on where it was killed, and does nothing twice.
     """
     from soloist.toolchain.commands._run import make_job
-    from soloist.toolchain.events import EventLog
-    from soloist.toolchain.pipeline import run
-    from soloist.toolchain.progress import Bars
+    from soloist.toolchain.core.events import EventLog
+    from soloist.toolchain.core.progress import Bars
+    from soloist.toolchain.pipeline.run import run
     from soloist.toolchain.report import terminal
 
     out = output or Path("runs") / Path(team).stem

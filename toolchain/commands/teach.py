@@ -24,11 +24,11 @@ def command(
 ) -> None:
     """Put questions to TEAM and keep every run as a trace. Goes on where it was killed."""
     from soloist.kernels.errors import UsageError
-    from soloist.toolchain.events import EventLog
-    from soloist.toolchain.jobs import DESK_TRAIN, desk_train
-    from soloist.toolchain.progress import Bars
+    from soloist.toolchain.core.events import EventLog
+    from soloist.toolchain.core.progress import Bars
+    from soloist.toolchain.pipeline.job import DESK_TRAIN, desk_train
+    from soloist.toolchain.record.team import teach
     from soloist.toolchain.tasks.files import load_questions
-    from soloist.toolchain.teach import teach
     from soloist.toolchain.teams.config import load_team
 
     config = load_team(team)

@@ -14,7 +14,7 @@ def command(name: str | None) -> None:
     from pydantic import ValidationError
 
     from soloist.kernels.errors import UsageError
-    from soloist.toolchain.config import describe
+    from soloist.toolchain.core.config import describe
     from soloist.toolchain.teams.config import load_team
     from soloist.toolchain.teams.team import find_topology, topology_names
     from soloist.toolchain.tools.files import load_tools

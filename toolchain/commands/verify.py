@@ -35,8 +35,8 @@ def command(
     the files. ARTIFACT may be a lone file with --student and --format; then nothing is written."""
     from soloist.kernels.errors import GateError, UsageError
     from soloist.toolchain.tasks.files import load_questions
-    from soloist.toolchain.verify.exports import verify_export
     from soloist.toolchain.verify.process import probe_of
+    from soloist.toolchain.verify.stage import verify_export
 
     asked = load_questions(questions).questions if questions else ()
     if probe is None and not asked:
@@ -65,7 +65,7 @@ def _lone(file: Path, student: Path, format: str, probe: Any, scratch: Path, lim
     from soloist.kernels.errors import GateError, UsageError
     from soloist.targets.open import parts
     from soloist.targets.tolerances import tolerance_of
-    from soloist.toolchain.verify.gate import judge_format
+    from soloist.toolchain.verify.fidelity import judge_format
 
     models = parts(student) or {"": student}
     files = parts(file) or {"": file}

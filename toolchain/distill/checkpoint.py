@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from soloist.kernels.errors import ArtifactError
-from soloist.toolchain.artifact import explain_disk_errors, write_atomic
+from soloist.toolchain.core.files import explain_disk_errors, write_atomic
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

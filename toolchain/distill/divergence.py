@@ -30,8 +30,8 @@ from soloist.kernels.choose import choose
 from soloist.kernels.divergences import Head, Kind, TopK
 from soloist.kernels.errors import UsageError
 from soloist.kernels.linear_kl import linear_kl
+from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.packing import Batch
-from soloist.toolchain.distill.student import Student
 from soloist.toolchain.distill.teacher import teacher_logits
 
 Rule = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # log Q of some rows, which -> their values, their gradient

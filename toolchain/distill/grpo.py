@@ -28,15 +28,15 @@ from torch.nn import functional
 
 from soloist.kernels.errors import UsageError
 from soloist.targets.base import Message, require
-from soloist.toolchain.config import Config
+from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.credit import Solution, released, softmin, z_scores
 from soloist.toolchain.distill.data import Example, prepare_tokenizer, render_ids
-from soloist.toolchain.distill.exact import write_exact
+from soloist.toolchain.distill.full_precision import write_exact
 from soloist.toolchain.distill.methods.base import Variant
+from soloist.toolchain.distill.model import load_base
 from soloist.toolchain.distill.prm import RewardModel
 from soloist.toolchain.distill.rollouts import Rollout, Sampler
 from soloist.toolchain.distill.steps import step_ends
-from soloist.toolchain.distill.student import load_base
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.tools.base import Toolbox
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from soloist.toolchain.distill.processes import ALONE, MAIN, Processes
+from soloist.toolchain.distill.distributed import ALONE, MAIN, Processes
 
 _SLICE = 1 << 18  # elements: 7 arrays of 1 MB or less stay in the cache of one core
 _DECAYED_DIMENSIONS = 2  # matrices decay, norms and biases do not

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from soloist.kernels.errors import ArtifactError
-from soloist.toolchain.artifact import explain_disk_errors
+from soloist.toolchain.core.files import explain_disk_errors
 from soloist.toolchain.distill.data import Example, Group
+from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.packing import Batch, pack
 from soloist.toolchain.distill.steps import read_at
-from soloist.toolchain.distill.student import Student
 from soloist.toolchain.distill.train import parts
 
 HEAD = "head.safetensors"

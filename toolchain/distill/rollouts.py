@@ -16,7 +16,7 @@ from typing import Any
 
 from soloist.targets.base import Message
 from soloist.toolchain.distill.data import render_ids
-from soloist.toolchain.distill.sample import complete
+from soloist.toolchain.distill.sampling import complete
 from soloist.toolchain.tasks.base import Question, extract, score
 from soloist.toolchain.tools.base import Toolbox, ToolError
 from soloist.toolchain.tools.calls import MORE, parse_call, run_call

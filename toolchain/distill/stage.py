@@ -18,19 +18,19 @@ from typing import Any
 from pydantic import Field
 
 from soloist.kernels.errors import UsageError
-from soloist.toolchain.artifact import Artifact, sha256_file, stage, write_atomic
-from soloist.toolchain.config import Config, validated
+from soloist.toolchain.core.artifact import Artifact, stage
+from soloist.toolchain.core.config import Config, validated
+from soloist.toolchain.core.events import QUIET, EventLog
+from soloist.toolchain.core.files import sha256_file, write_atomic
 from soloist.toolchain.distill.data import CheckSteps, Mode
+from soloist.toolchain.distill.distributed import Processes, launched
 from soloist.toolchain.distill.methods.base import Variant
 from soloist.toolchain.distill.methods.catalog import load
-from soloist.toolchain.distill.processes import Processes, launched
-from soloist.toolchain.distill.student import freed_memory_kept
+from soloist.toolchain.distill.model import freed_memory_kept
 from soloist.toolchain.distill.train import CHECKPOINTS, STAGE, TrainConfig
 from soloist.toolchain.distill.work import PHASES, Work
-from soloist.toolchain.events import QUIET, EventLog
 from soloist.toolchain.traces.store import read_runs
 
-TRACES = "traces.jsonl.gz"
 CARD = "student.json"
 
 

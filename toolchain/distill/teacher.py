@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from soloist.kernels.errors import UsageError
+from soloist.toolchain.distill.model import Student, load_base
 from soloist.toolchain.distill.packing import Batch
-from soloist.toolchain.distill.student import Student, load_base
 
 
 def vocabulary_digest(tokenizer: Any) -> str:  # noqa: ANN401 - transformers is untyped here

@@ -35,16 +35,15 @@ from pydantic import Field
 from torch import Tensor
 
 from soloist.kernels.errors import ArtifactError, UsageError
-from soloist.toolchain.config import Config
+from soloist.toolchain.core.config import Config
+from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.distill.checkpoint import load_checkpoint, save_checkpoint
 from soloist.toolchain.distill.data import Example, Group, as_groups
-from soloist.toolchain.distill.methods.base import Objective, Observing, Refreshing
-from soloist.toolchain.distill.methods.sft import CrossEntropy
+from soloist.toolchain.distill.distributed import Processes, launched
+from soloist.toolchain.distill.model import Precision, Student, choose_precision, load_base
+from soloist.toolchain.distill.objective import CrossEntropy, Objective, Observing, Refreshing
 from soloist.toolchain.distill.optimizer import MasterAdamW
 from soloist.toolchain.distill.packing import pack
-from soloist.toolchain.distill.processes import Processes, launched
-from soloist.toolchain.distill.student import Precision, Student, choose_precision, load_base
-from soloist.toolchain.events import QUIET, EventLog
 
 LOG = "train.jsonl"
 CHECKPOINTS = "checkpoints"

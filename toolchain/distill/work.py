@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soloist.toolchain.artifact import write_atomic
+from soloist.toolchain.core.events import EventLog
+from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.distill.data import CheckSteps, Group, Mode, Selection, within
-from soloist.toolchain.distill.methods.base import Method, Objective, Select, Setup, Variant
-from soloist.toolchain.distill.processes import ALONE, Processes
-from soloist.toolchain.distill.student import Student
+from soloist.toolchain.distill.distributed import ALONE, Processes
+from soloist.toolchain.distill.methods.base import Method, Select, Setup, Variant
+from soloist.toolchain.distill.model import Student
+from soloist.toolchain.distill.objective import Objective
 from soloist.toolchain.distill.train import STAGE, TrainConfig, Trainer
-from soloist.toolchain.events import EventLog
 from soloist.toolchain.traces.schema import Run
 
 PHASES = "phases"
@@ -124,7 +125,7 @@ def fit(work: Work, trainer: Trainer, groups: Sequence[Group], objective: Object
 
 def frozen(path: Path, like: Student) -> Student:
     """A model that is only read (a reference, a teacher), in the student's precision and place."""
-    from soloist.toolchain.distill.student import load_base
+    from soloist.toolchain.distill.model import load_base
 
     model, tokenizer = load_base(path)
     reader = Student(model, tokenizer, like.device)

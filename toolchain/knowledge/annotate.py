@@ -16,8 +16,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from soloist.toolchain.knowledge.desk import used_facts
+from soloist.toolchain.core.files import write_atomic
+from soloist.toolchain.desk.graph import used_facts
+from soloist.toolchain.desk.tools import desk_tools
 from soloist.toolchain.knowledge.files import Extractor
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.prompts import ASKED
@@ -26,8 +29,9 @@ from soloist.toolchain.knowledge.verify import Ask, Judgment, Rates, Verdict, ju
 from soloist.toolchain.tools.arithmetic import check_steps
 from soloist.toolchain.tools.base import Toolbox, ToolError
 from soloist.toolchain.tools.calls import parse_call
-from soloist.toolchain.tools.desk import desk_tools
+from soloist.toolchain.traces.recording import TRACES
 from soloist.toolchain.traces.schema import Run, ToolUse
+from soloist.toolchain.traces.store import read_runs
 
 
 @dataclass(frozen=True)
@@ -160,3 +164,47 @@ def recompute(use: ToolUse, tools: Toolbox) -> str | None:
     if tool.check is not None and not tool.check(arguments, again.value):
         return f"the tool's own check refuses {again.value}"
     return None if check_steps("\n".join(use.steps)) else "a worked step does not re-check"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A recording under verification. `clean` runs have nothing unverified, `silent` ones no triple at all."""
+
+    runs: int
+    clean: int
+    silent: int
+    rates: Rates
+
+
+def verify_traces(
+    traces: Path, graph: KnowledgeGraph, *, tools: Toolbox | None = None, output: Path | None = None
+) -> Counts:
+    """Annotate every run of a recording; with `output` also write what was found. Raises DataError."""
+    graph.require_facts()
+    file = traces / TRACES if traces.is_dir() else traces
+    judgments: list[Judgment] = []
+    lines = []
+    runs = clean = silent = 0
+    for run in read_runs(file):
+        annotation = annotated(run, graph, tools=tools)
+        judgments += annotation.judgments
+        runs, clean, silent = runs + 1, clean + annotation.clean, silent + (not annotation.judgments)
+        lines.append(_record(run, annotation))
+    if output is not None:
+        write_atomic(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return Counts(runs, clean, silent, rates(judgments))
+
+
+def _record(run: Run, annotation: Annotation) -> dict[str, object]:
+    return {
+        "question": run.question.id,
+        "triples": [
+            {
+                "triple": list(judgment.triple.parts),
+                "verdict": judgment.verdict,
+                "how": judgment.how,
+                "reason": judgment.reason,
+            }
+            for judgment in annotation.judgments
+        ],
+    }

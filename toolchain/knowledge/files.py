@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import DataError
+from soloist.toolchain.desk.graph import NAME, desk_graph
 from soloist.toolchain.knowledge.graph import FORMATS, KnowledgeGraph
 from soloist.toolchain.knowledge.triples import Aliases, Triple
 
@@ -156,3 +157,8 @@ def add_documents(graph: KnowledgeGraph, documents: Sequence[Path], extractor: E
         for number, passage in enumerate(passages(_text_of(path)), 1):
             added += sum(graph.add(triple, f"{path.name}, passage {number}") for triple in extractor(passage))
     return added
+
+
+def find_graph(name: str) -> KnowledgeGraph:
+    """The desk's graph by its name, or that of a file. Raises DataError."""
+    return desk_graph() if name == NAME else load_graph(Path(name))

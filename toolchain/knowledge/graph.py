@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from soloist.kernels.errors import DataError
 from soloist.targets.base import require
-from soloist.toolchain.artifact import write_atomic
+from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.knowledge.triples import Aliases, Triple, spelled, words
 
 Match = Literal["exact", "alias"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from soloist.toolchain.gate.result import Freedom, Gate, kept, sentence
+from soloist.toolchain.assess.result import Freedom, Gate, kept, sentence
 from soloist.toolchain.report.svg import esc, table
 
 _SCORES = {"verdict": "correct or not", "turns": "share of correct turns (our own)"}

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from soloist.toolchain.report.format import seconds
 from soloist.toolchain.report.svg import Svg, clip, esc
-from soloist.toolchain.report.words import seconds
 from soloist.toolchain.traces.schema import EdgeKind, Run, ToolUse, Turn
 
 BOX_W, BOX_H, GAP_X, LANE, SIDE, HEAD = 126.0, 44.0, 50.0, 70.0, 112.0, 30.0

@@ -13,9 +13,11 @@ from statistics import fmean
 from typing import Any
 
 from soloist.kernels.errors import DataError
+from soloist.toolchain.assess.result import Gate
 from soloist.toolchain.bench.cost import LocalPrice, Spend, break_even
 from soloist.toolchain.bench.records import Answered, Kind, Measurement, TestSplit
-from soloist.toolchain.bench.statistics import (
+from soloist.toolchain.core.lineage import Lineage, refuse_trained
+from soloist.toolchain.core.statistics import (
     Paired,
     paired_difference,
     percentile,
@@ -23,8 +25,7 @@ from soloist.toolchain.bench.statistics import (
     smallest_sample,
     wilson,
 )
-from soloist.toolchain.gate.result import Gate
-from soloist.toolchain.report.contract import (
+from soloist.toolchain.report.schema import (
     Details,
     Difference,
     Extra,
@@ -38,7 +39,6 @@ from soloist.toolchain.report.contract import (
     System,
     TrainingPoint,
 )
-from soloist.toolchain.report.lineage import Lineage, refuse_trained
 from soloist.toolchain.traces.schema import Run
 
 _UNMEASURED = {

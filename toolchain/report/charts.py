@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from soloist.toolchain.report.contract import Extra, OneOff, System, TrainingPoint
-from soloist.toolchain.report.labels import Box, Label, place
+from soloist.toolchain.report.format import number, percent, seconds, tick_seconds, usd
+from soloist.toolchain.report.label_placement import Box, Label, place
+from soloist.toolchain.report.schema import Extra, OneOff, System, TrainingPoint
 from soloist.toolchain.report.svg import Scale, Svg
-from soloist.toolchain.report.words import number, percent, seconds, tick_seconds, usd
 
 WIDTH, HEIGHT = 430.0, 370.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 14.0, 48.0

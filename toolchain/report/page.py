@@ -12,9 +12,9 @@ from importlib.resources import files
 
 from soloist.toolchain.bench.records import TestSplit
 from soloist.toolchain.report import advice, anatomy, charts, tables
-from soloist.toolchain.report.contract import Details, Report, System
+from soloist.toolchain.report.format import SPLITS, find, names, number, pays, percent, seconds, usd
+from soloist.toolchain.report.schema import Details, Report, System
 from soloist.toolchain.report.svg import esc
-from soloist.toolchain.report.words import SPLITS, find, names, number, pays, percent, seconds, usd
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _TABS: tuple[TestSplit, ...] = ("held-out", "unseen-wording")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from soloist.toolchain.artifact import write_atomic
-from soloist.toolchain.report.contract import Details, Report
+from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.report.page import render
+from soloist.toolchain.report.schema import Details, Report
 from soloist.toolchain.report.terminal import markdown
 from soloist.toolchain.traces.schema import Run
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from soloist.toolchain.bench.records import TestSplit
-from soloist.toolchain.report.contract import Extra, Report, System
+from soloist.toolchain.report.format import SPLITS, names, number, percent, points, seconds, usd
+from soloist.toolchain.report.schema import Extra, Report, System
 from soloist.toolchain.report.svg import esc, table
-from soloist.toolchain.report.words import SPLITS, names, number, percent, points, seconds, usd
 
 _VERDICTS = {
     "pass": '<span class="ok">✓ passed</span>',

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from soloist.toolchain.assess.result import sentence
 from soloist.toolchain.bench.records import TestSplit
-from soloist.toolchain.gate.result import sentence
-from soloist.toolchain.report.contract import Report, System
-from soloist.toolchain.report.words import SPLITS, find, names, number, percent, points, seconds, usd
+from soloist.toolchain.report.format import SPLITS, find, names, number, percent, points, seconds, usd
+from soloist.toolchain.report.schema import Report, System
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
+from soloist.toolchain.core.entry_points import resolve_entry_point
 from soloist.toolchain.tasks.math_answers import final_answer, same_answer
 
 Split = Literal["train", "held-out", "unseen-wording", "test"]
@@ -169,21 +170,6 @@ def resolve_scorer(name: str) -> Scorer:
         return SCORERS[name]
     found: Scorer = resolve_entry_point(name, "scorer", ", ".join(SCORERS))
     return found
-
-
-def resolve_entry_point(name: str, what: str, known: str) -> Any:  # noqa: ANN401 - the user's object
-    """Import `module:attribute`. Raises UsageError naming what is missing."""
-    import importlib
-
-    from soloist.kernels.errors import UsageError
-
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise UsageError(f"unknown {what} '{name}': use one of {known}, or module:function")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"{what} '{name}' cannot be imported: {error}") from error
 
 
 def score(answer: str | None, question: Question) -> bool:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from soloist.kernels.errors import UsageError
 from soloist.targets.providers import Provider
-from soloist.toolchain.config import Config, load_yaml
+from soloist.toolchain.core.config import Config, load_yaml
 
 
 class SamplingConfig(Config):

@@ -10,8 +10,9 @@ from typing import Protocol, cast
 from pydantic import BaseModel, ValidationError
 
 from soloist.kernels.errors import EngineError, UsageError
-from soloist.toolchain.config import describe
-from soloist.toolchain.tasks.base import Question, resolve_entry_point
+from soloist.toolchain.core.config import describe
+from soloist.toolchain.core.entry_points import resolve_entry_point
+from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams import topologies
 from soloist.toolchain.teams.config import GgufEngineConfig, StudentEngineConfig, TeamConfig
 from soloist.toolchain.teams.engines.base import Engine

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from soloist.kernels.errors import UsageError
-from soloist.toolchain.tasks.base import resolve_entry_point
+from soloist.toolchain.core.entry_points import resolve_entry_point
 from soloist.toolchain.tools.base import Tool, Toolbox
 
 

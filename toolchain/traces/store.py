@@ -17,9 +17,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.artifact import explain_disk_errors
-from soloist.toolchain.config import describe
-from soloist.toolchain.events import append_line
+from soloist.toolchain.core.config import describe
+from soloist.toolchain.core.files import append_line, explain_disk_errors
 from soloist.toolchain.tasks.base import question_key
 from soloist.toolchain.traces.schema import SCHEMA, Run
 

@@ -13,7 +13,7 @@ follows.
 """
 
 from soloist.toolchain.verify.differences import compare, divergence
-from soloist.toolchain.verify.gate import judge, verify
+from soloist.toolchain.verify.fidelity import judge, verify
 from soloist.toolchain.verify.process import Probe, observe
 
 __all__ = ["Probe", "compare", "divergence", "judge", "observe", "verify"]

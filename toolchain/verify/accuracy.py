@@ -19,9 +19,11 @@ from typing import Any
 from soloist.kernels.errors import ArtifactError, DataError, GateError, UsageError
 from soloist.targets.requantize import cache_folder
 from soloist.targets.tolerances import Tolerance
-from soloist.toolchain.artifact import Artifact, versions, write_atomic
-from soloist.toolchain.bench.statistics import paired_difference
 from soloist.toolchain.bench.systems import student_team, student_tools
+from soloist.toolchain.core.artifact import Artifact
+from soloist.toolchain.core.environment import versions
+from soloist.toolchain.core.files import write_atomic
+from soloist.toolchain.core.statistics import paired_difference
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.verify.process import LIMIT_S, memory_for, run_worker, stamp
@@ -116,7 +118,7 @@ def exam_of(student: Artifact, questions: Sequence[Question], scratch: Path, ent
 
 def _whole(student: Artifact, out: Path) -> Path:
     """The student in 16 bits: a GGUF file, or torch for a family that has none."""
-    from soloist.toolchain.export import compile_format, knowledge, model_folders
+    from soloist.toolchain.export.stage import compile_format, knowledge, model_folders
 
     try:
         made = compile_format(model_folders(student), out, "gguf-f16", "student", knowledge(student.path))

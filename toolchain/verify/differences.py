@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from soloist.kernels.errors import GateError
 from soloist.targets.base import require
-from soloist.targets.hostile import HOSTILE
+from soloist.targets.tokenizer_cases import HOSTILE
 
 Rows = npt.NDArray[np.float32]
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from soloist.kernels.errors import DataError, GateError
 from soloist.targets.base import Message
-from soloist.targets.hostile import HOSTILE
-from soloist.toolchain.artifact import write_atomic
-from soloist.toolchain.lifeline import lifeline
+from soloist.targets.tokenizer_cases import HOSTILE
+from soloist.toolchain.core.files import write_atomic
+from soloist.toolchain.core.lifeline import lifeline
 from soloist.toolchain.tasks.base import Question
 
 RECORD = "record.json"

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import ArtifactError, GateError
-from soloist.toolchain.artifact import MANIFEST, Artifact, commit, device, sha256_file, versions, write_atomic
+from soloist.toolchain.core.artifact import MANIFEST, Artifact
+from soloist.toolchain.core.environment import commit, device, versions
+from soloist.toolchain.core.files import sha256_file, write_atomic
 
 FILE = "verdict.json"
 STAGE = "export"

@@ -21,9 +21,9 @@ from soloist.kernels.errors import SoloistError
 from soloist.targets.base import Runtime, Sampling
 from soloist.targets.open import open_runtime
 from soloist.targets.tensorrt.build_engine import limit_memory
-from soloist.toolchain.artifact import write_atomic
-from soloist.toolchain.bench.worker import peak_mb
-from soloist.toolchain.lifeline import Parent
+from soloist.toolchain.core.environment import peak_mb
+from soloist.toolchain.core.files import write_atomic
+from soloist.toolchain.core.lifeline import Parent
 from soloist.toolchain.verify.process import RECORD
 
 _GREEDY, _NEW_TOKENS = 4, 64  # whole answers are drawn for the first prompts only: they take most of the time

@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from soloist.toolchain.artifact import stage  # noqa: E402
-from soloist.toolchain.distill.student import load_base  # noqa: E402
+from soloist.toolchain.core.artifact import stage  # noqa: E402
+from soloist.toolchain.distill.model import load_base  # noqa: E402
 from soloist.toolchain.tasks.base import Question, score  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn  # noqa: E402
 from soloist.toolchain.traces.store import write_runs  # noqa: E402

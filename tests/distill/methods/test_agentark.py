@@ -9,14 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
-from soloist.toolchain.artifact import Artifact  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact  # noqa: E402
 from soloist.toolchain.distill.methods.agentark import DiverseOptions, Options, consensus, diverse  # noqa: E402
 from soloist.toolchain.distill.methods.attempts import distance, sound  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
-from soloist.toolchain.distill.methods.sft import CrossEntropy  # noqa: E402
+from soloist.toolchain.distill.model import Student, load_base  # noqa: E402
+from soloist.toolchain.distill.objective import CrossEntropy  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
-from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, parts  # noqa: E402
 
 ADD, MUL, SUB = ("add(5+7) = 12",), ("mul(3*4) = 12",), ("add(5+1) = 6", "mul(6*2) = 12")

@@ -13,15 +13,18 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from soloist.kernels.errors import UsageError  # noqa: E402
-from soloist.toolchain.artifact import stage  # noqa: E402
+from soloist.toolchain.core.artifact import stage  # noqa: E402
 from soloist.toolchain.distill.data import as_groups  # noqa: E402
-from soloist.toolchain.distill.methods.base import Refreshing, Setup  # noqa: E402
+from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.gkd import Distillation, Options, on_policy, turn_starts  # noqa: E402
-from soloist.toolchain.distill.methods.sft import CrossEntropy  # noqa: E402
+from soloist.toolchain.distill.model import load_base  # noqa: E402
+from soloist.toolchain.distill.objective import (
+    CrossEntropy,  # noqa: E402
+    Refreshing,  # noqa: E402
+)
 from soloist.toolchain.distill.packing import ATTENTION, pack  # noqa: E402
-from soloist.toolchain.distill.sample import sample  # noqa: E402
+from soloist.toolchain.distill.sampling import sample  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
-from soloist.toolchain.distill.student import load_base  # noqa: E402
 from soloist.toolchain.distill.teacher import load_teacher, vocabulary_digest  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, Trainer  # noqa: E402
 from soloist.toolchain.traces.store import write_runs  # noqa: E402

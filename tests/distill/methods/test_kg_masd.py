@@ -10,18 +10,18 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
-from soloist.toolchain.artifact import stage  # noqa: E402
+from soloist.toolchain.core.artifact import stage  # noqa: E402
+from soloist.toolchain.desk.graph import desk_graph  # noqa: E402
+from soloist.toolchain.desk.tools import desk_tools  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.kg_masd import METHOD, Options, select  # noqa: E402
+from soloist.toolchain.distill.model import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
-from soloist.toolchain.distill.student import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
 from soloist.toolchain.knowledge.context import FILE, graph_beside, informed, with_facts  # noqa: E402
-from soloist.toolchain.knowledge.desk import desk_graph  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.tools.calls import parse_call, run_call  # noqa: E402
-from soloist.toolchain.tools.desk import desk_tools  # noqa: E402
 from soloist.toolchain.traces.schema import Run, ToolUse, Turn  # noqa: E402
 from soloist.toolchain.traces.store import read_runs, write_runs  # noqa: E402
 
@@ -228,7 +228,7 @@ def test_a_student_that_acts_needs_no_graph(tiny_base, traces, tmp_path):
 
 @pytest.mark.parametrize("informed_student", [True, False])
 def test_the_files_compiled_from_it_have_the_graph_beside_them(tmp_path, monkeypatch, informed_student):
-    from soloist.toolchain import export as module
+    from soloist.toolchain.export.stage import stage as module
     from soloist.toolchain.verify import Probe
 
     def build(folder):

@@ -15,9 +15,9 @@ from soloist.toolchain.distill import graph_network  # noqa: E402
 from soloist.toolchain.distill.methods import magdi  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.magdi import MagdiOptions  # noqa: E402
+from soloist.toolchain.distill.model import load_base  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
-from soloist.toolchain.distill.student import load_base  # noqa: E402
 from soloist.toolchain.distill.train import CHECKPOINTS, TrainConfig, Trainer  # noqa: E402
 
 GRIDS = (["wc", "cw", "w-"], ["cc", "cu"], ["c", "w", "w"])

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from soloist.kernels.errors import DataError, MissingExtraError, UsageError  # noqa: E402
-from soloist.toolchain.artifact import Artifact  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact  # noqa: E402
 from soloist.toolchain.distill.grpo import Judge  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.pad import Options, attempts  # noqa: E402

@@ -10,11 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
-from soloist.toolchain.artifact import Artifact  # noqa: E402
 from soloist.toolchain.bench.systems import student_tools  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
-from soloist.toolchain.distill.methods.catalog import load  # noqa: E402
-from soloist.toolchain.distill.methods.rivals import (  # noqa: E402
+from soloist.toolchain.distill.methods.baselines import (  # noqa: E402
     RandomOptions,
     SingleOptions,
     answers,
@@ -24,6 +23,7 @@ from soloist.toolchain.distill.methods.rivals import (  # noqa: E402
     strongest,
     votes,
 )
+from soloist.toolchain.distill.methods.catalog import load  # noqa: E402
 from soloist.toolchain.distill.methods.sft import verified  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402

@@ -24,9 +24,9 @@ from soloist.toolchain.distill.methods.sad import (  # noqa: E402
     select,
     spanned,
 )
+from soloist.toolchain.distill.model import load_base  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
-from soloist.toolchain.distill.student import load_base  # noqa: E402
 from soloist.toolchain.distill.teacher import load_teacher  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, plan  # noqa: E402
 

@@ -214,8 +214,8 @@ def test_the_recorded_desk_is_selected(tokenizer, mode, recorded_runs):
 
 
 def test_fireact_is_cut_whole(tokenizer, shared_data):
-    from soloist.toolchain.importers.base import Reading, load_document
-    from soloist.toolchain.importers.fireact import IMPORTER
+    from soloist.toolchain.record.importers.base import Reading, load_document
+    from soloist.toolchain.record.importers.fireact import IMPORTER
 
     path = shared_data / "traces" / "fireact" / "hotpotqa.json"
     if not path.is_file():

@@ -10,20 +10,20 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from soloist.targets.open import parts  # noqa: E402
-from soloist.toolchain.artifact import Artifact  # noqa: E402
 from soloist.toolchain.bench.systems import student_team, student_tools  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact  # noqa: E402
 from soloist.toolchain.distill.data import Group  # noqa: E402
 from soloist.toolchain.distill.methods import smagdi  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.smagdi import SmagdiOptions, StepObjective  # noqa: E402
+from soloist.toolchain.distill.model import load_base  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
-from soloist.toolchain.distill.student import load_base  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.teams.team import Team  # noqa: E402
 
-TOOLS = ("soloist.toolchain.tools.desk:desk_tools",)
+TOOLS = ("soloist.toolchain.desk.tools:desk_tools",)
 
 
 @pytest.fixture

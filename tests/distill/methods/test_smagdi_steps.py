@@ -13,12 +13,12 @@ from soloist.toolchain.distill.methods import smagdi  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.smagdi import CORRECT, WRONG, SmagdiOptions  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, recheck  # noqa: E402
-from soloist.toolchain.importers.stage import import_traces  # noqa: E402
+from soloist.toolchain.record.importing import import_traces  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn  # noqa: E402
 from soloist.toolchain.traces.store import read_runs  # noqa: E402
 
-TOOLS = ("soloist.toolchain.tools.desk:desk_tools",)
+TOOLS = ("soloist.toolchain.desk.tools:desk_tools",)
 
 
 def calc(expression, result, *, more=False):

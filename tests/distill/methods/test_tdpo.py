@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from soloist.kernels.errors import DataError  # noqa: E402
-from soloist.toolchain.artifact import stage  # noqa: E402
+from soloist.toolchain.core.artifact import stage  # noqa: E402
 from soloist.toolchain.distill.data import Group  # noqa: E402
 from soloist.toolchain.distill.methods import tdpo  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402

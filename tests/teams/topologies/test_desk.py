@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from soloist.kernels.errors import UsageError
-from soloist.toolchain.tasks import desk as desk_task
+from soloist.toolchain.desk import questions as desk_task
+from soloist.toolchain.desk.specialties import Discriminant, Specialties, load_specialties
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import load_team
-from soloist.toolchain.teams.specialties import Discriminant, Specialties, load_specialties
 
 pytest.importorskip("reasoning_gym", reason="the desk's demonstrations come from reasoning-gym")
 
@@ -17,7 +17,7 @@ EQUATION = Question(id="e", question="Solve for x: 3*x + 4 = 19", gold="5", task
 CHAIN = Question(
     id="c", question="First solve 2*y = 8. Then add 7 to it.", gold="11", task="equation-then", scorer="number"
 )
-TOOLS = ("soloist.toolchain.tools.desk:desk_tools",)
+TOOLS = ("soloist.toolchain.desk.tools:desk_tools",)
 READER = {"role": "reader", "demonstrations": {"task": "desk", "count": 2, "seed": 1}}
 AGENTS = [
     {"name": "router", "role": "router"},

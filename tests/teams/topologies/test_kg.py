@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from soloist.kernels.errors import DataError, UsageError
+from soloist.toolchain.desk.graph import desk_graph
 from soloist.toolchain.knowledge.annotate import annotated
-from soloist.toolchain.knowledge.desk import desk_graph
 from soloist.toolchain.knowledge.prompts import PROMPTS
 from soloist.toolchain.tasks.base import Question
 

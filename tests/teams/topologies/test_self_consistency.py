@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 SAMPLER = {"name": "sampler", "role": "solver", "sampling": {"temperature": 0.8, "max_tokens": 16}}
-TOOLS = ["soloist.toolchain.tools.desk:desk_tools"]
+TOOLS = ["soloist.toolchain.desk.tools:desk_tools"]
 
 
 @pytest.mark.parametrize(

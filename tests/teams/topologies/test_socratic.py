@@ -8,7 +8,7 @@ from soloist.kernels.errors import UsageError
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.topologies.socratic import dialogue, posed, sub_questions
 
-TOOLS = ["soloist.toolchain.tools.desk:desk_tools"]
+TOOLS = ["soloist.toolchain.desk.tools:desk_tools"]
 LEGS = Question(id="q", question="How many legs have a dog and a chicken? Double it.", gold="12", scorer="number")
 ACTING = {"name": "solver", "role": "solver", "model": "solver", "tools": ["solve", "calc", "legs"]}
 PLAN = "How many legs do they have?\n\n  And twice that?\nIs it a lot?"

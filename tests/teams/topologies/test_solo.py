@@ -6,7 +6,7 @@ import pytest
 
 from soloist.toolchain.tasks.base import Question
 
-TOOLS = ["soloist.toolchain.tools.desk:desk_tools"]
+TOOLS = ["soloist.toolchain.desk.tools:desk_tools"]
 READER = {"name": "solo", "role": "solver", "prompt": "Write the call.", "tools": ["solve", "calc", "legs"]}
 LEGS = Question(id="q", question="How many legs have a dog and a chicken? Double it.", gold="12", scorer="number")
 

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor, nn
-
-from soloist.toolchain.config import Config
-from soloist.toolchain.distill.data import CheckSteps, Group, Mode, Selection
-from soloist.toolchain.distill.packing import Batch
-from soloist.toolchain.distill.student import Student
+from soloist.toolchain.core.config import Config
+from soloist.toolchain.distill.data import CheckSteps, Mode, Selection
+from soloist.toolchain.distill.model import Student
+from soloist.toolchain.distill.objective import Objective
 from soloist.toolchain.traces.schema import Run
 
 if TYPE_CHECKING:
@@ -41,55 +39,6 @@ class Setup:
     variant: Variant = "paper"
     options: Config = field(default_factory=Config)
     tokens: int | None = None
-
-
-class Objective(Protocol):
-    """A loss as a sum of named terms.
-
-    A step is split into parts that fit in memory and over processes, and what is averaged is averaged over
-    the whole step: `counts` is asked once, with all groups of the step, and `terms` of each part divides by
-    it. So a split never changes a gradient.
-    """
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The terms, always the same ones."""
-        ...
-
-    @property
-    def parameters(self) -> Sequence[tuple[str, nn.Parameter]]:
-        """Weights beside the student's that are trained along and thrown away (a graph network, a head)."""
-        ...
-
-    def counts(self, groups: Sequence[Group]) -> Mapping[str, float]:
-        """What the terms of a step are divided by, from all groups of that step."""
-        ...
-
-    def terms(self, student: Student, batch: Batch, counts: Mapping[str, float]) -> Mapping[str, Tensor]:
-        """This part's share of each term, a scalar."""
-        ...
-
-
-@runtime_checkable
-class Refreshing(Protocol):
-    """What an objective also is if it replaces the groups of a step, by the student's own words for instance."""
-
-    def refresh(self, student: Student, groups: Sequence[Group], step: int) -> Sequence[Group]:
-        """The groups to take instead: a function of the student and the step, because a resumed run asks again.
-
-        torch's random numbers are seeded for the step before.
-        """
-        ...
-
-
-@runtime_checkable
-class Observing(Protocol):
-    """What an objective also is if its `terms` hold more than the loss: shares that are added up and logged only."""
-
-    @property
-    def observed(self) -> Sequence[str]:
-        """Their names, as they stand in a step's record."""
-        ...
 
 
 Select = Callable[[Sequence[Run], Setup], Selection]
@@ -113,11 +62,3 @@ class Method:
     passes: int = 1
     released: bool = False
     check: Callable[[Any], object] | None = None
-
-
-class SelfContained:
-    """For objectives that train nothing beside the student."""
-
-    @property
-    def parameters(self) -> Sequence[tuple[str, nn.Parameter]]:
-        return ()

@@ -26,14 +26,15 @@ from torch import Tensor
 
 from soloist.kernels.divergences import Kind
 from soloist.kernels.errors import UsageError
-from soloist.toolchain.config import Config
+from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.data import Example, Group
 from soloist.toolchain.distill.divergence import divergences
-from soloist.toolchain.distill.methods.base import Method, SelfContained, Setup
+from soloist.toolchain.distill.methods.base import Method, Setup
 from soloist.toolchain.distill.methods.sft import verified
+from soloist.toolchain.distill.model import Student
+from soloist.toolchain.distill.objective import SelfContained
 from soloist.toolchain.distill.packing import Batch
-from soloist.toolchain.distill.sample import sample
-from soloist.toolchain.distill.student import Student
+from soloist.toolchain.distill.sampling import sample
 from soloist.toolchain.distill.teacher import load_teacher
 from soloist.toolchain.distill.work import Work
 

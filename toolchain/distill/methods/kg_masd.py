@@ -25,17 +25,18 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from soloist.toolchain.config import Config
+from soloist.toolchain.core.config import Config
+from soloist.toolchain.desk.graph import NAME
+from soloist.toolchain.desk.tools import desk_tools
 from soloist.toolchain.distill.data import Group, Mode, Selection, conversation, encode, refuse_split, reject, selection
 from soloist.toolchain.distill.methods.base import Method, Setup
-from soloist.toolchain.distill.methods.sft import CrossEntropy
+from soloist.toolchain.distill.objective import CrossEntropy
 from soloist.toolchain.distill.work import Work
 from soloist.toolchain.knowledge.annotate import annotated
 from soloist.toolchain.knowledge.context import FILE, informed
-from soloist.toolchain.knowledge.desk import NAME, find_graph
+from soloist.toolchain.knowledge.files import find_graph
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.verify import Judgment, rates
-from soloist.toolchain.tools.desk import desk_tools
 from soloist.toolchain.tools.files import load_tools
 from soloist.toolchain.traces.schema import Run
 

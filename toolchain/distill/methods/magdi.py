@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.targets.base import Message
-from soloist.toolchain.config import Config
+from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.data import Example, Group, Selection, encode, refuse_split, selection, told, unsound
 from soloist.toolchain.distill.graph_network import (
     UNLABELED,
@@ -48,9 +48,9 @@ from soloist.toolchain.distill.graph_network import (
     ranked,
 )
 from soloist.toolchain.distill.methods.base import Method, Setup, Variant
-from soloist.toolchain.distill.methods.sft import summed_cross_entropy
+from soloist.toolchain.distill.model import Student
+from soloist.toolchain.distill.objective import summed_cross_entropy
 from soloist.toolchain.distill.packing import Batch
-from soloist.toolchain.distill.student import Student
 from soloist.toolchain.traces.graph import Graph, Node, graph_of
 from soloist.toolchain.traces.schema import Run
 

@@ -30,13 +30,15 @@ from pydantic import Field
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.targets.base import require
-from soloist.toolchain.artifact import write_atomic
+from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.distill.data import Group, Selection, refuse_split
-from soloist.toolchain.distill.exact import fit_exact, save_exact
+from soloist.toolchain.distill.full_precision import fit_exact, save_exact
 from soloist.toolchain.distill.grpo import GrpoConfig, Judge, Segment, turn_tokens
 from soloist.toolchain.distill.methods.attempts import conversation_of, other_kind
 from soloist.toolchain.distill.methods.base import Method, Setup
-from soloist.toolchain.distill.methods.sft import CrossEntropy, verified
+from soloist.toolchain.distill.methods.sft import verified
+from soloist.toolchain.distill.model import Student, choose_precision, load_base
+from soloist.toolchain.distill.objective import CrossEntropy
 from soloist.toolchain.distill.prm import (
     Binary,
     Pairwise,
@@ -48,7 +50,6 @@ from soloist.toolchain.distill.prm import (
 )
 from soloist.toolchain.distill.rollouts import Sampler
 from soloist.toolchain.distill.steps import Labeller, Tried, step_ends
-from soloist.toolchain.distill.student import Student, choose_precision, load_base
 from soloist.toolchain.distill.train import LOG, Trained
 from soloist.toolchain.distill.work import Work
 from soloist.toolchain.tasks.base import Question
@@ -64,7 +65,7 @@ class Options(GrpoConfig):
 
     start: Literal["sft", "base"] = Field(default="sft", description="practise from a taught student (our choice)")
     tools: tuple[str, ...] = Field(
-        default=("soloist.toolchain.tools.desk:desk_tools",),
+        default=("soloist.toolchain.desk.tools:desk_tools",),
         description="entry points of the tools it acts with, as in the team's file (default: the desk's)",
     )
     rollouts: int = Field(default=8, ge=0, description="completions per step label (Math-Shepherd); 0: answer labels")

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.targets.base import Message
-from soloist.toolchain.config import Config
+from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.data import (
     Example,
     Group,
@@ -47,9 +47,10 @@ from soloist.toolchain.distill.data import (
     selection,
 )
 from soloist.toolchain.distill.divergence import cross_entropies, divergences, row_entropy
-from soloist.toolchain.distill.methods.base import Method, SelfContained, Setup
+from soloist.toolchain.distill.methods.base import Method, Setup
+from soloist.toolchain.distill.model import Student
+from soloist.toolchain.distill.objective import SelfContained
 from soloist.toolchain.distill.packing import Batch, pack
-from soloist.toolchain.distill.student import Student
 from soloist.toolchain.distill.teacher import load_teacher, teacher_logits
 from soloist.toolchain.distill.train import parts
 from soloist.toolchain.distill.work import Work, fit

@@ -37,7 +37,7 @@ from torch.nn import functional
 
 from soloist.kernels.errors import UsageError
 from soloist.targets.base import Message
-from soloist.toolchain.config import Config
+from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.data import Example, Group, Selection, encode, refuse_split, reject, selection
 from soloist.toolchain.distill.decompositions import Decomposed, read_decompositions, taken_apart
 from soloist.toolchain.distill.graph_network import (
@@ -53,10 +53,10 @@ from soloist.toolchain.distill.graph_network import (
 )
 from soloist.toolchain.distill.methods.base import Method, Select, Setup
 from soloist.toolchain.distill.methods.magdi import as_example, may_be_said, said
-from soloist.toolchain.distill.methods.sft import CrossEntropy, summed_cross_entropy
+from soloist.toolchain.distill.model import Student
+from soloist.toolchain.distill.objective import CrossEntropy, summed_cross_entropy
 from soloist.toolchain.distill.packing import Batch
 from soloist.toolchain.distill.steps import step_ends
-from soloist.toolchain.distill.student import Student
 from soloist.toolchain.distill.train import CHECKPOINTS, LOG
 from soloist.toolchain.distill.work import Work, fit
 from soloist.toolchain.teams.topologies.socratic import dialogue

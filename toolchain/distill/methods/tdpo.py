@@ -30,14 +30,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.config import Config
+from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.data import Example, Group, Selection, refuse_split, selection
-from soloist.toolchain.distill.exact import fit_exact
+from soloist.toolchain.distill.full_precision import fit_exact
 from soloist.toolchain.distill.methods.attempts import checked, conversation_of, other_kind
-from soloist.toolchain.distill.methods.base import Method, SelfContained, Setup
-from soloist.toolchain.distill.methods.sft import CrossEntropy
+from soloist.toolchain.distill.methods.base import Method, Setup
+from soloist.toolchain.distill.model import Student
+from soloist.toolchain.distill.objective import CrossEntropy, SelfContained
 from soloist.toolchain.distill.packing import Batch, pack
-from soloist.toolchain.distill.student import Student
 from soloist.toolchain.distill.train import parts
 from soloist.toolchain.distill.work import Work, fit, frozen
 from soloist.toolchain.traces.graph import Graph, Node, graph_of

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from soloist.kernels.errors import UsageError
 from soloist.targets.base import Message
-from soloist.toolchain.config import Config
+from soloist.toolchain.core.config import Config
 from soloist.toolchain.tasks.base import extract
 from soloist.toolchain.teams.session import Say, Session, messages_for
 from soloist.toolchain.teams.voting import fold_answer, majority

@@ -18,15 +18,15 @@ from pathlib import Path
 
 from pydantic import Field
 
-from soloist.toolchain.config import Config
-from soloist.toolchain.knowledge.desk import find_graph
-from soloist.toolchain.knowledge.extract import EXTRACTORS, T_MAX, cast, extract_triples
+from soloist.toolchain.core.config import Config
+from soloist.toolchain.knowledge.files import find_graph
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.prompts import Role
 from soloist.toolchain.knowledge.retrieve import LIMIT, facts_text, triples_for
 from soloist.toolchain.knowledge.verify import Judgment
 from soloist.toolchain.tasks.base import extract
 from soloist.toolchain.teams.config import AgentConfig
+from soloist.toolchain.teams.extraction import EXTRACTORS, T_MAX, cast, extract_triples
 from soloist.toolchain.teams.session import Say, Session, messages_for
 from soloist.toolchain.traces.schema import Run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from soloist.toolchain.config import Config
+from soloist.toolchain.core.config import Config
 from soloist.toolchain.tasks.base import extract
 from soloist.toolchain.teams.acting import Attempt, act
 from soloist.toolchain.teams.session import Say, Session, messages_for

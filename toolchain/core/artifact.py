@@ -1,0 +1,238 @@
+"""Artifacts: a folder is what its manifest says, and the manifest is written last.
+
+    <out>.partial/   work in progress, of one process at a time; survives a kill, picked up again if config and parents
+                     are the same
+    .<out>.replaced/ what <out> was, for the moment in which the partial folder takes its place
+    <out>/           whole: every file is listed in manifest.json with its sha256
+
+`stage()` is the only way an artifact comes to be: it builds into the partial folder, hashes the files,
+writes the manifest and renames. An artifact's `digest` covers stage, config, parents and file hashes,
+never times or machines, so the same work gives the same digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soloist.kernels.errors import ArtifactError
+from soloist.toolchain.core.environment import commit, device, versions
+from soloist.toolchain.core.events import QUIET, EventLog
+from soloist.toolchain.core.files import explain_disk_errors, sha256_file, write_atomic
+
+if sys.platform != "win32":
+    import fcntl
+
+MANIFEST = "manifest.json"
+_PLAN = "plan.json"
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A whole artifact on disk."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return str(self.manifest["digest"])
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return dict(self.manifest["facts"])
+
+    @classmethod
+    def open(cls, path: Path, *, stage: str | None = None, verify: bool = True) -> Artifact:
+        """Read and check an artifact.
+
+        Raises:
+            ArtifactError: no manifest, another stage than asked for, a file missing or changed.
+        """
+        file = path / MANIFEST
+        if not file.is_file():
+            raise ArtifactError(f"{path}: not a whole artifact (no {MANIFEST}); run the stage that makes it again")
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+            found = manifest["stage"], manifest["files"], manifest["digest"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{file}: not a manifest of ours ({error})") from error
+        if stage is not None and found[0] != stage:
+            raise ArtifactError(f"{path}: this is an artifact of stage '{found[0]}', '{stage}' is needed here")
+        if _digest(manifest) != found[2]:
+            raise ArtifactError(f"{file}: the manifest was changed after it was written; make the artifact again")
+        if verify:
+            _verify(path, found[1])
+        return cls(path, manifest)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    covered = {key: manifest.get(key) for key in ("stage", "config", "parents", "files")}
+    covered["parents"] = [parent["digest"] for parent in manifest.get("parents", [])]
+    return hashlib.sha256(_canonical(covered)).hexdigest()[:16]
+
+
+def _verify(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, facts in files.items():
+        file = path / name
+        if not file.is_file():
+            raise ArtifactError(f"{file}: listed in the manifest but missing; make the artifact again")
+        if file.stat().st_size != facts["bytes"] or sha256_file(file) != facts["sha256"]:
+            raise ArtifactError(f"{file}: changed after it was made (hash differs); make the artifact again")
+
+
+def _files(path: Path, ignore: Sequence[str]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and name not in (MANIFEST, _PLAN) and name.split("/")[0] not in ignore:
+            found[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+    return found
+
+
+def stage(
+    name: str,
+    out: Path,
+    config: Mapping[str, Any],
+    parents: Sequence[Artifact],
+    build: Callable[[Path], Mapping[str, Any]],
+    *,
+    events: EventLog = QUIET,
+    scratch: Sequence[str] = (),
+) -> Artifact:
+    """Make the artifact `out`, or return it if it is there already with the same config and parents.
+
+    `build(folder)` writes into a folder that survives a kill and returns facts for the manifest; it
+    should look at what the folder holds and go on from there. Names in `scratch` (checkpoints, say)
+    are removed at the end. Facts are not part of the digest.
+
+    Raises ArtifactError (`out` holds something else, or another process is making it) and ResourceError (the disk).
+    """
+    config = json.loads(_canonical(config))
+    plan = {"stage": name, "config": config, "parents": [parent.digest for parent in parents]}
+    shutil.rmtree(_replaced(out), ignore_errors=True)
+    existing = _existing(out, plan)
+    if existing is not None:
+        events.emit(name, "end", reused=True, path=str(out), digest=existing.digest)
+        return existing
+    partial = out.with_name(out.name + ".partial")
+    with explain_disk_errors(out), _held(partial):
+        finished = _finished(partial, plan)
+        if finished is not None:  # killed between the manifest and the rename
+            _take_place(partial, out)
+            events.emit(name, "end", reused=True, path=str(out), digest=finished["digest"])
+            return Artifact(out, finished)
+        if not _same_plan(partial, plan):
+            _clear(partial)
+        for stale in (MANIFEST, MANIFEST + ".tmp"):
+            (partial / stale).unlink(missing_ok=True)
+        began = time.time()
+        write_atomic(partial / _PLAN, json.dumps(plan, indent=1))
+        events.emit(name, "start", path=str(out))
+        facts = build(partial)
+        for entry in scratch:
+            shutil.rmtree(partial / entry, ignore_errors=True)
+            if (partial / entry).is_file():
+                (partial / entry).unlink()
+        manifest: dict[str, Any] = {
+            "schema": 1,
+            **plan,
+            "parents": [{"path": os.path.relpath(p.path, out.parent), "digest": p.digest} for p in parents],
+            "files": _files(partial, scratch),
+            "facts": facts,
+            "versions": versions(),
+            "device": device(),
+            "commit": commit(),
+            "seconds": round(time.time() - began, 1),
+        }
+        manifest["digest"] = _digest(manifest)
+        write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        _take_place(partial, out)
+    events.emit(name, "end", reused=False, path=str(out), digest=manifest["digest"], seconds=manifest["seconds"])
+    return Artifact(out, manifest)
+
+
+@contextlib.contextmanager
+def _held(partial: Path) -> Iterator[None]:
+    """The partial folder is this process's alone until the end; the system lets go of it when the process is killed."""
+    partial.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":  # cannot lock a folder
+        yield
+        return
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ArtifactError(
+                    f"{partial}: another process is at work here; wait for it, or choose another folder with --output"
+                ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a folder holds, but not the folder, which may be held."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _existing(out: Path, plan: Mapping[str, Any]) -> Artifact | None:
+    """The artifact at `out` if it follows the plan. Another one may be replaced, a foreign folder may not."""
+    if (out / MANIFEST).is_file():
+        found = Artifact.open(out, verify=False)
+        return Artifact.open(out) if _plan_of(found.manifest) == plan else None
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ArtifactError(f"{out}: exists and is no artifact of ours (no {MANIFEST}); move it or choose another name")
+    return None
+
+
+def _plan_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    parents = [parent["digest"] for parent in manifest["parents"]]
+    return {"stage": manifest["stage"], "config": manifest["config"], "parents": parents}
+
+
+def _finished(partial: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a partial folder that only has to be renamed."""
+    try:
+        manifest = dict(Artifact.open(partial).manifest)
+    except ArtifactError:
+        return None
+    return manifest if _plan_of(manifest) == plan else None
+
+
+def _take_place(partial: Path, out: Path) -> None:
+    """Put a whole partial folder where `out` is; after a kill at any moment the next `stage` goes on."""
+    (partial / _PLAN).unlink(missing_ok=True)
+    if out.exists():
+        out.rename(_replaced(out))
+    partial.rename(out)
+    shutil.rmtree(_replaced(out), ignore_errors=True)
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(f".{out.name}.replaced")
+
+
+def _same_plan(partial: Path, plan: Mapping[str, Any]) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return bool(json.loads((partial / _PLAN).read_text(encoding="utf-8")) == plan)
+    return False

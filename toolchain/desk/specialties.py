@@ -1,0 +1,159 @@
+"""What a team of specialists knows of a task: its fields, their tools, and demonstrations of each.
+
+A task module (`soloist.toolchain.desk.questions`, or the user's own as `package.module`) offers FAMILIES
+(name to an object with `tools`, `description` and `kinds`) and `demonstrations(family, count, seed, kind)`.
+A field is a family, or one kind within a family that has kinds, written `family:kind`. Kinds tell last
+calls apart, so only the reader of the last step is shown demonstrations of one kind; the steps before
+it share the family's, and with them their prefix caches.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from soloist.kernels.errors import UsageError
+from soloist.targets.base import Message
+from soloist.toolchain.teams.config import AgentConfig, Demonstration, DemonstrationSource, Followup
+from soloist.toolchain.tools.base import Toolbox
+from soloist.toolchain.tools.calls import render_call, run_call
+
+ROUTING_SEED = 900  # demonstrations that the router compares with; the readers have seeds of their own
+_SHRINKAGE = 0.2
+
+
+def _family(field: str) -> str:
+    return field.partition(":")[0]
+
+
+class Specialties:
+    """Families of one task, with demonstrations rendered as chat messages and kept."""
+
+    def __init__(self, module: Any, toolbox: Toolbox, names: Sequence[str] = ()) -> None:  # noqa: ANN401 - user's
+        self._module = module
+        self._toolbox = toolbox
+        self.names: tuple[str, ...] = tuple(
+            f"{name}:{kind}" if kind else name
+            for name in names or module.FAMILIES
+            for kind in module.FAMILIES[name].kinds or ("",)
+        )
+        self._shown: dict[tuple[str, int, int, int], list[Message]] = {}
+        self._discriminants: dict[tuple[str, int], Discriminant] = {}
+
+    def tools(self, field: str) -> tuple[str, ...]:
+        """The tools of a field's calls, in order."""
+        return tuple(self._module.FAMILIES[_family(field)].tools)
+
+    def _cases(self, field: str, count: int, seed: int) -> Sequence[Any]:
+        family, _, kind = field.partition(":")
+        found: Sequence[Any] = self._module.demonstrations(family, count, seed=seed, kind=kind)
+        return found
+
+    def routing(self, count: int) -> list[Message]:
+        """`count` questions of every field with the field's name as the reply, fields interleaved."""
+        messages: list[Message] = []
+        shown = {name: self._cases(name, count, ROUTING_SEED) for name in self.names}
+        for k in range(count):
+            for name in self.names:
+                case = shown[name][k]
+                messages.append({"role": "user", "content": case.question.question})
+                messages.append({"role": "assistant", "content": name})
+        return messages
+
+    def discriminant(self, embed: Callable[[str], npt.NDArray[np.float32]], count: int, *, model: str) -> Discriminant:
+        """What tells the fields' hidden states apart, from `count` demonstrations of each; made once for a `model`."""
+        if (model, count) not in self._discriminants:
+            texts = {
+                name: [case.question.question for case in self._cases(name, count, ROUTING_SEED)] for name in self.names
+            }
+            states = {name: np.stack([embed(text) for text in those]) for name, those in texts.items()}
+            self._discriminants[model, count] = Discriminant(states)
+        return self._discriminants[model, count]
+
+    def demonstrations(self, agent: AgentConfig, field: str, step: int) -> list[Message]:
+        """The agent's own worked demonstrations of one step of a field: question (and results so far) to call."""
+        source = agent.demonstrations
+        if not isinstance(source, DemonstrationSource):
+            raise UsageError(f"agent '{agent.name}': demonstrations must name a task, a count and a seed")
+        told = field if step + 1 == len(self.tools(field)) else _family(field)
+        key = (told, step, source.count, source.seed)
+        if key not in self._shown:
+            cases = self._cases(told, source.count, source.seed)
+            self._shown[key] = [message for case in cases for message in self._show(case, step)]
+        return self._shown[key]
+
+    def examples(self, count: int, seed: int = 0) -> tuple[Demonstration, ...]:
+        """`count` whole worked examples of every family, for an agent that has to know them all."""
+        families = dict.fromkeys(map(_family, self.names))
+        return tuple(self._example(case) for family in families for case in self._cases(family, count, seed))
+
+    def _example(self, case: Any) -> Demonstration:  # noqa: ANN401 - a task's Case
+        last = len(case.calls) - 1
+        written = [
+            render_call(call.name, call.arguments, self._toolbox, more=i < last) for i, call in enumerate(case.calls)
+        ]
+        results = [run_call(call, self._toolbox).value for call in case.calls[:-1]]
+        followups = tuple(
+            Followup(result=result, reply=reply) for result, reply in zip(results, written[1:], strict=True)
+        )
+        return Demonstration(question=case.question.question, reply=written[0], then=followups)
+
+    def _show(self, case: Any, step: int) -> list[Message]:  # noqa: ANN401 - a task's Case
+        results = [run_call(call, self._toolbox).value for call in case.calls[:step]]
+        call, more = case.calls[step], step + 1 < len(case.calls)
+        written = render_call(call.name, call.arguments, self._toolbox, more=more)
+        return [
+            {"role": "user", "content": asked(case.question.question, results)},
+            {"role": "assistant", "content": written},
+        ]
+
+
+def asked(question: str, results: Sequence[str]) -> str:
+    """The question as a reader of a later step sees it: with the results so far."""
+    return "\n".join([question, *(f"Result: {result}" for result in results)])
+
+
+class Discriminant:
+    """Fisher's linear discriminant: the fields by the log-odds of a hidden state, all of one covariance.
+
+    Hidden states of a small model differ most in what does not matter (numbers, names, length); dividing
+    by the covariance *within* fields takes that out. With fewer states than dimensions the covariance is
+    mixed with its own diagonal (`_SHRINKAGE`, a share).
+    """
+
+    def __init__(self, states: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        self._names = list(states)
+        means = np.stack([rows.mean(axis=0, dtype=np.float64) for rows in states.values()])
+        apart = np.concatenate([rows - mean for rows, mean in zip(states.values(), means, strict=True)])
+        covariance = apart.T @ apart / len(apart)
+        spread = np.diag(covariance)
+        mixed = (1 - _SHRINKAGE) * covariance + np.diag(_SHRINKAGE * spread + 1e-6 * spread.mean() + 1e-12)
+        self._weights = np.linalg.solve(mixed, means.T)
+        self._offsets = -0.5 * np.einsum("nd,dn->n", means, self._weights)
+
+    def ranked(self, vector: npt.NDArray[np.float32]) -> list[str]:
+        """Field names, likeliest first."""
+        odds = vector @ self._weights + self._offsets
+        return [self._names[i] for i in np.argsort(-odds, kind="stable")]
+
+
+@functools.cache
+def load_specialties(task: str, names: tuple[str, ...] = ()) -> Specialties:
+    """The specialties of a task of ours by name, or of a module of the user's; all families, or those named.
+
+    Raises UsageError.
+    """
+    name = task if "." in task else f"soloist.toolchain.tasks.{task}"
+    try:
+        module = importlib.import_module(name)
+        unknown = [name for name in names if name not in module.FAMILIES]
+        if unknown:
+            raise UsageError(f"task '{task}' has no family {', '.join(unknown)}; it has {', '.join(module.FAMILIES)}")
+        return Specialties(module, module.toolbox(), names)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"task '{task}' offers no specialties: {error}") from error

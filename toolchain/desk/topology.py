@@ -1,0 +1,308 @@
+"""The desk: a team of small readers around exact tools.
+
+    router ──► specialists of one field: several readers, each with demonstrations of its own
+                  │ each proposes a tool call under a grammar that only lets it copy numbers from the
+                  │ question; an exact tool computes; a second call is read with the first's result
+                  ├─ all agree ───────────────► critic
+                  └─ they differ ──► each sees the others' calls and results and answers again ──► critic
+    critic: checks every distinct proposal by another way (substitution, re-computation, which numbers of
+            the question were used), then counts votes; if nothing holds or numbers are left over, the
+            router's next choice of specialists is asked
+    scribe: writes the solution from the worked steps
+
+Agents of role router, reader, critic and scribe; every one of them is a model except the critic, whose
+other way is a tool's own check.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import Field
+
+from soloist.kernels.errors import UsageError
+from soloist.targets.base import Message
+from soloist.toolchain.core.config import Config
+from soloist.toolchain.desk.specialties import Specialties, asked, load_specialties
+from soloist.toolchain.tasks.base import extract
+from soloist.toolchain.teams.config import AgentConfig
+from soloist.toolchain.teams.engines.base import Embedder
+from soloist.toolchain.teams.session import Say, Session, messages_for
+from soloist.toolchain.teams.voting import fold_answer
+from soloist.toolchain.tools.arithmetic import check_steps
+from soloist.toolchain.tools.calls import copied, grammar, numbers_in
+from soloist.toolchain.traces.schema import Run, ToolUse
+
+_DIGITS = re.compile(r"\d+")
+_LATER_VOTE = 0.25  # who has seen the others no longer votes on his own: such votes break ties
+
+
+class Options(Config):
+    """`specialties` names the task whose families are the specialists' fields; `families` keeps to some of them.
+
+    `routing`: "hidden-state" tells fields apart by the router's hidden states of `router_demonstrations`
+    questions of each; "prompt" shows them to the router and lets it write a field's name (other engines).
+    """
+
+    specialties: str = "desk"
+    families: tuple[str, ...] = ()
+    routing: Literal["hidden-state", "prompt"] = "hidden-state"
+    router_demonstrations: int = Field(default=12, ge=1)
+    rounds: int = Field(default=2, ge=1)
+    escalations: int = Field(default=1, ge=0)
+
+
+@dataclass
+class Proposal:
+    """One reader's calls, their turns, and the answer they give (None after a call that failed)."""
+
+    reader: AgentConfig
+    turns: list[int] = field(default_factory=list)
+    uses: list[ToolUse] = field(default_factory=list)
+
+    @property
+    def answer(self) -> str | None:
+        return self.uses[-1].result if self.uses else None
+
+    @property
+    def key(self) -> str | None:
+        return fold_answer(self.answer) if self.answer else None
+
+    @property
+    def calls(self) -> str:
+        return "; ".join(use.call for use in self.uses)
+
+    @property
+    def results(self) -> list[str]:
+        return [use.result for use in self.uses if use.result is not None]
+
+
+@dataclass
+class Judged:
+    """A distinct proposal after the critic has looked at it."""
+
+    proposal: Proposal
+    votes: float
+    holds: bool
+    coverage: float
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """A reader who dropped a number of the question is outweighed by one who used it."""
+        return (self.holds, self.votes + 6 * self.coverage)
+
+
+def run(session: Session, options: Options) -> Run:
+    specialties = load_specialties(options.specialties, options.families)
+    router, critic, scribe = (_only(session, role) for role in ("router", "critic", "scribe"))
+    routed, field = _route(session, router, specialties, options, refused=())
+    refused: list[str] = []
+    best: Judged | None = None
+    for _ in range(options.escalations + 1):
+        proposals = _read(session, specialties, field, options, routed)
+        judged, check = _criticize(session, critic, proposals)
+        if judged is not None and (best is None or judged.rank > best.rank):
+            best = judged
+        if best is not None and best.holds and best.coverage == 1:
+            break
+        refused.append(field)
+        if len(refused) > options.escalations or len(refused) == len(specialties.names):
+            break
+        routed, field = _route(session, router, specialties, options, refused=refused)
+        session.edge(check, routed, "disputes")
+    if best is None or best.proposal.answer is None:
+        return session.finish(None)
+    _write(session, scribe, best.proposal, check)
+    return session.finish(best.proposal.answer, best.proposal.turns)
+
+
+def _only(session: Session, role: str) -> AgentConfig:
+    agents = session.agents(role)
+    if len(agents) != 1:
+        raise UsageError(f"team '{session.team.name}': exactly one agent of role '{role}' is needed, not {len(agents)}")
+    return agents[0]
+
+
+def _route(
+    session: Session, router: AgentConfig, specialties: Specialties, options: Options, refused: Sequence[str]
+) -> tuple[int, str]:
+    """Ask the router for the field, among those not yet refused."""
+    if options.routing == "hidden-state":
+        turn, vector = session.embed(router, round=len(refused))
+        assert isinstance(session.engine, Embedder)
+        embed = session.engine.embed
+        fields = specialties.discriminant(
+            lambda text: embed(text)[0], options.router_demonstrations, model=session.team.engine.model_dump_json()
+        )
+        chosen = next(name for name in fields.ranked(vector) if name not in refused)
+        session.turns[turn]["text"] = chosen
+        return turn, chosen
+    labels = [name for name in specialties.names if name not in refused]
+    rules = "root ::= " + " | ".join(f'"{name}"' for name in labels) + "\n"
+    shown = specialties.routing(options.router_demonstrations)
+    messages: list[Message] = [{"role": "system", "content": router.prompt}] if router.prompt else []
+    messages += [*shown, {"role": "user", "content": session.question.question}]
+    (turn,) = session.say([Say(router, messages, round=len(refused), grammar=rules)])
+    return turn, session.turns[turn]["text"].strip()
+
+
+def _read(session: Session, specialties: Specialties, field: str, options: Options, routed: int) -> list[Proposal]:
+    """The readers of a field propose; those who differ see each other's work and propose again."""
+    proposals = [Proposal(reader) for reader in session.agents("reader")]
+    _propose(session, specialties, field, proposals, 0, [routed])
+    everything = proposals
+    for number in range(1, options.rounds):
+        _mark(session, proposals)
+        if len({proposal.key for proposal in proposals}) == 1:
+            break
+        before, proposals = proposals, [Proposal(proposal.reader) for proposal in proposals]
+        _propose(session, specialties, field, proposals, number, [p.turns[-1] for p in before], before)
+        _mark_changes(session, before, proposals)
+        everything = [*everything, *proposals]
+    return everything
+
+
+def _propose(
+    session: Session,
+    specialties: Specialties,
+    field: str,
+    proposals: Sequence[Proposal],
+    number: int,
+    after: Sequence[int],
+    before: Sequence[Proposal] = (),
+) -> None:
+    """One round: every reader writes the field's calls, all readers together, one call after the other."""
+    tools = specialties.tools(field)
+    question = session.question.question
+    for step, tool in enumerate(tools):
+        rules = grammar(session.tools, [tool], more=step + 1 < len(tools))
+        going = [p for p in proposals if len(p.results) == step]
+        says = []
+        for proposal in going:
+            own = next((p for p in before if p.reader is proposal.reader), None)
+            text = asked(question, proposal.results) + (_others(before, own, step) if own else "")
+            says.append(
+                Say(
+                    proposal.reader,
+                    [*_prompt(proposal.reader, specialties, field, step), {"role": "user", "content": text}],
+                    round=number,
+                    grammar=copied(rules, " ".join([question, *proposal.results])),
+                    after=[turn for turn in after if own is None or turn != own.turns[-1]] if step == 0 else (),
+                    continues=proposal.turns[-1] if step else own.turns[-1] if own else None,
+                )
+            )
+        for proposal, turn in zip(going, session.say(says), strict=True):
+            use = session.run_tool(turn, session.turns[turn]["text"])
+            session.answer(turn, use.result)
+            proposal.turns.append(turn)
+            proposal.uses.append(use)
+
+
+def _prompt(reader: AgentConfig, specialties: Specialties, field: str, step: int) -> list[Message]:
+    system: list[Message] = [{"role": "system", "content": reader.prompt}] if reader.prompt else []
+    return [*system, *specialties.demonstrations(reader, field, step)]
+
+
+def _others(proposals: Sequence[Proposal], mine: Proposal, step: int) -> str:
+    """What the other readers wrote at this step, each different call once."""
+    lines = [
+        f"{p.uses[step].call} gives {p.uses[step].result}"
+        for p in proposals
+        if p is not mine and len(p.uses) > step and p.uses[step].result is not None
+    ]
+    return "\n(Others wrote: " + " / ".join(dict.fromkeys(lines)) + ")" if lines else ""
+
+
+def _mark(session: Session, proposals: Sequence[Proposal]) -> None:
+    """Who agrees with whom, earlier speaker first."""
+    for i, first in enumerate(proposals):
+        for second in proposals[i + 1 :]:
+            low, high = sorted((first.turns[-1], second.turns[-1]))
+            session.edge(low, high, "agrees" if first.key == second.key else "disputes")
+
+
+def _mark_changes(session: Session, before: Sequence[Proposal], after: Sequence[Proposal]) -> None:
+    """Who changed to another's answer was corrected by that other."""
+    for old, new in zip(before, after, strict=True):
+        if new.key is None or new.key == old.key:
+            continue
+        for other in before:
+            if other is not old and other.key == new.key:
+                session.edge(other.turns[-1], new.turns[-1], "corrects")
+
+
+def _criticize(session: Session, critic: AgentConfig, proposals: Sequence[Proposal]) -> tuple[Judged | None, int]:
+    """Check each distinct proposal by another way, then rank by check, votes and coverage."""
+    distinct: dict[str, Judged] = {}
+    for proposal in proposals:
+        if proposal.key is None:
+            continue
+        if proposal.key not in distinct:
+            holds, coverage = _check(session, proposal)
+            distinct[proposal.key] = Judged(proposal, 0, holds, coverage)
+        distinct[proposal.key].votes += 1 if _round(session, proposal) == 0 else _LATER_VOTE
+    ranked = sorted(distinct.values(), key=lambda judged: judged.rank, reverse=True)
+    best = ranked[0] if ranked else None
+    lines = [
+        f"{judged.proposal.calls} gives {judged.proposal.answer}: {'holds' if judged.holds else 'does not hold'}, "
+        f"{judged.votes:g} votes, {judged.coverage:.0%} of the question's numbers used"
+        for judged in ranked
+    ]
+    check = session.note(
+        critic,
+        "\n".join(lines) or "no proposal could be computed",
+        round=max(_round(session, proposal) for proposal in proposals),
+        answer=best.proposal.answer if best else None,
+    )
+    for proposal in proposals:
+        same = best is not None and best.holds and proposal.key == best.proposal.key
+        session.edge(proposal.turns[-1], check, "agrees" if same else "disputes")
+    return best, check
+
+
+def _round(session: Session, proposal: Proposal) -> int:
+    return int(session.turns[proposal.turns[-1]]["round"])
+
+
+def _check(session: Session, proposal: Proposal) -> tuple[bool, float]:
+    """Does every result stand another way, and which share of the question's numbers do the calls use?
+
+    A call that uses a number more often than the question says it (an earlier result may be used freely)
+    does not hold: it was made up.
+    """
+    given = Counter(map(_bare, _DIGITS.findall(session.question.question))) or Counter(
+        numbers_in(session.question.question)
+    )
+    used: Counter[str] = Counter()
+    known: set[str] = set()
+    for use in proposal.uses:
+        if use.result is None or use.name not in session.tools.tools:
+            return False, 0.0
+        used.update(number for number in map(_bare, _DIGITS.findall(use.call)) if number not in known)
+        check = session.tools[use.name].check
+        if check is not None and not check(use.arguments, use.result):
+            return False, 0.0
+        known |= set(map(_bare, _DIGITS.findall(use.result)))
+    coverage = len(set(given) & set(used)) / len(given) if given else 1.0
+    return not used - given, coverage
+
+
+def _bare(number: str) -> str:
+    return number.lstrip("0") or "0"
+
+
+def _write(session: Session, scribe: AgentConfig, proposal: Proposal, check: int) -> None:
+    """The scribe writes the solution out; what it wrote is kept with a verdict of its own."""
+    steps = [step for use in proposal.uses for step in use.steps] or [use.call for use in proposal.uses]
+    notes = "\n".join([*steps, f"Result: {proposal.answer}"])
+    task = f"{session.question.question}\n\nNotes:\n{notes}"
+    (turn,) = session.say([Say(scribe, messages_for(scribe, task), after=[check])])
+    text = session.turns[turn]["text"]
+    answer = extract(text)
+    session.answer(turn, answer)
+    right = answer is not None and fold_answer(answer) == fold_answer(proposal.answer or "") and check_steps(text)
+    session.edge(check, turn, "agrees" if right else "disputes")

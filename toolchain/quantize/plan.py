@@ -1,0 +1,165 @@
+"""A plan: which width every matrix of a model gets. One file, read by quantization and so by every target.
+
+    schema: 1
+    model: {type: llama, digest: 5f0c…}        # the model it was made for; left out: any model
+    rules:                                     # the first rule whose pattern fits a matrix's name is its rule
+      - {tensors: "*.embed_tokens.weight", bits: 8, method: mse}
+      - {tensors: "model.layers.0.mlp.down_proj.weight", bits: 5}
+      - {tensors: "*", bits: 4}
+
+Names are those of the Hugging Face folder. What a width costs depends on the file: no format has blocks of 32 for
+every width, so integers of 5 and 6 bits travel in the next container that there is (`CONTAINERS`), values unchanged.
+Left out: widths that change inside a matrix.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from soloist.kernels.errors import UsageError
+from soloist.toolchain.core.config import Config, load_yaml
+from soloist.toolchain.core.files import write_atomic
+
+Bits = Literal[4, 5, 6, 8]
+Method = Literal["rtn", "mse", "awq", "gptq"]
+FILE = "plan.yaml"
+TABLES = ("embed_tokens.weight", "lm_head.weight")
+CALIBRATED = ("awq", "gptq")
+# bits that a code takes in a file, per width
+CONTAINERS: Mapping[str, Mapping[int, int]] = {
+    "gguf": {4: 4, 5: 5, 6: 8, 8: 8},
+    "onnx": {4: 4, 5: 8, 6: 8, 8: 8},
+}
+_SCALE_BITS = {"gguf": 16, "onnx": 32}  # MatMulNBits on a CPU wants scales in fp32
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Rule(Config):
+    """Width, group size and method of the matrices whose names fit the pattern `tensors` (`*` fits anything)."""
+
+    tensors: str
+    bits: Bits
+    group: Literal[32, 64, 128] = 32
+    method: Method = "gptq"
+    zeros: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> Rule:
+        if self.zeros and self.bits != 4:
+            raise ValueError("zero points are for 4 bits")
+        return self
+
+
+class Model(Config):
+    """The model a plan was made for: its architecture, and a hash of its matrices' names and shapes."""
+
+    type: str
+    digest: str
+
+
+class Plan(Config):
+    """Rules in order, the model they are for, and what was expected of them (for people; nothing reads it)."""
+
+    version: Literal[1] = Field(default=1, alias="schema")
+    model: Model | None = None
+    rules: tuple[Rule, ...]
+    expected: Mapping[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Plan:
+        if not self.rules:
+            raise ValueError('no rules: give at least one for `tensors: "*"`')
+        return self
+
+
+def uniform(bits: Bits, embedding_bits: Bits, group: Literal[32, 64, 128], method: Method, *, zeros: bool) -> Plan:
+    """One width for all layers, one for embedding and head, which have no input to calibrate on."""
+    table_method: Method = "rtn" if method == "rtn" else "mse"
+    tables = [Rule(tensors=f"*{name}", bits=embedding_bits, group=group, method=table_method) for name in TABLES]
+    return Plan(schema=1, rules=(*tables, Rule(tensors="*", bits=bits, group=group, method=method, zeros=zeros)))
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from its file, or from the artifact folder that `soloist plan` made. Raises UsageError."""
+    return load_yaml(path / FILE if path.is_dir() else path, Plan)
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write it, rules a line each."""
+    content = plan.model_dump(mode="json", by_alias=True, exclude_none=True)
+    rules = content.pop("rules")
+    lines = [yaml.safe_dump({key: value}, sort_keys=False) for key, value in content.items() if value != {}]
+    flow = [yaml.safe_dump(rule, default_flow_style=True, sort_keys=False, width=200).strip() for rule in rules]
+    write_atomic(path, "".join([*lines, "rules:\n", *(f"  - {rule}\n" for rule in flow)]))
+
+
+def model_of(architecture: str, shapes: Shapes) -> Model:
+    """What a plan remembers of the model it was made for."""
+    text = json.dumps(sorted((name, list(shape)) for name, shape in shapes.items()))
+    return Model(type=architecture, digest=hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def resolve(plan: Plan, architecture: str, shapes: Shapes, where: str = "plan") -> dict[str, Rule]:
+    """The rule of each matrix, its group made one that the matrix's rows can have.
+
+    Args:
+        shapes: (N, K) of every matrix that is to be quantized, by name.
+
+    Raises:
+        UsageError: a plan for another model, a rule that fits nothing, a matrix without a rule, a table (embedding,
+            head) that is to be calibrated.
+    """
+    if plan.model is not None and plan.model != (found := model_of(architecture, shapes)):
+        raise UsageError(
+            f"{where}: made for another model ({plan.model.type}, {plan.model.digest}), this one is {found.type}, "
+            f"{found.digest}; make a plan for it with `soloist plan`, or take `model` out to use its patterns"
+        )
+    chosen: dict[str, Rule] = {}
+    used: set[int] = set()
+    for name, shape in shapes.items():
+        number = next((i for i, rule in enumerate(plan.rules) if fnmatch.fnmatchcase(name, rule.tensors)), None)
+        if number is None:
+            raise UsageError(f'{where}: no rule fits {name}; end the rules with one for `tensors: "*"`')
+        used.add(number)
+        chosen[name] = _fitting(plan.rules[number], name, shape, f"{where}: rules.{number}")
+    if plan.model is not None or len(plan.rules) > 1:
+        _refuse_idle(plan, used, shapes, where)
+    return chosen
+
+
+def _refuse_idle(plan: Plan, used: set[int], shapes: Shapes, where: str) -> None:
+    """A pattern that fits no matrix is a slip of the pen; one that other rules leave nothing to is not."""
+    for number, rule in enumerate(plan.rules):
+        tables = any(rule.tensors.endswith(name) for name in TABLES)  # a tied model has no head of its own
+        if number not in used and not tables and not fnmatch.filter(shapes, rule.tensors):
+            raise UsageError(f"{where}: rules.{number}: no matrix of this model is called '{rule.tensors}'")
+
+
+def _fitting(rule: Rule, name: str, shape: Sequence[int], where: str) -> Rule:
+    table = name.endswith(TABLES)
+    if table and (rule.method in CALIBRATED or rule.zeros):
+        if rule.tensors != "*":
+            what = "zero points" if rule.zeros else f"method {rule.method}"
+            raise UsageError(f"{where}: {what} cannot be for {name}, whose rows have no input; use mse or rtn")
+        rule = rule.model_copy(update={"method": "mse", "zeros": False})
+    if table and shape[1] % rule.group:  # a table is looked up row by row, in whole groups
+        rule = rule.model_copy(update={"group": 32})
+    return rule
+
+
+def size_of(shape: Sequence[int], rule: Rule, target: str) -> int:
+    """Bytes of a matrix (N, K) in the files of a target: codes in their container, a scale a group."""
+    rows, columns = shape
+    if target == "gguf":  # blocks of 32, whatever the group
+        return rows * (columns // 32) * (32 * CONTAINERS["gguf"][rule.bits] + _SCALE_BITS["gguf"]) // 8
+    groups = -(-columns // rule.group)
+    return rows * (groups * rule.group * CONTAINERS[target][rule.bits] + groups * _SCALE_BITS[target]) // 8
