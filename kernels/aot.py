@@ -255,7 +255,7 @@ def _make(build: Build, sm: int, ptx: int, cache: Path, folder: str) -> Record:
     return record
 
 
-def _source(build: Build) -> Any:  # noqa: ANN401 - Triton has no types
+def _source(build: Build) -> Any:
     from triton.compiler import ASTSource
 
     names = list(build.function.arg_names)
@@ -271,7 +271,7 @@ def _source(build: Build) -> Any:  # noqa: ANN401 - Triton has no types
     )
 
 
-def _key(build: Build, source: Any, sm: int, options: Mapping[str, Any]) -> str:  # noqa: ANN401 - Triton has no types
+def _key(build: Build, source: Any, sm: int, options: Mapping[str, Any]) -> str:
     import triton
 
     said = [RECORD, triton.__version__, source.hash(), sm, sorted(options.items()), _facts(build)]
@@ -294,7 +294,7 @@ def _facts(build: Build) -> Record:
     }
 
 
-def _compile(build: Build, source: Any, sm: int, options: Mapping[str, Any], base: Path) -> None:  # noqa: ANN401
+def _compile(build: Build, source: Any, sm: int, options: Mapping[str, Any], base: Path) -> None:
     """Write base.ptx, base.cubin, and last base.json."""
     import triton
     from triton.backends.compiler import GPUTarget

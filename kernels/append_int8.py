@@ -128,7 +128,7 @@ def append_int8(
 # ---------------------------------------------------------------- checks and builds
 
 
-def _case(batch: int, heads: int, capacity: int, width: int, dtype: str, **options: Any) -> Case:  # noqa: ANN401
+def _case(batch: int, heads: int, capacity: int, width: int, dtype: str, **options: Any) -> Case:
     return Case({"B": batch, "HKV": heads, "S": capacity, "D": width}, dtype, 0.0, 0.0, options)
 
 

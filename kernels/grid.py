@@ -32,7 +32,7 @@ def work_out(
     values: Mapping[str, Any],
     number: Callable[[Any], Any],
     functions: Mapping[str, Callable[..., Any]],
-) -> Any:  # noqa: ANN401 - the launcher's numbers
+) -> Any:
     """An expression in the launcher's numbers.
 
     Args:
@@ -44,7 +44,7 @@ def work_out(
         DataError: anything else in the expression.
     """
 
-    def value(node: ast.expr) -> Any:  # noqa: ANN401
+    def value(node: ast.expr) -> Any:
         match node:
             case ast.Constant(value=int(literal)):
                 return number(literal)

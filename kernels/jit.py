@@ -29,11 +29,11 @@ class Absent:
             raise AttributeError(name)
         return Absent(f"{self._name}.{name}")
 
-    def __call__(self, *values: Any, **_: Any) -> Absent:  # noqa: ANN401 - whatever is decorated
+    def __call__(self, *values: Any, **_: Any) -> Absent:
         decorated = values[0] if len(values) == 1 else None
         return Absent(getattr(decorated, "__name__", self._name))
 
-    def __getitem__(self, _: object) -> Any:  # noqa: ANN401 - never returns
+    def __getitem__(self, _: object) -> Any:
         raise MissingExtraError("triton", "kernels")
 
 

@@ -329,7 +329,7 @@ def linear_kl(
 # ---------------------------------------------------------------- checks and builds
 
 
-def _case(rows: int, vocabulary: int, width: int, chunk: int, dtype: str, **options: Any) -> Case:  # noqa: ANN401
+def _case(rows: int, vocabulary: int, width: int, chunk: int, dtype: str, **options: Any) -> Case:
     """Tolerances of gradients, in units of their largest element; those of the values are fp32's."""
     atol, rtol = {"float32": (1e-5, 1e-4), "float16": (2e-3, 4e-3), "bfloat16": (8e-3, 1.6e-2)}[dtype]
     slow = options.pop("slow", False)
@@ -373,7 +373,7 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
     upstream = torch.randn(rows, generator=draw)
     weights = torch.rand(rows, generator=draw).mul(2).sub(0.6).clamp(min=0) if case.options.get("weighted") else None
 
-    def run(function: Callable[..., Tensor], dtype: torch.dtype, place: str, **more: Any) -> list[Tensor]:  # noqa: ANN401
+    def run(function: Callable[..., Tensor], dtype: torch.dtype, place: str, **more: Any) -> list[Tensor]:
         own = [leaf.to(place, dtype, copy=True).requires_grad_() for leaf in leaves]
         own[1].requires_grad_(not case.options.get("frozen"))
         kind, put = case.options.get("teacher"), {"device": place, "dtype": dtype}
@@ -387,7 +387,7 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
         found.backward(upstream.to(found))
         return [each.double().cpu() for each in (found.detach(), *(leaf.grad for leaf in own)) if each is not None]
 
-    def poisoned(*shape: object, **options: Any) -> Tensor:  # noqa: ANN401
+    def poisoned(*shape: object, **options: Any) -> Tensor:
         return torch.empty(*shape, **options).fill_(torch.nan)
 
     found = run(linear_kl, getattr(torch, case.dtype), device, chunk=case.sizes["C"], empty=poisoned)

@@ -108,7 +108,7 @@ class Matmul:
         cut = choose_cut(self.name, {"M": m, "N": n, "K": k}, options, x.device, own, configuration)
         return launch(self.function(cut), cut, x, weight, up, bias, out, workspace)
 
-    def function(self, configuration: Configuration) -> Any:  # noqa: ANN401 - triton is not typed
+    def function(self, configuration: Configuration) -> Any:
         """The device's function that a configuration is of."""
         return self.tile if "BLOCK_M" in configuration.constants else self.lanes
 
@@ -186,7 +186,7 @@ def sum_cut(splits: int) -> Configuration:
 
 
 def launch(
-    kernel: Any,  # noqa: ANN401 - triton is not typed
+    kernel: Any,
     configuration: Configuration,
     x: Tensor,
     weight: Quantized,

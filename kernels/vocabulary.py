@@ -173,7 +173,7 @@ class Divergence(torch.autograd.Function):  # type: ignore[misc]  # torch's type
         weight: Tensor,
         bias: Tensor | None,
         plan: Plan,
-        rows: Tensor,  # noqa: ANN401
+        rows: Tensor,
         *teacher: Tensor | None,
     ) -> Tensor:
         sweep, state = _Sweep(hidden, weight, bias, plan, teacher), _start(hidden)
@@ -195,7 +195,7 @@ class Divergence(torch.autograd.Function):  # type: ignore[misc]  # torch's type
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]  # as above
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, rows, ends, *teacher = ctx.saved_tensors
         plan: Plan = ctx.plan
         with torch.autocast(hidden.device.type, enabled=False):
@@ -218,7 +218,7 @@ class Picked(torch.autograd.Function):  # type: ignore[misc]  # torch's types ar
         weight: Tensor,
         bias: Tensor | None,
         plan: Plan,
-        indices: Tensor,  # noqa: ANN401
+        indices: Tensor,
     ) -> tuple[Tensor, Tensor]:
         sweep, state = _Sweep(hidden, weight, bias, plan), _start(hidden)
         picked = torch.zeros(indices.shape, dtype=state.dtype, device=hidden.device)
@@ -234,7 +234,7 @@ class Picked(torch.autograd.Function):  # type: ignore[misc]  # torch's types ar
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]  # as above
-    def backward(ctx: Any, of_rest: Tensor, of_picked: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, of_rest: Tensor, of_picked: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, indices, rest = ctx.saved_tensors
         plan: Plan = ctx.plan
         with torch.autocast(hidden.device.type, enabled=False):

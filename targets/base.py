@@ -112,7 +112,7 @@ def refuse_rivals() -> None:
             )
 
 
-def require(package: str, extra: str) -> Any:  # noqa: ANN401 - an untyped third-party module
+def require(package: str, extra: str) -> Any:
     """Import an optional package, or say which extra carries it.
 
     Raises:

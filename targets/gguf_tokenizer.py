@@ -32,7 +32,7 @@ _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 
-def add(writer: Any, student: Path, config: Mapping[str, Any]) -> list[str]:  # noqa: ANN401 - gguf.GGUFWriter
+def add(writer: Any, student: Path, config: Mapping[str, Any]) -> list[str]:
     """Write the tokenizer, its special tokens and the chat template; returns what the user should know.
 
     Raises:
@@ -74,7 +74,7 @@ def _identifiers(vocabulary: Mapping[str, int], added: list[dict[str, Any]], siz
 
 
 def _add_tokens(
-    writer: Any,  # noqa: ANN401 - gguf.GGUFWriter
+    writer: Any,
     ids: Mapping[str, int],
     types: Mapping[int, Any],
     size: int,
@@ -100,7 +100,7 @@ def _byte_level(
     content: Mapping[str, Any],
     ids: Mapping[str, int],
     pairs: list[tuple[str, ...]],
-    size: int,  # noqa: ANN401
+    size: int,
 ) -> list[str]:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name_of(content.get("pre_tokenizer"), bool(content["model"].get("ignore_merges"))))
@@ -121,7 +121,7 @@ def _pieces(
     content: Mapping[str, Any],
     ids: Mapping[str, int],
     pairs: list[tuple[str, ...]],
-    size: int,  # noqa: ANN401
+    size: int,
     file: Path,
 ) -> list[str]:
     prefix = _space_prefix(content, file)
@@ -202,7 +202,7 @@ _NOT_PIECES = (
 
 
 def _special(
-    writer: Any,  # noqa: ANN401 - gguf.GGUFWriter
+    writer: Any,
     student: Path,
     config: Mapping[str, Any],
     ids: Mapping[str, int],

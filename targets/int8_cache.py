@@ -48,7 +48,7 @@ class Int8Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
         self.length = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Store keys and values (1, Hkv, T, D) of T tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -102,13 +102,13 @@ class Int8Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
 
 
 def attend(
-    module: Any,  # noqa: ANN401 - a transformers module
+    module: Any,
     query: Tensor,
-    key: Any,  # noqa: ANN401 - a tensor, or the layer
-    value: Any,  # noqa: ANN401
+    key: Any,
+    value: Any,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    **_: Any,  # noqa: ANN401
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of T queries (1, H, T, D), each to itself and all before; without a cache, to what is given."""
     if not isinstance(key, Int8Layer):
@@ -124,7 +124,7 @@ def attend(
     return out, None
 
 
-def suits(config: Any) -> bool:  # noqa: ANN401 - a transformers config
+def suits(config: Any) -> bool:
     """Whether a model's attention is what this cache can hold."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -132,7 +132,7 @@ def suits(config: Any) -> bool:  # noqa: ANN401 - a transformers config
     return config.model_type in LLAMA_KIND and kinds == {"full_attention"} and width in WIDTHS and not windowed
 
 
-def prepare(model: Any, device: str, kernels: Want) -> Callable[[], Cache]:  # noqa: ANN401 - a transformers model
+def prepare(model: Any, device: str, kernels: Want) -> Callable[[], Cache]:
     """Let a model attend to such a cache; returns what makes an empty one.
 
     Raises:

@@ -115,7 +115,7 @@ def _kinds(overrides: Mapping[str, str], columns: Mapping[str, int], source: Pat
     return found
 
 
-def _importances(lib: Any, weights: Mapping[str, npt.NDArray[np.float32]]) -> Any:  # noqa: ANN401 - ctypes
+def _importances(lib: Any, weights: Mapping[str, npt.NDArray[np.float32]]) -> Any:
     """The C array; numpy's memory stays alive as long as `weights`, names as long as the array."""
     array = (lib.llama_model_imatrix_data * (len(weights) + 1))()
     for entry, (name, values) in zip(array, weights.items(), strict=False):
@@ -124,7 +124,7 @@ def _importances(lib: Any, weights: Mapping[str, npt.NDArray[np.float32]]) -> An
     return array
 
 
-def _overrides(lib: Any, kinds: Mapping[str, Any]) -> Any:  # noqa: ANN401 - ctypes
+def _overrides(lib: Any, kinds: Mapping[str, Any]) -> Any:
     """The C array; llama.cpp searches each tensor's name for the pattern."""
     array = (lib.llama_model_tensor_override * (len(kinds) + 1))()
     for entry, (name, kind) in zip(array, kinds.items(), strict=False):
@@ -133,7 +133,7 @@ def _overrides(lib: Any, kinds: Mapping[str, Any]) -> Any:  # noqa: ANN401 - cty
 
 
 @contextlib.contextmanager
-def _log(lib: Any) -> Iterator[list[tuple[int, str]]]:  # noqa: ANN401 - llama_cpp has no types
+def _log(lib: Any) -> Iterator[list[tuple[int, str]]]:
     """What llama.cpp says meanwhile, instead of on the terminal."""
     said: list[tuple[int, str]] = []
     callback = lib.llama_log_callback(lambda level, text, _: said.append((level, text.decode("utf-8", "replace"))))

@@ -52,7 +52,7 @@ def write(gguf: Path, student: Path, notes: Sequence[str] = ()) -> Path:
     return file
 
 
-def _text(token: Any) -> str:  # noqa: ANN401 - JSON
+def _text(token: Any) -> str:
     found = token.get("content") if isinstance(token, dict) else token
     return str(found or "")
 

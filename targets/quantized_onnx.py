@@ -93,12 +93,12 @@ class _Graph:
     added: dict[str, Any] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
 
-    def add(self, name: str, array: Any) -> str:  # noqa: ANN401 - any numpy array
+    def add(self, name: str, array: Any) -> str:
         if name not in self.added:
             self.added[name] = self.onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
-    def checked(self, node: Any, name: str, matrix: Matrix, transposed: bool) -> np.dtype[Any]:  # noqa: ANN401
+    def checked(self, node: Any, name: str, matrix: Matrix, transposed: bool) -> np.dtype[Any]:
         """Refuse a float weight that is not the matrix we are about to put there; returns the type of its numbers."""
         weight: npt.NDArray[Any] = self.onnx.numpy_helper.to_array(self.floats[name])
         ours = matrix.dequantized().astype(weight.dtype)
@@ -147,12 +147,12 @@ def put_integers(folder: Path, content: Quantization, accuracy_level: int) -> di
     return {kind: made.count(kind) for kind in ("MatMulNBits", "GatherBlockQuantized")}
 
 
-def _weight(node: Any) -> str:  # noqa: ANN401 - onnx.NodeProto
+def _weight(node: Any) -> str:
     place = {"MatMul": 1, "Gather": 0}.get(node.op_type)
     return "" if place is None or len(node.input) < 2 else str(node.input[place])
 
 
-def _names(node: Any, content: Quantization) -> list[str] | None:  # noqa: ANN401
+def _names(node: Any, content: Quantization) -> list[str] | None:
     """The student's tensors whose rows, one below the other, are this node's weight; None if we have them not."""
     path = node.name.strip("/").split("/")
     if path[0] == "lm_head":
@@ -176,7 +176,7 @@ def _put(graph: _Graph, name: str, matrix: Matrix, numbers: np.dtype[Any]) -> li
     return found if inputs.zeros is None else [*found, graph.add(f"{name}.zeros", inputs.zeros)]
 
 
-def _matmul(graph: _Graph, node: Any, names: list[str], content: Quantization) -> list[Any]:  # noqa: ANN401
+def _matmul(graph: _Graph, node: Any, names: list[str], content: Quantization) -> list[Any]:
     matrix = _of(content, names)
     numbers = graph.checked(node, node.input[1], matrix, transposed=True)
     name = names[0].removesuffix(".weight").replace(".q_proj", ".qkv_proj" if len(names) > 1 else ".q_proj")
@@ -197,7 +197,7 @@ def _matmul(graph: _Graph, node: Any, names: list[str], content: Quantization) -
     ]
 
 
-def _gather(graph: _Graph, node: Any, names: list[str], content: Quantization) -> list[Any]:  # noqa: ANN401
+def _gather(graph: _Graph, node: Any, names: list[str], content: Quantization) -> list[Any]:
     """Rows of the embedding; the codes are the head's, seen as a table, where there is one matrix for both."""
     matrix = content.matrices[names[0]]
     numbers = graph.checked(node, node.input[0], matrix, transposed=False)

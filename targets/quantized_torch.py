@@ -132,7 +132,7 @@ def products(device: str, kernels: Want) -> Mapping[int, Product]:
     def product(bits: int) -> Product:
         gemv, gemm = (choose(f"w{bits}a16_{form}", device, kernels).run for form in ("gemv", "gemm"))
 
-        def multiply(x: Tensor, weight: Quantized, **extra: Any) -> Tensor:  # noqa: ANN401 - bias or up
+        def multiply(x: Tensor, weight: Quantized, **extra: Any) -> Tensor:
             y: Tensor = (gemv if x.shape[0] <= MOST_ROWS else gemm)(x, weight, **extra)
             return y
 
@@ -141,7 +141,7 @@ def products(device: str, kernels: Want) -> Mapping[int, Product]:
     return {bits: product(bits) for bits in (4, 8)}
 
 
-def open_quantized(path: Path, where: Place) -> Any:  # noqa: ANN401 - a transformers model
+def open_quantized(path: Path, where: Place) -> Any:
     """The model of a quantized folder, ready to run.
 
     Raises:
@@ -171,7 +171,7 @@ def open_quantized(path: Path, where: Place) -> Any:  # noqa: ANN401 - a transfo
     return model.to(where.device).requires_grad_(False).eval()
 
 
-def _put(model: Any, matrices: Mapping[str, Quantized], where: Place) -> None:  # noqa: ANN401 - a transformers model
+def _put(model: Any, matrices: Mapping[str, Quantized], where: Place) -> None:
     """Modules that hold integers in place of those that would hold floats."""
     by_bits = products(where.device, where.kernels)
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -206,7 +206,7 @@ def _can_be_one_pass(gate: nn.Module, up: nn.Module) -> bool:
     return one == other and gate.bias is None and up.bias is None
 
 
-def weights_bytes(model: Any) -> int:  # noqa: ANN401 - a transformers model
+def weights_bytes(model: Any) -> int:
     """Bytes of all parameters and buffers; what two modules share counts once."""
     held = {}
     for tensor in (*model.parameters(), *model.buffers()):

@@ -48,7 +48,7 @@ class Matrix:
     narrow: int | None = None
 
     @classmethod
-    def of(cls, weight: Any) -> Matrix:  # noqa: ANN401 - a Quantized, whose module imports torch
+    def of(cls, weight: Any) -> Matrix:
         """The same of a `Quantized`."""
         zeros = None if weight.zeros is None else weight.zeros.cpu().numpy()
         return cls(weight.codes.cpu().numpy(), weight.scales.cpu().numpy(), weight.group, zeros, weight.narrow)

@@ -115,7 +115,7 @@ class GgufRuntime:
         if self._normal not in (None, "NFC"):
             raise ArtifactError(f"{path}: normalizes text by '{self._normal}', this version by NFC; update Soloist")
 
-    def _open_context(self, slots: int, context: int, threads: int) -> Any:  # noqa: ANN401 - C pointer
+    def _open_context(self, slots: int, context: int, threads: int) -> Any:
         p = self._lib.llama_context_default_params()
         p.n_ctx = slots * context
         p.n_seq_max = slots
@@ -135,7 +135,7 @@ class GgufRuntime:
         size = self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if size >= 0 else None
 
-    def _chat_formatter(self) -> Any:  # noqa: ANN401 - llama_cpp has no types
+    def _chat_formatter(self) -> Any:
         template = self.metadata("tokenizer.chat_template")
         if not template:
             raise ArtifactError(f"{self.path}: the file has no chat template")

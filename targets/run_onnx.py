@@ -81,7 +81,7 @@ class OnnxRuntime(CachedDecoder):
             raise ArtifactError(f"{path}: onnxruntime cannot load this model ({first_line(error)})") from error
         self.stop_ids = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
 
-    def _start(self, path: Path, device: str, threads: int | None) -> Any:  # noqa: ANN401 - no types
+    def _start(self, path: Path, device: str, threads: int | None) -> Any:
         settings = self._og.Config(str(path))
         if device == "cpu":
             settings.clear_providers()
@@ -89,7 +89,7 @@ class OnnxRuntime(CachedDecoder):
         settings.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         return self._og.Model(settings)
 
-    def _open(self) -> Any:  # noqa: ANN401 - onnxruntime_genai has no types
+    def _open(self) -> Any:
         parameters = self._og.GeneratorParams(self._model)
         parameters.set_search_options(max_length=self.context, do_sample=False)
         return self._og.Generator(self._model, parameters)

@@ -230,7 +230,7 @@ def _values(student: Path, stack: ExitStack) -> _Found:
             yield key, tuple(file.get_slice(key).get_shape()), "", partial(_load, file, key)
 
 
-def _load(file: Any, key: str, place: Place) -> Array:  # noqa: ANN401 - an untyped open safetensors file
+def _load(file: Any, key: str, place: Place) -> Array:
     return _placed(file.get_tensor(key).float().numpy(), place)
 
 
@@ -264,7 +264,7 @@ def _bytes(matrix: Matrix, write: Callable[[Matrix], npt.NDArray[np.uint8]], pla
 
 
 def _add_model(
-    writer: Any,  # noqa: ANN401 - gguf.GGUFWriter
+    writer: Any,
     config: Mapping[str, Any],
     student: Path,
     name: str,
@@ -298,7 +298,7 @@ def _kind(tensor: _Tensor, plan: Plan) -> str:
     return wanted if tensor.shape[-1] % 32 == 0 else "F16"
 
 
-def _write(writer: Any, tensors: list[_Tensor], plan: Plan) -> dict[str, int]:  # noqa: ANN401 - gguf.GGUFWriter
+def _write(writer: Any, tensors: list[_Tensor], plan: Plan) -> dict[str, int]:
     gguf = require("gguf", "train")
     counts: dict[str, int] = {}
     kinds = [gguf.GGMLQuantizationType[_kind(tensor, plan)] for tensor in tensors]

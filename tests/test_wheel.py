@@ -9,8 +9,8 @@ import pytest
 
 
 def test_data_files_are_shipped():
-    assert files("soloist.toolchain.teams.specs").joinpath("desk.yaml").is_file()
-    assert files("soloist.toolchain.tasks").joinpath("unseen.jsonl").is_file()
+    assert files("soloist.toolchain.desk").joinpath("team.yaml").is_file()
+    assert files("soloist.toolchain.desk").joinpath("unseen.jsonl").is_file()
     assert files("soloist.toolchain.report").joinpath("page.css").is_file()
 
 

@@ -84,7 +84,7 @@ def compile_portable(student: Path, out: Path, dtype: str = "float32") -> dict[s
     return {"file": out.name, "dtype": dtype, "opset": OPSET, "bits": dict(done.bits), "operators": operators}
 
 
-def _configuration(student: Path, quantized: bool) -> Any:  # noqa: ANN401 - a transformers configuration
+def _configuration(student: Path, quantized: bool) -> Any:
     if not quantized:
         read_config(student)
     try:
@@ -93,7 +93,7 @@ def _configuration(student: Path, quantized: bool) -> Any:  # noqa: ANN401 - a t
         raise ArtifactError(f"{student}: transformers does not know this architecture ({first_line(error)})") from error
 
 
-def _tokenizer(student: Path, out: Path, config: Any) -> tuple[dict[str, str], tuple[int, ...]]:  # noqa: ANN401
+def _tokenizer(student: Path, out: Path, config: Any) -> tuple[dict[str, str], tuple[int, ...]]:
     """Write tokenizer and chat template; the special tokens by name, and the ids that end an answer."""
     transformers = require("transformers", "compile")
     if not (student / TOKENIZER).is_file():
@@ -113,7 +113,7 @@ def _tokenizer(student: Path, out: Path, config: Any) -> tuple[dict[str, str], t
     return {str(name): str(token) for name, token in tokenizer.special_tokens_map.items()}, stop
 
 
-def _stop(student: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
+def _stop(student: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
     file = student / "generation_config.json"
     try:
         stop = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
@@ -140,7 +140,7 @@ def _graph(student: Path, out: Path, shapes: Shapes, dtype: str, quantized: bool
     return done
 
 
-def _traced(folder: Path, shapes: Shapes, dtype: str, *, apart: bool) -> Any:  # noqa: ANN401 - an onnx_ir model
+def _traced(folder: Path, shapes: Shapes, dtype: str, *, apart: bool) -> Any:
     """The graph of a float folder; `apart` gives a tied head a weight of its own."""
     torch, transformers = require("torch", "compile"), require("transformers", "compile")
     from soloist.targets.portable.flat import Flat, example

@@ -40,7 +40,7 @@ class FlatCache:
         self.values[layer] = torch.cat([self.values[layer], value], dim=2)
         return self.keys[layer], self.values[layer]
 
-    def get_seq_length(self, layer: int = 0) -> Any:  # noqa: ANN401 - a number, or a symbol of the trace
+    def get_seq_length(self, layer: int = 0) -> Any:
         """Tokens held."""
         return self.keys[layer].shape[2]
 
@@ -89,7 +89,7 @@ class Flat(torch.nn.Module):  # type: ignore[misc]  # torch is not typed where t
         apart: a head that is the embedding gets a weight of its own, (hidden, vocabulary); else it is transposed.
     """
 
-    def __init__(self, student: Any, *, apart: bool) -> None:  # noqa: ANN401 - a transformers model
+    def __init__(self, student: Any, *, apart: bool) -> None:
         super().__init__()
         transformers.AttentionInterface.register(ATTENTION, grouped_attention)
         student.set_attn_implementation(ATTENTION)
@@ -115,7 +115,7 @@ class Flat(torch.nn.Module):  # type: ignore[misc]  # torch is not typed where t
         )
         return (out.logits.to(torch.float32), *cache.flat())
 
-    def _masks(self, attention_mask: torch.Tensor, length: int, past: int) -> Any:  # noqa: ANN401 - tensor or mapping
+    def _masks(self, attention_mask: torch.Tensor, length: int, past: int) -> Any:
         columns = torch.arange(past + length, device=attention_mask.device).unsqueeze(0)
         rows = columns[:, past:].transpose(0, 1)
         there = (attention_mask != 0)[:, None, None, :]

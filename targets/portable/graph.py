@@ -58,7 +58,7 @@ _SHAPE_INPUTS = {
 }
 
 
-def tidy(model: Any, shapes: Shapes) -> None:  # noqa: ANN401 - onnx_ir has no types for us
+def tidy(model: Any, shapes: Shapes) -> None:
     """Weights named as in the Hugging Face folder, dimensions named, nothing of the exporting machine left."""
     graph = model.graph
     for name in list(graph.initializers):
@@ -81,7 +81,7 @@ def tidy(model: Any, shapes: Shapes) -> None:  # noqa: ANN401 - onnx_ir has no t
     model.ir_version = IR_VERSION
 
 
-def _name_dimensions(graph: Any, shapes: Shapes) -> None:  # noqa: ANN401
+def _name_dimensions(graph: Any, shapes: Shapes) -> None:
     ir = require("onnx_ir", "compile")
     known: dict[str, list[str | int]] = {
         "input_ids": ["batch", "sequence"],
@@ -96,7 +96,7 @@ def _name_dimensions(graph: Any, shapes: Shapes) -> None:  # noqa: ANN401
         value.shape = ir.Shape(known[value.name])
 
 
-def save(model: Any, folder: Path, same_bytes: Mapping[str, str]) -> None:  # noqa: ANN401
+def save(model: Any, folder: Path, same_bytes: Mapping[str, str]) -> None:
     """Write graph and weights into `folder`.
 
     Args:
@@ -143,7 +143,7 @@ def check_portable(file: Path) -> dict[str, int]:
     return dict(sorted(Counter(node.op_type for node in proto.graph.node).items()))
 
 
-def _opsets(proto: Any) -> list[str]:  # noqa: ANN401 - onnx has no types
+def _opsets(proto: Any) -> list[str]:
     return [
         f"operator set '{entry.domain}' {entry.version}"
         for entry in proto.opset_import
@@ -151,7 +151,7 @@ def _opsets(proto: Any) -> list[str]:  # noqa: ANN401 - onnx has no types
     ] + [f"function {function.name}" for function in proto.functions]
 
 
-def _operators(proto: Any) -> list[str]:  # noqa: ANN401
+def _operators(proto: Any) -> list[str]:
     return [
         f"node {node.name} is {node.domain + ':' if node.domain else ''}{node.op_type}"
         for node in proto.graph.node
@@ -159,7 +159,7 @@ def _operators(proto: Any) -> list[str]:  # noqa: ANN401
     ]
 
 
-def _float64(proto: Any, onnx: Any) -> list[str]:  # noqa: ANN401
+def _float64(proto: Any, onnx: Any) -> list[str]:
     double = onnx.TensorProto.DOUBLE
     graph = proto.graph
     values = [*graph.value_info, *graph.input, *graph.output]
@@ -168,7 +168,7 @@ def _float64(proto: Any, onnx: Any) -> list[str]:  # noqa: ANN401
     ]
 
 
-def _shapes(proto: Any) -> list[str]:  # noqa: ANN401
+def _shapes(proto: Any) -> list[str]:
     """Nodes whose output's shape follows from values of an input and not from its shape."""
     inputs = {value.name for value in proto.graph.input}
     from_values: set[str] = set(inputs)

@@ -71,7 +71,7 @@ class PortableRuntime(FolderDecoder):
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
         installed = NAMES["cuda"] in self._ort.get_available_providers()
 
-        def start(device: str) -> Any:  # noqa: ANN401 - no types
+        def start(device: str) -> Any:
             return self._ort.InferenceSession(str(graph), options, providers=[NAMES[device]], enable_fallback=0)
 
         try:
@@ -81,7 +81,7 @@ class PortableRuntime(FolderDecoder):
         except Exception as error:  # the library raises a kind of its own for every status
             raise ArtifactError(f"{graph}: onnxruntime cannot load this graph ({first_line(error)})") from error
 
-    def _empty(self) -> Any:  # noqa: ANN401 - a numpy array of the graph's type
+    def _empty(self) -> Any:
         return np.zeros((1, self.facts.kv_heads, 0, self.facts.head_dim), np.dtype(self.facts.dtype))
 
     def _values(self, arrays: Sequence[Any]) -> list[Any]:

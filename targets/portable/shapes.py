@@ -32,7 +32,7 @@ class Shapes:
     context: int
 
 
-def read_shapes(config: Any) -> Shapes:  # noqa: ANN401 - a transformers configuration
+def read_shapes(config: Any) -> Shapes:
     """The shapes of a model. Raises ArtifactError for a family or a variant that has no portable graph."""
     family = str(config.model_type)
     if family not in FAMILIES:
@@ -52,7 +52,7 @@ def read_shapes(config: Any) -> Shapes:  # noqa: ANN401 - a transformers configu
     )
 
 
-def _normalized(config: Any, family: str) -> Any:  # noqa: ANN401 - optimum has no types
+def _normalized(config: Any, family: str) -> Any:
     optimum = require("optimum.utils", "compile")
     manager = optimum.NormalizedConfigManager
     try:
@@ -61,7 +61,7 @@ def _normalized(config: Any, family: str) -> Any:  # noqa: ANN401 - optimum has 
         return optimum.NormalizedTextConfig(config)
 
 
-def _check(config: Any, family: str) -> None:  # noqa: ANN401 - a transformers configuration
+def _check(config: Any, family: str) -> None:
     ropes = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in ropes.values() if isinstance(value, Mapping)] or [ropes]
     for rope in nested:

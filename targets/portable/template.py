@@ -102,7 +102,7 @@ def _generation() -> type[Any]:
     class Generation(extension.Extension):  # type: ignore[misc,name-defined]  # jinja2 is imported late
         tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
 
-        def parse(self, parser: Any) -> Any:  # noqa: ANN401
+        def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return jinja2.nodes.Scope(body, lineno=line)
@@ -113,7 +113,7 @@ def _generation() -> type[Any]:
 def _tojson(
     value: Any,
     ensure_ascii: bool = False,
-    indent: int | None = None,  # noqa: ANN401
+    indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:

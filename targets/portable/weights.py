@@ -46,7 +46,7 @@ class Integers:
     same_bytes: dict[str, str] = field(default_factory=dict)
 
 
-def put_integers(model: Any, content: Quantization, dtype: str) -> Integers:  # noqa: ANN401 - an onnx_ir model
+def put_integers(model: Any, content: Quantization, dtype: str) -> Integers:
     """Change a graph whose weights are the dequantized ones.
 
     Raises:
@@ -90,17 +90,17 @@ def whole_groups(matrix: Matrix) -> Matrix:
 class _Graph:
     """An onnx_ir graph under change."""
 
-    def __init__(self, graph: Any, dtype: str) -> None:  # noqa: ANN401
+    def __init__(self, graph: Any, dtype: str) -> None:
         self.ir, self.onnx = require("onnx_ir", "compile"), require("onnx", "compile")
         self.graph = graph
         self.dtype = np.dtype(dtype)
         self.onnx_dtype = int(self.ir.DataType.from_numpy(self.dtype))
 
-    def constant(self, name: str, array: npt.NDArray[Any]) -> Any:  # noqa: ANN401 - an onnx_ir value
+    def constant(self, name: str, array: npt.NDArray[Any]) -> Any:
         """An initializer; an array of the same name is there already or is added."""
         return self._add(self.onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
 
-    def _add(self, tensor: Any) -> Any:  # noqa: ANN401
+    def _add(self, tensor: Any) -> Any:
         if tensor.name not in self.graph.initializers:
             content = self.ir.from_proto(tensor)
             value = self.ir.Value(
@@ -109,7 +109,7 @@ class _Graph:
             self.graph.register_initializer(value)
         return self.graph.initializers[tensor.name]
 
-    def weight(self, name: str, matrix: Matrix, transposed: bool) -> Any:  # noqa: ANN401
+    def weight(self, name: str, matrix: Matrix, transposed: bool) -> Any:
         """The float weight of a name, checked."""
         value = self.graph.initializers.get(name)
         if value is None:
@@ -137,7 +137,7 @@ class _Graph:
         self.swap(value, out)
         return str(codes.name)
 
-    def swap(self, value: Any, out: Any) -> None:  # noqa: ANN401
+    def swap(self, value: Any, out: Any) -> None:
         """Let `out` stand where the initializer `value` stood."""
         value.replace_all_uses_with(out)
         self.graph.initializers.pop(value.name)
@@ -167,12 +167,12 @@ class _Graph:
         self.graph.initializers.pop(EMBEDDING)
         return str(words.name)
 
-    def _words(self, name: str, matrix: Matrix, stored: bool) -> Any:  # noqa: ANN401
+    def _words(self, name: str, matrix: Matrix, stored: bool) -> Any:
         if stored:  # `save` adds the constant, over the bytes of the head's codes
             return self.ir.Value(name=name, type=self.ir.TensorType(self.ir.DataType.INT32))
         return self.constant(name, to_block_dq(whole_groups(matrix), axis=0).data.view("<i4"))
 
-    def _unpacked(self, nodes: _Nodes, words: Any, ids: Any, matrix: Matrix, lead: int) -> Any:  # noqa: ANN401
+    def _unpacked(self, nodes: _Nodes, words: Any, ids: Any, matrix: Matrix, lead: int) -> Any:
         """Codes (K, batch, sequence) of tokens, in the graph's type: code k of token t is number k · N + t after the
         `lead` words.
 
@@ -192,18 +192,18 @@ class _Graph:
         signed = nodes.add("Sub", [nodes.add("Mod", [moved, self._whole("base", base)]), half])
         return nodes.add("Cast", [signed], to=self.onnx_dtype)
 
-    def _whole(self, name: str, value: Any) -> Any:  # noqa: ANN401
+    def _whole(self, name: str, value: Any) -> Any:
         return self.constant(f"embedding.{name}", np.asarray(value, np.int64))
 
 
 class _Nodes:
     """New nodes in order, their outputs named after a weight."""
 
-    def __init__(self, ir: Any, stem: str) -> None:  # noqa: ANN401
+    def __init__(self, ir: Any, stem: str) -> None:
         self.ir, self.stem = ir, stem
         self.made: list[Any] = []
 
-    def add(self, kind: str, inputs: list[Any], **attributes: Any) -> Any:  # noqa: ANN401
+    def add(self, kind: str, inputs: list[Any], **attributes: Any) -> Any:
         """The output of a new node."""
         name = f"{self.stem}/{kind}" + (f"_{len(self.made)}" if self.made else "")
         node = self.ir.node(kind, inputs, attributes, name=name)

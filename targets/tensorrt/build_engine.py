@@ -80,7 +80,7 @@ def read_plan(file: Path, folder: Path) -> Json:
     return plan
 
 
-def load_library(plan: Json, any_version: bool) -> Any:  # noqa: ANN401 - tensorrt or tensorrt_rtx
+def load_library(plan: Json, any_version: bool) -> Any:
     """TensorRT, in the version the plan was made for. Raises Refused."""
     target = plan["target"]
     try:
@@ -99,7 +99,7 @@ def load_library(plan: Json, any_version: bool) -> Any:  # noqa: ANN401 - tensor
 # --- what the library says ------------------------------------------------------------------------------------------
 
 
-def make_log(trt: Any) -> Any:  # noqa: ANN401 - an ILogger with `lines`
+def make_log(trt: Any) -> Any:
     """A logger that keeps warnings and errors."""
 
     class Log(trt.ILogger):  # type: ignore[misc]  # the library is found at run time
@@ -107,7 +107,7 @@ def make_log(trt: Any) -> Any:  # noqa: ANN401 - an ILogger with `lines`
             trt.ILogger.__init__(self)
             self.lines: list[str] = []
 
-        def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
+        def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.WARNING:
                 self.lines.append(" ".join(message.split()))
 
@@ -122,7 +122,7 @@ def advice_for(reason: str) -> str:
     return "no operator outside ONNX's own is exported; report this node with the versions in the report"
 
 
-def parser_errors(parser: Any) -> list[Json]:  # noqa: ANN401
+def parser_errors(parser: Any) -> list[Json]:
     """Every refusal of the parser: node, operator, kind, reason, and what to do."""
     found = []
     for place in range(parser.num_errors):
@@ -155,7 +155,7 @@ def explain(what: str, errors: Sequence[Json], lines: Sequence[str]) -> Refused:
 # --- building -------------------------------------------------------------------------------------------------------
 
 
-def parse(trt: Any, builder: Any, plan: Json, graph: Path, log: Any) -> Any:  # noqa: ANN401
+def parse(trt: Any, builder: Any, plan: Json, graph: Path, log: Any) -> Any:
     """The network of a graph. Raises Refused with every error of the parser."""
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if plan["target"]["strongly_typed_flag"] else 0
     network = builder.create_network(flags)
@@ -168,7 +168,7 @@ def parse(trt: Any, builder: Any, plan: Json, graph: Path, log: Any) -> Any:  # 
     return network
 
 
-def configure(trt: Any, builder: Any, plan: Json, options: argparse.Namespace) -> Any:  # noqa: ANN401
+def configure(trt: Any, builder: Any, plan: Json, options: argparse.Namespace) -> Any:
     """Profiles, flags, targets. Raises Refused."""
     config = builder.create_builder_config()
     for name, shapes in plan["profiles"].items():
@@ -195,7 +195,7 @@ def configure(trt: Any, builder: Any, plan: Json, options: argparse.Namespace) -
     return config
 
 
-def use_timings(config: Any, file: Path | None) -> None:  # noqa: ANN401
+def use_timings(config: Any, file: Path | None) -> None:
     """Begin with the timings of an earlier build on this device. Raises Refused."""
     if file is None:
         return
@@ -204,7 +204,7 @@ def use_timings(config: Any, file: Path | None) -> None:  # noqa: ANN401
         raise Refused(f"{file}: timings of another device or version; delete the file")
 
 
-def keep_timings(config: Any, file: Path | None) -> None:  # noqa: ANN401
+def keep_timings(config: Any, file: Path | None) -> None:
     """Write what was measured."""
     if file is not None:
         write_whole(file, bytes(config.get_timing_cache().serialize()))
@@ -221,7 +221,7 @@ def write_whole(file: Path, content: bytes) -> None:
             temporary.unlink()
 
 
-def build(trt: Any, plan: Json, folder: Path, options: argparse.Namespace) -> Json:  # noqa: ANN401
+def build(trt: Any, plan: Json, folder: Path, options: argparse.Namespace) -> Json:
     """Parse, build and write; what was done. Raises Refused."""
     log = make_log(trt)
     builder = trt.Builder(log)
@@ -241,7 +241,7 @@ def build(trt: Any, plan: Json, folder: Path, options: argparse.Namespace) -> Js
     return report
 
 
-def refit(trt: Any, plan: Json, folder: Path, options: argparse.Namespace) -> Json:  # noqa: ANN401
+def refit(trt: Any, plan: Json, folder: Path, options: argparse.Namespace) -> Json:
     """Put this folder's weights into an engine that was built to take them. Raises Refused."""
     log = make_log(trt)
     runtime = trt.Runtime(log)
@@ -259,7 +259,7 @@ def refit(trt: Any, plan: Json, folder: Path, options: argparse.Namespace) -> Js
     return report
 
 
-def write_engine(trt: Any, plan: Json, blob: bytes, report: Json, options: argparse.Namespace) -> None:  # noqa: ANN401
+def write_engine(trt: Any, plan: Json, blob: bytes, report: Json, options: argparse.Namespace) -> None:
     """The engine, then what it is: an engine without engine.json beside it is not whole."""
     sidecar = options.out.with_name(SIDECAR)
     if sidecar.exists():

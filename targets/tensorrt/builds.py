@@ -177,7 +177,7 @@ def in_order(ptx: str, names: Sequence[str], order: Sequence[str]) -> str:
     return f"{ptx[: entry.start('declared')]}\n\t{inside}\n{ptx[entry.end('declared') :]}"
 
 
-def launch_of(record: Record, sizes: Mapping[str, Any], plugin: Any) -> tuple[Any, Any]:  # noqa: ANN401 - TensorRT's
+def launch_of(record: Record, sizes: Mapping[str, Any], plugin: Any) -> tuple[Any, Any]:
     """Launch parameters and scalar arguments of a build.
 
     Args:

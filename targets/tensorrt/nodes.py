@@ -87,17 +87,17 @@ def _extra(matrix: Matrix, up: Matrix | None, bias: npt.NDArray[Any] | None) -> 
     return "".join(asked)
 
 
-def _constant(onnx: Any, name: str, values: npt.NDArray[Any]) -> Any:  # noqa: ANN401 - an untyped module
+def _constant(onnx: Any, name: str, values: npt.NDArray[Any]) -> Any:
     return onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
 
 
-def _kind(onnx: Any, activations: str) -> int:  # noqa: ANN401 - an untyped module
+def _kind(onnx: Any, activations: str) -> int:
     if activations not in ("float16", "bfloat16"):
         raise UsageError(f"activations in {activations}: the kernels compute in float16 or bfloat16")
     return int(getattr(onnx.TensorProto, activations.upper()))
 
 
-def replace(model: Any, node_name: str, matrix: Matrix | None = None, *, activations: str = "float16") -> None:  # noqa: ANN401 - onnx.ModelProto
+def replace(model: Any, node_name: str, matrix: Matrix | None = None, *, activations: str = "float16") -> None:
     """Put the plugin in the place of a node of `model`, which is changed.
 
     Args:
@@ -138,7 +138,7 @@ def replace(model: Any, node_name: str, matrix: Matrix | None = None, *, activat
         model.opset_import.append(onnx.helper.make_opsetid(NAMESPACE, 1))
 
 
-def replace_all(model: Any) -> int:  # noqa: ANN401 - onnx.ModelProto
+def replace_all(model: Any) -> int:
     """Put the plugin in the place of every MatMul by 4-bit blocks in `model`; how many there were.
 
     Constants must be loaded. What has another width, or another type than float16, stays as it is.
@@ -172,20 +172,20 @@ def replace_all(model: Any) -> int:  # noqa: ANN401 - onnx.ModelProto
     return count
 
 
-def groups_of(model: Any) -> set[int]:  # noqa: ANN401 - onnx.ModelProto
+def groups_of(model: Any) -> set[int]:
     """Columns in a group, of every node of `replace_all`."""
     return {_group(node) for node in model.graph.node if _is_ours(node)}
 
 
-def _is_ours(node: Any) -> bool:  # noqa: ANN401 - onnx.NodeProto
+def _is_ours(node: Any) -> bool:
     return (node.domain, node.op_type) == (NAMESPACE, plugin_name(""))
 
 
-def _group(node: Any) -> int:  # noqa: ANN401 - onnx.NodeProto
+def _group(node: Any) -> int:
     return int(next(attribute.ints[0] for attribute in node.attribute if attribute.name == "group"))
 
 
-def restore_all(model: Any) -> None:  # noqa: ANN401 - onnx.ModelProto
+def restore_all(model: Any) -> None:
     """Put DequantizeLinear and MatMul in the place of every node of `replace_all`."""
     onnx = require("onnx", "compile")
     graph = model.graph
@@ -210,7 +210,7 @@ def restore_all(model: Any) -> None:  # noqa: ANN401 - onnx.ModelProto
     model.opset_import.extend(opsets)
 
 
-def _of_blocks(onnx: Any, node: Any, constants: dict[str, Any], casts: dict[str, str]) -> Matrix | None:  # noqa: ANN401
+def _of_blocks(onnx: Any, node: Any, constants: dict[str, Any], casts: dict[str, str]) -> Matrix | None:
     """The matrix of a DequantizeLinear for the right operand of a MatMul; None where the plugin does not take it."""
     said = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     codes, scales = constants.get(node.input[0]), constants.get(casts.get(node.input[1], node.input[1]))
@@ -225,7 +225,7 @@ def _of_blocks(onnx: Any, node: Any, constants: dict[str, Any], casts: dict[str,
     return from_block_dq(BlockDQ(data, shape, onnx.numpy_helper.to_array(scales), 0, int(group), 4))
 
 
-def _of_matmul(onnx: Any, node: Any, constants: dict[str, Any], matrix: Matrix | None) -> tuple[Matrix, None, int]:  # noqa: ANN401
+def _of_matmul(onnx: Any, node: Any, constants: dict[str, Any], matrix: Matrix | None) -> tuple[Matrix, None, int]:
     """The matrix of a MatMul whose constant it is, and the graph's type."""
     if matrix is None:
         raise UsageError(f"{node.name} is a MatMul: say which matrix it multiplies by")
@@ -238,7 +238,7 @@ def _of_matmul(onnx: Any, node: Any, constants: dict[str, Any], matrix: Matrix |
     return matrix, None, int(tensor.data_type)
 
 
-def _of_nbits(onnx: Any, node: Any, constants: dict[str, Any]) -> tuple[Matrix, npt.NDArray[Any] | None, int]:  # noqa: ANN401
+def _of_nbits(onnx: Any, node: Any, constants: dict[str, Any]) -> tuple[Matrix, npt.NDArray[Any] | None, int]:
     """Matrix and bias of a MatMulNBits, and the graph's type."""
     said = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     names = dict(zip(("x", "weight", "scales", "zeros", "order", "bias"), node.input, strict=False))

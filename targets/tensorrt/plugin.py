@@ -75,21 +75,21 @@ def register(builds: Path | None = None, *, arch: str | None = None, jit: bool =
     return tuple(named)
 
 
-def _register(plugin: Any, extra: str, builds: Builds | None, jit: bool) -> str:  # noqa: ANN401 - a module
+def _register(plugin: Any, extra: str, builds: Builds | None, jit: bool) -> str:
     """Register one plugin. TensorRT reads names and annotations of a function's arguments, so each gets a signature."""
     name, desc, inputs = f"{NAMESPACE}::{plugin_name(extra)}", plugin.TensorDesc, INPUTS[extra]
     outputs = ("outputs", GenericAlias(tuple, (desc,)))
 
-    def describe(*tensors: Any, group: _Group) -> Any:  # noqa: ANN401 - descriptions of tensors
+    def describe(*tensors: Any, group: _Group) -> Any:
         del group
         y = tensors[0].like()
         y.shape_expr[y.ndim - 1] = tensors[1].shape_expr[0]
         return y
 
-    def combinations(*given: Any) -> Any:  # noqa: ANN401
+    def combinations(*given: Any) -> Any:
         return _combinations(plugin, extra, builds, int(given[len(inputs)][0]))
 
-    def compiled(*given: Any) -> Any:  # noqa: ANN401
+    def compiled(*given: Any) -> Any:
         assert builds is not None
         *tensors, (group,), _, tactic = given
         if all(tensor.has_shape for tensor in tensors):
@@ -97,7 +97,7 @@ def _register(plugin: Any, extra: str, builds: Builds | None, jit: bool) -> str:
         record = builds.tactic(extra, _type_name(tensors[0].dtype), int(group), tactic)
         return (record["entry"], builds.ptx(record), *launch_of(record, _sizes(tensors), plugin))
 
-    def run(*given: Any, stream: int) -> None:  # noqa: ANN401
+    def run(*given: Any, stream: int) -> None:
         *tensors, (group,), found = given
         _run(dict(zip(inputs, tensors, strict=True)), int(group), found[0], stream)
 
@@ -123,7 +123,7 @@ def _signed(
     return function
 
 
-def _combinations(plugin: Any, extra: str, builds: Builds | None, group: int) -> list[Any]:  # noqa: ANN401
+def _combinations(plugin: Any, extra: str, builds: Builds | None, group: int) -> list[Any]:
     """Types that go together, all of them row by row, each with its tactics. Raises UsageError where there are none."""
     found = []
     for activations in ACTIVATIONS:
@@ -169,7 +169,7 @@ def _sizes(tensors: Sequence[Any]) -> dict[str, Any]:
     return {"M": rows, "N": words[0], "K": x[len(x) - 1]}
 
 
-def _type_name(dtype: Any) -> str:  # noqa: ANN401 - tensorrt.DataType
+def _type_name(dtype: Any) -> str:
     """As AutoTuneCombination spells it."""
     return {"HALF": "FP16"}.get(dtype.name, str(dtype.name))
 
@@ -177,7 +177,7 @@ def _type_name(dtype: Any) -> str:  # noqa: ANN401 - tensorrt.DataType
 # --- in Python, for looking for faults ------------------------------------------------------------------------------
 
 
-def _run(tensors: Mapping[str, Any], group: int, y: Any, stream: int) -> None:  # noqa: ANN401 - tensorrt.plugin.Tensor
+def _run(tensors: Mapping[str, Any], group: int, y: Any, stream: int) -> None:
     """y of the tensors on TensorRT's stream, by the implementation that `choose` picks."""
     from soloist.kernels.choose import choose
     from soloist.kernels.layout import Quantized
@@ -199,7 +199,7 @@ def _on_stream(stream: int) -> contextlib.AbstractContextManager[Any]:
     return context
 
 
-def _as_torch(tensor: Any) -> Any:  # noqa: ANN401 - tensorrt.plugin.Tensor to torch.Tensor
+def _as_torch(tensor: Any) -> Any:
     """The same memory. TensorRT's own array interface refuses bfloat16."""
     import torch
 
@@ -220,7 +220,7 @@ def _as_torch(tensor: Any) -> Any:  # noqa: ANN401 - tensorrt.plugin.Tensor to t
 # --- this machine ---------------------------------------------------------------------------------------------------
 
 
-def _tensorrt() -> Any:  # noqa: ANN401 - the module tensorrt.plugin
+def _tensorrt() -> Any:
     try:
         plugin = importlib.import_module("tensorrt.plugin")
     except ImportError as error:

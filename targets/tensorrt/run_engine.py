@@ -52,7 +52,7 @@ class Gpu:
         self._stream = stream
         self._held: list[ctypes.c_uint64] = []
 
-    def _call(self, name: str, *arguments: Any) -> None:  # noqa: ANN401 - values of ctypes
+    def _call(self, name: str, *arguments: Any) -> None:
         if self._context is not None:  # whichever thread this is
             self._driver.cuCtxSetCurrent(self._context)
         if code := getattr(self._driver, name)(*arguments):
@@ -121,7 +121,7 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def load_library(facts: dict[str, Any]) -> Any:  # noqa: ANN401 - tensorrt or tensorrt_rtx
+def load_library(facts: dict[str, Any]) -> Any:
     """The library that built the engine, in its version. Raises EngineFault."""
     built = facts["built_with"]
     try:
@@ -147,7 +147,7 @@ class Engine:
         EngineFault: another version or file, no GPU, or not enough memory.
     """
 
-    def __init__(self, folder: Path, gpu: Any = None) -> None:  # noqa: ANN401 - a Gpu, or what stands for one
+    def __init__(self, folder: Path, gpu: Any = None) -> None:
         self.facts = read_sidecar(folder)
         model = self.facts["model"]
         self.context, self.piece, self.vocabulary = (int(model[name]) for name in ("context", "piece", "vocabulary"))
@@ -241,7 +241,7 @@ class Engine:
         self.gpu.close()
 
 
-def answer(engine: Engine, tokenizer: Any, question: str, most: int) -> tuple[str, int, float]:  # noqa: ANN401
+def answer(engine: Engine, tokenizer: Any, question: str, most: int) -> tuple[str, int, float]:
     """Greedy text, its tokens, and the seconds after the first of them."""
     before, after = engine.facts["model"]["around"]
     prompt = list(tokenizer.encode(before + question + after, add_special_tokens=False).ids)

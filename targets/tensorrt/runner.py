@@ -26,7 +26,7 @@ class EngineRuntime(FolderDecoder):
         ArtifactError: files are missing or others, TensorRT is missing or another, or there is no GPU.
     """
 
-    def __init__(self, path: Path, *, gpu: Any = None) -> None:  # noqa: ANN401 - run_engine.Gpu, or what stands for it
+    def __init__(self, path: Path, *, gpu: Any = None) -> None:
         try:
             self._engine = Engine(path, gpu)
         except EngineFault as fault:

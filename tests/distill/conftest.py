@@ -16,7 +16,7 @@ from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Run, ToolUse, Turn  # noqa: E402
 from soloist.toolchain.traces.store import read_runs  # noqa: E402
 
-RECORDED = Path(__file__).resolve().parents[2] / "toolchain" / "traces" / "recorded" / "traces.jsonl.gz"
+RECORDED = Path(__file__).resolve().parents[2] / "toolchain" / "desk" / "recorded" / "traces.jsonl.gz"
 
 
 @pytest.fixture(scope="session")

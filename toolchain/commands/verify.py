@@ -61,7 +61,7 @@ def command(
         raise GateError(f"{artifact}: no passing verdict on {', '.join(failed)}")
 
 
-def _lone(file: Path, student: Path, format: str, probe: Any, scratch: Path, limits: dict[str, Any]) -> None:  # noqa: ANN401 - a Probe
+def _lone(file: Path, student: Path, format: str, probe: Any, scratch: Path, limits: dict[str, Any]) -> None:
     from soloist.kernels.errors import GateError, UsageError
     from soloist.targets.open import parts
     from soloist.targets.tolerances import tolerance_of
@@ -79,7 +79,7 @@ def _lone(file: Path, student: Path, format: str, probe: Any, scratch: Path, lim
     click.echo(f"{file}: passes. {_numbers(facts)}")
 
 
-def _numbers(facts: Any) -> str:  # noqa: ANN401 - JSON
+def _numbers(facts: Any) -> str:
     if "kl_mean" not in facts:
         return ""
     said = f"KL {facts['kl_mean']:.4f}, same top-1 {facts['top1']:.1%}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def resolve_entry_point(name: str, what: str, known: str) -> Any:  # noqa: ANN401 - the user's object
+def resolve_entry_point(name: str, what: str, known: str) -> Any:
     """Import `module:attribute`. Raises UsageError naming what is missing."""
     import importlib
 

@@ -32,7 +32,7 @@ class EventLog:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = path.open("ab", buffering=0)
 
-    def emit(self, stage: str, event: str, **fields: Any) -> None:  # noqa: ANN401 - any JSON value
+    def emit(self, stage: str, event: str, **fields: Any) -> None:
         record = {"time": round(time.time(), 3), "stage": stage, "event": event, **fields}
         if self._file is not None:
             from soloist.toolchain.core.files import explain_disk_errors
@@ -42,7 +42,7 @@ class EventLog:
         for listener in self._listeners:
             listener(record)
 
-    def progress(self, stage: str, done: int, total: int, **fields: Any) -> None:  # noqa: ANN401
+    def progress(self, stage: str, done: int, total: int, **fields: Any) -> None:
         self.emit(stage, "progress", done=done, total=total, **fields)
 
     def close(self) -> None:

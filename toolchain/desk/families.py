@@ -34,7 +34,7 @@ class Draft:
 Make = Callable[[Random, int], Draft | None]
 
 
-def _gym(name: str, seed: int, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - reasoning-gym's own settings
+def _gym(name: str, seed: int, **settings: Any) -> dict[str, Any]:
     try:
         import reasoning_gym
     except ImportError:

@@ -213,7 +213,7 @@ def assert_disjoint(train: Sequence[Question], held_out: Sequence[Question]) -> 
 
 def unseen_cases() -> list[Case]:
     """The unseen-wording set: written one by one for this project, see `unseen.jsonl`."""
-    text = resources.files("soloist.toolchain.tasks").joinpath("unseen.jsonl").read_text(encoding="utf-8")
+    text = resources.files("soloist.toolchain.desk").joinpath("unseen.jsonl").read_text(encoding="utf-8")
     found = []
     for number, line in enumerate(text.splitlines(), 1):
         row = json.loads(line)

@@ -34,7 +34,7 @@ def _family(field: str) -> str:
 class Specialties:
     """Families of one task, with demonstrations rendered as chat messages and kept."""
 
-    def __init__(self, module: Any, toolbox: Toolbox, names: Sequence[str] = ()) -> None:  # noqa: ANN401 - user's
+    def __init__(self, module: Any, toolbox: Toolbox, names: Sequence[str] = ()) -> None:
         self._module = module
         self._toolbox = toolbox
         self.names: tuple[str, ...] = tuple(
@@ -92,7 +92,7 @@ class Specialties:
         families = dict.fromkeys(map(_family, self.names))
         return tuple(self._example(case) for family in families for case in self._cases(family, count, seed))
 
-    def _example(self, case: Any) -> Demonstration:  # noqa: ANN401 - a task's Case
+    def _example(self, case: Any) -> Demonstration:
         last = len(case.calls) - 1
         written = [
             render_call(call.name, call.arguments, self._toolbox, more=i < last) for i, call in enumerate(case.calls)
@@ -103,7 +103,7 @@ class Specialties:
         )
         return Demonstration(question=case.question.question, reply=written[0], then=followups)
 
-    def _show(self, case: Any, step: int) -> list[Message]:  # noqa: ANN401 - a task's Case
+    def _show(self, case: Any, step: int) -> list[Message]:
         results = [run_call(call, self._toolbox).value for call in case.calls[:step]]
         call, more = case.calls[step], step + 1 < len(case.calls)
         written = render_call(call.name, call.arguments, self._toolbox, more=more)

@@ -297,7 +297,7 @@ def _check_base(arguments: Arguments, value: str) -> bool:
     return int(str(arguments["number"]), int(arguments["from"])) == int(value, int(arguments["to"]))
 
 
-def _base_call(**arguments: Any) -> Result:  # noqa: ANN401 - `from` is a keyword, so it cannot be a parameter
+def _base_call(**arguments: Any) -> Result:
     return _base(arguments["number"], arguments["from"], arguments["to"])
 
 
@@ -323,7 +323,7 @@ def number_tools() -> list[Tool]:
     integer, number, word = {"type": "integer"}, {"type": "number"}, {"type": "string"}
     fraction = {"type": "string", "x-grammar": f'"-"? {DIGITS} "/" {DIGITS}'}
 
-    def tool(name: str, what: str, parameters: dict[str, Any], run: Callable[..., Result], check: Any) -> Tool:  # noqa: ANN401
+    def tool(name: str, what: str, parameters: dict[str, Any], run: Callable[..., Result], check: Any) -> Tool:
         return Tool(name, what, parameters, run, guarded(check))
 
     order, action = {**word, "enum": ["asc", "desc"]}, {**word, "enum": ["keep", "remove"]}

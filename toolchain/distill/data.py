@@ -109,7 +109,7 @@ class Selection:
         }
 
 
-def prepare_tokenizer(tokenizer: Any) -> None:  # noqa: ANN401 - transformers is untyped here
+def prepare_tokenizer(tokenizer: Any) -> None:
     """Give a ChatML tokenizer the student's template; any other family keeps its own."""
     if {"<|im_start|>", END} <= set(tokenizer.get_vocab()):
         tokenizer.chat_template = STUDENT_TEMPLATE
@@ -120,13 +120,13 @@ def prepare_tokenizer(tokenizer: Any) -> None:  # noqa: ANN401 - transformers is
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def render_ids(tokenizer: Any, messages: Sequence[Message], *, prompt: bool) -> list[int]:  # noqa: ANN401
+def render_ids(tokenizer: Any, messages: Sequence[Message], *, prompt: bool) -> list[int]:
     """Token ids of `messages` under the tokenizer's template; `prompt` opens the assistant's turn."""
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def encode(messages: Sequence[Message], tokenizer: Any, question_id: str = "") -> Example:  # noqa: ANN401
+def encode(messages: Sequence[Message], tokenizer: Any, question_id: str = "") -> Example:
     """Tokens and mask of a conversation, cut after the last trained token.
 
     Raises:
@@ -219,7 +219,7 @@ def unsound(question: Question, uses: Sequence[ToolUse], text: str, mode: Mode, 
 
 def select(
     runs: Iterable[Run],
-    tokenizer: Any,  # noqa: ANN401
+    tokenizer: Any,
     *,
     check_steps: CheckSteps,
     mode: Mode = "acts",

@@ -118,7 +118,7 @@ def _records(path: Path) -> Sequence[Any]:
     return rows
 
 
-def _read(record: Any) -> Decomposed | str:  # noqa: ANN401 - any JSON
+def _read(record: Any) -> Decomposed | str:
     if not isinstance(record, dict) or not isinstance(record.get("question"), str) or not record["question"].strip():
         return "no question"
     question, parts = record["question"].strip(), record.get("decomposition")

@@ -47,7 +47,7 @@ class Processes:
     def several(self) -> bool:
         return self.count > 1
 
-    def share(self, value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    def share(self, value: Any) -> Any:
         """What the main process has; the others' own `value` is ignored. They wait until it has come so far."""
         if not self.several:
             return value

@@ -56,7 +56,7 @@ class _ByRows(torch.autograd.Function):  # type: ignore[misc]  # torch's types a
     """Applies a rule to each row of the student's logits. `space` is where the gradient is written."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, rule: Rule, space: list[Tensor]) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, logits: Tensor, rule: Rule, space: list[Tensor]) -> Tensor:
         gradient = space.pop()
         values = torch.empty(len(logits), dtype=_precise(logits), device=logits.device)
         for piece in _pieces(logits):
@@ -65,7 +65,7 @@ class _ByRows(torch.autograd.Function):  # type: ignore[misc]  # torch's types a
         return values
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient.mul_(upstream.to(gradient.dtype)[:, None]), None, None
 

@@ -20,7 +20,7 @@ from soloist.toolchain.distill.train import Trainer
 from soloist.toolchain.distill.work import Work
 
 
-def write_exact(model: Any, tokenizer: Any, folder: Path) -> None:  # noqa: ANN401 - transformers is untyped here
+def write_exact(model: Any, tokenizer: Any, folder: Path) -> None:
     """A plain Hugging Face folder, in fp32."""
     logging = require("transformers", "train").utils.logging
     shown = logging.is_progress_bar_enabled()

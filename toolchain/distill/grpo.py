@@ -87,11 +87,11 @@ class Judge:
             tokens = tuple(sum(one.own[b : e + 1]) for b, e in zip(begins, stops, strict=True))
             self.judged.append((stops, Solution(tuple(values), tokens, one.right(question))))
 
-    def step_reward(self, **_: Any) -> list[float]:  # noqa: ANN401 - TRL's columns
+    def step_reward(self, **_: Any) -> list[float]:
         """Softmin of the steps' scores, for TRL."""
         return [softmin(solution.rewards, self.config.tau) for _, solution in self.judged]
 
-    def answer_reward(self, **_: Any) -> list[float]:  # noqa: ANN401
+    def answer_reward(self, **_: Any) -> list[float]:
         """1 for a right answer, for TRL."""
         return [float(solution.solved) for _, solution in self.judged]
 
@@ -149,14 +149,14 @@ class Segment:
         write_exact(model, tokenizer, folder)
         return {"records": records}
 
-    def _trainer(self, model: Any, tokenizer: Any, judge: Judge, folder: Path) -> Any:  # noqa: ANN401 - trl is untyped
+    def _trainer(self, model: Any, tokenizer: Any, judge: Judge, folder: Path) -> Any:
         config = judge.config
         trl, datasets = require("trl", "rl"), require("datasets", "rl")
         if not hasattr(trl.GRPOTrainer, "_generate_and_score_completions"):
             raise UsageError("this trl has no GRPOTrainer that takes our advantages: install trl 1.16")
 
         class Trainer(trl.GRPOTrainer):  # type: ignore[misc,name-defined]  # trl's types are not followed
-            def _generate_and_score_completions(self, inputs: Any) -> Any:  # noqa: ANN401
+            def _generate_and_score_completions(self, inputs: Any) -> Any:
                 made = super()._generate_and_score_completions(inputs)
                 made["advantages"] = judge.advantages(made["completion_ids"].shape[1]).to(made["completion_ids"].device)
                 return made
@@ -166,10 +166,10 @@ class Segment:
                 model: Any,
                 ids: torch.Tensor,
                 mask: torch.Tensor,
-                keep: int,  # noqa: ANN401
+                keep: int,
                 batch_size: int | None = None,
-                **more: Any,  # noqa: ANN401
-            ) -> Any:  # noqa: ANN401
+                **more: Any,
+            ) -> Any:
                 read = functools.partial(super()._get_per_token_logps_and_entropies, model, **more)
                 return unpadded(read, ids, mask, keep, batch_size or len(ids))
 
@@ -218,11 +218,11 @@ class Segment:
         trainer.remove_callback(transformers.PrinterCallback)
         return trainer
 
-    def _rollouts(self, judge: Judge) -> Any:  # noqa: ANN401 - TRL's type
+    def _rollouts(self, judge: Judge) -> Any:
         known = {q.question.strip(): q for q in self.questions}
         config = judge.config
 
-        def roll(prompts: Sequence[list[Message]], trainer: Any) -> Mapping[str, Any]:  # noqa: ANN401
+        def roll(prompts: Sequence[list[Message]], trainer: Any) -> Mapping[str, Any]:
             policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
             sampler = Sampler(
                 policy,

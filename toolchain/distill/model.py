@@ -92,7 +92,7 @@ def check_base(base: Path) -> None:
         prepare_tokenizer(_tokenizer(base))
 
 
-def _tokenizer(base: Path) -> Any:  # noqa: ANN401 - transformers is untyped here
+def _tokenizer(base: Path) -> Any:
     if not (base / "config.json").is_file():
         raise ArtifactError(f"{base}: neither a GGUF file nor a Hugging Face folder (no config.json)")
     with _explained(base):
@@ -108,7 +108,7 @@ def _explained(base: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_progress(transformers: Any) -> Any:  # noqa: ANN401 - an untyped module
+def _quiet_progress(transformers: Any) -> Any:
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -139,7 +139,7 @@ def choose_precision(precision: Precision, device: torch.device) -> tuple[torch.
 class Student:
     """A causal model, its tokenizer and how it is trained."""
 
-    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:  # noqa: ANN401
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
         prepare_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.native_attention = model.config._attn_implementation
@@ -222,7 +222,7 @@ class Student:
         """The size of a hidden state."""
         return int(self.model.config.hidden_size)
 
-    def _forward(self, batch: Batch, **more: Any) -> Any:  # noqa: ANN401 - transformers is untyped here
+    def _forward(self, batch: Batch, **more: Any) -> Any:
         return self.model(
             **self._inputs(batch),
             **more,

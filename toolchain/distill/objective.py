@@ -78,7 +78,7 @@ class _SummedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # tor
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         gradient = torch.empty_like(logits)
         precise = torch.float64 if logits.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=precise, device=logits.device)
@@ -98,7 +98,7 @@ class _SummedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # tor
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream.to(gradient.dtype), None, None
 

@@ -125,7 +125,7 @@ def _short_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
 
 
 def packed_attention(
-    module: Any,  # noqa: ANN401 - the attention layer, any architecture
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -133,7 +133,7 @@ def packed_attention(
     *,
     scaling: float | None = None,
     soloist_batch: Batch | None = None,
-    **_: Any,  # noqa: ANN401 - what other attention functions take
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: (1, H, T, D) queries of a trie -> (1, T, H, D)."""
     if soloist_batch is None:
@@ -157,11 +157,11 @@ def packed_attention(
     return flat.index_select(0, soloist_batch.back).unsqueeze(0), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:  # noqa: ANN401
+def _no_mask(*_: Any, **__: Any) -> None:
     """The trie needs no mask: causality within a conversation is all there is."""
 
 
-def use_packed_attention(model: Any) -> None:  # noqa: ANN401
+def use_packed_attention(model: Any) -> None:
     """Switch a transformers model to the packed attention."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface

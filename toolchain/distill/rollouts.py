@@ -103,7 +103,7 @@ class Sampler:
         return complete(self.model, self.tokenizer, prompts, rooms, self.temperature)
 
 
-def read_tokens(tokenizer: Any, result: str) -> list[int]:  # noqa: ANN401 - transformers is untyped here
+def read_tokens(tokenizer: Any, result: str) -> list[int]:
     """What stands between the end of a call and the student's next word: the tool's turn, and the opened next one."""
     called: list[Message] = [{"role": "user", "content": "?"}]
     start = len(render_ids(tokenizer, called, prompt=True))

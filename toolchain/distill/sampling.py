@@ -42,8 +42,8 @@ def sample(
 
 
 def complete(
-    model: Any,  # noqa: ANN401 - transformers is untyped here
-    tokenizer: Any,  # noqa: ANN401
+    model: Any,
+    tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     rooms: Sequence[int],
     temperature: float,

@@ -29,6 +29,7 @@ from soloist.toolchain.distill.methods.catalog import load
 from soloist.toolchain.distill.model import freed_memory_kept
 from soloist.toolchain.distill.train import CHECKPOINTS, STAGE, TrainConfig
 from soloist.toolchain.distill.work import PHASES, Work
+from soloist.toolchain.traces.recording import TRACES
 from soloist.toolchain.traces.store import read_runs
 
 CARD = "student.json"

@@ -29,7 +29,7 @@ Kind = Literal["rechecked", "answer", "rollouts", "propagated"]
 Beginning = tuple[str, tuple[int, ...]]
 
 
-def step_ends(ids: Sequence[int], own: Sequence[bool], tokenizer: Any) -> list[int]:  # noqa: ANN401
+def step_ends(ids: Sequence[int], own: Sequence[bool], tokenizer: Any) -> list[int]:
     """The places of the tokens that end a step: a newline after words, or the end of a turn."""
     ends: list[int] = []
     words = False

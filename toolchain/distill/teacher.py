@@ -22,16 +22,16 @@ from soloist.toolchain.distill.model import Student, load_base
 from soloist.toolchain.distill.packing import Batch
 
 
-def vocabulary_digest(tokenizer: Any) -> str:  # noqa: ANN401 - transformers is untyped here
+def vocabulary_digest(tokenizer: Any) -> str:
     """Hash of the token strings and their ids."""
     return hashlib.sha256(json.dumps(_strings(tokenizer)).encode()).hexdigest()[:16]
 
 
-def _strings(tokenizer: Any) -> list[tuple[int, str]]:  # noqa: ANN401
+def _strings(tokenizer: Any) -> list[tuple[int, str]]:
     return sorted((number, token) for token, number in tokenizer.get_vocab().items())
 
 
-def refuse_other_vocabulary(name: str, model: Any, tokenizer: Any, student: Student) -> None:  # noqa: ANN401
+def refuse_other_vocabulary(name: str, model: Any, tokenizer: Any, student: Student) -> None:
     """Raise UsageError unless a teacher called `name` scores exactly the student's tokens."""
     theirs, ours = _strings(tokenizer), _strings(student.tokenizer)
     widths = int(model.config.vocab_size), int(student.model.config.vocab_size)

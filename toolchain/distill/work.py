@@ -52,7 +52,7 @@ class Work:
     def scratch(self) -> Path:
         return self.folder / PHASES
 
-    def trainer(self, base: Path | None = None, **changes: Any) -> Trainer:  # noqa: ANN401 - fields of TrainConfig
+    def trainer(self, base: Path | None = None, **changes: Any) -> Trainer:
         """A trainer on the base model, or on what an earlier phase left; `changes` to the training settings.
 
         Of a number of tokens to spend each of the method's passes gets an equal share.
@@ -61,7 +61,7 @@ class Work:
             changes = {"spend": max(1, self.train.spend // self.method.passes), **changes}
         return Trainer(base or self.base, self.train.model_copy(update=changes), self.processes)
 
-    def setup(self, tokenizer: Any) -> Setup:  # noqa: ANN401 - transformers is untyped here
+    def setup(self, tokenizer: Any) -> Setup:
         return Setup(
             tokenizer,
             self.check_steps,
@@ -79,7 +79,7 @@ class Work:
         self.note(_describe(found.counts), **found.counts)
         return found
 
-    def note(self, text: str, **facts: Any) -> None:  # noqa: ANN401 - any fact
+    def note(self, text: str, **facts: Any) -> None:
         """A line in the event log."""
         self.events.emit(STAGE, "note", text=text, **facts)
 

@@ -93,7 +93,7 @@ def _text_of(path: Path) -> str:
         raise DataError(f"{path}: not a text file that can be read ({error})") from error
 
 
-def _json_of(text: str, where: str) -> Any:  # noqa: ANN401 - any JSON
+def _json_of(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -186,7 +186,7 @@ class KnowledgeGraph:
             found.append({**row, "source": self._sources[key]} if self._sources[key] else row)
         return found
 
-    def network(self) -> Any:  # noqa: ANN401 - networkx is untyped here
+    def network(self) -> Any:
         """A copy as networkx MultiDiGraph: nodes up to aliases, each edge with its `triple` and `source`."""
         made = require("networkx", "train").MultiDiGraph()
         for (head, relation, tail), triple in self._facts.items():

@@ -19,7 +19,7 @@ HELD_OUT_SEED = 7  # not the seed that training settings were chosen on (benchma
 
 def recorded() -> Path | None:
     """The recording of the desk that ships with Soloist, if this installation has one."""
-    path = Path(str(files("soloist.toolchain.traces.recorded")))
+    path = Path(str(files("soloist.toolchain.desk.recorded")))
     return path if (path / MANIFEST).is_file() else None
 
 
@@ -48,7 +48,7 @@ def desk_job(
     unseen: int,
     fresh: bool,
     train: int,
-    **more: Any,  # noqa: ANN401
+    **more: Any,
 ) -> Job:
     """The main job: the embedded team, its student, its report."""
     from soloist.toolchain.desk import questions as desk
@@ -70,7 +70,7 @@ def desk_job(
     )
 
 
-def own_job(team: str, base: str, out: Path, train: Path | None, test: Path, **more: Any) -> Job:  # noqa: ANN401
+def own_job(team: str, base: str, out: Path, train: Path | None, test: Path, **more: Any) -> Job:
     """A team of the user's on questions of the user's."""
     from soloist.toolchain.tasks.files import load_questions
 

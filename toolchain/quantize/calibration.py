@@ -45,7 +45,7 @@ def traces_of(student: Artifact) -> Artifact:
 
 def conversations(
     student: Artifact,
-    tokenizer: Any,  # noqa: ANN401 - transformers is untyped here
+    tokenizer: Any,
     traces: Artifact,
     samples: int | None,
     seed: int,

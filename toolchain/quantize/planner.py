@@ -180,7 +180,7 @@ class _Planning:
         chosen, asked = self._settle(units, limit, bank, ask)
         return self._write(chosen, units, probe, bank, shapes, other, asked, split)
 
-    def _bank(self, walk: Any, groups: Mapping[str, Mapping[str, Source]]) -> dict[int, dict[str, Quantized]]:  # noqa: ANN401 - its module imports torch
+    def _bank(self, walk: Any, groups: Mapping[str, Mapping[str, Source]]) -> dict[int, dict[str, Quantized]]:
         """The integers of every matrix at every width, for the float model's own inputs."""
         found: dict[int, dict[str, Quantized]] = {bits: {} for bits in self.config.widths}
         for done, (group, members) in enumerate(groups.items()):

@@ -52,13 +52,13 @@ class _Rounded(torch.autograd.Function):  # type: ignore[misc]  # torch's types 
     """
 
     @staticmethod
-    def forward(ctx: Any, t: Tensor, s: Tensor, s0: Tensor, low: Bound, high: Bound) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, t: Tensor, s: Tensor, s0: Tensor, low: Bound, high: Bound) -> Tensor:
         ctx.save_for_backward(t, s, s0)
         ctx.bounds = low, high
         return _nearest(t * _ratio(s0, s), low, high).mul_(s)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         t, s, s0 = ctx.saved_tensors
         exact = t * _ratio(s0, s)
         v = _nearest(exact, *ctx.bounds)
@@ -81,11 +81,11 @@ class _Half(torch.autograd.Function):  # type: ignore[misc]
     """Rounded to what fp16 can hold, straight through."""
 
     @staticmethod
-    def forward(ctx: Any, scale: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, scale: Tensor) -> Tensor:
         return scale.half().to(scale.dtype)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # noqa: ANN401
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
         return upstream
 
 
@@ -164,7 +164,7 @@ def values(codes: Quantized) -> Tensor:
     return unpack_nibbles(codes.codes).float() - middle
 
 
-def dress(model: Any, matrices: Mapping[str, Quantized]) -> dict[str, RoundedLinear]:  # noqa: ANN401 - of transformers
+def dress(model: Any, matrices: Mapping[str, Quantized]) -> dict[str, RoundedLinear]:
     """Make a float32 model compute what its quantized matrices say, linear layers ready to be trained.
 
     Embedding and head get the values of their codes and are frozen, tied or not, like everything that is not quantized.

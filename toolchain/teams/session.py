@@ -89,7 +89,7 @@ class Session:
             self.edge(say.continues, turn, "continuity")
         return turn
 
-    def _add(self, **fields: Any) -> int:  # noqa: ANN401 - fields of Turn
+    def _add(self, **fields: Any) -> int:
         self.turns.append({"id": len(self.turns), **fields})
         return len(self.turns) - 1
 

@@ -103,7 +103,7 @@ def judge_format(
     scratch: Path,
     tolerance: Tolerance,
     exam: tuple[Exam, Path] | None = None,
-    **limits: Any,  # noqa: ANN401 - limit_s and memory_mb of `judge`
+    **limits: Any,
 ) -> dict[str, Any]:
     """The verdict on all models of a format by the name of the part, and on its accuracy where there is an exam.
 

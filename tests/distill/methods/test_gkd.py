@@ -18,10 +18,7 @@ from soloist.toolchain.distill.data import as_groups  # noqa: E402
 from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.gkd import Distillation, Options, on_policy, turn_starts  # noqa: E402
 from soloist.toolchain.distill.model import load_base  # noqa: E402
-from soloist.toolchain.distill.objective import (
-    CrossEntropy,  # noqa: E402
-    Refreshing,  # noqa: E402
-)
+from soloist.toolchain.distill.objective import CrossEntropy, Refreshing  # noqa: E402
 from soloist.toolchain.distill.packing import ATTENTION, pack  # noqa: E402
 from soloist.toolchain.distill.sampling import sample  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402

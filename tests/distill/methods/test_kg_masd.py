@@ -164,7 +164,7 @@ def test_held_out_questions_and_no_correct_run_are_refused(tokenizer):
 
 @pytest.mark.parametrize("mode", ["acts", "internalise"])
 def test_the_recorded_desk_is_verified(tokenizer, mode):
-    path = Path(__file__).parents[3] / "toolchain" / "traces" / "recorded" / "traces.jsonl.gz"
+    path = Path(__file__).parents[3] / "toolchain" / "desk" / "recorded" / "traces.jsonl.gz"
     runs = list(read_runs(path))[:60]
     chosen = select(runs, setup_of(tokenizer, mode))
     assert chosen.counts["kept"] + sum(chosen.rejected.values()) == 60

@@ -178,7 +178,7 @@ def test_no_traces_and_too_long_ones_are_refused(setup):
 
 
 def test_pairs_of_the_recorded_desk(setup):
-    path = Path(__file__).parents[3] / "toolchain" / "traces" / "recorded" / "traces.jsonl.gz"
+    path = Path(__file__).parents[3] / "toolchain" / "desk" / "recorded" / "traces.jsonl.gz"
     runs = [run for run, _ in zip(read_runs(path), range(60), strict=False)]
     chosen = preference_pairs(runs, replace(setup, max_length=4096))
     assert len(chosen.groups) >= 5

@@ -96,7 +96,7 @@ def segments(text: str, opening: int) -> list[int]:
     return kinds
 
 
-def spanned(messages: Sequence[Message], tokenizer: Any, question_id: str = "", *, opening: int = ACT) -> Example:  # noqa: ANN401
+def spanned(messages: Sequence[Message], tokenizer: Any, question_id: str = "", *, opening: int = ACT) -> Example:
     """A conversation as tokens, each trained one with its span; one that reaches over a border is of the later span.
 
     Raises:

@@ -156,7 +156,7 @@ class Tried:
     steps: tuple[tuple[int, int], ...]
 
 
-def step_spans(example: Example, tokenizer: Any, length: int) -> tuple[tuple[int, int], ...]:  # noqa: ANN401
+def step_spans(example: Example, tokenizer: Any, length: int) -> tuple[tuple[int, int], ...]:
     """The places of each step that the student computes: the line's own tokens, the conversation's last excepted."""
     spans = []
     before = -1

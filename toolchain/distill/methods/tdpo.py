@@ -64,7 +64,7 @@ class _LogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch's types
     """Log-probability of each row's label, added up by owner, with the gradient kept in one copy of the logits."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, owners: Tensor, count: int) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, owners: Tensor, count: int) -> Tensor:
         gradient = torch.empty_like(logits)
         precise = torch.float64 if logits.dtype == torch.float64 else torch.float32
         each = torch.empty(len(labels), dtype=precise, device=logits.device)
@@ -78,7 +78,7 @@ class _LogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch's types
         return torch.zeros(count, dtype=precise, device=logits.device).index_add_(0, owners, each)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         gradient, owners = ctx.saved_tensors
         return gradient * upstream.to(gradient.dtype)[owners, None], None, None, None
 

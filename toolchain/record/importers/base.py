@@ -169,7 +169,7 @@ def _lines(path: Path, text: str, error: Exception) -> Document:
     return Document(path, tuple(rows), broken=tuple(broken))
 
 
-def _parse(text: str) -> Any:  # noqa: ANN401 - any JSON
+def _parse(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
 
 

@@ -70,7 +70,7 @@ class OpenAIEngine:
             f"does it take {self._config.concurrency} calls at once?"
         )
 
-    def _create(self, ask: Ask) -> Any:  # noqa: ANN401 - the client's answer
+    def _create(self, ask: Ask) -> Any:
         sampling = ask.sampling
         extra: dict[str, Any] = {}
         if ask.grammar is not None and self._config.grammar:
@@ -89,7 +89,7 @@ class OpenAIEngine:
             **extra,
         )
 
-    def _collect(self, stream: Any, start: float) -> Reply | None:  # noqa: ANN401 - the client's stream
+    def _collect(self, stream: Any, start: float) -> Reply | None:
         """The reply, or None where the stream ended before the answer did."""
         parts: list[str] = []
         first, finish, usage, began = 0.0, None, None, False
@@ -107,14 +107,14 @@ class OpenAIEngine:
             raise EngineError(f"{self._where} sent no answer: is it an OpenAI-compatible endpoint?")
         return self._reply("".join(parts), usage, len(parts), start, first, finish)
 
-    def _whole(self, answer: Any, start: float) -> Reply:  # noqa: ANN401 - the client's completion
+    def _whole(self, answer: Any, start: float) -> Reply:
         choices = getattr(answer, "choices", None)
         if not choices:
             raise EngineError(f"{self._where} sent no answer: is it an OpenAI-compatible endpoint?")
         text = choices[0].message.content or ""
         return self._reply(text, answer.usage, 0, start, 0.0, choices[0].finish_reason or "stop")
 
-    def _reply(self, text: str, usage: Any, chunks: int, start: float, first: float, finish: str) -> Reply:  # noqa: ANN401
+    def _reply(self, text: str, usage: Any, chunks: int, start: float, first: float, finish: str) -> Reply:
         end = time.perf_counter()
         details = getattr(usage, "prompt_tokens_details", None)
         return Reply(

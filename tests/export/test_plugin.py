@@ -23,7 +23,7 @@ from soloist.toolchain.verify.stage import verify_export  # noqa: E402
 
 PROBE = Probe([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])
 FORMATS = ["tensorrt-7.2"]
-folders = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("targets") / "kernel_builds.py")))
+folders = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "targets" / "kernel_builds.py")))
 
 
 pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in the subprocesses

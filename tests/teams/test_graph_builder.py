@@ -142,5 +142,5 @@ def test_an_empty_graph_is_refused(soloist, tmp_path, told):
 def test_the_embedded_recording_verifies_whole(soloist):
     from importlib.resources import files
 
-    said = soloist("verify", str(files("soloist.toolchain.traces.recorded")), "--graph", "desk")
+    said = soloist("verify", str(files("soloist.toolchain.desk.recorded")), "--graph", "desk")
     assert "unverified 0, contradicted 0" in said and "fact-verification rate 100.0%" in said

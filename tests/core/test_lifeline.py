@@ -136,7 +136,10 @@ def test_a_child_that_waits_ends_in_order_when_it_is_needed_no_more():
 def test_a_lifeline_is_held_as_long_as_the_block_lasts():
     from soloist.toolchain.core.lifeline import lifeline
 
-    script = "import time; from soloist.toolchain.core.lifeline import Parent; Parent(); print(1, flush=True); time.sleep(60)"
+    script = (
+        "import time; from soloist.toolchain.core.lifeline import Parent; "
+        "Parent(); print(1, flush=True); time.sleep(60)"
+    )
     with lifeline() as stdin:
         process = subprocess.Popen([sys.executable, "-P", "-c", script], stdin=stdin, stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"1\n"
