@@ -22,7 +22,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from soloist.kernels.errors import ArtifactError
 from soloist.toolchain.core.environment import commit, device, versions
@@ -40,6 +42,18 @@ def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+class Facts(BaseModel):
+    """What a stage found out, typed: one subclass a stage, written into its manifest and read by the next stage.
+
+    Unknown values are None and not written. A field that a later version writes is passed over by an earlier one.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+F = TypeVar("F", bound=Facts)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A whole artifact on disk."""
@@ -54,6 +68,17 @@ class Artifact:
     @property
     def facts(self) -> Mapping[str, Any]:
         return dict(self.manifest["facts"])
+
+    def read(self, kind: type[F]) -> F:
+        """The facts of the stage that made it. Raises ArtifactError where they are not of this kind."""
+        try:
+            return kind.model_validate(self.manifest["facts"])
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise ArtifactError(
+                f"{self.path / MANIFEST}: facts.{field}: {first['msg']}; make the artifact again with this version"
+            ) from error
 
     @classmethod
     def open(cls, path: Path, *, stage: str | None = None, verify: bool = True) -> Artifact:
@@ -108,7 +133,7 @@ def stage(
     out: Path,
     config: Mapping[str, Any],
     parents: Sequence[Artifact],
-    build: Callable[[Path], Mapping[str, Any]],
+    build: Callable[[Path], Facts | Mapping[str, Any]],
     *,
     events: EventLog = QUIET,
     scratch: Sequence[str] = (),
@@ -143,6 +168,8 @@ def stage(
         write_atomic(partial / _PLAN, json.dumps(plan, indent=1))
         events.emit(name, "start", path=str(out))
         facts = build(partial)
+        if isinstance(facts, Facts):
+            facts = facts.model_dump(mode="json", exclude_none=True)
         for entry in scratch:
             shutil.rmtree(partial / entry, ignore_errors=True)
             if (partial / entry).is_file():
