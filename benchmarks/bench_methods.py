@@ -289,7 +289,7 @@ def main():
     from soloist.toolchain.traces.store import read_runs
 
     options = parsed()
-    traces = Artifact.open(Path(options.traces), stage="teach")
+    traces = Artifact.open(Path(options.traces), stage="record")
     asked = desk_test(load_team("desk"), options.questions, options.unseen, seed=HELD_OUT_SEED)
     assert_disjoint([run.question for run in read_runs(traces.path / "traces.jsonl.gz")], asked)
     failed = measure(options, traces, asked)

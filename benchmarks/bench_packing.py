@@ -29,7 +29,7 @@ import warnings
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "packing.jsonl"
-RECORDED = Path(__file__).resolve().parents[1] / "toolchain" / "traces" / "recorded" / "traces.jsonl.gz"
+RECORDED = Path(__file__).resolve().parents[1] / "toolchain" / "desk" / "recorded" / "traces.jsonl.gz"
 
 
 def chosen_by(spec):

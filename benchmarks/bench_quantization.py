@@ -52,7 +52,7 @@ def distilled(mode, options, work):
     named = dict(item.split("=", 1) for item in options.student)
     if mode in named:
         return Artifact.open(Path(named[mode]), stage="distill")
-    traces = Artifact.open(Path(options.traces), stage="teach")
+    traces = Artifact.open(Path(options.traces), stage="record")
     return distill(DistillConfig(mode=mode), traces, find_base(options.base), work / f"{mode}-student")
 
 
@@ -276,7 +276,7 @@ def main():
     work = Path(options.work)
     work.mkdir(parents=True, exist_ok=True)
     asked = desk_test(load_team("desk"), options.questions, options.unseen, seed=HELD_OUT_SEED)
-    traces = Artifact.open(Path(options.traces), stage="teach")
+    traces = Artifact.open(Path(options.traces), stage="record")
     assert_disjoint([run.question for run in read_runs(traces.path / "traces.jsonl.gz")], asked)
     fine = True
     for mode in options.modes.split(","):

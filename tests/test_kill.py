@@ -16,7 +16,7 @@ from soloist.toolchain.report.schema import read_report
 from soloist.toolchain.traces.store import read_runs
 
 # stage -> artifact, and how many units of its progress are done when the kill falls
-KILLS = {"teach": ("traces", 9), "distill": ("student", 3), "export": ("compiled", 1), "bench": ("measured", 20)}
+KILLS = {"record": ("traces", 9), "distill": ("student", 3), "export": ("compiled", 1), "bench": ("measured", 20)}
 # a process that never begins itself: each start of the job is a fork of it
 STARTER = """
 import os, sys, time
@@ -159,7 +159,7 @@ def test_nothing_half_written_remains(whole_job, killed_job):
 
 def test_each_stage_went_on_where_it_was_killed(killed_job):
     events = events_of(killed_job)
-    asked = [e for e in events if e["stage"] == "teach" and e["event"] == "progress"]
+    asked = [e for e in events if e["stage"] == "record" and e["event"] == "progress"]
     done = [e["done"] for e in asked]
     assert done == sorted(set(done)) and done[-1] == 24, "a recorded question was asked again"
     (resumed,) = [e["text"] for e in events if e["stage"] == "distill" and "resumed after step" in e.get("text", "")]

@@ -12,7 +12,7 @@ from soloist.toolchain.pipeline.run import enough_epochs, run
 from soloist.toolchain.report.schema import read_report
 from soloist.toolchain.traces.store import read_runs
 
-STAGES = {"traces": "teach", "student": "distill", "compiled": "export", "measured": "bench"}
+STAGES = {"traces": "record", "student": "distill", "compiled": "export", "measured": "bench"}
 # written out from the issue, not taken from our models: this is what other programs were promised
 TOP = {"schema", "commit", "device", "versions", "task", "systems", "break_even_questions"}
 SYSTEM = {
@@ -137,7 +137,7 @@ def test_every_system_answered_its_questions_once(whole_job):
 def test_the_events_tell_the_stages_in_order(whole_job):
     events = [json.loads(line) for line in (whole_job.out / "events.jsonl").read_text().splitlines()]
     ended = [(event["stage"], event.get("reused")) for event in events if event["event"] == "end"]
-    first = [(stage, False) for stage in ("teach", "distill", "export", "bench")] + [("report", None)]
+    first = [(stage, False) for stage in ("record", "distill", "export", "bench")] + [("report", None)]
     assert ended[:5] == first
     for stage in STAGES.values():
         done = [(e["done"], e["total"]) for e in events if e["stage"] == stage and e["event"] == "progress"]

@@ -14,7 +14,7 @@ from soloist.kernels.errors import SoloistError
 # name -> one line of help; the module commands/<name>.py holds `command`
 COMMANDS = {
     "run": "The main job: team, student, compiled files, comparison, report.",
-    "teach": "Record a team at work: questions to traces.",
+    "record": "Record a team at work: questions to traces.",
     "gate": "Say before training whether distilling a team is likely to help.",
     "import": "Read traces that others recorded.",
     "distill": "Train one student on recorded traces.",

@@ -14,7 +14,7 @@ from soloist.toolchain.assess.stage import GateConfig, gate, gate_of, score_of, 
 from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.record.repeats import Sampled, varied
-from soloist.toolchain.record.team import teach
+from soloist.toolchain.record.team import record
 from soloist.toolchain.teams.config import load_team
 from soloist.toolchain.traces.store import read_runs, write_runs
 
@@ -161,7 +161,7 @@ def test_runs_the_engine_failed_on_are_left_out(found):
 def test_recordings_with_other_seeds_are_read_and_bring_their_team(team, script, asked, tmp_path, monkeypatch):
     monkeypatch.setattr("soloist.toolchain.teams.team.open_engine", lambda config: script(rigid))
     seeds = [42 + 100_000 * n for n in range(6)]
-    folders = [teach(team, asked, tmp_path / f"t{n}", seed=seed).path for n, seed in enumerate(seeds)]
+    folders = [record(team, asked, tmp_path / f"t{n}", seed=seed).path for n, seed in enumerate(seeds)]
     made = gate(GateConfig(), None, tmp_path / "gate", recordings=folders)
     result = read_gate(made.path / "gate.json")
     assert result.find("output", "verdict").value == pytest.approx(0, abs=1e-9)

@@ -104,7 +104,7 @@ def test_a_job_asks_first_and_reports_what_was_said(whole_job, tmp_path):
     found = read_gate(Artifact.open(out / "gate", stage="gate").path / "gate.json")
     assert report.details.gate == found and (found.runs, found.questions) == (36, 6)
     ended = [event["stage"] for event in seen if event["event"] == "end"]
-    assert ended.index("gate") == ended.index("teach") + 1 < ended.index("distill")
+    assert ended.index("gate") == ended.index("record") + 1 < ended.index("distill")
     assert sentence(found) in (out / "report.md").read_text()
     assert 'id="gate"' in (out / "report.html").read_text()
     card = json.loads((out / "gate" / "skill_card.json").read_text())

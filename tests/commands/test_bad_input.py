@@ -46,7 +46,7 @@ def test_a_manifest_that_was_edited_is_refused(refused, whole_job, probe, tmp_pa
 
 def test_an_artifact_of_another_stage_and_a_plain_folder_are_refused(refused, whole_job, probe, tmp_path):
     said = refused(ARTIFACT, "export", whole_job.out / "traces", "-o", tmp_path / "out", "--probe", probe)
-    assert said.endswith("this is an artifact of stage 'teach', 'distill' is needed here")
+    assert said.endswith("this is an artifact of stage 'record', 'distill' is needed here")
     said = refused(ARTIFACT, "distill", tmp_path, "-o", tmp_path / "out", "-m", whole_job.base)
     assert "not a whole artifact (no manifest.json)" in said and "\n" not in said
 
@@ -69,7 +69,7 @@ def test_a_missing_and_an_alien_gguf_are_named(
         "-o",
         tmp_path / "traces",
     )
-    said = refused(ARTIFACT, "teach", *arguments, "--jobs", jobs)
+    said = refused(ARTIFACT, "record", *arguments, "--jobs", jobs)
     assert str(model) in said and reason in said and "\n" not in said
     assert not (tmp_path / "traces").exists()
 
@@ -78,7 +78,7 @@ def test_an_unknown_key_in_a_team_file_is_named_with_its_line(refused, sums, tea
     path = team_file(sums.team(tmp_path / "m.gguf"), rounds=3)
     line = 1 + path.read_text().splitlines().index("rounds: 3")
     assert refused(USAGE, "teams", path) == f"{path}:{line}: rounds: unknown key"
-    assert refused(USAGE, "teach", path, "--questions", "none.jsonl") == f"{path}:{line}: rounds: unknown key"
+    assert refused(USAGE, "record", path, "--questions", "none.jsonl") == f"{path}:{line}: rounds: unknown key"
 
 
 def test_a_topology_and_options_that_do_not_exist_are_named(refused, soloist, sums, team_file, tmp_path):
@@ -122,7 +122,7 @@ def test_torn_and_alien_trace_lines_are_named_by_file_and_line(refused, whole_jo
         (folder / "traces.jsonl.gz").write_bytes(gzip.compress(good + b"\n" + line + b"\n"))
         return {}
 
-    traces = stage("teach", tmp_path / "traces", {}, [], build)
+    traces = stage("record", tmp_path / "traces", {}, [], build)
     said = refused(DATA, "distill", traces.path, "-o", tmp_path / "student", "-m", whole_job.base)
     assert said.startswith(f"{traces.path / 'traces.jsonl.gz'}:2: {reason}") and "\n" not in said
     assert not (tmp_path / "student").exists()
@@ -159,7 +159,7 @@ def test_all_faults_of_a_question_file_are_told_at_once(refused, sums, team_file
         '{"question": "2 + 2?", "answer": "4", "scorer": "vibes"}\n{"question": "1 + 1?", "answer": 3}\n'
     )
     said = refused(
-        DATA, "teach", team_file(sums.team(tmp_path / "m.gguf")), "--questions", path, "-o", tmp_path / "out"
+        DATA, "record", team_file(sums.team(tmp_path / "m.gguf")), "--questions", path, "-o", tmp_path / "out"
     )
     assert [line.split(": ")[0].removeprefix(f"{path}:") for line in said.splitlines()] == ["2", "2", "3", "4", "5"]
     for part in ("question: must not be empty", "hint: unknown field", "not JSON", "'vibes'", "line 1 has the same"):
@@ -171,7 +171,7 @@ def test_a_team_that_never_answers_teaches_nothing(
 ):
     path = team_file(sums.team(whole_job.gguf))
     asked = question_file(sums.questions(2, words=sums.MUTE))
-    done = soloist("teach", path, "--questions", asked, "-o", tmp_path / "traces")
+    done = soloist("record", path, "--questions", asked, "-o", tmp_path / "traces")
     assert done.exit_code == 0 and "2 runs, 0 correct" in done.stdout
     assert [(run.answer, run.verdict) for run in read_runs(tmp_path / "traces" / "traces.jsonl.gz")] == [
         (None, "absent")
@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     refused, soloist, sums, team_file, question_file, tmp_path, whole_job, monkeypatch
 ):
     arguments = (
-        "teach",
+        "record",
         team_file(sums.team(whole_job.gguf)),
         "--questions",
         question_file(sums.questions(5)),
@@ -223,7 +223,7 @@ def build(folder):
     return {}
 
 try:
-    stage("teach", Path(sys.argv[1]) / "out", {}, [], build)
+    stage("record", Path(sys.argv[1]) / "out", {}, [], build)
 except ResourceError as error:
     print(error)
 """
@@ -345,7 +345,7 @@ def test_how_much_is_read_is_said_once(refused):
 def test_options_of_a_fresh_recording_and_of_own_teams_are_not_passed_over(refused):
     assert "give --fresh" in refused(USAGE, "run", "--record", 5)
     assert "--test FILE.jsonl" in refused(USAGE, "run", "desk", "--train", "x.jsonl")
-    assert "of a file all are recorded" in refused(USAGE, "teach", "desk", "--questions", "x.jsonl", "--count", 5)
+    assert "of a file all are recorded" in refused(USAGE, "record", "desk", "--questions", "x.jsonl", "--count", 5)
 
 
 @pytest.mark.parametrize(
@@ -355,9 +355,9 @@ def test_options_of_a_fresh_recording_and_of_own_teams_are_not_passed_over(refus
         ("run", "--questions", 0),
         ("run", "--unseen", 97),
         ("run", "--record", 0),
-        ("teach", "--jobs", 0),
-        ("teach", "--threads", 0),
-        ("teach", "--count", 0),
+        ("record", "--jobs", 0),
+        ("record", "--threads", 0),
+        ("record", "--count", 0),
         ("distill", "traces", "-o", "out", "--epochs", 0),
         ("distill", "traces", "-o", "out", "--limit", 0),
         ("distill", "traces", "-o", "out", "--learning-rate", 0),
@@ -374,7 +374,7 @@ def test_a_team_of_ones_own_needs_questions(refused, sums, team_file, question_f
     path, test = team_file(sums.team(tmp_path / "m.gguf")), question_file(sums.questions(1))
     assert "--test FILE.jsonl" in refused(USAGE, "run", path, "-o", tmp_path / "out")
     assert "--train FILE.jsonl" in refused(USAGE, "run", path, "--test", test, "-o", tmp_path / "out")
-    assert "--questions FILE.jsonl" in refused(USAGE, "teach", path, "-o", tmp_path / "out")
+    assert "--questions FILE.jsonl" in refused(USAGE, "record", path, "-o", tmp_path / "out")
     assert refused(DATA, "run", path, "--test", tmp_path / "none.jsonl", "--train", test, "-o", tmp_path / "out") == (
         f"{tmp_path / 'none.jsonl'}: cannot be read (No such file or directory)"
     )

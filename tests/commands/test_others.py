@@ -69,9 +69,9 @@ def test_the_steps_one_by_one_make_what_run_makes(
 ):
     """The same traces and student as the whole job; the questions come from files, so ids and digests differ."""
     asked = question_file(sums.questions(24))
-    teach = soloist("teach", team_file(whole_job.job.team), "--questions", asked, "-o", tmp_path / "traces")
-    assert teach.exit_code == 0 and "24 runs, 24 correct" in teach.stdout
-    assert "record the team: 24 of 24" in teach.stderr, "progress is lines where there is no terminal"
+    recorded = soloist("record", team_file(whole_job.job.team), "--questions", asked, "-o", tmp_path / "traces")
+    assert recorded.exit_code == 0 and "24 runs, 24 correct" in recorded.stdout
+    assert "record the team: 24 of 24" in recorded.stderr, "progress is lines where there is no terminal"
     distill = soloist("distill", tmp_path / "traces", "-o", tmp_path / "student", "-m", whole_job.base, "--epochs", 3)
     assert distill.exit_code == 0 and "24 trajectories learned" in distill.stdout
     weights = Artifact.open(tmp_path / "student").manifest["files"]["model.safetensors"]

@@ -36,11 +36,11 @@ def test_events_reach_the_file_and_the_listeners_alike(tmp_path):
 
 
 def test_events_are_appended_when_a_run_is_taken_up_again(tmp_path):
-    for stage in ("teach", "distill"):
+    for stage in ("record", "distill"):
         with EventLog(tmp_path / "events.jsonl") as events:
             events.emit(stage, "start")
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line)["stage"] for line in lines] == ["teach", "distill"]
+    assert [json.loads(line)["stage"] for line in lines] == ["record", "distill"]
 
 
 def test_quiet_log_takes_events_and_writes_nothing(tmp_path, monkeypatch):

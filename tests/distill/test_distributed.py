@@ -92,7 +92,7 @@ def debate(number):
 def traces(tmp_path_factory):
     runs = [debate(number) for number in range(7)]
     folder = tmp_path_factory.mktemp("recorded") / "traces"
-    return stage("teach", folder, {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")}).path
+    return stage("record", folder, {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")}).path
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def traces(tmp_path_factory):
     agreed = [run for run, seen in zip(runs, verdicts, strict=True) if seen == {"correct"}]
     chosen = [run for pair in zip(mixed, agreed, strict=False) for run in pair if run.verdict == "correct"][:12]
     folder = tmp_path_factory.mktemp("desk") / "traces"
-    return stage("teach", folder, {}, [], lambda out: {"runs": write_runs(chosen, out / "traces.jsonl.gz")})
+    return stage("record", folder, {}, [], lambda out: {"runs": write_runs(chosen, out / "traces.jsonl.gz")})
 
 
 @pytest.mark.parametrize("name", CATALOG)

@@ -27,7 +27,7 @@ def traces(tmp_path, run_of):
     def build(folder):
         return {"runs": write_runs(runs, folder / "traces.jsonl.gz")}
 
-    return stage("teach", tmp_path / "traces", {}, [], build)
+    return stage("record", tmp_path / "traces", {}, [], build)
 
 
 def test_distill_makes_a_student_folder(tiny_base, traces, tmp_path):
@@ -103,7 +103,7 @@ def test_a_variant_that_nobody_released_is_refused():
 
 def test_held_out_questions_stop_the_stage(tiny_base, tmp_path, run_of):
     held = stage(
-        "teach",
+        "record",
         tmp_path / "t",
         {},
         [],

@@ -39,7 +39,7 @@ def traces_in() -> Callable[..., Artifact]:
             write_runs([_run(number, verdict) for number in range(count)], partial / "traces.jsonl.gz")
             return {}
 
-        return stage("teach", folder, {"count": count}, [], build)
+        return stage("record", folder, {"count": count}, [], build)
 
     return made
 

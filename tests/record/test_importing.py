@@ -92,17 +92,17 @@ def test_test_questions_are_trained_on_only_when_told_so(write, load):
 def test_open_traces_takes_recordings_and_imports_only(write, tmp_path):
     imported = import_traces([write("one.json", FIREACT)], tmp_path / "a")
     assert open_traces(tmp_path / "a").digest == imported.digest
-    recorded = stage("teach", tmp_path / "b", {}, [], lambda folder: {})
+    recorded = stage("record", tmp_path / "b", {}, [], lambda folder: {})
     assert open_traces(tmp_path / "b").digest == recorded.digest
     stage("export", tmp_path / "c", {}, [], lambda folder: {})
-    with pytest.raises(ArtifactError, match="stage 'export', 'teach' or 'import' is needed"):
+    with pytest.raises(ArtifactError, match="stage 'export', 'record' or 'import' is needed"):
         open_traces(tmp_path / "c")
 
 
 def test_every_importer_has_its_tests_and_says_what_it_is():
     from pathlib import Path
 
-    tests = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+    tests = {path.stem.removeprefix("test_") for path in (Path(__file__).parent / "importers").glob("test_*.py")}
     for name, importer in IMPORTERS.items():
         assert importer.name == name and importer.about and importer.origin
         assert name.replace("-", "_") in tests

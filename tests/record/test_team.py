@@ -6,7 +6,7 @@ import pytest
 
 from soloist.kernels.errors import DataError, EngineError
 from soloist.toolchain.core.events import EventLog
-from soloist.toolchain.record.team import teach
+from soloist.toolchain.record.team import record
 from soloist.toolchain.teams import team as teams
 from soloist.toolchain.traces.recording import summarize
 from soloist.toolchain.traces.schema import Run
@@ -25,8 +25,8 @@ def team(sums, one_thread, tiny_smollm2_gguf):
 def test_side_by_side_gives_the_same_traces_in_question_order(team, sums, tmp_path):
     asked = sums.questions(7)
     events = []
-    alone = teach(team, asked, tmp_path / "alone", seed=5)
-    beside = teach(team, asked, tmp_path / "beside", seed=5, jobs=2, events=EventLog(None, (events.append,)))
+    alone = record(team, asked, tmp_path / "alone", seed=5)
+    beside = record(team, asked, tmp_path / "beside", seed=5, jobs=2, events=EventLog(None, (events.append,)))
     assert ids(beside) == ids(alone) == [question.id for question in asked]
     assert beside.manifest["files"] == alone.manifest["files"] and beside.digest == alone.digest
     assert beside.facts == alone.facts
@@ -37,7 +37,7 @@ def test_side_by_side_gives_the_same_traces_in_question_order(team, sums, tmp_pa
 def test_what_is_recorded_is_not_asked_again(team, sums, tmp_path, jobs):
     """Interrupted after two questions, which came in another order: only the others are asked."""
     asked = sums.questions(5)
-    whole = teach(team, asked, tmp_path / "whole")
+    whole = record(team, asked, tmp_path / "whole")
     runs = {run.question.id: run for run in read_runs(whole.path / "traces.jsonl.gz")}
 
     def interrupt(event):
@@ -48,9 +48,9 @@ def test_what_is_recorded_is_not_asked_again(team, sums, tmp_path, jobs):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        teach(team, asked, tmp_path / "out", jobs=jobs, events=EventLog(None, (interrupt,)))
+        record(team, asked, tmp_path / "out", jobs=jobs, events=EventLog(None, (interrupt,)))
     events = []
-    made = teach(team, asked, tmp_path / "out", jobs=jobs, events=EventLog(None, (events.append,)))
+    made = record(team, asked, tmp_path / "out", jobs=jobs, events=EventLog(None, (events.append,)))
     assert [event["done"] for event in events if event["event"] == "progress"] == [3, 4, 5]
     found = list(read_runs(made.path / "traces.jsonl.gz"))
     assert [run.question.id for run in found] == [question.id for question in asked]
@@ -61,7 +61,7 @@ def test_what_is_recorded_is_not_asked_again(team, sums, tmp_path, jobs):
 def test_a_failing_engine_is_a_run_that_says_why(team, sums, tmp_path, jobs):
     asked = [*sums.questions(1), *sums.questions(1, start=1, words=sums.BROKEN), *sums.questions(1, start=2)]
     events = []
-    made = teach(team, asked, tmp_path / "out", jobs=jobs, events=EventLog(None, (events.append,)))
+    made = record(team, asked, tmp_path / "out", jobs=jobs, events=EventLog(None, (events.append,)))
     good, broken, after = read_runs(made.path / "traces.jsonl.gz")
     assert (good.verdict, broken.verdict, after.verdict) == ("correct", "absent", "correct")
     assert broken.answer is None and "cannot be reached" in broken.error
@@ -73,7 +73,7 @@ def test_a_failing_engine_is_a_run_that_says_why(team, sums, tmp_path, jobs):
 def test_a_copy_that_dies_loses_no_other_question(team, sums, tmp_path):
     asked = [*sums.questions(3), *sums.questions(1, start=3, words=sums.DEAD)]
     with pytest.raises(EngineError, match="its process ended with code 3"):
-        teach(team, asked, tmp_path / "out", jobs=2)
+        record(team, asked, tmp_path / "out", jobs=2)
     kept = [run.question.id for run in read_runs(tmp_path / "out.partial" / "traces.jsonl")]
     assert sorted(kept) == [question.id for question in asked[:3]]
     assert not (tmp_path / "out").exists()
@@ -82,7 +82,7 @@ def test_a_copy_that_dies_loses_no_other_question(team, sums, tmp_path):
 def test_facts_are_counted_by_task(team, sums, tmp_path):
     asked = [*sums.questions(2), *sums.questions(1, start=2, words=sums.MUTE)]
     asked[0] = asked[0].model_copy(update={"task": ""})
-    facts = teach(team, asked, tmp_path / "out").facts
+    facts = record(team, asked, tmp_path / "out").facts
     assert facts["tasks"] == {"all": {"correct": 1, "n": 1}, "sums": {"correct": 1, "n": 2}}
     assert facts["calls"] == 3 and facts["tokens_in"] > 3 * 5 and facts["tokens_out"] >= 3
     assert facts["seconds"] == pytest.approx(1.5 + 1.5 + 0.5)
@@ -94,13 +94,13 @@ def test_an_engine_that_never_opens_stops_the_recording(sums, tmp_path, monkeypa
 
     monkeypatch.setattr(teams, "open_engine", refuse)
     with pytest.raises(EngineError, match="no API key"):
-        teach(sums.team(tmp_path / "m.gguf"), sums.questions(2), tmp_path / "out")
+        record(sums.team(tmp_path / "m.gguf"), sums.questions(2), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_no_questions_are_refused(sums, tmp_path):
     with pytest.raises(DataError, match="give at least one"):
-        teach(sums.team(tmp_path / "m.gguf"), [], tmp_path / "out")
+        record(sums.team(tmp_path / "m.gguf"), [], tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

@@ -225,7 +225,7 @@ def test_damaged_sealed_file_is_named(recorded, tmp_path, damage):
 
 
 def test_missing_file_says_how_to_make_one(tmp_path):
-    with pytest.raises(DataError, match="record one with `soloist teach`"):
+    with pytest.raises(DataError, match="record one with `soloist record`"):
         list(read_runs(tmp_path / "none.jsonl"))
 
 

@@ -263,7 +263,7 @@ def _system(tools: Sequence[ToolCard], toolbox: Toolbox | None, knowledge: Seque
 
 
 def agent_of(card: Card, team: TeamConfig) -> TeamConfig:
-    """The one agent of the card on the team's engine: a team file that `teach`, `gate` and `run` take."""
+    """The one agent of the card on the team's engine: a team file that `record`, `assess` and `run` take."""
     tools = [tool.name for tool in card.tools if tool.used]
     longest = max(agent.sampling.max_tokens for agent in team.agents)
     agent = AgentConfig(

@@ -32,7 +32,7 @@ from soloist.toolchain.assess.result import GATE, Freedom, Gate, Of, Rule, Score
 from soloist.toolchain.core.artifact import MANIFEST, Artifact, stage
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import sha256_file, write_atomic
-from soloist.toolchain.record.repeats import Sampled, record
+from soloist.toolchain.record.repeats import Sampled, record_repeats
 from soloist.toolchain.tasks.base import Question, question_key
 from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.teams.engines.base import Embedder, Engine
@@ -103,7 +103,7 @@ def gate(
                     embedder = None if config.distance == "edit" else opened
                 elif config.distance == "embedding":
                     raise UsageError(f"distance 'embedding': the engine of team '{team.name}' shows no hidden states")
-                runs = _grouped(record(team, questions, folder / _RUNS, config, opened, events, stage=STAGE))
+                runs = _grouped(record_repeats(team, questions, folder / _RUNS, config, opened, events, stage=STAGE))
             found = find(config, runs, team.name if team else "", embedder, live=not files, repeated=repeated)
         finally:
             if opened is not None and engine is None:

@@ -38,7 +38,7 @@ def command(
     spend: int | None,
     seed: int,
 ) -> None:
-    """Train a student on the artifact TRACES (made by `soloist teach` or `import`). Goes on where it was killed."""
+    """Train a student on the artifact TRACES (made by `soloist record` or `import`). Goes on where it was killed."""
     from soloist.kernels.errors import UsageError
     from soloist.targets.base import require
     from soloist.targets.from_gguf import find_base

@@ -46,7 +46,7 @@ def build(
 @click.option("-o", "--output", type=_PATH, help="Write every run's triples and verdicts here, as JSON lines.")
 @click.option("--tools", multiple=True, help="Your tools as module:attribute, to compute their calls again.")
 def verify(traces: Path, name: str, output: Path | None, tools: tuple[str, ...]) -> None:
-    """Annotate TRACES (a file, or a folder made by `soloist teach`) with verdicts and count them."""
+    """Annotate TRACES (a file, or a folder made by `soloist record`) with verdicts and count them."""
     from soloist.toolchain.desk.tools import desk_tools
     from soloist.toolchain.knowledge.annotate import verify_traces
     from soloist.toolchain.knowledge.files import find_graph

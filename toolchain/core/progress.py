@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 NAMES = {
-    "teach": "record the team",
+    "record": "record the team",
     "distill": "distill the student",
     "export": "compile and check",
     "plan": "plan the widths",

@@ -36,7 +36,7 @@ from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.lineage import Lineage, lineage_of, refuse_trained
 from soloist.toolchain.distill.data import Mode, conversation
 from soloist.toolchain.export.stage import export
-from soloist.toolchain.record.team import teach
+from soloist.toolchain.record.team import record
 from soloist.toolchain.report.build import Context, build_report
 from soloist.toolchain.report.schema import Parity, Report, TrainingPoint
 from soloist.toolchain.report.stage import choose_anatomy, write_report
@@ -158,9 +158,9 @@ def _needed(job: Job, targets: Iterable[str]) -> list[tuple[str, str]]:
 
 def _traces(job: Job, events: EventLog) -> Artifact:
     if job.recording is None:
-        return teach(job.team, job.train, job.out / "traces", seed=job.seed, events=events)
-    traces = Artifact.open(job.recording, stage="teach")
-    events.emit("teach", "end", reused=True, path=str(job.recording), digest=traces.digest)
+        return record(job.team, job.train, job.out / "traces", seed=job.seed, events=events)
+    traces = Artifact.open(job.recording, stage="record")
+    events.emit("record", "end", reused=True, path=str(job.recording), digest=traces.digest)
     return traces
 
 

@@ -1,6 +1,6 @@
 """Stage `import`: traces that others recorded, read into our schema.
 
-    traces.jsonl.gz   one run a line, as `soloist teach` writes it; `soloist distill` takes either
+    traces.jsonl.gz   one run a line, as `soloist record` writes it; `soloist distill` takes either
 
 A file that cannot be read, or is of no known format, stops the import: all such files are named at once. A
 record that cannot be kept is counted with its reason, and the rest goes on. Of runs with the same question

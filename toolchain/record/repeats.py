@@ -1,4 +1,4 @@
-"""Several runs of a team per question, made for the gate.
+"""Several runs of a team per question, made for `soloist assess`.
 
 A greedy team says the same every time, so every agent that proposes gets a temperature (its own if that is
 higher), each run a seed of its own and, where `approaches` are given, one of them at the end of its prompts
@@ -55,7 +55,7 @@ def varied(team: TeamConfig, how: Sampled, number: int) -> TeamConfig:
     return team.model_copy(update={"agents": tuple(agent(one) for one in team.agents)})
 
 
-def record(
+def record_repeats(
     team: TeamConfig,
     questions: Sequence[Question],
     folder: Path,

@@ -1,4 +1,4 @@
-"""Stage `teach`: a team answers questions, every run becomes a trace.
+"""Stage `record`: a team answers questions, every run becomes a trace.
 
     traces.jsonl.gz   one run a line, in the order of the questions
 
@@ -31,7 +31,7 @@ from soloist.toolchain.traces.store import TraceWriter, read_runs, write_runs
 _RAW = "traces.jsonl"
 
 
-def teach(
+def record(
     config: TeamConfig,
     questions: Sequence[Question],
     out: Path,
@@ -53,8 +53,8 @@ def teach(
         with TraceWriter(folder / _RAW) as writer:
             waiting = [question for question in questions if question.question not in writer]
             if waiting:
-                record = _record if jobs == 1 else _record_side_by_side
-                record(config, waiting, writer, Recording(len(questions), seed, jobs, events))
+                ask = _ask_in_turn if jobs == 1 else _ask_side_by_side
+                ask(config, waiting, writer, Recording(len(questions), seed, jobs, events))
         order = {question.question: index for index, question in enumerate(questions)}
         runs = sorted(read_runs(folder / _RAW), key=lambda run: order[run.question.question])
         write_runs(runs, folder / TRACES)
@@ -80,13 +80,13 @@ class Recording:
             self.events.emit(RECORD, "warning", question=run.question.id, text=run.error)
 
 
-def _record(config: TeamConfig, waiting: Sequence[Question], writer: TraceWriter, how: Recording) -> None:
+def _ask_in_turn(config: TeamConfig, waiting: Sequence[Question], writer: TraceWriter, how: Recording) -> None:
     with Team(config) as team:
         for question in waiting:
             how.add(team.try_answer(question, seed=how.seed), writer)
 
 
-def _record_side_by_side(config: TeamConfig, waiting: Sequence[Question], writer: TraceWriter, how: Recording) -> None:
+def _ask_side_by_side(config: TeamConfig, waiting: Sequence[Question], writer: TraceWriter, how: Recording) -> None:
     queue: SimpleQueue[Question] = SimpleQueue()
     for question in waiting:
         queue.put(question)

@@ -8,10 +8,9 @@ from typing import Any
 
 from soloist.kernels.errors import ArtifactError, DataError
 from soloist.toolchain.core.artifact import MANIFEST, Artifact
-from soloist.toolchain.traces.recording import RECORD as TEACH
 from soloist.toolchain.traces.schema import Run
 
-RECORD = "teach"
+RECORD = "record"
 
 
 TRACES = "traces.jsonl.gz"
@@ -45,9 +44,9 @@ IMPORT = "import"
 def open_traces(path: Path) -> Artifact:
     """An artifact of traces, recorded by a team of ours or imported. Raises ArtifactError for any other stage."""
     artifact = Artifact.open(path)
-    if artifact.manifest["stage"] not in (TEACH, IMPORT):
+    if artifact.manifest["stage"] not in (RECORD, IMPORT):
         found = artifact.manifest["stage"]
-        raise ArtifactError(f"{path}: this is an artifact of stage '{found}', '{TEACH}' or '{IMPORT}' is needed here")
+        raise ArtifactError(f"{path}: this is an artifact of stage '{found}', '{RECORD}' or '{IMPORT}' is needed here")
     return artifact
 
 
@@ -61,4 +60,4 @@ def traces_at(path: Path) -> Path:
         traces = [file for file in found if file.name == TRACES]
         if traces:
             return traces[0]
-    raise DataError(f"{path}: no traces here; give a .jsonl or .jsonl.gz file, or a folder made by teach or gate")
+    raise DataError(f"{path}: no traces here; give a .jsonl or .jsonl.gz file, or a folder made by record or assess")

@@ -48,7 +48,7 @@ def parse_line(line: str, where: str) -> Run:
 def read_runs(path: Path) -> Iterator[Run]:
     """All runs of a `.jsonl` or `.jsonl.gz` file, validated. Raises DataError with file and line."""
     if not path.is_file():
-        raise DataError(f"{path}: no such trace file; record one with `soloist teach`")
+        raise DataError(f"{path}: no such trace file; record one with `soloist record`")
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         try:
             for number, line in enumerate(file, start=1):

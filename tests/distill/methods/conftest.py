@@ -130,7 +130,7 @@ def traces_of(tmp_path):
     """Builder of an artifact of traces: `traces_of(runs)`."""
 
     def build(runs):
-        return stage("teach", tmp_path / "traces", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
+        return stage("record", tmp_path / "traces", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
 
     return build
 

@@ -249,7 +249,7 @@ def test_a_teacher_padded_to_more_logits_is_refused(tiny_base, tokenizer, tmp_pa
 @pytest.fixture
 def traces(tmp_path, run_of):
     runs = [run_of(number, calls=1 + number % 2) for number in range(6)]
-    return stage("teach", tmp_path / "t", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
+    return stage("record", tmp_path / "t", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
 
 
 def config_of(**options):

@@ -179,7 +179,7 @@ def test_the_recorded_desk_is_verified(tokenizer, mode):
 @pytest.fixture
 def traces(tmp_path):
     runs = [counted(number, forged=number == 4) for number in range(2, 8)]
-    return stage("teach", tmp_path / "t", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
+    return stage("record", tmp_path / "t", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
 
 
 def config_of(mode, **options):

@@ -308,7 +308,7 @@ def test_both_phases_make_a_student(tiny_base, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tdpo, "frozen", read)
     runs = [debate(n, [[str(n), "99"], ["88", str(n)]]) for n in range(10, 16)]
-    traces = stage("teach", tmp_path / "t", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
+    traces = stage("record", tmp_path / "t", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
     train = TrainConfig(batch_size=6, epochs=1, learning_rate=3e-3, precision="fp32", device="cpu")
     options = {"learning_rate": 1e-3, "epochs": 3, "beta": 0.5}
     config = DistillConfig(method="tdpo", options=options, train=train)

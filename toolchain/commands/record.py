@@ -1,4 +1,4 @@
-"""`soloist teach`: record a team."""
+"""`soloist record`: record a team."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def command(
     from soloist.toolchain.core.events import EventLog
     from soloist.toolchain.core.progress import Bars
     from soloist.toolchain.pipeline.job import DESK_TRAIN, desk_train
-    from soloist.toolchain.record.team import teach
+    from soloist.toolchain.record.team import record
     from soloist.toolchain.tasks.files import load_questions
     from soloist.toolchain.teams.config import load_team
 
@@ -45,6 +45,6 @@ def command(
         desk_train(config, count or DESK_TRAIN) if file is None else load_questions(file, split="train").questions
     )
     with Bars() as bars, EventLog(out.parent / "events.jsonl", (bars,)) as events:
-        artifact = teach(config, questions, out, seed=seed, jobs=jobs, events=events)
+        artifact = record(config, questions, out, seed=seed, jobs=jobs, events=events)
     facts = artifact.facts
     click.echo(f"{out}: {facts['runs']} runs, {facts['correct']} correct, {facts['seconds']:.0f} s of work")
