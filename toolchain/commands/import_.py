@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from soloist.toolchain.record.importing import ImportFacts
 
 
 @click.command("import", short_help="Read traces that others recorded.")
@@ -33,31 +35,32 @@ def command(
     """
     from soloist.toolchain.core.events import EventLog
     from soloist.toolchain.core.progress import Bars
-    from soloist.toolchain.record.importing import ImportOptions, import_traces
+    from soloist.toolchain.record.importing import ImportFacts, ImportOptions, import_traces
 
     options = ImportOptions(format=kind, questions=questions, benchmark=benchmark, train_on_test=train_on_test)
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
-        facts = import_traces(paths, output, options, events=events).facts
+        facts = import_traces(paths, output, options, events=events).read(ImportFacts)
     show(facts)
-    click.echo(f"{output}: {facts['runs']} runs from {facts['files']} files, {facts['correct']} with a right answer")
-    for name in facts["benchmarks"]:
+    click.echo(f"{output}: {facts.runs} runs from {facts.files} files, {facts.correct} with a right answer")
+    for name in facts.benchmarks:
         how = "marked as such, and not trained on without --train-on-test"
         if train_on_test:
             how = f"now training questions; no student of these traces is ever reported on {name}"
         click.echo(f"{name}: these are its test questions, {how}")
 
 
-def show(facts: Mapping[str, Any]) -> None:
+def show(facts: ImportFacts) -> None:
     """The table of counts, and the first places of what was refused."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("format", "", "n", "why", box=None, header_style="bold")
-    for name, counts in facts["formats"].items():
-        table.add_row(name, "kept", str(counts["kept"]), "")
-        for kind in ("repaired", "refused", "noted"):
-            for reason, count in counts[kind].items():
+    for name, counts in facts.formats.items():
+        table.add_row(name, "kept", str(counts.kept), "")
+        reasons = {"repaired": counts.repaired, "refused": counts.refused, "noted": counts.noted}
+        for kind, found in reasons.items():
+            for reason, count in found.items():
                 table.add_row("", kind, str(count), reason)
     Console(highlight=False, markup=False).print(table)
-    for place in facts["refused_at"]:
+    for place in facts.refused_at:
         click.echo(f"refused  {place}", err=True)

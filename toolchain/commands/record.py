@@ -30,6 +30,7 @@ def command(
     from soloist.toolchain.record.team import record
     from soloist.toolchain.tasks.files import load_questions
     from soloist.toolchain.teams.config import load_team
+    from soloist.toolchain.traces.recording import TraceFacts
 
     config = load_team(team)
     if threads is not None:
@@ -46,5 +47,5 @@ def command(
     )
     with Bars() as bars, EventLog(out.parent / "events.jsonl", (bars,)) as events:
         artifact = record(config, questions, out, seed=seed, jobs=jobs, events=events)
-    facts = artifact.facts
-    click.echo(f"{out}: {facts['runs']} runs, {facts['correct']} correct, {facts['seconds']:.0f} s of work")
+    facts = artifact.read(TraceFacts)
+    click.echo(f"{out}: {facts.runs} runs, {facts.correct} correct, {facts.seconds:.0f} s of work")

@@ -11,9 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from soloist.kernels.errors import ArtifactError, DataError
-from soloist.toolchain.core.artifact import MANIFEST, Artifact
+from soloist.toolchain.core.artifact import MANIFEST, Artifact, Facts
+
+
+class BenchmarkFacts(Facts):
+    """Facts of an artifact that holds questions: the benchmarks whose test questions are among them, by name."""
+
+    benchmarks: dict[str, Literal["test"]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ def lineage_of(artifacts: Iterable[Artifact]) -> Lineage:
         if artifact.digest in done:
             continue
         done.add(artifact.digest)
-        benchmarks |= set(artifact.facts.get("benchmarks", {}))
+        benchmarks |= artifact.read(BenchmarkFacts).benchmarks.keys()
         for parent in artifact.manifest["parents"]:
             place = artifact.path.parent / parent["path"]
             found = known.get(parent["digest"]) or _open(place, parent["digest"])

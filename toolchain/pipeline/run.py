@@ -43,7 +43,7 @@ from soloist.toolchain.report.stage import choose_anatomy, write_report
 from soloist.toolchain.tasks.base import Question, question_key
 from soloist.toolchain.teams.config import Demonstration, TeamConfig
 from soloist.toolchain.tools.calls import grammar
-from soloist.toolchain.traces.recording import TRACES
+from soloist.toolchain.traces.recording import RECORD, TRACES, TraceFacts
 from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import read_runs
 from soloist.toolchain.verify.fidelity import runs_here
@@ -159,8 +159,8 @@ def _needed(job: Job, targets: Iterable[str]) -> list[tuple[str, str]]:
 def _traces(job: Job, events: EventLog) -> Artifact:
     if job.recording is None:
         return record(job.team, job.train, job.out / "traces", seed=job.seed, events=events)
-    traces = Artifact.open(job.recording, stage="record")
-    events.emit("record", "end", reused=True, path=str(job.recording), digest=traces.digest)
+    traces = Artifact.open(job.recording, stage=RECORD)
+    events.emit(RECORD, "end", reused=True, path=str(job.recording), digest=traces.digest)
     return traces
 
 
@@ -194,7 +194,8 @@ def _refuse_overlap(train: Iterable[str], test: Sequence[Question]) -> int:
 def _student(job: Job, base: Path, traces: Artifact, events: EventLog) -> Artifact:
     from soloist.toolchain.distill.stage import distill
 
-    return distill(_distillation(job, traces.facts["correct"]), traces, base, job.out / "student", events=events)
+    config = _distillation(job, traces.read(TraceFacts).correct)
+    return distill(config, traces, base, job.out / "student", events=events)
 
 
 def _distillation(job: Job, correct: int) -> DistillConfig:
@@ -265,8 +266,8 @@ def _beside(job: Job, tools: Sequence[str]) -> dict[str, str]:
 
 
 def _systems(job: Job, traces: Artifact, student: Artifact, compiled: Artifact) -> list[System]:
-    facts = traces.facts
-    budget = max(1, (facts["tokens_in"] + facts["tokens_out"]) // max(1, facts["runs"]))
+    facts = traces.read(TraceFacts)
+    budget = max(1, (facts.tokens_in + facts.tokens_out) // max(1, facts.runs))
     team = System(id="team", kind="team", team=job.team, warmup=len(job.warmup))
     tools = student_tools(student)
     hosted = [team, *rivals(job.team, job.examples, tools, budget)]
@@ -302,7 +303,7 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
     # the manifest's seconds are those since the last start, the steps' those of all starts
     training = max(student.manifest["seconds"], student.facts["training"]["seconds"])
     advised = gate_of(job.out, job.team.name)
-    asked = traces.facts["seconds"] + (advised.seconds if advised else 0)
+    asked = traces.read(TraceFacts).seconds + (advised.seconds if advised else 0)
     spend = Spend.of_seconds(job.price, recording=asked, training=training, evaluation=evaluation)
     context = Context(
         command=job.command,
@@ -332,10 +333,9 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
 
 
 def _method(traces: Artifact, student: Artifact) -> list[str]:
-    recorded, learned = traces.facts, student.facts
+    recorded, learned = traces.read(TraceFacts), student.facts
     return [
-        f"Recorded: {recorded['runs']} questions, {recorded['correct']} answered correctly by the team "
-        f"({traces.digest}).",
+        f"Recorded: {recorded.runs} questions, {recorded.correct} answered correctly by the team ({traces.digest}).",
         f"Distilled: {learned['method']} on {learned['data']['conversations']} conversations, mode {learned['mode']}, "
         f"from {learned['base']}, {learned['tuning']} fine-tuning in {learned['precision']} ({student.digest}).",
     ]

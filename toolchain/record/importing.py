@@ -8,7 +8,7 @@ text the first is kept.
 
 Questions that belong to a benchmark's test set carry its name and split `test`, which no training accepts.
 `train_on_test` imports them as training questions all the same; the manifest keeps saying whose they are
-(`facts["benchmarks"]`), and the report refuses to quote that benchmark for any student that comes from them.
+(`ImportFacts.benchmarks`), and the report refuses to quote that benchmark for any student that comes from them.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from soloist.kernels.errors import DataError, UsageError
-from soloist.toolchain.core.artifact import Artifact, stage
+from soloist.toolchain.core.artifact import Artifact, Facts, stage
 from soloist.toolchain.core.config import describe
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import sha256_file
 from soloist.toolchain.record.importers import agentark, du, dylan, fireact, magdi, who_and_when
 from soloist.toolchain.record.importers.base import MOST_PLACES, Document, Importer, Reading, Tally, load_document
 from soloist.toolchain.tasks.base import question_key
-from soloist.toolchain.traces.recording import IMPORT, TRACES, summarize
+from soloist.toolchain.traces.recording import IMPORT, TRACES, TraceFacts, summarize
 from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import format_line, write_runs
 
@@ -40,6 +39,27 @@ IMPORTERS: Mapping[str, Importer] = {
 }
 _READ = (".json", ".jsonl")
 _PICKLES = (".p", ".pkl", ".pickle")
+
+
+class FormatCounts(Facts):
+    """Of one format: records kept, and how many were repaired, refused or noted, by reason."""
+
+    kept: int
+    repaired: dict[str, int]
+    refused: dict[str, int]
+    noted: dict[str, int]
+
+
+class ImportFacts(TraceFacts):
+    """What was imported, beside what traces hold: verdicts and edges by kind, counts by format, where from."""
+
+    verdicts: dict[str, int]
+    turn_verdicts: dict[str, int]
+    edges: dict[str, int]
+    formats: dict[str, FormatCounts]
+    refused_at: list[str]
+    files: int
+    origins: list[str]
 
 
 @dataclass(frozen=True)
@@ -103,7 +123,7 @@ def import_traces(
         raise UsageError("no file to import: name at least one")
     readings = _open_all(files, options)
 
-    def build(folder: Path) -> Mapping[str, Any]:
+    def build(folder: Path) -> ImportFacts:
         runs = _all_runs(readings, options, events)
         write_runs(runs, folder / TRACES)
         return _facts(runs, readings)
@@ -176,8 +196,7 @@ def _places(readings: Sequence[tuple[Importer, Reading]]) -> list[str]:
     return [place for _, reading in readings for place in reading.tally.places][:MOST_PLACES]
 
 
-def _facts(runs: Sequence[Run], readings: Sequence[tuple[Importer, Reading]]) -> dict[str, Any]:
-    """What a recording's facts are, and beside them what was imported: counts by format, benchmarks, origins."""
+def _facts(runs: Sequence[Run], readings: Sequence[tuple[Importer, Reading]]) -> ImportFacts:
     formats: dict[str, Tally] = {}
     for importer, reading in readings:
         total = formats.setdefault(importer.name, Tally())
@@ -185,25 +204,20 @@ def _facts(runs: Sequence[Run], readings: Sequence[tuple[Importer, Reading]]) ->
         for name in ("repaired", "refused", "noted"):
             getattr(total, name).update(getattr(reading.tally, name))
     turns = Counter(turn.verdict for run in runs for turn in run.turns)
-    return {
-        **summarize(runs),
-        "verdicts": dict(Counter(run.verdict for run in runs)),
-        "turn_verdicts": dict(turns),
-        "edges": dict(Counter(edge.kind for run in runs for edge in run.edges)),
-        "formats": {
-            name: {
-                "kept": tally.kept,
-                "repaired": dict(tally.repaired),
-                "refused": dict(tally.refused),
-                "noted": {reason: count for reason, count in tally.noted.items() if count},
-            }
-            for name, tally in formats.items()
-        },
-        "refused_at": _places(readings),
-        "files": len(readings),
-        "origins": sorted({importer.origin for importer, _ in readings}),
-        "benchmarks": dict.fromkeys(sorted({r.question.benchmark for r in runs if r.question.benchmark}), "test"),
-    }
+    counts = {}
+    for name, tally in formats.items():
+        noted = {reason: count for reason, count in tally.noted.items() if count}
+        counts[name] = FormatCounts(kept=tally.kept, repaired=tally.repaired, refused=tally.refused, noted=noted)
+    return ImportFacts(
+        **dict(summarize(runs)),
+        verdicts=Counter(run.verdict for run in runs),
+        turn_verdicts=turns,
+        edges=Counter(edge.kind for run in runs for edge in run.edges),
+        formats=counts,
+        refused_at=_places(readings),
+        files=len(readings),
+        origins=sorted({importer.origin for importer, _ in readings}),
+    )
 
 
 def _hash_questions(path: Path | None) -> str | None:

@@ -9,13 +9,12 @@ the next one. A question that the engine failed on is recorded with its error an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock
-from typing import Any
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.core.artifact import Artifact, stage
@@ -24,7 +23,7 @@ from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.teams.process import Worker
 from soloist.toolchain.teams.team import Team
-from soloist.toolchain.traces.recording import RECORD, TRACES, summarize
+from soloist.toolchain.traces.recording import RECORD, TRACES, TraceFacts, summarize
 from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import TraceWriter, read_runs, write_runs
 
@@ -49,7 +48,7 @@ def record(
     asked = hashlib.sha256("\n".join(question.model_dump_json() for question in questions).encode()).hexdigest()
     plan = {"team": config.model_dump(mode="json"), "questions": asked[:16], "count": len(questions), "seed": seed}
 
-    def build(folder: Path) -> Mapping[str, Any]:
+    def build(folder: Path) -> TraceFacts:
         with TraceWriter(folder / _RAW) as writer:
             waiting = [question for question in questions if question.question not in writer]
             if waiting:

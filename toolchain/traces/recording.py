@@ -1,52 +1,75 @@
-"""TO BE DESCRIBED."""
+"""An artifact of traces: the name of its file, what its manifest says, and how it is opened.
+
+    traces.jsonl.gz   one run a line, recorded by a team of ours (stage `record`) or imported (stage `import`)
+
+Every stage that reads traces finds them through this module, so that the two kinds are told apart nowhere else.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from soloist.kernels.errors import ArtifactError, DataError
-from soloist.toolchain.core.artifact import MANIFEST, Artifact
+from soloist.toolchain.core.artifact import MANIFEST, Artifact, Facts
+from soloist.toolchain.core.lineage import BenchmarkFacts
 from soloist.toolchain.traces.schema import Run
 
-RECORD = "record"
-
-
 TRACES = "traces.jsonl.gz"
-
-
-def summarize(runs: Sequence[Run]) -> dict[str, Any]:
-    """What a recording holds: runs, correct ones by task, calls, tokens, seconds; whose test questions, if any."""
-    benchmarks = sorted({run.question.benchmark for run in runs if run.question.benchmark})
-    by_task: dict[str, list[int]] = {}
-    for run in runs:
-        counts = by_task.setdefault(run.question.task or "all", [0, 0])
-        counts[0] += run.verdict == "correct"
-        counts[1] += 1
-    return {
-        "runs": len(runs),
-        "correct": sum(run.verdict == "correct" for run in runs),
-        "errors": sum(run.error is not None for run in runs),
-        "tasks": {task: {"correct": c, "n": n} for task, (c, n) in by_task.items()},
-        "calls": sum(len(run.calls) for run in runs),
-        "tokens_in": sum(run.tokens_in for run in runs),
-        "tokens_cached": sum(run.tokens_cached for run in runs),
-        "tokens_out": sum(run.tokens_out for run in runs),
-        "seconds": round(sum(run.wall for run in runs), 1),
-        **({"benchmarks": dict.fromkeys(benchmarks, "test")} if benchmarks else {}),
-    }
-
-
+RECORD = "record"
 IMPORT = "import"
+
+
+class TaskCount(Facts):
+    """Of a task: its runs, and those that ended right."""
+
+    correct: int
+    n: int
+
+
+class TraceFacts(BenchmarkFacts):
+    """What traces hold, counted over their runs; tokens are the models' own counts, seconds the sum of wall times."""
+
+    runs: int
+    correct: int
+    errors: int
+    tasks: dict[str, TaskCount]
+    calls: int
+    tokens_in: int
+    tokens_cached: int
+    tokens_out: int
+    seconds: float
+
+
+def summarize(runs: Sequence[Run]) -> TraceFacts:
+    """Count what a recording holds. A question without a task counts as task `all`."""
+    correct: dict[str, int] = {}
+    asked: dict[str, int] = {}
+    for run in runs:
+        task = run.question.task or "all"
+        asked[task] = asked.get(task, 0) + 1
+        correct[task] = correct.get(task, 0) + (run.verdict == "correct")
+    benchmarks = {run.question.benchmark for run in runs if run.question.benchmark}
+    return TraceFacts(
+        runs=len(runs),
+        correct=sum(correct.values()),
+        errors=sum(run.error is not None for run in runs),
+        tasks={task: TaskCount(correct=correct[task], n=n) for task, n in asked.items()},
+        calls=sum(len(run.calls) for run in runs),
+        tokens_in=sum(run.tokens_in for run in runs),
+        tokens_cached=sum(run.tokens_cached for run in runs),
+        tokens_out=sum(run.tokens_out for run in runs),
+        seconds=round(sum(run.wall for run in runs), 1),
+        benchmarks=dict.fromkeys(sorted(benchmarks), "test"),
+    )
 
 
 def open_traces(path: Path) -> Artifact:
     """An artifact of traces, recorded by a team of ours or imported. Raises ArtifactError for any other stage."""
     artifact = Artifact.open(path)
-    if artifact.manifest["stage"] not in (RECORD, IMPORT):
-        found = artifact.manifest["stage"]
-        raise ArtifactError(f"{path}: this is an artifact of stage '{found}', '{RECORD}' or '{IMPORT}' is needed here")
+    stage = artifact.manifest["stage"]
+    if stage not in (RECORD, IMPORT):
+        raise ArtifactError(f"{path}: this is an artifact of stage '{stage}', '{RECORD}' or '{IMPORT}' is needed here")
     return artifact
 
 
@@ -56,8 +79,6 @@ def traces_at(path: Path) -> Path:
         return path
     if (path / MANIFEST).is_file():
         Artifact.open(path)
-        found = sorted(file for file in path.iterdir() if file.name.endswith((".jsonl", ".jsonl.gz")))
-        traces = [file for file in found if file.name == TRACES]
-        if traces:
-            return traces[0]
+        if (path / TRACES).is_file():
+            return path / TRACES
     raise DataError(f"{path}: no traces here; give a .jsonl or .jsonl.gz file, or a folder made by record or assess")
