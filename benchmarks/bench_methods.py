@@ -14,7 +14,7 @@ passes, one that takes several conversations a question makes fewer steps of mor
 needs is an `sft` student of the same traces and tokens; its training counts as a cost of `gkd`. Every student is
 compiled to GGUF Q8_0 and asked the same questions by llama.cpp, greedy. The team is asked them once.
 
-AdaSkill trains nothing: `--agent skill_agent.yaml` (what `soloist gate desk --known TRACES` writes beside its card)
+AdaSkill trains nothing: `--agent skill_agent.yaml` (what `soloist assess desk --known TRACES` writes beside its card)
 asks that agent the questions of the few traces' setting once, as the row `adaskill`.
 
 A cell (setting, method, seed) that is in the results is not done again, and a student that was half trained goes on;

@@ -214,7 +214,7 @@ def methods_note(rows: list[dict]) -> str:
     few = f" (fewer: {few}; their intervals know less of chance)" if few else ""
     asked = rows[0]["splits"]
     spends = {row["setting"]: f"{row['spend']:,}" for row in rows}
-    card = "`adaskill` is one agent with the skill card of `soloist gate`, on the team's model: nothing is trained. "
+    card = "`adaskill` is one agent with the skill card of `soloist assess`, on the team's model: nothing is trained. "
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     card = card if any(row["method"] == "adaskill" for row in rows) else ""
     return (

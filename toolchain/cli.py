@@ -15,7 +15,7 @@ from soloist.kernels.errors import SoloistError
 COMMANDS = {
     "run": "The main job: team, student, compiled files, comparison, report.",
     "record": "Record a team at work: questions to traces.",
-    "gate": "Say before training whether distilling a team is likely to help.",
+    "assess": "Say before training whether distilling a team is likely to help.",
     "import": "Read traces that others recorded.",
     "distill": "Train one student on recorded traces.",
     "methods": "List the ways to distill, what they need and cost.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from soloist.toolchain.assess.decide import BORDER, ITEMS, decide, outlook
-from soloist.toolchain.assess.result import Freedom, Gate, OfQuestion, kept, sentence
+from soloist.toolchain.assess.result import Assessment, Freedom, OfQuestion, kept, sentence
 
 
 def freedom(value, low=None, high=None, p=0.01, why=""):
@@ -82,9 +82,9 @@ def test_without_an_interval_nothing_is_said_about_its_side():
     assert any("one side" in line for line in decide("v3", freedom(0.1, 0.0, 0.8)).reasons)
 
 
-def gate(value, rule="v3", low=None, high=None):
+def assessment(value, rule="v3", low=None, high=None):
     found = freedom(value, low, high, p=None if value is None else 0.01)
-    return Gate(
+    return Assessment(
         team="desk",
         distance="edits of tokens",
         temperature=0.7,
@@ -100,14 +100,14 @@ def gate(value, rule="v3", low=None, high=None):
 
 
 def test_the_sentence_names_the_version_and_that_it_is_advice():
-    assert sentence(gate(0.1, low=0, high=0.31)) == (
+    assert sentence(assessment(0.1, low=0, high=0.31)) == (
         "Metric Freedom 0.10 (0.00 to 0.31), rigid: rule v3 says distilling is 'likely to help', do not refine. "
         "Advice only."
     )
-    assert "rule v1" in sentence(gate(0.1, "v1")) and "cannot make certain" in sentence(gate(0.1, "v1"))
-    part = gate(0.1)
+    assert "rule v1" in sentence(assessment(0.1, "v1")) and "cannot make certain" in sentence(assessment(0.1, "v1"))
+    part = assessment(0.1)
     silent = part.freedom[0].questions[0].model_copy(update={"r": None, "why": "every run has the score 1"})
     found = part.freedom[0].model_copy(update={"questions": (*part.freedom[0].questions, silent)})
     assert "0.10 on 1 of 2 questions, rigid" in sentence(part.model_copy(update={"freedom": (found,)}))
-    said = sentence(gate(None))
+    said = sentence(assessment(None))
     assert said.startswith("Metric Freedom is undefined (0 of 1 questions") and "rule v3 cannot say" in said

@@ -9,8 +9,8 @@ import pytest
 
 from soloist.kernels.errors import DataError, EngineError, UsageError
 from soloist.toolchain.assess import metric_freedom
-from soloist.toolchain.assess.result import read_gate
-from soloist.toolchain.assess.stage import GateConfig, gate, gate_of, score_of, spread
+from soloist.toolchain.assess.result import read_assessment
+from soloist.toolchain.assess.stage import AssessConfig, assess, assessment_of, score_of, spread
 from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.record.repeats import Sampled, varied
@@ -60,8 +60,8 @@ def asked(question):
 @pytest.fixture
 def found(team, script, asked, tmp_path):
     def run(say, config=None, **more):
-        made = gate(config or GateConfig(), team, tmp_path / "gate", questions=asked, engine=script(say), **more)
-        return read_gate(made.path / "gate.json"), made
+        made = assess(config or AssessConfig(), team, tmp_path / "assess", questions=asked, engine=script(say), **more)
+        return read_assessment(made.path / "assessment.json"), made
 
     return run
 
@@ -76,14 +76,14 @@ def test_a_rigid_metric_has_f_0(found):
     assert (result.advice.side, result.advice.outlook, result.advice.refine) == ("rigid", "likely to help", False)
     assert (result.runs, result.questions, result.mean_score, result.temperature) == (36, 6, 0.5, 0.7)
     assert result.distance == "edits of tokens"
-    assert made.facts["metric_freedom"] == output.value and made.manifest["stage"] == "gate"
+    assert made.facts["metric_freedom"] == output.value and made.manifest["stage"] == "assess"
 
 
 def test_a_freer_metric_has_a_larger_f_and_v1_disagrees(found, tmp_path):
     loose = found(free)[0]
     value = loose.find("output", "verdict").value
     assert value > 0.3
-    v1 = found(free, GateConfig(rule="v1"))[0]
+    v1 = found(free, AssessConfig(rule="v1"))[0]
     assert v1.find("output", "verdict").value == value and v1.advice.refine is not loose.advice.refine
 
 
@@ -97,7 +97,7 @@ def test_constant_scores_are_undefined(found):
 def test_every_file_is_there_and_the_agent_is_a_team_file(found):
     _, made = found(rigid)
     assert set(made.manifest["files"]) == {
-        "gate.json",
+        "assessment.json",
         "skill_card.md",
         "skill_card.json",
         "skill_agent.yaml",
@@ -111,8 +111,8 @@ def test_every_file_is_there_and_the_agent_is_a_team_file(found):
 
 def test_agents_are_warmed_but_for_those_who_hand_on(team, script, asked, tmp_path):
     engine = script(rigid)
-    gate(
-        GateConfig(temperature=0.9, approaches=("Add.", "Subtract.")),
+    assess(
+        AssessConfig(temperature=0.9, approaches=("Add.", "Subtract.")),
         team,
         tmp_path / "g",
         questions=asked,
@@ -134,13 +134,13 @@ def test_a_killed_recording_goes_on(team, script, asked, tmp_path):
         return rigid(text, seed)
 
     with pytest.raises(KeyboardInterrupt):
-        gate(GateConfig(), team, tmp_path / "gate", questions=asked, engine=script(dies))
+        assess(AssessConfig(), team, tmp_path / "assess", questions=asked, engine=script(dies))
     second = script(rigid)
-    made = gate(GateConfig(), team, tmp_path / "gate", questions=asked, engine=second)
+    made = assess(AssessConfig(), team, tmp_path / "assess", questions=asked, engine=second)
     assert len(second.asks) == 36 - 14, "two rounds of six and two questions were there"
-    assert read_gate(made.path / "gate.json").runs == 36
+    assert read_assessment(made.path / "assessment.json").runs == 36
     third = script(rigid)
-    gate(GateConfig(), team, tmp_path / "gate", questions=asked, engine=third)
+    assess(AssessConfig(), team, tmp_path / "assess", questions=asked, engine=third)
     assert third.asks == []
 
 
@@ -162,17 +162,19 @@ def test_recordings_with_other_seeds_are_read_and_bring_their_team(team, script,
     monkeypatch.setattr("soloist.toolchain.teams.team.open_engine", lambda config: script(rigid))
     seeds = [42 + 100_000 * n for n in range(6)]
     folders = [record(team, asked, tmp_path / f"t{n}", seed=seed).path for n, seed in enumerate(seeds)]
-    made = gate(GateConfig(), None, tmp_path / "gate", recordings=folders)
-    result = read_gate(made.path / "gate.json")
+    made = assess(AssessConfig(), None, tmp_path / "assess", recordings=folders)
+    result = read_assessment(made.path / "assessment.json")
     assert result.find("output", "verdict").value == pytest.approx(0, abs=1e-9)
     assert (result.team, result.temperature, result.seconds) == ("adder", None, 0)
     assert (made.path / "skill_agent.yaml").is_file()
-    again = gate(GateConfig(), None, tmp_path / "again", recordings=[made.path])
-    assert read_gate(again.path / "gate.json").freedom == result.freedom, "its own traces are a recording too"
+    again = assess(AssessConfig(), None, tmp_path / "again", recordings=[made.path])
+    assert read_assessment(again.path / "assessment.json").freedom == result.freedom, (
+        "its own traces are a recording too"
+    )
     with pytest.raises(DataError, match=r"one run per question: .* at least 3 \(6 are advised\) runs of the same"):
-        gate(GateConfig(), None, tmp_path / "one", recordings=folders[:1])
+        assess(AssessConfig(), None, tmp_path / "one", recordings=folders[:1])
     with pytest.raises(DataError, match="at most 2 runs per question"):
-        gate(GateConfig(), None, tmp_path / "two", recordings=folders[:2])
+        assess(AssessConfig(), None, tmp_path / "two", recordings=folders[:2])
 
 
 def test_a_run_in_two_recordings_counts_once(found, tmp_path):
@@ -180,8 +182,8 @@ def test_a_run_in_two_recordings_counts_once(found, tmp_path):
     kept = made.path / "traces.jsonl.gz"
     write_runs([*read_runs(kept)][:5], tmp_path / "part.jsonl.gz")
     for number, files in enumerate(([kept, kept], [tmp_path / "part.jsonl.gz", made.path])):
-        again = gate(GateConfig(), None, tmp_path / f"again{number}", recordings=files)
-        result = read_gate(again.path / "gate.json")
+        again = assess(AssessConfig(), None, tmp_path / f"again{number}", recordings=files)
+        result = read_assessment(again.path / "assessment.json")
         assert result.freedom == alone.freedom and result.runs == 36
         assert f"{[36, 5][number]} runs stand in more than one of the recordings; each counts once" in result.warnings
 
@@ -197,17 +199,17 @@ def test_known_traces_add_to_the_card_alone(found, run_of, tmp_path):
 
 def test_what_cannot_be_compared_is_refused_in_one_line(team, script, asked, run_of, tmp_path):
     with pytest.raises(DataError, match="nothing to look at"):
-        gate(GateConfig(), team, tmp_path / "g")
+        assess(AssessConfig(), team, tmp_path / "g")
     with pytest.raises(DataError, match="no traces here"):
-        gate(GateConfig(), None, tmp_path / "g", recordings=[tmp_path])
+        assess(AssessConfig(), None, tmp_path / "g", recordings=[tmp_path])
     with pytest.raises(UsageError, match="engine of team 'adder' shows no hidden states"):
-        gate(GateConfig(distance="embedding"), team, tmp_path / "g", questions=asked, engine=script(rigid))
+        assess(AssessConfig(distance="embedding"), team, tmp_path / "g", questions=asked, engine=script(rigid))
     unjudged = [run_of([("calc(2 + 3)", "5")]).model_copy(update={"verdict": "unknown"}) for _ in range(6)]
     write_runs(unjudged, tmp_path / "u.jsonl.gz")
     with pytest.raises(DataError, match="no run ended with a verdict"):
-        gate(GateConfig(), None, tmp_path / "g", recordings=[tmp_path / "u.jsonl.gz"])
+        assess(AssessConfig(), None, tmp_path / "g", recordings=[tmp_path / "u.jsonl.gz"])
     with pytest.raises(UsageError, match="recorded runs have no engine"):
-        gate(GateConfig(distance="embedding"), None, tmp_path / "g", recordings=[tmp_path / "u.jsonl.gz"])
+        assess(AssessConfig(distance="embedding"), None, tmp_path / "g", recordings=[tmp_path / "u.jsonl.gz"])
 
 
 def test_runs_of_several_teams_are_refused(run_of, tmp_path):
@@ -216,7 +218,9 @@ def test_runs_of_several_teams_are_refused(run_of, tmp_path):
     for name, made in (("one", runs), ("other", others)):
         write_runs(made, tmp_path / f"{name}.jsonl.gz")
     with pytest.raises(DataError, match=rf"runs of several teams \(({runs[0].team}, other|other, {runs[0].team})\)"):
-        gate(GateConfig(), None, tmp_path / "g", recordings=[tmp_path / "one.jsonl.gz", tmp_path / "other.jsonl.gz"])
+        assess(
+            AssessConfig(), None, tmp_path / "g", recordings=[tmp_path / "one.jsonl.gz", tmp_path / "other.jsonl.gz"]
+        )
 
 
 def test_hidden_states_are_used_where_the_engine_shows_them(team, script, asked, tmp_path):
@@ -226,12 +230,12 @@ def test_hidden_states_are_used_where_the_engine_shows_them(team, script, asked,
 
             return np.array([len(text), text.count("3"), 1.0], np.float32), 1
 
-    made = gate(GateConfig(), team, tmp_path / "gate", questions=asked, engine=Shows(rigid))
-    result = read_gate(made.path / "gate.json")
+    made = assess(AssessConfig(), team, tmp_path / "assess", questions=asked, engine=Shows(rigid))
+    result = read_assessment(made.path / "assessment.json")
     assert result.distance == "1 - cosine of hidden states"
     assert result.find("output", "verdict").value == pytest.approx(0, abs=1e-9)
-    edits = gate(GateConfig(distance="edit"), team, tmp_path / "edit", questions=asked, engine=Shows(rigid))
-    assert read_gate(edits.path / "gate.json").distance == "edits of tokens"
+    edits = assess(AssessConfig(distance="edit"), team, tmp_path / "edit", questions=asked, engine=Shows(rigid))
+    assert read_assessment(edits.path / "assessment.json").distance == "edits of tokens"
 
 
 def test_the_score_of_turns_is_the_share_of_judged_turns(run_of):
@@ -245,7 +249,7 @@ def test_the_score_of_turns_is_the_share_of_judged_turns(run_of):
 def test_advice_by_turns_needs_judged_turns(run_of, tmp_path):
     write_runs([run_of([("calc(", None)], seed=n) for n in range(6)], tmp_path / "mute.jsonl.gz")
     with pytest.raises(DataError, match="no run has a judged turn"):
-        gate(GateConfig(score="turns"), None, tmp_path / "g", recordings=[tmp_path / "mute.jsonl.gz"])
+        assess(AssessConfig(score="turns"), None, tmp_path / "g", recordings=[tmp_path / "mute.jsonl.gz"])
 
 
 def test_questions_are_spread_over_the_families(question):
@@ -255,20 +259,20 @@ def test_questions_are_spread_over_the_families(question):
     assert len(spread(many, 99)) == 12
 
 
-def test_a_job_shows_only_the_gate_of_its_own_team(found, tmp_path):
-    assert gate_of(tmp_path, "adder") is None
+def test_a_job_shows_only_the_assessment_of_its_own_team(found, tmp_path):
+    assert assessment_of(tmp_path, "adder") is None
     result, _ = found(rigid)
-    assert gate_of(tmp_path, "adder") == result and gate_of(tmp_path, "desk") is None
+    assert assessment_of(tmp_path, "adder") == result and assessment_of(tmp_path, "desk") is None
 
 
 def test_a_damaged_result_is_named(tmp_path):
-    with pytest.raises(DataError, match="make it with 'soloist gate'"):
-        read_gate(tmp_path / "gate.json")
-    (tmp_path / "gate.json").write_text('{"team": 3}')
-    with pytest.raises(DataError, match="not a result of the gate: team: "):
-        read_gate(tmp_path / "gate.json")
+    with pytest.raises(DataError, match="make it with 'soloist assess'"):
+        read_assessment(tmp_path / "assessment.json")
+    (tmp_path / "assessment.json").write_text('{"team": 3}')
+    with pytest.raises(DataError, match="not an assessment: team: "):
+        read_assessment(tmp_path / "assessment.json")
 
 
 def test_the_artifact_verifies(found):
     _, made = found(rigid)
-    assert Artifact.open(made.path, stage="gate").digest == made.digest
+    assert Artifact.open(made.path, stage="assess").digest == made.digest

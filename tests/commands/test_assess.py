@@ -1,4 +1,4 @@
-"""`soloist gate` on recordings and on a team that is run, and `soloist run --gate` up to the report."""
+"""`soloist assess` on recordings and on a team that is run, and `soloist run --assess` up to the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from soloist.toolchain.assess.result import read_gate, sentence
+from soloist.toolchain.assess.result import read_assessment, sentence
 from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.traces.schema import Run, Turn
@@ -48,50 +48,50 @@ def recording(sums, tmp_path):
 
 
 def test_recorded_runs_give_a_verdict_and_a_card(soloist, recording, tmp_path):
-    result = soloist("gate", recording(), "-o", tmp_path / "gate")
+    result = soloist("assess", recording(), "-o", tmp_path / "assess")
     assert result.exit_code == 0, result.output
     sure = "Metric Freedom 0.00, rigid, which so few runs cannot make certain: rule v3 says distilling is 'likely to"
     assert result.stdout.startswith(sure) and "There is no interval" in result.stdout
     assert "keep: structure, instructions, skills, tools, knowledge" in result.stdout
     assert "pairs of runs tie in score" in result.stdout
-    assert str(tmp_path / "gate" / "skill_card.md") in result.stderr
-    other = soloist("gate", recording(), "--rule", "v1", "-o", tmp_path / "v1")
+    assert str(tmp_path / "assess" / "skill_card.md") in result.stderr
+    other = soloist("assess", recording(), "--rule", "v1", "-o", tmp_path / "v1")
     assert "rule v1" in other.stdout and "rule v1 says distilling is 'likely to help', refine." in other.stdout
-    assert "# Skill card: sums" in (tmp_path / "gate" / "skill_card.md").read_text()
+    assert "# Skill card: sums" in (tmp_path / "assess" / "skill_card.md").read_text()
 
 
 def test_one_run_per_question_is_refused_in_one_line(refused, recording, tmp_path):
-    said = refused(3, "gate", recording(runs=1), "-o", tmp_path / "gate")
+    said = refused(3, "assess", recording(runs=1), "-o", tmp_path / "assess")
     assert said.startswith("one run per question: Metric Freedom compares at least 3") and "\n" not in said
-    assert not (tmp_path / "gate").exists()
+    assert not (tmp_path / "assess").exists()
 
 
 def test_sources_that_cannot_be(refused, recording, question_file, sums, team_file, tmp_path):
     asked = question_file(sums.questions(2))
-    assert "recordings are not asked questions" in refused(2, "gate", recording(), "--questions", asked)
-    assert "recordings are not asked questions" in refused(2, "gate", recording(), "desk")
-    assert refused(2, "gate", recording(), "--runs", 9, "--approach", "Think.").startswith(
+    assert "recordings are not asked questions" in refused(2, "assess", recording(), "--questions", asked)
+    assert "recordings are not asked questions" in refused(2, "assess", recording(), "desk")
+    assert refused(2, "assess", recording(), "--runs", 9, "--approach", "Think.").startswith(
         "runs, approaches: for a team"
     )
-    assert "one team at a time, got desk, other" in refused(2, "gate", "desk", "other")
-    assert "no such file; teams that ship" in refused(2, "gate", "no-such-team")
+    assert "one team at a time, got desk, other" in refused(2, "assess", "desk", "other")
+    assert "no such file; teams that ship" in refused(2, "assess", "no-such-team")
     team = team_file(sums.team(tmp_path / "never-opened.gguf"))
-    assert "--questions FILE.jsonl" in refused(2, "gate", team)
+    assert "--questions FILE.jsonl" in refused(2, "assess", team)
 
 
 def test_a_team_is_run_and_its_card_is_a_team(
     soloist, sums, one_thread, tiny_smollm2_gguf, team_file, question_file, tmp_path
 ):
     team, asked = team_file(sums.team(tiny_smollm2_gguf)), question_file(sums.questions(8))
-    result = soloist("gate", team, "--questions", asked, "--count", 3, "--runs", 4, "-o", tmp_path / "gate")
+    result = soloist("assess", team, "--questions", asked, "--count", 3, "--runs", 4, "-o", tmp_path / "assess")
     assert result.exit_code == 0, result.output
-    found = read_gate(tmp_path / "gate" / "gate.json")
+    found = read_assessment(tmp_path / "assess" / "assessment.json")
     assert (found.runs, found.questions, found.team) == (12, 3, "sums")
     assert found.distance == "1 - cosine of hidden states"
     assert sentence(found) in result.stdout
     assert "every run has the score 1" in result.stdout, "an exact tool computes: there is nothing to tell apart"
     assert "3 of 3 questions have fewer than 6 runs (down to 4)" in result.stdout
-    shown = soloist("teams", tmp_path / "gate" / "skill_agent.yaml")
+    shown = soloist("teams", tmp_path / "assess" / "skill_agent.yaml")
     assert shown.exit_code == 0 and shown.stdout.startswith("sums-card: topology solo")
 
 
@@ -99,20 +99,20 @@ def test_a_job_asks_first_and_reports_what_was_said(whole_job, tmp_path):
     from soloist.toolchain.pipeline.run import run
 
     out = shutil.copytree(whole_job.out, tmp_path / "job")
-    job, seen = dataclasses.replace(whole_job.job, out=out, gate=True), []
+    job, seen = dataclasses.replace(whole_job.job, out=out, assess=True), []
     report = run(job, EventLog(None, (seen.append,)))
-    found = read_gate(Artifact.open(out / "gate", stage="gate").path / "gate.json")
-    assert report.details.gate == found and (found.runs, found.questions) == (36, 6)
+    found = read_assessment(Artifact.open(out / "assess", stage="assess").path / "assessment.json")
+    assert report.details.assessment == found and (found.runs, found.questions) == (36, 6)
     ended = [event["stage"] for event in seen if event["event"] == "end"]
-    assert ended.index("gate") == ended.index("record") + 1 < ended.index("distill")
+    assert ended.index("assess") == ended.index("record") + 1 < ended.index("distill")
     assert sentence(found) in (out / "report.md").read_text()
-    assert 'id="gate"' in (out / "report.html").read_text()
-    card = json.loads((out / "gate" / "skill_card.json").read_text())
+    assert 'id="assessment"' in (out / "report.html").read_text()
+    card = json.loads((out / "assess" / "skill_card.json").read_text())
     assert card["runs"] == 36 + 24, "the recording adds to the card"
     assert {question.question for question in found.freedom[0].questions} <= {q.id for q in job.train}
 
 
-def test_a_gate_with_nothing_to_compare_does_not_stop_the_job(whole_job, tmp_path, monkeypatch):
+def test_an_assessment_with_nothing_to_compare_does_not_stop_the_job(whole_job, tmp_path, monkeypatch):
     from soloist.kernels.errors import DataError
     from soloist.toolchain.assess import stage
     from soloist.toolchain.pipeline.run import run
@@ -120,10 +120,10 @@ def test_a_gate_with_nothing_to_compare_does_not_stop_the_job(whole_job, tmp_pat
     def refuses(*_, **__):
         raise DataError("no run ended with a verdict")
 
-    monkeypatch.setattr(stage, "gate", refuses)
+    monkeypatch.setattr(stage, "assess", refuses)
     out = shutil.copytree(whole_job.out, tmp_path / "job")
     seen = []
-    report = run(dataclasses.replace(whole_job.job, out=out, gate=True), EventLog(None, (seen.append,)))
-    assert report.details.gate is None
-    said = [event["text"] for event in seen if event["event"] == "warning" and event["stage"] == "gate"]
+    report = run(dataclasses.replace(whole_job.job, out=out, assess=True), EventLog(None, (seen.append,)))
+    assert report.details.assessment is None
+    said = [event["text"] for event in seen if event["event"] == "warning" and event["stage"] == "assess"]
     assert said == ["no advice before training: no run ended with a verdict"]

@@ -1,4 +1,4 @@
-"""The gate's section: there where a gate was run, absent where none was, and text is text."""
+"""The assessment's section: there where one was made, absent where none was, and text is text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 from rich.console import Console
 
 from soloist.toolchain.assess.decide import decide
-from soloist.toolchain.assess.result import Freedom, Gate, OfQuestion, sentence
+from soloist.toolchain.assess.result import Assessment, Freedom, OfQuestion, sentence
 from soloist.toolchain.report.page import render
 from soloist.toolchain.report.schema import Report
 from soloist.toolchain.report.terminal import markdown, show
 
 
 @pytest.fixture
-def gate():
+def assessment():
     def make(value=0.31, rule="v3", why="", **more):
         question = OfQuestion(
             question="q",
@@ -54,15 +54,15 @@ def gate():
             "advice": decide(rule, found[0]),
             "warnings": ("40% of the pairs tie",),
         } | more
-        return Gate(**fields)
+        return Assessment(**fields)
 
     return make
 
 
-def test_the_section_stands_where_a_gate_was_run(builder, make_context, gate, report):
-    made = builder(context=make_context(gate=gate()))
+def test_the_section_stands_where_an_assessment_was_made(builder, make_context, assessment, report):
+    made = builder(context=make_context(assessment=assessment()))
     html = render(made)
-    assert '<section id="gate"' in html and 'href="#gate"' in html
+    assert '<section id="assessment"' in html and 'href="#assessment"' in html
     for text in (
         "Metric Freedom 0.31 (0.12 to 0.55)",
         "rule v3",
@@ -73,32 +73,34 @@ def test_the_section_stands_where_a_gate_was_run(builder, make_context, gate, re
         "40% of the pairs tie",
     ):
         assert text in html, text
-    assert html.index('id="anatomy"') < html.index('id="gate"') < html.index('id="training"')
-    assert 'id="gate"' not in render(report)
+    assert html.index('id="anatomy"') < html.index('id="assessment"') < html.index('id="training"')
+    assert 'id="assessment"' not in render(report)
 
 
-def test_undefined_is_said_and_never_a_number(builder, make_context, gate):
-    html = render(builder(context=make_context(gate=gate(None, why="every run has the score 1", warnings=()))))
+def test_undefined_is_said_and_never_a_number(builder, make_context, assessment):
+    html = render(
+        builder(context=make_context(assessment=assessment(None, why="every run has the score 1", warnings=())))
+    )
     assert "Metric Freedom is undefined" in html and "<td>undefined</td>" in html.replace('<td class="num">', "<td>")
     assert "What makes it weak" not in html
 
 
-def test_terminal_and_markdown_have_one_line_with_the_version(builder, make_context, gate, report):
-    made = builder(context=make_context(gate=gate(rule="v1")))
+def test_terminal_and_markdown_have_one_line_with_the_version(builder, make_context, assessment, report):
+    made = builder(context=make_context(assessment=assessment(rule="v1")))
     console = Console(record=True, width=300, file=io.StringIO())
     show(made, console)
-    assert f"Gate: {sentence(made.details.gate)}" in console.export_text()
-    assert "rule v1" in markdown(made) and "Gate: " not in markdown(report)
+    assert f"Assessment: {sentence(made.details.assessment)}" in console.export_text()
+    assert "rule v1" in markdown(made) and "Assessment: " not in markdown(report)
 
 
-def test_the_gate_goes_through_report_json(builder, make_context, gate, report):
-    made = builder(context=make_context(gate=gate()))
+def test_the_assessment_goes_through_report_json(builder, make_context, assessment, report):
+    made = builder(context=make_context(assessment=assessment()))
     assert Report.model_validate_json(made.to_json()) == made
     old = report.model_dump(mode="json", by_alias=True)
-    del old["details"]["gate"]  # a report of before there was a gate
+    del old["details"]["assessment"]  # a report of before there was one
     assert Report.model_validate(old) == report
 
 
-def test_text_is_text(builder, make_context, gate, hostile):
-    html = render(builder(context=make_context(gate=gate(distance=hostile, warnings=(hostile,)))))
+def test_text_is_text(builder, make_context, assessment, hostile):
+    html = render(builder(context=make_context(assessment=assessment(distance=hostile, warnings=(hostile,)))))
     assert "<script" not in html and "<img" not in html

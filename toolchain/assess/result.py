@@ -1,4 +1,4 @@
-"""What the gate finds, as records: gate.json, and the section of the report that is made from it.
+"""What `soloist assess` finds, as records: assessment.json, and the section of the report that is made from it.
 
 Numbers that do not exist are null, with the reason beside them: an undefined Metric Freedom is never
 written as 0 (rigid) or 1 (free), which would both be findings.
@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from soloist.kernels.errors import DataError
 from soloist.toolchain.core.config import Config, describe
 
-GATE = "gate.json"
+ASSESSMENT = "assessment.json"
 Rule = Literal["v1", "v3"]
 Of = Literal["output", "trace"]
 Score = Literal["verdict", "turns"]
@@ -69,8 +69,8 @@ class Advice(Config):
     reasons: tuple[str, ...]
 
 
-class Gate(Config):
-    """The whole of gate.json. `temperature` is null, and `seconds` 0, where runs were read and not made."""
+class Assessment(Config):
+    """The whole of assessment.json. `temperature` is null, and `seconds` 0, where runs were read and not made."""
 
     schema_version: Literal[1] = 1
     team: str
@@ -90,22 +90,22 @@ class Gate(Config):
         for one in self.freedom:
             if (one.of, one.score) == (of, score):
                 return one
-        raise DataError(f"this gate holds no Metric Freedom of {of} under {score}")
+        raise DataError(f"this assessment holds no Metric Freedom of {of} under {score}")
 
 
-def read_gate(path: Path) -> Gate:
-    """Read gate.json; a DataError names every field that does not fit."""
+def read_assessment(path: Path) -> Assessment:
+    """Read assessment.json; a DataError names every field that does not fit."""
     try:
-        return Gate.model_validate_json(path.read_bytes())
+        return Assessment.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); make it with 'soloist gate'") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); make it with 'soloist assess'") from error
     except ValidationError as error:
-        raise DataError(f"{path}: not a result of the gate: {describe(error)}") from error
+        raise DataError(f"{path}: not an assessment: {describe(error)}") from error
 
 
-def sentence(gate: Gate) -> str:
+def sentence(assessment: Assessment) -> str:
     """The finding in one line, the version of the rule in it."""
-    found, advice = gate.find("output", gate.decided_on), gate.advice
+    found, advice = assessment.find("output", assessment.decided_on), assessment.advice
     if found.value is None:
         return (
             f"Metric Freedom is undefined ({found.defined} of {len(found.questions)} questions can show it): rule "

@@ -1,6 +1,6 @@
-"""Stage `gate`: before any training, is distilling this team under this metric likely to help?
+"""Stage `assess`: before any training, is distilling this team under this metric likely to help?
 
-    gate.json           Metric Freedom of outputs and traces, p, interval, the rule's advice, the warnings
+    assessment.json           Metric Freedom of outputs and traces, p, interval, the rule's advice, the warnings
     skill_card.md       what the team knows, for people
     skill_card.json     the same for programs: system prompt, demonstrations, tools, knowledge
     skill_agent.yaml    the card as a team of one agent on the team's engine (where the team file is known)
@@ -28,7 +28,7 @@ from soloist.toolchain.assess.card import agent_of, make_card, render
 from soloist.toolchain.assess.decide import decide
 from soloist.toolchain.assess.distances import Array, output_distances, trace_distances
 from soloist.toolchain.assess.metric_freedom import ENOUGH, FEWEST, Table, metric_freedom, warnings
-from soloist.toolchain.assess.result import GATE, Freedom, Gate, Of, Rule, Score, read_gate, sentence
+from soloist.toolchain.assess.result import ASSESSMENT, Assessment, Freedom, Of, Rule, Score, read_assessment, sentence
 from soloist.toolchain.core.artifact import MANIFEST, Artifact, stage
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import sha256_file, write_atomic
@@ -41,12 +41,12 @@ from soloist.toolchain.traces.recording import TRACES, traces_at
 from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import read_runs, write_runs
 
-STAGE = "gate"
+STAGE = "assess"
 _RUNS = "runs"
 Distance = Literal["auto", "edit", "embedding"]
 
 
-class GateConfig(Sampled):
+class AssessConfig(Sampled):
     """`distance` auto: hidden states where the team is run and its engine shows them, else edits of tokens.
 
     `examples` per family stand in the card.
@@ -58,8 +58,8 @@ class GateConfig(Sampled):
     examples: int = Field(default=1, ge=0)
 
 
-def gate(
-    config: GateConfig,
+def assess(
+    config: AssessConfig,
     team: TeamConfig | None,
     out: Path,
     *,
@@ -69,7 +69,7 @@ def gate(
     engine: Engine | None = None,
     events: EventLog = QUIET,
 ) -> Artifact:
-    """The gate on `recordings`, or on fresh runs of `team` on `questions`; `known` traces only add to the card.
+    """Assess `recordings`, or fresh runs of `team` on `questions`; `known` traces only add to the card.
 
     Raises DataError where no question has the runs, or the verdicts, that Metric Freedom needs.
     """
@@ -162,14 +162,14 @@ def score_of(run: Run, score: Score) -> float | None:
 
 
 def find(
-    config: GateConfig,
+    config: AssessConfig,
     groups: Mapping[str, Sequence[Run]],
     name: str,
     embedder: Embedder | None,
     *,
     live: bool,
     repeated: int = 0,
-) -> Gate:
+) -> Assessment:
     """Metric Freedom and advice from runs by question. Raises DataError where there is nothing to compare."""
     usable = [group for group in groups.values() if len(group) >= FEWEST]
     _refuse(groups, usable)
@@ -199,7 +199,7 @@ def find(
         said.append(f"{repeated} runs stand in more than one of the recordings; each counts once")
     if len(usable) < ENOUGH:
         said.append(f"{len(usable)} questions; the published operating point is {ENOUGH} runs of {ENOUGH} questions")
-    return Gate(
+    return Assessment(
         team=name or runs[0].team,
         distance="1 - cosine of hidden states" if embedder else "edits of tokens",
         temperature=config.temperature if live else None,
@@ -230,12 +230,12 @@ def _refuse(groups: Mapping[str, Sequence[Run]], usable: Sequence[Sequence[Run]]
     what = "one run per question" if most == 1 else f"at most {most} runs per question"
     raise DataError(
         f"{what}: Metric Freedom compares at least {FEWEST} ({ENOUGH} are advised) runs of the same question; record "
-        "it with other seeds and give all recordings, or let 'soloist gate TEAM' run the team"
+        "it with other seeds and give all recordings, or let 'soloist assess TEAM' run the team"
     )
 
 
-def _write(folder: Path, config: GateConfig, found: Gate, runs: Sequence[Run], team: TeamConfig | None) -> None:
-    write_atomic(folder / GATE, found.model_dump_json(indent=1) + "\n")
+def _write(folder: Path, config: AssessConfig, found: Assessment, runs: Sequence[Run], team: TeamConfig | None) -> None:
+    write_atomic(folder / ASSESSMENT, found.model_dump_json(indent=1) + "\n")
     card = make_card(runs, found.advice, team, name=found.team, examples=config.examples)
     write_atomic(folder / "skill_card.json", card.model_dump_json(indent=1) + "\n")
     write_atomic(folder / "skill_card.md", render(card, found.advice, sentence(found)))
@@ -244,7 +244,7 @@ def _write(folder: Path, config: GateConfig, found: Gate, runs: Sequence[Run], t
         write_atomic(folder / "skill_agent.yaml", yaml.safe_dump(agent, sort_keys=False, allow_unicode=True))
 
 
-def _facts(found: Gate, runs: Sequence[Run]) -> dict[str, Any]:
+def _facts(found: Assessment, runs: Sequence[Run]) -> dict[str, Any]:
     decided = found.find("output", found.decided_on)
     return {
         "team": found.team,
@@ -270,12 +270,12 @@ def spread(questions: Sequence[Question], count: int) -> list[Question]:
     return [own[row] for row in range(rows) for own in families.values() if row < len(own)][:count]
 
 
-def gate_of(folder: Path, team: str) -> Gate | None:
+def assessment_of(folder: Path, team: str) -> Assessment | None:
     """The finding a job's folder holds about this team, if any."""
     path = folder / STAGE
     if not (path / MANIFEST).is_file():
         return None
-    found = read_gate(Artifact.open(path, stage=STAGE).path / GATE)
+    found = read_assessment(Artifact.open(path, stage=STAGE).path / ASSESSMENT)
     return found if found.team == team else None
 
 

@@ -32,7 +32,7 @@ def make_job(team: str, out: Path, options: Mapping[str, Any], *, command: str) 
         "command": command,
         "usd_per_million": _api_price(options["api_price"]),
         "price": price,
-        "gate": options["gate"],
+        "assess": options["assess"],
     }
     if options["test"] is not None:
         if options["fresh"] or options["record"]:

@@ -26,7 +26,7 @@ import click
 @click.option("--mode", type=click.Choice(["acts", "internalise"]), default="acts", show_default=True)
 @click.option("--method", default="sft", show_default=True, help="How to distill, see `soloist methods`.")
 @click.option("--set", "chosen", multiple=True, metavar="KEY=VALUE", help="An option of the method; repeatable.")
-@click.option("--gate", is_flag=True, help="First ask whether distilling is likely to help: 6 runs of 6 questions.")
+@click.option("--assess", is_flag=True, help="First ask whether distilling is likely to help: 6 runs of 6 questions.")
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: to read about 1,000 trajectories, at most 3]")
 @click.option("--formats", default="", help="Comma-separated, as of `soloist export`  [default: six of GGUF and ONNX]")
 @click.option("--api-price", help="Dollars per million tokens of a hosted model: IN,OUT  [default: genai-prices]")

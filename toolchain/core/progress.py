@@ -15,7 +15,7 @@ NAMES = {
     "quantize": "quantize the student",
     "refine": "refine the integers",
     "kernels": "compile the kernels",
-    "gate": "ask whether to distill",
+    "assess": "ask whether to distill",
     "bench": "measure side by side",
     "report": "write the report",
 }

@@ -1,7 +1,7 @@
 """The main job: traces → student → compiled files → measurements → report, each stage an artifact.
 
     <out>/traces      recorded by the team, or the recording that ships with Soloist
-    <out>/gate        where asked for: whether distilling is advised, and the team's skill card
+    <out>/assess      where asked for: whether distilling is advised, and the team's skill card
     <out>/student     distilled from them
     <out>/compiled    files of the formats asked for, each opened and compared with the student
     <out>/measured    team, rivals, student and the files that passed, on the same held-out questions
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from soloist.kernels.errors import DataError, MissingExtraError
 from soloist.targets.base import refuse_rivals
 from soloist.targets.formats import ENGINES, parse
-from soloist.toolchain.assess.stage import gate_of
+from soloist.toolchain.assess.stage import assessment_of
 from soloist.toolchain.bench.cost import ApiPrice, LocalPrice, Spend
 from soloist.toolchain.bench.measure import MEASUREMENTS, measure
 from soloist.toolchain.bench.measure import STAGE as BENCH
@@ -74,7 +74,7 @@ _PACKAGES = {
 }
 PROBES = 24
 ENOUGH = 1000  # trajectories to read while training; see benchmarks/LOG.md
-GATE_QUESTIONS = 6  # the published operating point, six runs each
+ASSESSED = 6  # the published operating point, six runs each
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Job:
     price: LocalPrice = field(default_factory=LocalPrice)
     usd_per_million: tuple[float, float] | None = None
     command: str = ""
-    gate: bool = False
+    assess: bool = False
 
 
 def run(job: Job, events: EventLog = QUIET) -> Report:
@@ -109,8 +109,8 @@ def run(job: Job, events: EventLog = QUIET) -> Report:
     traces = _traces(job, events)
     overlap = _refuse_overlap((run.question.question for run in read_runs(traces.path / TRACES)), job.test)
     refuse_trained(lineage_of([traces]), (question.benchmark for question in job.test))
-    if job.gate:
-        _gate(job, traces, events)
+    if job.assess:
+        _assess(job, traces, events)
     student = _student(job, base, traces, events)
     compiled = _compiled(job, traces, student, events)
     measured = _measured(job, traces, student, compiled, events)
@@ -164,19 +164,19 @@ def _traces(job: Job, events: EventLog) -> Artifact:
     return traces
 
 
-def _gate(job: Job, traces: Artifact, events: EventLog) -> None:
+def _assess(job: Job, traces: Artifact, events: EventLog) -> None:
     """Ask before training whether it is advised; on questions the team was recorded on, never on test questions.
 
     Advice never blocks: where there is nothing to compare, that is said and the job goes on.
     """
-    from soloist.toolchain.assess.stage import GateConfig, gate, spread
+    from soloist.toolchain.assess.stage import AssessConfig, assess, spread
 
-    config = GateConfig(seed=job.seed)
-    asked = spread([run.question for run in read_runs(traces.path / TRACES)], GATE_QUESTIONS)
+    config = AssessConfig(seed=job.seed)
+    asked = spread([run.question for run in read_runs(traces.path / TRACES)], ASSESSED)
     try:
-        gate(config, job.team, job.out / "gate", questions=asked, known=[traces.path], events=events)
+        assess(config, job.team, job.out / "assess", questions=asked, known=[traces.path], events=events)
     except DataError as error:
-        events.emit("gate", "warning", text=f"no advice before training: {error}")
+        events.emit("assess", "warning", text=f"no advice before training: {error}")
 
 
 def _refuse_overlap(train: Iterable[str], test: Sequence[Question]) -> int:
@@ -302,7 +302,7 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
     evaluation = sum(a.seconds for m in measurements if m.kind == "artifact" for a in m.answers)
     # the manifest's seconds are those since the last start, the steps' those of all starts
     training = max(student.manifest["seconds"], student.facts["training"]["seconds"])
-    advised = gate_of(job.out, job.team.name)
+    advised = assessment_of(job.out, job.team.name)
     asked = traces.read(TraceFacts).seconds + (advised.seconds if advised else 0)
     spend = Spend.of_seconds(job.price, recording=asked, training=training, evaluation=evaluation)
     context = Context(
@@ -317,7 +317,7 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
         lineage=lineage_of(artifacts),
         prices=_prices(job),
         notes=_notes(job, traces),
-        gate=advised,
+        assessment=advised,
     )
     return build_report(
         measurements,

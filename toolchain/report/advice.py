@@ -1,28 +1,30 @@
-"""The gate's advice on the page: the finding, what to keep, Metric Freedom of outputs and traces, the warnings."""
+"""The assessment on the page: the finding, what to keep, Metric Freedom of outputs and traces, the warnings."""
 
 from __future__ import annotations
 
-from soloist.toolchain.assess.result import Freedom, Gate, kept, sentence
+from soloist.toolchain.assess.result import Assessment, Freedom, kept, sentence
 from soloist.toolchain.report.svg import esc, table
 
 _SCORES = {"verdict": "correct or not", "turns": "share of correct turns (our own)"}
 
 
-def section(gate: Gate | None) -> str:
-    """The section; nothing where no gate was run."""
-    if gate is None:
+def section(assessment: Assessment | None) -> str:
+    """The section; nothing where none was made."""
+    if assessment is None:
         return ""
     head = ("Distance between", "Score", "Metric Freedom", "95% interval", "p", "Questions")
-    how = f"temperature {gate.temperature:g}" if gate.temperature is not None else "recorded runs"
-    caption = f"{gate.runs} runs of {gate.questions} questions, {how}; output distance: {gate.distance}"
-    reasons = "".join(f"<li>{esc(line)}</li>" for line in gate.advice.reasons)
-    weak = "".join(f"<li>{esc(line)}</li>" for line in gate.warnings)
+    how = f"temperature {assessment.temperature:g}" if assessment.temperature is not None else "recorded runs"
+    caption = (
+        f"{assessment.runs} runs of {assessment.questions} questions, {how}; output distance: {assessment.distance}"
+    )
+    reasons = "".join(f"<li>{esc(line)}</li>" for line in assessment.advice.reasons)
+    weak = "".join(f"<li>{esc(line)}</li>" for line in assessment.warnings)
     return (
-        f"<p><b>{esc(sentence(gate))}</b></p><p>{esc(kept(gate.advice))}.</p><ul>{reasons}</ul>"
-        f"{table(head, [_row(one) for one in gate.freedom], caption)}"
+        f"<p><b>{esc(sentence(assessment))}</b></p><p>{esc(kept(assessment.advice))}.</p><ul>{reasons}</ul>"
+        f"{table(head, [_row(one) for one in assessment.freedom], caption)}"
         + (f"<h3>What makes it weak</h3><ul>{weak}</ul>" if weak else "")
         + '<p class="note">Metric Freedom is 1 − r, r the rank correlation between how far apart two runs of a '
-        "question are and how far apart they score; p by permuting runs. The skill card lies in <code>gate</code>.</p>"
+        "question are and how far apart they score; p by permuting runs. The skill card is in <code>assess</code>.</p>"
     )
 
 

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.assess.result import Gate
+from soloist.toolchain.assess.result import Assessment
 from soloist.toolchain.bench.cost import LocalPrice, Spend, break_even
 from soloist.toolchain.bench.records import Answered, Kind, Measurement, TestSplit
 from soloist.toolchain.core.lineage import Lineage, refuse_trained
@@ -71,7 +71,7 @@ class Context:
     lineage: Lineage = field(default_factory=Lineage)
     simulated: bool = False
     notes: Sequence[str] = ()
-    gate: Gate | None = None
+    assessment: Assessment | None = None
 
 
 def build_report(
@@ -118,7 +118,7 @@ def build_report(
         training=tuple(context.training),
         parity=tuple(context.parity),
         anatomy=anatomy,
-        gate=context.gate,
+        assessment=context.assessment,
     )
     return Report(
         commit=commit,

@@ -56,7 +56,7 @@ def _sections(report: Report) -> list[tuple[str, str, str]]:
         ("families", "By family of questions", _by_split(report, tables.families)),
         ("latency", "How long questions take", _latency(report)),
         ("anatomy", "Anatomy of the team", _anatomy(report)),
-        ("gate", "Was distilling advised?", advice.section(details.gate)),
+        ("assessment", "Was distilling advised?", advice.section(details.assessment)),
         ("training", "Training of the student", _training(details)),
         ("files", "Do the compiled files match the student?", tables.parity(report)),
         ("cost", "Cost and break-even", _cost(report, details)),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.assess.result import Gate
+from soloist.toolchain.assess.result import Assessment
 from soloist.toolchain.bench.records import Kind, Label, TestSplit
 from soloist.toolchain.core.config import describe
 from soloist.toolchain.traces.schema import Run
@@ -162,7 +162,7 @@ class Details(_Part):
     training: tuple[TrainingPoint, ...] = ()
     parity: tuple[Parity, ...] = ()
     anatomy: Run | None = None
-    gate: Gate | None = None
+    assessment: Assessment | None = None
 
 
 class Report(_Part):

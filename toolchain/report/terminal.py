@@ -82,8 +82,8 @@ def show(report: Report, console: Console) -> None:
         if report.of(split):
             console.print()
             console.print(_table(report, split, console.width))
-    if report.details and report.details.gate:
-        console.print(Text(f"Gate: {sentence(report.details.gate)}"))
+    if report.details and report.details.assessment:
+        console.print(Text(f"Assessment: {sentence(report.details.assessment)}"))
     for caveat in report.details.caveats if report.details else ():
         console.print(Text(f"! {caveat}", style="yellow"))
 
@@ -101,8 +101,8 @@ def markdown(report: Report) -> str:
         lines += [f"| {' | '.join(_HEAD)} |", "|---|" + "---:|" * (len(_HEAD) - 1)]
         lines += [f"| {' | '.join(_plain(cell) for cell in row(s, short[s.id]))} |" for s in systems]
         lines.append("")
-    if report.details and report.details.gate:
-        lines += [f"Gate: {_plain(sentence(report.details.gate))}", ""]
+    if report.details and report.details.assessment:
+        lines += [f"Assessment: {_plain(sentence(report.details.assessment))}", ""]
     lines += [f"- {_plain(caveat)}" for caveat in (report.details.caveats if report.details else ())]
     facts = ", ".join(f"{key} {value}" for key, value in report.device.items() if value is not None)
     lines += ["", f"Machine: {_plain(facts)}. Commit: {_plain(report.commit or 'unknown')}."]

@@ -1,4 +1,4 @@
-"""`soloist gate`: before any training, is distilling this team likely to help?"""
+"""`soloist assess`: before any training, is distilling this team likely to help?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from click.core import ParameterSource
 @click.option("--distance", type=click.Choice(["auto", "edit", "embedding"]), default="auto", show_default=True)
 @click.option("--examples", type=click.IntRange(min=0), default=1, show_default=True, help="Per family, in the card.")
 @click.option("--known", multiple=True, type=click.Path(path_type=Path), help="More traces, for the card alone.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder  [default: runs/TEAM/gate]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder  [default: runs/TEAM/assess]")
 @click.option("--seed", default=42, show_default=True)
 def command(
     sources: tuple[str, ...],
@@ -36,13 +36,13 @@ def command(
     free its score is of what it says (Metric Freedom), what that advises, and what to keep. Never blocks anything.
     """
     from soloist.kernels.errors import UsageError
-    from soloist.toolchain.assess.result import GATE, kept, read_gate, sentence
-    from soloist.toolchain.assess.stage import GateConfig, gate, questions_for
+    from soloist.toolchain.assess.result import ASSESSMENT, kept, read_assessment, sentence
+    from soloist.toolchain.assess.stage import AssessConfig, assess, questions_for
     from soloist.toolchain.core.events import EventLog
     from soloist.toolchain.core.progress import Bars
     from soloist.toolchain.teams.config import load_team
 
-    config = GateConfig.model_validate(options)
+    config = AssessConfig.model_validate(options)
     recordings = [Path(name) for name in sources if Path(name).exists() and Path(name).suffix not in (".yaml", ".yml")]
     if recordings and (len(recordings) < len(sources) or file is not None):
         raise UsageError("give one team, or recorded traces: recordings are not asked questions")
@@ -54,11 +54,11 @@ def command(
         raise UsageError(f"one team at a time, got {', '.join(sources)}")
     name = sources[0] if sources else "desk"
     team = None if recordings else load_team(name)
-    out = output or Path("runs") / (team.name if team else Path(name).name.partition(".")[0]) / "gate"
+    out = output or Path("runs") / (team.name if team else Path(name).name.partition(".")[0]) / "assess"
     with Bars() as bars, EventLog(out.parent / "events.jsonl", (bars,)) as events:
         questions = questions_for(team, file, count) if team else []
-        made = gate(config, team, out, questions=questions, recordings=recordings, known=known, events=events)
-    found = read_gate(made.path / GATE)
+        made = assess(config, team, out, questions=questions, recordings=recordings, known=known, events=events)
+    found = read_assessment(made.path / ASSESSMENT)
     for line in (sentence(found), kept(found.advice), *found.advice.reasons, *(f"! {w}" for w in found.warnings)):
         click.echo(line)
     click.echo(f"\nSkill card: {made.path / 'skill_card.md'}", err=True)
