@@ -1,4 +1,6 @@
-"""What a device is, for predictions: memory, bandwidth, peak, and how much of them a decoder gets. One YAML file each.
+"""What a device is: memory, bandwidth, peak, how much of them a decoder gets, and what an hour of it costs.
+
+One YAML file each:
 
     name: jetson-orin-nano-8gb
     title: Jetson Orin Nano 8 GB (Super)
@@ -7,16 +9,21 @@
     memory_gb: 8
     bandwidth_gbs: 102
     evidence: {memory_gb: vendor, bandwidth_gbs: vendor, …}
+    usd_per_hour: 0.0095
+    watts: 18
+    assumed: {usd_per_hour: the developer kit at $249 over …, watts: …}
 
 Every number says where it comes from (`EVIDENCE`), because a prediction is as good as the worst of them; a number that
 nobody knows is left out, and what depends on it is not predicted. `published` holds decode rates that others measured:
-the tests hold `bandwidth_share` and `layer_ms` to them. Left out: clocks and power modes beyond their names.
+the tests hold `bandwidth_share` and `layer_ms` to them. Price and power are assumed, each with its reason: defaults for
+a cost that would otherwise be unknown, to be replaced by whoever knows his own. Left out: clocks, power modes beyond
+their names, and prices outside the United States.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from typing import Any
@@ -41,7 +48,11 @@ NUMBERS = (
     "peak_share",
     "layer_ms",
 )
-NEEDED = ("memory_gb", "bandwidth_gbs", "bandwidth_share", "layer_ms")
+ASSUMED = ("usd_per_hour", "watts")
+NEEDED = ("memory_gb", "bandwidth_gbs", "bandwidth_share", "layer_ms", *ASSUMED)
+RENTED = ("datacenter", "vm")
+USD_PER_KWH = 0.17
+ENERGY = "mean of households in the United States in 2025 (Energy Information Administration), rounded"
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,11 @@ class Device:
         peak_share: part of the peak that a prefill reaches.
         layer_ms: time per layer and token beside streaming: launches, small operations.
         evidence: of each number, a key of EVIDENCE.
+        usd_per_hour: price of a busy hour; of a rented machine its rent, energy included.
+        watts: drawn while busy, above idle.
+        assumed: the reasons of these two.
+        matches: regular expression for the name of the board, GPU or processor of such a machine.
+        cores: that the rent is for, where it grows with them.
     """
 
     name: str
@@ -82,6 +98,11 @@ class Device:
     bandwidth_share: float
     layer_ms: float
     evidence: Mapping[str, str]
+    usd_per_hour: float
+    watts: float
+    assumed: Mapping[str, str]
+    matches: str = ""
+    cores: int | None = None
     architecture: int | None = None
     usable_gb: float | None = None
     peak_tflops: float | None = None
@@ -96,22 +117,35 @@ class Device:
         order = list(EVIDENCE)
         return max((self.evidence[name] for name in ("bandwidth_gbs", "bandwidth_share", "layer_ms")), key=order.index)
 
+    @property
+    def usd_per_kwh(self) -> float:
+        """Assumed price of energy; 0 where the rent includes it."""
+        return 0.0 if self.kind in RENTED else USD_PER_KWH
+
+    @property
+    def assumptions(self) -> str:
+        """Price and power with their reasons, in one line."""
+        hour = f"${self.usd_per_hour:g} per hour ({self.assumed['usd_per_hour']})"
+        energy = "" if self.kind in RENTED else f", ${USD_PER_KWH:g} per kWh ({ENERGY})"
+        return f"assumed for {self.name}: {hour}, {self.watts:g} W ({self.assumed['watts']}){energy}"
+
 
 def device(name: str) -> Device:
     """The device of this name. Raises UsageError."""
-    found = devices().get(name)
-    if found is None:
+    if name not in devices():
         raise UsageError(f"device '{name}': there is none; `soloist devices` lists {len(devices())}")
-    return found
+    return devices()[name]
 
 
 @functools.cache
 def devices() -> Mapping[str, Device]:
     """All devices by name, in order of their kind and bandwidth."""
-    folder = resources.files("soloist.targets.devices")
-    read = [read_device(file.read_text("utf-8"), file.name) for file in folder.iterdir() if file.name.endswith(".yaml")]
-    read.sort(key=lambda found: (KINDS.index(found.kind), found.bandwidth_gbs, found.name))
-    return {found.name: found for found in read}
+    listed = []
+    for file in resources.files("soloist.targets.devices").iterdir():
+        if file.name.endswith(".yaml"):
+            listed.append(read_device(file.read_text("utf-8"), file.name))
+    listed.sort(key=lambda one: (KINDS.index(one.kind), one.bandwidth_gbs, one.name))
+    return {one.name: one for one in listed}
 
 
 def read_device(text: str, file: str) -> Device:
@@ -126,46 +160,60 @@ def read_device(text: str, file: str) -> Device:
         raise ArtifactError(f"{file}: expected keys and values")
     if faults := _faults(data, file):
         raise ArtifactError(f"{file}: {'; '.join(faults)}")
-    whole: dict[str, Any] = {**data, "modes": tuple(data.get("modes", ()))}
-    whole |= {name: float(data[name]) for name in NUMBERS if name in data}
-    whole["published"] = tuple(Published(**rate) for rate in data.get("published", []))
-    return Device(**whole)
+    for name in (*NUMBERS, *ASSUMED):
+        if name in data:
+            data[name] = float(data[name])
+    data["modes"] = tuple(data.get("modes", ()))
+    data["published"] = tuple(Published(**rate) for rate in data.get("published", []))
+    return Device(**data)
 
 
 def _faults(data: Mapping[str, Any], file: str) -> list[str]:
     """Everything that is wrong with what was read."""
     known = {entry.name for entry in fields(Device)}
     faults = [f"unknown key '{key}'" for key in data if key not in known]
-    faults += [f"'{key}' is missing" for key in ("name", "title", "kind", "evidence", *NEEDED) if key not in data]
+    for key in ("name", "title", "kind", "evidence", *NEEDED, "assumed"):
+        if key not in data:
+            faults.append(f"'{key}' is missing")
     if str(data.get("name", "")).replace("-", "_") != file.removesuffix(".yaml"):
         faults.append(f"name '{data.get('name')}' is not the file's")
     if data.get("kind") not in KINDS:
         faults.append(f"kind '{data.get('kind')}' is none of {', '.join(KINDS)}")
-    numbers = {name: data[name] for name in NUMBERS if name in data}
-    faults += [
-        f"{name} is {value}: a number above 0 is needed"
-        for name, value in numbers.items()
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
-    ]
-    faults += [
-        f"{name} is {data[name]}: at most 1"
-        for name in ("bandwidth_share", "peak_share")
-        if isinstance(data.get(name), int | float) and data[name] > 1
-    ]
+    for name in (*NUMBERS, *ASSUMED):
+        value = data.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            faults.append(f"{name} is {value}: a number above 0 is needed")
+        elif name.endswith("_share") and value > 1:
+            faults.append(f"{name} is {value}: at most 1")
     if not isinstance(data.get("architecture", 0), int):
         faults.append(f"architecture is {data['architecture']!r}: a whole number such as 87")
-    evidence = data.get("evidence")
+    return [*faults, *_reason_faults(data), *_rate_faults(data.get("published", []))]
+
+
+def _reason_faults(data: Mapping[str, Any]) -> list[str]:
+    """Numbers without evidence or reason, and the other way round."""
+    evidence, assumed = data.get("evidence"), data.get("assumed")
     if not isinstance(evidence, dict):
-        return [*faults, "evidence must say where each number comes from"]
-    faults += [f"evidence of {name} is missing" for name in numbers if name not in evidence]
-    faults += [f"evidence of {name}, which is not given" for name in evidence if name not in numbers]
-    faults += [
-        f"evidence '{said}' is none of {', '.join(EVIDENCE)}" for said in evidence.values() if said not in EVIDENCE
-    ]
-    wanted = {entry.name for entry in fields(Published)}
-    faults += [
-        f"a published rate needs {', '.join(sorted(wanted))}"
-        for rate in data.get("published", [])
-        if not isinstance(rate, dict) or set(rate) != wanted
-    ]
+        return ["evidence must say where each number comes from"]
+    if not isinstance(assumed, dict):
+        return ["assumed must give the reason of each price"]
+    faults = []
+    for name in NUMBERS:
+        if name in data and name not in evidence:
+            faults.append(f"evidence of {name} is missing")
+    for name, kind in evidence.items():
+        if name not in NUMBERS or name not in data:
+            faults.append(f"evidence of {name}, which is not given")
+        if kind not in EVIDENCE:
+            faults.append(f"evidence '{kind}' is none of {', '.join(EVIDENCE)}")
+    if set(assumed) != set(ASSUMED):
+        faults.append(f"assumed needs a reason for {' and '.join(ASSUMED)}, and for nothing else")
     return faults
+
+
+def _rate_faults(published: Sequence[Any]) -> list[str]:
+    wanted = {entry.name for entry in fields(Published)}
+    for rate in published:
+        if not isinstance(rate, dict) or set(rate) != wanted:
+            return [f"a published rate needs {', '.join(sorted(wanted))}"]
+    return []

@@ -97,10 +97,15 @@ def test_bad_input_is_one_line(refused, arguments, said):
 def test_devices_are_listed_and_shown(soloist):
     from soloist.targets.devices.spec import devices
 
-    lines = soloist("devices").stdout.splitlines()
-    assert len(lines) == len(devices()) + 1
+    head, *rows, _, foot = soloist("devices").stdout.splitlines()
+    assert len(rows) == len(devices())
+    assert head.split()[-2:] == ["$/h", "W"]
+    assert "assumed" in foot
     shown = soloist("devices", "jetson-orin-nano-8gb").stdout
     assert "bandwidth_gbs    102" in shown and "the vendor's documentation" in shown and "sm_87" in shown
+    assert "usd_per_hour     0.0095   assumed: the developer kit at $249" in shown
+    assert "watts            18       assumed: mode 25W" in shown
+    assert last(soloist("devices", "this", "--json"))["usd_per_hour"] > 0
     assert last(soloist("devices", "--json"))["h100-sxm"]["architecture"] == 90
     assert last(soloist("devices", "h100-sxm", "--json"))["bandwidth_gbs"] == 3350
 

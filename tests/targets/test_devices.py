@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,16 @@ import yaml
 from soloist.kernels.choose import ARCHITECTURES
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.devices import spec
-from soloist.targets.devices.spec import EVIDENCE, NUMBERS, device, devices, read_device
+from soloist.targets.devices.spec import (
+    ASSUMED,
+    EVIDENCE,
+    NUMBERS,
+    RENTED,
+    USD_PER_KWH,
+    device,
+    devices,
+    read_device,
+)
 from soloist.targets.predict import STUDENTS
 
 FOLDER = Path(spec.__file__).parent
@@ -33,6 +43,35 @@ def test_numbers_have_evidence_and_rates_have_students(name):
     assert all(rate.student in STUDENTS and rate.source for rate in found.published)
     fitted = {number for number, said in found.evidence.items() if said == "fitted"}
     assert bool(fitted) == bool(found.published), "fitted means to rates that are given"
+
+
+@pytest.mark.parametrize("name", devices())
+def test_price_and_power_are_assumed_with_a_reason(name):
+    one = device(name)
+    assert 0.005 < one.usd_per_hour < 10
+    assert 5 <= one.watts < 1000
+    assert all(len(one.assumed[number]) > 10 for number in ASSUMED)
+    assert one.assumptions.startswith(f"assumed for {name}: $")
+    assert "\n" not in one.assumptions
+
+
+def test_energy_is_paid_where_the_machine_is_owned_and_not_where_it_is_rented():
+    assert device("jetson-orin-nano-8gb").usd_per_kwh == USD_PER_KWH
+    assert f"${USD_PER_KWH} per kWh" in device("jetson-orin-nano-8gb").assumptions
+    for name in ("h100-sxm", "vm-x86-2core"):
+        assert device(name).usd_per_kwh == 0
+        assert "energy included" in device(name).assumptions
+        assert "per kWh" not in device(name).assumptions
+
+
+def test_a_purchase_is_spread_over_the_hours_its_reason_states():
+    """The price of an hour and its reason must not drift apart."""
+    for one in devices().values():
+        bought = re.search(r"at \$([\d,]+) over ([\d,]+) hours", one.assumed["usd_per_hour"])
+        assert bool(bought) == (one.kind not in RENTED), one.name
+        if bought:
+            usd, hours = (float(number.replace(",", "")) for number in bought.groups())
+            assert one.usd_per_hour == pytest.approx(usd / hours, rel=0.01), one.name
 
 
 def test_every_architecture_we_build_for_has_a_device():
@@ -62,6 +101,9 @@ def test_the_weakest_evidence_is_told():
         ({"architecture": "sm_87"}, "architecture is 'sm_87': a whole number such as 87"),
         ({"evidence": "trust me"}, "evidence must say where each number comes from"),
         ({"evidence": {"memory_gb": "rumor"}}, "evidence of layer_ms is missing; evidence 'rumor' is none of measured"),
+        ({"watts": 0}, "watts is 0: a number above 0"),
+        ({"assumed": None}, "'assumed' is missing; assumed must give the reason of each price"),
+        ({"assumed": {"watts": "a guess"}}, "assumed needs a reason for usd_per_hour and watts"),
         ({"published": [{"student": "x"}]}, "a published rate needs bits, source, student, tokens_per_second"),
     ],
 )

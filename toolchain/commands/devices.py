@@ -1,4 +1,4 @@
-"""`soloist devices`: what predictions know of machines."""
+"""`soloist devices`: what is known and assumed of machines."""
 
 from __future__ import annotations
 
@@ -9,41 +9,42 @@ import click
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(name: str | None, as_json: bool) -> None:
-    """List devices with memory and bandwidth, or show what is known of NAME and where each number comes from."""
+    """List devices with memory, bandwidth and price, or show what is known of NAME and where each number comes from.
+
+    NAME is one of the list, or `this` for the machine the command runs on.
+    """
     from dataclasses import asdict
 
     from soloist.targets.devices import spec
+    from soloist.targets.devices.here import this_machine
     from soloist.toolchain.commands._table import echo_json, echo_table
 
     if name is None:
-        found = spec.devices()
+        listed = spec.devices()
         if as_json:
-            echo_json({key: asdict(value) for key, value in found.items()})
+            echo_json({key: asdict(value) for key, value in listed.items()})
             return
-        header = ("device", "kind", "GB", "GB/s", "TFLOPS", "GPU", "weakest evidence")
-        echo_table(
-            header,
-            [
-                (
-                    d.name,
-                    d.kind,
-                    f"{d.memory_gb:g}",
-                    f"{d.bandwidth_gbs:g}",
-                    f"{d.peak_tflops:g}" if d.peak_tflops else "",
-                    f"sm_{d.architecture}" if d.architecture else "",
-                    d.worst_evidence,
-                )
-                for d in found.values()
-            ],
+        rows = []
+        for one in listed.values():
+            peak = f"{one.peak_tflops:g}" if one.peak_tflops else ""
+            gpu = f"sm_{one.architecture}" if one.architecture else ""
+            price = (f"{one.usd_per_hour:.2g}", f"{one.watts:g}")
+            speed = (f"{one.memory_gb:g}", f"{one.bandwidth_gbs:g}", peak, gpu, one.worst_evidence)
+            rows.append((one.name, one.kind, *speed, *price))
+        echo_table(("device", "kind", "GB", "GB/s", "TFLOPS", "GPU", "weakest evidence", "$/h", "W"), rows)
+        click.echo(
+            f"\n$/h and W are assumed, with ${spec.USD_PER_KWH:g} per kWh; `soloist devices NAME` gives the reasons"
         )
         return
-    one = spec.device(name)
+    one = this_machine() if name == "this" else spec.device(name)
     if as_json:
         echo_json(asdict(one))
         return
     click.echo(f"{one.name}: {one.title}")
     for number, evidence in one.evidence.items():
         click.echo(f"  {number:16} {getattr(one, number):<8g} {spec.EVIDENCE[evidence]}")
+    for number, reason in one.assumed.items():
+        click.echo(f"  {number:16} {getattr(one, number):<8g} assumed: {reason}")
     if one.architecture is not None:
         click.echo(f"  {'architecture':16} sm_{one.architecture}")
     if one.modes:
