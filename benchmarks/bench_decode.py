@@ -1,6 +1,6 @@
 """How fast compiled students say their tokens, side by side, and how much of the memory's bandwidth that is.
 
-    python -P benchmarks/bench_decode.py NAME=FILE… [--questions 12] [--rounds 5]
+    python -P benchmarks/bench_decode.py NAME=FILE… [--count 12] [--rounds 5]
 
 FILE is anything that opens: a .gguf, an onnxruntime-genai folder, a portable ONNX folder. Give ours beside what
 llama.cpp and the genai builder make at the same bits (`bench_quantization.py` and `soloist export` write them). All
@@ -82,7 +82,7 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="NAME=FILE")
-    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=96, help="at most so many an answer")
     parser.add_argument("--results", default=str(RESULTS))
@@ -92,7 +92,7 @@ def main():
     for name, path in paths.items():
         if not path.exists():
             parser.error(f"{name}: {path}: no such file or folder")
-    prompts = [question.question for question in desk_test(load_team("desk"), options.questions, 0, seed=SEED)]
+    prompts = [question.question for question in desk_test(load_team("desk"), options.count, 0, seed=SEED)]
     models = {name: open_runtime(path) for name, path in paths.items()}
     before = read_bandwidth(3)
     times = measure(models, prompts, options.rounds, options.tokens)
@@ -113,7 +113,7 @@ def main():
         )
     row = {
         "bench": "decode",
-        "questions": options.questions,
+        "questions": options.count,
         "rounds": options.rounds,
         "threads": threads,
         "models": rows,

@@ -115,7 +115,7 @@ def train(options, base, folder, seed):
         batch_size=options.batch,
         max_length=options.max_length,
         seed=seed,
-        device=options.device,
+        device=options.torch_device,
         checkpoint_seconds=1e9,
     )
     if options.threads:
@@ -167,7 +167,7 @@ def main():
     parser.add_argument("--tuning", choices=["lora", "full"], default="lora")
     parser.add_argument("--variant", choices=["paper", "released"], default="paper")
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
-    parser.add_argument("--device", choices=["cpu", "auto"], default="auto")
+    parser.add_argument("--torch-device", choices=["cpu", "auto"], default="auto")
     parser.add_argument("--dry", action="store_true", help="do not append the row")
     options = parser.parse_args()
     if options.beta <= 0:

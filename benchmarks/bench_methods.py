@@ -1,14 +1,15 @@
 """Every method on the same traces at the same cost: which one earns it?
 
     python -P benchmarks/bench_methods.py --work DIR [--methods a,b] [--seeds 0,1,2] [--settings few,internalise]
-                                          [--subset] [--spend TOKENS] [--agent TEAM]
+                                          [--subset] [--max-train-tokens N] [--agent TEAM]
 
     few          the student that calls tools, from the first 150 traces; held-out questions and unseen wordings
     internalise  the student that reasons in words, without tools, from all traces
 
 In a setting all methods get the same runs of the team, with their default options, and read the same number of tokens:
-what `sft` reads in three passes of few traces, in one pass of all (or `--spend`). `pad` alone has other options: it
-practices for 19 updates (6 without tools, and labels 20 disputed questions there), however many questions there are.
+what `sft` reads in three passes of few traces, in one pass of all (or `--max-train-tokens`). `pad` alone has other
+options: it practices for 19 updates (6 without tools, and labels 20 disputed questions there), however many questions
+there are.
 A method that finds less in the traces reads it more often; one that trains several times divides the tokens among its
 passes, one that takes several conversations a question makes fewer steps of more tokens. The local teacher that `gkd`
 needs is an `sft` student of the same traces and tokens; its training counts as a cost of `gkd`. Every student is
@@ -94,8 +95,8 @@ def spend_of(setting, options, traces, work):
     from soloist.toolchain.distill.stage import base_digest, recheck
     from soloist.toolchain.traces.store import read_runs
 
-    if options.spend:
-        return options.spend
+    if options.max_train_tokens:
+        return options.max_train_tokens
     mode, limit, passes = SETTINGS[setting]
     path = work / f"pass-{digest_of([mode, limit, traces.digest, base_digest(base_of(options))])}.json"
     if not path.exists():
@@ -257,9 +258,9 @@ def parsed():
     parser.add_argument("--methods", default=",".join(CATALOG))
     parser.add_argument("--settings", default=",".join(SETTINGS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--unseen", type=int, default=90)
-    parser.add_argument("--spend", type=int, help="tokens every method reads, in every setting")
+    parser.add_argument("--max-train-tokens", type=int, help="tokens every method reads, in every setting")
     parser.add_argument("--subset", action="store_true", help="one seed, few traces, 60 questions, methods of one pass")
     parser.add_argument("--agent", help="team file of an agent with a skill card")
     parser.add_argument("--keep", action="store_true", help="keep the students")
@@ -274,7 +275,7 @@ def parsed():
         if unknown := sorted(set(chosen) - set(known)):
             parser.error(f"no {what} {', '.join(unknown)}; there are {', '.join(known)}")
     if options.subset:
-        options.questions, options.unseen, options.seeds = 60, 30, options.seeds[:1]
+        options.count, options.unseen, options.seeds = 60, 30, options.seeds[:1]
         options.settings = ["few"]
         options.methods = [method for method in options.methods if load(method).passes == 1 and method not in TEACHER]
     return options
@@ -290,7 +291,7 @@ def main():
 
     options = parsed()
     traces = Artifact.open(Path(options.traces), stage="record")
-    asked = desk_test(load_team("desk"), options.questions, options.unseen, seed=HELD_OUT_SEED)
+    asked = desk_test(load_team("desk"), options.count, options.unseen, seed=HELD_OUT_SEED)
     assert_disjoint([run.question for run in read_runs(traces.path / "traces.jsonl.gz")], asked)
     failed = measure(options, traces, asked)
     for reason in failed:

@@ -154,7 +154,7 @@ def measure(options, base):
         torch.set_num_threads(options.threads)
     settings = TrainConfig(
         precision=options.precision,
-        device=options.device,
+        device=options.torch_device,
         max_length=options.max_length,
         part_tokens=options.part_tokens,
         seed=options.seed,
@@ -199,7 +199,7 @@ def main():
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
-    parser.add_argument("--device", choices=["cpu", "auto"], default="cpu")
+    parser.add_argument("--torch-device", choices=["cpu", "auto"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry", action="store_true", help="do not append the row")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """The main job as a benchmark: one row per system and split, taken from a job's report.json.
 
     python benchmarks/bench_pipeline.py runs/desk          append the rows of a finished job
-    make run ARGS="--questions 400 --unseen 96"            the full comparison those rows are for
+    make run ARGS="--count 400 --unseen 96"            the full comparison those rows are for
 
 Rows carry device, versions and commit of the job. The last line printed is the last row.
 """

@@ -1,6 +1,6 @@
 """What quantization costs a student on its task: ours beside llama.cpp's and onnxruntime-genai's, by size.
 
-    python -P benchmarks/bench_quantization.py --work DIR [--modes acts,internalise] [--max-mb 100] [--questions 200]
+    python -P benchmarks/bench_quantization.py --work DIR [--modes acts,internalise] [--max-mb 100] [--count 200]
 
 Per mode a student of the desk (`--student MODE=PATH`, or distilled here from the recording) and of it
 
@@ -267,7 +267,7 @@ def main():
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--modes", default="acts,internalise")
     parser.add_argument("--max-mb", type=float, default=100.0)
-    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--unseen", type=int, default=90)
     parser.add_argument("--results", default=str(RESULTS))
     options = parser.parse_args()
@@ -275,7 +275,7 @@ def main():
         parser.error("this installation has no recording of the desk: give one with --traces")
     work = Path(options.work)
     work.mkdir(parents=True, exist_ok=True)
-    asked = desk_test(load_team("desk"), options.questions, options.unseen, seed=HELD_OUT_SEED)
+    asked = desk_test(load_team("desk"), options.count, options.unseen, seed=HELD_OUT_SEED)
     traces = Artifact.open(Path(options.traces), stage="record")
     assert_disjoint([run.question for run in read_runs(traces.path / "traces.jsonl.gz")], asked)
     fine = True

@@ -81,7 +81,7 @@ def run_ours(options):
     from soloist.toolchain.distill.train import TrainConfig, Trainer
 
     settings = {"precision": options.precision, "learning_rate": options.rate, "batch_size": options.batch}
-    trainer = Trainer(Path(options.base), TrainConfig(**settings, device=options.device))
+    trainer = Trainer(Path(options.base), TrainConfig(**settings, device=options.torch_device))
     groups = as_groups(examples_for(options, trainer.student.tokenizer))
     records = []
     for index in range(options.steps):
@@ -113,7 +113,7 @@ def run_trl(options, folder):
     config = trl.SFTConfig(
         **{
             "output_dir": str(folder),
-            "use_cpu": options.device == "cpu",
+            "use_cpu": options.torch_device == "cpu",
             "bf16": options.precision != "fp32",
             "per_device_train_batch_size": options.batch,
             "num_train_epochs": 1,
@@ -173,9 +173,9 @@ def worker(options):
 def measure(options, name, base):
     """One process: tokens per second of each step after the warm-up, and the losses of all steps."""
     command = [sys.executable, "-P", __file__, "--worker", name, "--base", str(base)]
-    for flag in ("steps", "batch", "rate", "precision", "device", "threads", "traces"):
+    for flag in ("steps", "batch", "rate", "precision", "torch_device", "threads", "traces"):
         if (value := getattr(options, flag)) is not None:
-            command += [f"--{flag}", str(value)]
+            command += [f"--{flag.replace('_', '-')}", str(value)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
@@ -267,7 +267,7 @@ def main():
     parser.add_argument("--rate", type=float, default=2e-5)
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
-    parser.add_argument("--device", choices=["cpu", "auto"], default="cpu")
+    parser.add_argument("--torch-device", choices=["cpu", "auto"], default="cpu")
     parser.add_argument("--dry", action="store_true", help="do not append the row")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--base", help=argparse.SUPPRESS)

@@ -95,7 +95,7 @@ def _demand_gpu() -> None:
     except ImportError as error:
         raise MissingExtraError("torch", "train") from error
     if not torch.cuda.is_available():
-        raise ResourceError("torch sees no CUDA device here: check with --device cpu (Triton's interpreter)")
+        raise ResourceError("torch sees no CUDA device here: check with --torch-device cpu (Triton's interpreter)")
 
 
 def work() -> None:

@@ -30,7 +30,7 @@ COMMANDS = {
     "knowledge": "Build a knowledge graph; verify traces against one.",
     "kernels": "List, check and compile the Triton kernels.",
     "devices": "List the devices that predictions know, or show one.",
-    "roofline": "Predict bytes, floor and time per token of a student on a device.",
+    "predict": "Predict bytes, floor and time per token of a student on a device.",
     "doctor": "Say what this machine has and what is missing.",
 }
 

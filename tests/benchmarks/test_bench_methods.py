@@ -51,7 +51,7 @@ def bench(tmp_path, monkeypatch):
     found.options = SimpleNamespace(
         work=str(tmp_path / "work"),
         results=str(tmp_path / "rows.jsonl"),
-        spend=100,
+        max_train_tokens=100,
         keep=False,
         agent=None,
         settings=["few", "internalise"],

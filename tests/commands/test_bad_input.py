@@ -30,7 +30,7 @@ def test_a_tampered_student_is_not_exported(refused, whole_job, probe, tmp_path)
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    said = refused(ARTIFACT, "export", student, "-o", tmp_path / "out", "--probe", probe)
+    said = refused(ARTIFACT, "export", student, "-o", tmp_path / "out", "--prompts", probe)
     assert said == f"{weights}: changed after it was made (hash differs); make the artifact again"
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
@@ -40,12 +40,12 @@ def test_a_manifest_that_was_edited_is_refused(refused, whole_job, probe, tmp_pa
     manifest = json.loads((student / "manifest.json").read_text())
     manifest["config"]["mode"] = "internalise"
     (student / "manifest.json").write_text(json.dumps(manifest))
-    said = refused(ARTIFACT, "export", student, "-o", tmp_path / "out", "--probe", probe)
+    said = refused(ARTIFACT, "export", student, "-o", tmp_path / "out", "--prompts", probe)
     assert "the manifest was changed after it was written" in said and "\n" not in said
 
 
 def test_an_artifact_of_another_stage_and_a_plain_folder_are_refused(refused, whole_job, probe, tmp_path):
-    said = refused(ARTIFACT, "export", whole_job.out / "traces", "-o", tmp_path / "out", "--probe", probe)
+    said = refused(ARTIFACT, "export", whole_job.out / "traces", "-o", tmp_path / "out", "--prompts", probe)
     assert said.endswith("this is an artifact of stage 'record', 'distill' is needed here")
     said = refused(ARTIFACT, "distill", tmp_path, "-o", tmp_path / "out", "-m", whole_job.base)
     assert "not a whole artifact (no manifest.json)" in said and "\n" not in said
@@ -338,7 +338,8 @@ def test_test_questions_of_a_benchmark_that_was_trained_on_stop_the_job(refused,
 
 def test_how_much_is_read_is_said_once(refused):
     pytest.importorskip("torch")
-    assert "give one of them" in refused(USAGE, "distill", "traces", "-o", "out", "--epochs", 2, "--spend", 100)
+    both = ("--epochs", 2, "--max-train-tokens", 100)
+    assert "give one of them" in refused(USAGE, "distill", "traces", "-o", "out", *both)
     assert "learning_rate" in refused(USAGE, "distill", "traces", "-o", "out", "--learning-rate", "nan")
 
 
@@ -352,7 +353,7 @@ def test_options_of_a_fresh_recording_and_of_own_teams_are_not_passed_over(refus
     "arguments",
     [
         ("run", "--epochs", 0),
-        ("run", "--questions", 0),
+        ("run", "--count", 0),
         ("run", "--unseen", 97),
         ("run", "--record", 0),
         ("record", "--jobs", 0),
@@ -361,7 +362,7 @@ def test_options_of_a_fresh_recording_and_of_own_teams_are_not_passed_over(refus
         ("distill", "traces", "-o", "out", "--epochs", 0),
         ("distill", "traces", "-o", "out", "--limit", 0),
         ("distill", "traces", "-o", "out", "--learning-rate", 0),
-        ("distill", "traces", "-o", "out", "--spend", 0),
+        ("distill", "traces", "-o", "out", "--max-train-tokens", 0),
     ],
     ids=lambda arguments: " ".join(map(str, arguments)),
 )

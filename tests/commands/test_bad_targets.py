@@ -43,7 +43,7 @@ def cannot(refused, tmp_path, probe):
     """Export or quantize, expect this exit code and one line; nothing that could be taken for a file is left."""
 
     def call(code, command, student, *arguments):
-        more = ("--probe", probe) if command == "export" else ()
+        more = ("--prompts", probe) if command == "export" else ()
         said = refused(code, command, student, "-o", tmp_path / "out", *arguments, *more)
         assert "\n" not in said and not (tmp_path / "out").exists()
         left = [file for file in (tmp_path / "out.partial").rglob("*") if file.is_file()]
@@ -216,10 +216,10 @@ def test_an_exported_file_that_is_cut_off_or_gone_is_neither_verified_nor_opened
     file = folder / format / FILES[format]
     file.write_bytes(b"x" * 4000)
     said = f"{file}: changed after it was made (hash differs); make the artifact again"
-    assert refused(ARTIFACT, "verify", folder, "--probe", probe) == said
+    assert refused(ARTIFACT, "verify", folder, "--prompts", probe) == said
     assert refused(ARTIFACT, "chat", folder / format, "hi") == said
     file.unlink()
-    assert refused(ARTIFACT, "verify", folder, "--probe", probe) == (
+    assert refused(ARTIFACT, "verify", folder, "--prompts", probe) == (
         f"{file}: listed in the manifest but missing; make the artifact again"
     )
     assert not list(folder.rglob("verdict.json"))

@@ -1,4 +1,4 @@
-"""`soloist kernels`, `soloist devices` and `soloist roofline`."""
+"""`soloist kernels`, `soloist devices` and `soloist predict`."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def test_build_that_spills_fails_and_leaves_no_artifact(refused, row_dot, monkey
         (("kernels", "list", "--kernel", "w3a16"), "kernel 'w3a16': there is none"),
         (("kernels", "check", "--kernel", "w3a16"), "kernel 'w3a16': there is none"),
         (("devices", "toaster"), "device 'toaster': there is none"),
-        (("roofline", "no-such"), "student 'no-such': no folder"),
-        (("roofline", "smollm2-135m", "--device", "toaster"), "device 'toaster'"),
-        (("roofline", "smollm2-135m", "--precision", "w3"), "precision 'w3': there are fp16"),
+        (("predict", "no-such"), "student 'no-such': no folder"),
+        (("predict", "smollm2-135m", "--device", "toaster"), "device 'toaster'"),
+        (("predict", "smollm2-135m", "--precision", "w3"), "precision 'w3': there are fp16"),
     ],
 )
 def test_bad_input_is_one_line(refused, arguments, said):
@@ -110,21 +110,21 @@ def test_devices_are_listed_and_shown(soloist):
     assert last(soloist("devices", "h100-sxm", "--json"))["bandwidth_gbs"] == 3350
 
 
-def test_roofline_labels_what_it_predicts(soloist):
+def test_predictions_are_labeled_as_such(soloist):
     from soloist.targets.devices.spec import devices
     from soloist.targets.predict import PRECISIONS
 
-    said = soloist("roofline", "smollm2-135m", "--device", "jetson-orin-nano-8gb", "--precision", "w4-g32").stdout
+    said = soloist("predict", "smollm2-135m", "--device", "jetson-orin-nano-8gb", "--precision", "w4-g32").stdout
     head, row, _, foot = said.splitlines()
     assert "floor ms" in head and head.count("predicted") == 3 and foot.startswith("predicted, not measured")
     assert row.split()[:2] == ["jetson-orin-nano-8gb", "w4-g32"]
-    found = last(soloist("roofline", "smollm2-135m", "--json"))["predictions"]
+    found = last(soloist("predict", "smollm2-135m", "--json"))["predictions"]
     assert len(found) == len(devices()) * len(PRECISIONS) and {one["label"] for one in found} == {"predicted"}
     assert all(one["tokens_per_second"] > 0 for one in found)
 
 
-def test_roofline_matrix_by_matrix(soloist):
-    arguments = ("roofline", "qwen2.5-0.5b", "--device", "h100-sxm", "--precision", "w4-g128", "--matrices")
+def test_predictions_matrix_by_matrix(soloist):
+    arguments = ("predict", "qwen2.5-0.5b", "--device", "h100-sxm", "--precision", "w4-g128", "--matrices")
     said = soloist(*arguments).stdout.splitlines()
     assert len(said) == 6 and "gate, up" in said[3]
     rows = last(soloist(*arguments, "--json"))["matrices"]

@@ -78,11 +78,11 @@ def test_the_steps_one_by_one_make_what_run_makes(
     assert weights == Artifact.open(whole_job.out / "student").manifest["files"]["model.safetensors"]
     probe = question_file(sums.questions(2, "held-out", 100), "probe.jsonl")
     export = soloist(
-        "export", tmp_path / "student", "-o", tmp_path / "files", "--probe", probe, "--formats", "gguf-f16"
+        "export", tmp_path / "student", "-o", tmp_path / "files", "--prompts", probe, "--formats", "gguf-f16"
     )
     assert export.exit_code == 0 and "gguf-f16" in export.stdout and "KL 0.0" in export.stdout
     (model,) = (tmp_path / "files").rglob("*.gguf")
-    verify = soloist("verify", model, "--student", tmp_path / "student", "--format", "gguf-f16", "--probe", probe)
+    verify = soloist("verify", model, "--student", tmp_path / "student", "--format", "gguf-f16", "--prompts", probe)
     assert verify.exit_code == 0 and f"{model}: passes." in verify.stdout
     bench = soloist(
         "bench", model, "--questions", probe, "--tools", "soloist.toolchain.desk.tools:desk_tools", "-o", tmp_path / "m"
@@ -103,7 +103,7 @@ def test_a_job_starts_from_the_base_and_the_options_it_was_told(tmp_path, monkey
         raise UsageError("that is enough")
 
     monkeypatch.setattr(pipeline, "run", run)
-    told = ["-m", "mine", "--method", "da", "--set", "k_max=2", "--questions", "15", "--unseen", "15"]
+    told = ["-m", "mine", "--method", "da", "--set", "k_max=2", "--count", "15", "--unseen", "15"]
     result = CliRunner().invoke(main, ["run", "-o", str(tmp_path / "out"), *told])
     assert result.exit_code == UsageError.exit_code, result.output
     (job,) = seen

@@ -46,8 +46,8 @@ def test_force_opens_it_and_leaves_its_mark(soloist, refused_file):
 
 
 def test_what_cannot_be_verified_is_said(refused, refused_file, question_file, sums, tmp_path):
-    assert "give --probe or --questions" in refused(USAGE, "verify", refused_file)
+    assert "give --prompts or --questions" in refused(USAGE, "verify", refused_file)
     asked = question_file(sums.questions(1))
-    said = refused(USAGE, "verify", refused_file, "--student", tmp_path, "--probe", asked)
+    said = refused(USAGE, "verify", refused_file, "--student", tmp_path, "--prompts", asked)
     assert said == "a lone file takes one --format, and accuracy is of the files of an export"
-    assert "not a whole artifact" in refused(ARTIFACT, "verify", tmp_path, "--probe", asked)
+    assert "not a whole artifact" in refused(ARTIFACT, "verify", tmp_path, "--prompts", asked)

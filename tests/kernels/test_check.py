@@ -49,7 +49,7 @@ def test_a_process_that_dies_is_told():
 
 def test_no_gpu_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ResourceError, match="--device cpu"):
+    with pytest.raises(ResourceError, match="--torch-device cpu"):
         list(run_cases(ROW_DOT, "cuda", seed=0, slow=False))
 
 

@@ -180,7 +180,7 @@ def context(**more):
         for i in range(0, 240, 2)
     )
     base = {
-        "command": "soloist run --questions 120",
+        "command": "soloist run --count 120",
         "created": "2026-11-22 18:20 UTC",
         "seeds": {"train": 1, "questions": 20261122},
         "method": (

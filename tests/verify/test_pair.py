@@ -52,7 +52,7 @@ def verify(tmp_path, monkeypatch):
     asked.write_text(json.dumps({"id": "sum", "question": ASKED, "answer": "42", "scorer": "number"}) + "\n")
 
     def call(*arguments):
-        return CliRunner().invoke(main, ["verify", *map(str, arguments), "--probe", str(asked)])
+        return CliRunner().invoke(main, ["verify", *map(str, arguments), "--prompts", str(asked)])
 
     call.asked = asked
     return call

@@ -45,7 +45,7 @@ def make_job(team: str, out: Path, options: Mapping[str, Any], *, command: str) 
     return desk_job(
         options["base"],
         out,
-        questions=options["questions"],
+        questions=options["count"],
         unseen=options["unseen"],
         fresh=options["fresh"],
         train=options["record"] or DESK_TRAIN,

@@ -19,8 +19,8 @@ import click
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: the method's, else 1]")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: the method's]")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first traces.")
-@click.option("--tokens", type=click.IntRange(min=1), help="Learn from at most so many trained tokens of them.")
-@click.option("--spend", type=click.IntRange(min=1), help="Read so many tokens in all, however many epochs that makes.")
+@click.option("--max-target-tokens", type=click.IntRange(min=1), help="Trained tokens to take from the traces.")
+@click.option("--max-train-tokens", type=click.IntRange(min=1), help="Tokens to read in all, whatever the epochs.")
 @click.option("--seed", default=42, show_default=True)
 def command(
     traces: Path,
@@ -34,8 +34,8 @@ def command(
     epochs: int | None,
     learning_rate: float | None,
     limit: int | None,
-    tokens: int | None,
-    spend: int | None,
+    max_target_tokens: int | None,
+    max_train_tokens: int | None,
     seed: int,
 ) -> None:
     """Train a student on the artifact TRACES (made by `soloist record` or `import`). Goes on where it was killed."""
@@ -52,9 +52,9 @@ def command(
     from soloist.toolchain.distill.stage import DistillConfig, distill
     from soloist.toolchain.traces.recording import open_traces
 
-    if epochs and spend:
-        raise UsageError("--epochs and --spend both say how much is read: give one of them")
-    given = {"tuning": tuning, "epochs": epochs, "spend": spend, "learning_rate": learning_rate}
+    if epochs and max_train_tokens:
+        raise UsageError("--epochs and --max-train-tokens both say how much is read: give one of them")
+    given = {"tuning": tuning, "epochs": epochs, "spend": max_train_tokens, "learning_rate": learning_rate}
     train = {"seed": seed, **{key: value for key, value in given.items() if value is not None}}
     told = {
         "method": method,
@@ -63,7 +63,7 @@ def command(
         "mode": mode,
         "train": train,
         "limit": limit,
-        "tokens": tokens,
+        "tokens": max_target_tokens,
     }
     config = validated(DistillConfig, told, "distill")
     source = Path(base) if Path(base).exists() else find_base(base)

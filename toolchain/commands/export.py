@@ -30,7 +30,7 @@ def _student(path: Path) -> Artifact:
     show_default=True,
     help="Such as gguf,gguf-q4_k_m,onnx,onnx-portable,tensorrt-rtx,tensorrt-7.2; or 'all'.",
 )
-@click.option("--probe", type=click.Path(path_type=Path), required=True, help="Held-out questions, JSON lines.")
+@click.option("--prompts", type=click.Path(path_type=Path), required=True, help="Held-out questions, JSON lines.")
 @click.option("--questions", type=click.Path(path_type=Path), help="Held-out questions whose right answers must stay.")
 @click.option(
     "--importance",
@@ -50,7 +50,7 @@ def command(
     student: Path,
     output: Path,
     formats: str,
-    probe: Path,
+    prompts: Path,
     questions: Path | None,
     importance: Path | None,
     kernels: Path | None,
@@ -69,7 +69,7 @@ def command(
     from soloist.toolchain.verify.process import probe_of
 
     made_of = _student(student)
-    prompts = probe_of(load_questions(probe).questions[:24])
+    probe = probe_of(load_questions(prompts).questions[:24])
     chosen = FORMATS if formats == "all" else tuple(filter(None, formats.split(",")))
     exam = None
     if questions is not None:
@@ -77,7 +77,7 @@ def command(
             exam = exam_of(original(made_of), load_questions(questions).questions, Path(scratch), tools)
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
         made = export(
-            made_of, output, chosen, prompts, events, name=name, exam=exam, importance=importance, kernels=kernels
+            made_of, output, chosen, probe, events, name=name, exam=exam, importance=importance, kernels=kernels
         )
     for format, facts in made.facts["formats"].items():
         click.echo(

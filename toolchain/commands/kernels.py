@@ -51,7 +51,7 @@ def list_(names: tuple[str, ...], as_json: bool) -> None:
 @command.command()
 @_KERNELS
 @click.option(
-    "--device",
+    "--torch-device",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
@@ -60,7 +60,7 @@ def list_(names: tuple[str, ...], as_json: bool) -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--slow", is_flag=True, help="The long cases too.")
 @_JSON
-def check(names: tuple[str, ...], device: str, seed: int, slow: bool, as_json: bool) -> None:
+def check(names: tuple[str, ...], torch_device: str, seed: int, slow: bool, as_json: bool) -> None:
     """Run every case against float64 and show its worst error, 1.00 being the most that is allowed."""
     from dataclasses import asdict
 
@@ -70,18 +70,18 @@ def check(names: tuple[str, ...], device: str, seed: int, slow: bool, as_json: b
     from soloist.toolchain.commands._table import echo_json
 
     results = []
-    for result in run_cases(chosen(names), "cuda" if device == "cuda" else "cpu", seed=seed, slow=slow):
+    for result in run_cases(chosen(names), "cuda" if torch_device == "cuda" else "cpu", seed=seed, slow=slow):
         results.append(result)
         if not as_json:
             said = result.said or f"worst {result.worst:4.2f} of the tolerance, {result.absolute:.1e} absolute"
             click.echo(f"{'ok  ' if result.passed else 'FAIL'}  {result.kernel:16} {result.case}  {said}")
     failed = [f"{result.kernel} {result.case}" for result in results if not result.passed]
     if as_json:
-        echo_json({"device": device, "seed": seed, "results": [asdict(result) for result in results]})
+        echo_json({"device": torch_device, "seed": seed, "results": [asdict(result) for result in results]})
     if failed:
-        raise GateError(f"{len(failed)} of {len(results)} cases fail on {device}: {'; '.join(failed[:4])}")
+        raise GateError(f"{len(failed)} of {len(results)} cases fail on {torch_device}: {'; '.join(failed[:4])}")
     if not as_json:
-        click.echo(f"{len(results)} cases pass on {device}")
+        click.echo(f"{len(results)} cases pass on {torch_device}")
 
 
 @command.command()

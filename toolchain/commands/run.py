@@ -13,7 +13,7 @@ import click
 @click.argument("team", default="desk")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the job  [default: runs/TEAM]")
 @click.option(
-    "--questions", type=click.IntRange(min=1), default=100, show_default=True, help="Held-out questions of the desk."
+    "--count", type=click.IntRange(min=1), default=100, show_default=True, help="Held-out questions of the desk."
 )
 @click.option(
     "--unseen", type=click.IntRange(0, 90), default=30, show_default=True, help="Its questions in unseen wordings."

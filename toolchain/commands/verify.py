@@ -13,9 +13,9 @@ import click
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--format", "formats", multiple=True, help="Only this; may be given again. Of a lone file: what it is.")
 @click.option("--student", type=click.Path(path_type=Path), help="Of a lone file: folder of the torch student.")
-@click.option("--probe", type=click.Path(path_type=Path), help="Held-out questions to compare on, JSON lines.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="Held-out questions to compare on, JSON lines.")
 @click.option("--questions", type=click.Path(path_type=Path), help="Held-out questions to count right answers of.")
-@click.option("--points", type=float, help="Points of accuracy that may be lost  [default: as the format's table says]")
+@click.option("--max-accuracy-drop", type=float, help="Points that may be lost on --questions  [default: the format's]")
 @click.option("--tools", multiple=True, help="Entry point of tools  [default: those beside the files]")
 @click.option("--seconds", default=900.0, show_default=True, help="Time that a file may take to be observed.")
 @click.option("--memory-mb", type=int, help="Memory that it may take  [default: by its size]")
@@ -23,9 +23,9 @@ def command(
     artifact: Path,
     formats: tuple[str, ...],
     student: Path | None,
-    probe: Path | None,
+    prompts: Path | None,
     questions: Path | None,
-    points: float | None,
+    max_accuracy_drop: float | None,
     tools: tuple[str, ...],
     seconds: float,
     memory_mb: int | None,
@@ -39,19 +39,19 @@ def command(
     from soloist.toolchain.verify.stage import verify_export
 
     asked = load_questions(questions).questions if questions else ()
-    if probe is None and not asked:
-        raise UsageError("nothing to compare on: give --probe or --questions, a file of held-out questions")
-    prompts = probe_of((load_questions(probe).questions if probe else asked)[:24])
+    if prompts is None and not asked:
+        raise UsageError("nothing to compare on: give --prompts or --questions, a file of held-out questions")
+    probe = probe_of((load_questions(prompts).questions if prompts else asked)[:24])
     limits: dict[str, Any] = {"limit_s": seconds, "memory_mb": memory_mb}
     failed = []
     with tempfile.TemporaryDirectory() as scratch:
         if student is not None:
             if len(formats) != 1 or asked:
                 raise UsageError("a lone file takes one --format, and accuracy is of the files of an export")
-            _lone(artifact, student, formats[0], prompts, Path(scratch), limits)
+            _lone(artifact, student, formats[0], probe, Path(scratch), limits)
             return
-        options = {"questions": asked, "points": points, "entries": tools, **limits}
-        for format, stands in verify_export(artifact, prompts, Path(scratch), formats, **options):
+        options = {"questions": asked, "points": max_accuracy_drop, "entries": tools, **limits}
+        for format, stands in verify_export(artifact, probe, Path(scratch), formats, **options):
             click.echo(f"{format:18} {stands.verdict:8} {_numbers(stands.facts)}")
             for note in filter(None, (stands.note, stands.facts.get("note"))):
                 click.echo(f"{'':18} {note}")

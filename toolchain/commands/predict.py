@@ -1,4 +1,4 @@
-"""`soloist roofline`: what a device allows a student, before there is one."""
+"""`soloist predict`: what a device allows a student, before there is one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import click
 @click.argument("student")
 @click.option("--device", "names", multiple=True, help="Of `soloist devices`; may be given again  [default: all]")
 @click.option("--precision", help="Only this one, such as w4-g128.")
-@click.option("--context", type=click.IntRange(min=0), default=512, show_default=True, help="Tokens in the KV cache.")
-@click.option("--prompt", type=click.IntRange(min=1), default=512, show_default=True, help="Tokens of the prompt.")
+@click.option("--context-tokens", type=click.IntRange(min=0), default=512, show_default=True, help="In the KV cache.")
+@click.option("--prompt-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="To be read first.")
 @click.option("--matrices", is_flag=True, help="Matrix by matrix instead of the whole token.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(
     student: str,
     names: tuple[str, ...],
     precision: str | None,
-    context: int,
-    prompt: int,
+    context_tokens: int,
+    prompt_tokens: int,
     matrices: bool,
     as_json: bool,
 ) -> None:
@@ -67,7 +67,10 @@ def command(
             ],
         )
         return
-    found = [predict(shape, place, plan, context=context, prompt=prompt) for place in places for plan in plans]
+    found = []
+    for place in places:
+        for plan in plans:
+            found.append(predict(shape, place, plan, context=context_tokens, prompt=prompt_tokens))
     if as_json:
         echo_json(
             {
@@ -102,4 +105,4 @@ def command(
             for p in found
         ],
     )
-    click.echo(f"\npredicted, not measured: {context} tokens of context, a prompt of {prompt}")
+    click.echo(f"\npredicted, not measured: {context_tokens} tokens of context, a prompt of {prompt_tokens}")
