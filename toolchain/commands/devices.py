@@ -17,7 +17,7 @@ def command(name: str | None, as_json: bool) -> None:
 
     from soloist.targets.devices import spec
     from soloist.targets.devices.here import this_machine
-    from soloist.toolchain.commands._table import echo_json, echo_table
+    from soloist.toolchain.commands._output import echo_json, number, print_table
 
     if name is None:
         listed = spec.devices()
@@ -31,7 +31,8 @@ def command(name: str | None, as_json: bool) -> None:
             price = (f"{one.usd_per_hour:.2g}", f"{one.watts:g}")
             speed = (f"{one.memory_gb:g}", f"{one.bandwidth_gbs:g}", peak, gpu, one.worst_evidence)
             rows.append((one.name, one.kind, *speed, *price))
-        echo_table(("device", "kind", "GB", "GB/s", "TFLOPS", "GPU", "weakest evidence", "$/h", "W"), rows)
+        memory = (number("GB"), number("GB/s"), number("TFLOPS"))
+        print_table(("device", "kind", *memory, "GPU", "weakest evidence", number("$/h"), number("W")), rows)
         click.echo(
             f"\n$/h and W are assumed, with ${spec.USD_PER_KWH:g} per kWh; `soloist devices NAME` gives the reasons"
         )
@@ -41,10 +42,10 @@ def command(name: str | None, as_json: bool) -> None:
         echo_json(asdict(one))
         return
     click.echo(f"{one.name}: {one.title}")
-    for number, evidence in one.evidence.items():
-        click.echo(f"  {number:16} {getattr(one, number):<8g} {spec.EVIDENCE[evidence]}")
-    for number, reason in one.assumed.items():
-        click.echo(f"  {number:16} {getattr(one, number):<8g} assumed: {reason}")
+    for field, evidence in one.evidence.items():
+        click.echo(f"  {field:16} {getattr(one, field):<8g} {spec.EVIDENCE[evidence]}")
+    for field, reason in one.assumed.items():
+        click.echo(f"  {field:16} {getattr(one, field):<8g} assumed: {reason}")
     if one.architecture is not None:
         click.echo(f"  {'architecture':16} sm_{one.architecture}")
     if one.modes:

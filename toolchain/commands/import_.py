@@ -40,7 +40,7 @@ def command(
     options = ImportOptions(format=kind, questions=questions, benchmark=benchmark, train_on_test=train_on_test)
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
         facts = import_traces(paths, output, options, events=events).read(ImportFacts)
-    show(facts)
+    _show(facts)
     click.echo(f"{output}: {facts.runs} runs from {facts.files} files, {facts.correct} with a right answer")
     for name in facts.benchmarks:
         how = "marked as such, and not trained on without --train-on-test"
@@ -49,18 +49,16 @@ def command(
         click.echo(f"{name}: these are its test questions, {how}")
 
 
-def show(facts: ImportFacts) -> None:
+def _show(facts: ImportFacts) -> None:
     """The table of counts, and the first places of what was refused."""
-    from rich.console import Console
-    from rich.table import Table
+    from soloist.toolchain.commands._output import number, print_table
 
-    table = Table("format", "", "n", "why", box=None, header_style="bold")
+    rows = []
     for name, counts in facts.formats.items():
-        table.add_row(name, "kept", str(counts.kept), "")
-        reasons = {"repaired": counts.repaired, "refused": counts.refused, "noted": counts.noted}
-        for kind, found in reasons.items():
-            for reason, count in found.items():
-                table.add_row("", kind, str(count), reason)
-    Console(highlight=False, markup=False).print(table)
+        rows.append((name, "kept", str(counts.kept), ""))
+        for kind in ("repaired", "refused", "noted"):
+            for reason, count in getattr(counts, kind).items():
+                rows.append(("", kind, str(count), reason))
+    print_table(("format", "", number("n"), "why"), rows)
     for place in facts.refused_at:
         click.echo(f"refused  {place}", err=True)

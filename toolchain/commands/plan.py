@@ -132,7 +132,7 @@ def command(
 def _show(made: Artifact) -> None:
     import json
 
-    from soloist.toolchain.commands._table import echo_table
+    from soloist.toolchain.commands._output import number, print_table
     from soloist.toolchain.quantize.planner import SENSITIVITY
 
     facts = made.facts
@@ -147,16 +147,16 @@ def _show(made: Artifact) -> None:
         )
         for step in record["bought"]
     ]
-    header = ("unit", "bits", "KB", "KL saved", "KL saved per MB")
+    header = ("unit", "bits", number("KB"), number("KL saved"), number("KL saved per MB"))
     if rows:
         click.echo("bought, best value first:")
-        echo_table(header, rows[:_SHOWN])
+        print_table(header, rows[:_SHOWN])
         if len(rows) > _SHOWN:
             click.echo(f"and {len(rows) - _SHOWN} more in {made.path / SENSITIVITY}")
     if record["next"]:
         click.echo("\nthe next bytes would go to:")
         following = record["next"][:3]
-        echo_table(
+        print_table(
             header,
             [
                 (

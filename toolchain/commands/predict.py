@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import click
+
+if TYPE_CHECKING:
+    from soloist.targets.predict import Prediction
 
 
 @click.command(short_help="Predict bytes, floor and time per token of a student on a device.")
@@ -32,77 +39,56 @@ def command(
     from soloist.targets.devices.spec import device, devices
     from soloist.targets.predict import PRECISIONS, matrix_rows, predict
     from soloist.targets.predict import student as find_student
-    from soloist.toolchain.commands._table import echo_json, echo_table
+    from soloist.toolchain.commands._output import echo_json
 
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"precision '{precision}': there are {', '.join(PRECISIONS)}")
     shape = find_student(student)
-    places = [device(name) for name in names] or list(devices().values())
-    plans = [PRECISIONS[precision]] if precision else list(PRECISIONS.values())
+    targets = [device(name) for name in names] or list(devices().values())
+    precisions = [PRECISIONS[precision]] if precision else list(PRECISIONS.values())
+    cases = list(itertools.product(targets, precisions))
     if matrices:
-        rows = [
-            {"device": place.name, "precision": plan.name, **row}
-            for place in places
-            for plan in plans
-            for row in matrix_rows(shape, place, plan)
-        ]
+        rows = []
+        for target, weights in cases:
+            for row in matrix_rows(shape, target, weights):
+                rows.append({"device": target.name, "precision": weights.name, **row})
         if as_json:
             echo_json({"student": asdict(shape), "matrices": rows})
-            return
-        echo_table(
-            ("device", "precision", "matrix", "N", "K", "times", "KB", "floor µs", "predicted µs"),
-            [
-                (
-                    r["device"],
-                    r["precision"],
-                    r["matrix"],
-                    f"{r['rows']}",
-                    f"{r['columns']}",
-                    f"{r['count']}",
-                    f"{r['bytes'] / 1e3:.0f}",
-                    f"{r['floor_us']:.2f}",
-                    f"{r['streaming_us']:.2f}",
-                )
-                for r in rows
-            ],
-        )
+        else:
+            _show_matrices(rows)
         return
-    found = []
-    for place in places:
-        for plan in plans:
-            found.append(predict(shape, place, plan, context=context_tokens, prompt=prompt_tokens))
+    predictions = [
+        predict(shape, target, weights, context=context_tokens, prompt=prompt_tokens) for target, weights in cases
+    ]
     if as_json:
-        echo_json(
-            {
-                "student": asdict(shape),
-                "predictions": [{**asdict(one), "tokens_per_second": one.tokens_per_second} for one in found],
-            }
-        )
+        records = [{**asdict(one), "tokens_per_second": one.tokens_per_second} for one in predictions]
+        echo_json({"student": asdict(shape), "predictions": records})
         return
-    header = (
-        "device",
-        "precision",
-        "MB/token",
-        "floor ms",
-        "predicted ms",
-        "predicted tokens/s",
-        "predicted TTFT ms",
-        "evidence",
-    )
-    echo_table(
-        header,
-        [
-            (
-                p.device,
-                p.precision,
-                f"{(p.weight_bytes + p.kv_bytes) / 1e6:.1f}",
-                f"{p.floor_ms:.2f}",
-                f"{p.itl_ms:.2f}",
-                f"{p.tokens_per_second:.0f}",
-                "" if p.ttft_ms is None else f"{p.ttft_ms:.0f}",
-                p.evidence if p.fits else f"{p.evidence}; does not fit the memory",
-            )
-            for p in found
-        ],
-    )
+    _show(predictions)
     click.echo(f"\npredicted, not measured: {context_tokens} tokens of context, a prompt of {prompt_tokens}")
+
+
+def _show_matrices(rows: Sequence[Mapping[str, Any]]) -> None:
+    from soloist.toolchain.commands._output import number, print_table
+
+    numbers = [number(name) for name in ("N", "K", "times", "KB", "floor µs", "predicted µs")]
+    lines = []
+    for row in rows:
+        sizes = (f"{row['rows']}", f"{row['columns']}", f"{row['count']}", f"{row['bytes'] / 1e3:.0f}")
+        times = (f"{row['floor_us']:.2f}", f"{row['streaming_us']:.2f}")
+        lines.append((row["device"], row["precision"], row["matrix"], *sizes, *times))
+    print_table(("device", "precision", "matrix", *numbers), lines)
+
+
+def _show(predictions: Sequence[Prediction]) -> None:
+    from soloist.toolchain.commands._output import number, print_table
+
+    names = ("MB/token", "floor ms", "predicted ms", "predicted tokens/s", "predicted TTFT ms")
+    lines = []
+    for one in predictions:
+        size = f"{(one.weight_bytes + one.kv_bytes) / 1e6:.1f}"
+        times = (f"{one.floor_ms:.2f}", f"{one.itl_ms:.2f}", f"{one.tokens_per_second:.0f}")
+        first = "" if one.ttft_ms is None else f"{one.ttft_ms:.0f}"
+        evidence = one.evidence if one.fits else f"{one.evidence}; does not fit the memory"
+        lines.append((one.device, one.precision, size, *times, first, evidence))
+    print_table(("device", "precision", *map(number, names), "evidence"), lines)
