@@ -91,21 +91,21 @@ def default_threads() -> int:
 
 
 # two packages that fill one folder, so that each overwrites files of the other
-_RIVALS = {
+_ONE_OF = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "onnxruntime_genai": ("onnxruntime-genai", "onnxruntime-genai-cuda"),
 }
 
 
-def refuse_rivals() -> None:
+def check_one_onnxruntime() -> None:
     """Raise ResourceError where ONNX Runtime is installed for the CPU and for CUDA at once."""
     from importlib.metadata import distributions
 
     from soloist.kernels.errors import ResourceError
 
-    for pair in _RIVALS.values():
+    for pair in _ONE_OF.values():
         if all(next(iter(distributions(name=name)), None) for name in pair):
-            both = [name for names in _RIVALS.values() for name in names]
+            both = [*_ONE_OF["onnxruntime"], *_ONE_OF["onnxruntime_genai"]]
             raise ResourceError(
                 f"{' and '.join(pair)} are both installed, and each has overwritten files of the other: pip uninstall "
                 f"{' '.join(both)}, then pip install 'soloist[onnx]' for the CPU or 'soloist[onnx-gpu]' for CUDA"
@@ -123,8 +123,8 @@ def require(package: str, extra: str) -> Any:
 
     from soloist.kernels.errors import MissingExtraError
 
-    if package.partition(".")[0] in _RIVALS:
-        refuse_rivals()
+    if package.partition(".")[0] in _ONE_OF:
+        check_one_onnxruntime()
     try:
         return importlib.import_module(package)
     except ImportError as error:

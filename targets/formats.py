@@ -47,12 +47,12 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class Format:
-    """`precision` is None where the student's own numbers are kept; `width`, bits of a weight, then that of floats."""
+    """`precision` is None where the student's own numbers are kept; `bits` of a weight, then those of floats."""
 
     name: str
     target: str
     precision: str | None
-    width: int
+    bits: int
 
 
 def parse(name: str) -> Format:

@@ -7,7 +7,7 @@ tokens written out in the text, bytes that are no word anywhere.
 
 from __future__ import annotations
 
-HOSTILE: tuple[str, ...] = (
+TOKENIZER_CASES: tuple[str, ...] = (
     "",
     " ",
     "   ",

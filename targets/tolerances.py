@@ -51,15 +51,14 @@ TOLERANCES: Mapping[int, Tolerance] = {
 }
 
 
-def tolerance_of(format: str, width: int | None = None) -> Tolerance:
+def tolerance_of(format: str, bits: int | None = None) -> Tolerance:
     """The tolerance of a format such as "gguf-q5_0".
 
     Args:
-        width: the fewest bits a matrix of the student has, where it is a quantized one.
+        bits: the fewest bits a matrix of the student has, where it is a quantized one.
 
     Raises:
         UsageError: an unknown format.
     """
-    found = parse(format)
-    bits = found.width if width is None else min(found.width, width)
-    return TOLERANCES[max(known for known in TOLERANCES if known <= max(bits, min(TOLERANCES)))]
+    fewest = parse(format).bits if bits is None else min(parse(format).bits, bits)
+    return TOLERANCES[max(known for known in TOLERANCES if known <= max(fewest, min(TOLERANCES)))]

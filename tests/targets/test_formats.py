@@ -16,8 +16,8 @@ def test_every_mix_of_llama_cpp_is_a_format():
     pytest.importorskip("gguf")
     from soloist.targets.llama_quantize import types
 
-    widths = {name: parse(f"gguf-{name.lower()}").width for name in types()}
-    assert (widths["IQ4_NL"], widths["Q5_K_M"], widths["Q6_K"], widths["BF16"], widths["TQ1_0"]) == (4, 5, 6, 16, 1)
+    bits = {name: parse(f"gguf-{name.lower()}").bits for name in types()}
+    assert (bits["IQ4_NL"], bits["Q5_K_M"], bits["Q6_K"], bits["BF16"], bits["TQ1_0"]) == (4, 5, 6, 16, 1)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.from_gguf import find_base, from_gguf, read_gguf, write_tokenizer
 from soloist.targets.pretokenizers import by_name
-from soloist.targets.tokenizer_cases import HOSTILE
+from soloist.targets.tokenizer_cases import TOKENIZER_CASES
 
 pytest.importorskip("gguf")
 pytest.importorskip("transformers")
@@ -33,7 +33,7 @@ def test_gguf_becomes_the_folder_it_was_made_from(tiny, tiny_gguf, tmp_path):
         np.testing.assert_allclose(after[name], weight, atol=1e-3, err_msg=name)
     old = AutoTokenizer.from_pretrained(str(tiny))
     new = AutoTokenizer.from_pretrained(str(tmp_path / "back"))
-    assert [new.encode(text) for text in HOSTILE] == [old.encode(text) for text in HOSTILE]
+    assert [new.encode(text) for text in TOKENIZER_CASES] == [old.encode(text) for text in TOKENIZER_CASES]
     assert new.chat_template == old.chat_template
     config = json.loads((tmp_path / "back/config.json").read_text())
     original = json.loads((tiny / "config.json").read_text())
@@ -49,14 +49,14 @@ def test_bfloat16_halves_the_file(tiny_gguf, tmp_path):
     assert json.loads((tmp_path / "half/config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_smollm2_cuts_hostile_texts_as_llama_cpp_does(base_gguf, tmp_path):
+def test_smollm2_cuts_tokenizer_cases_as_llama_cpp_does(base_gguf, tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp")
     from transformers import AutoTokenizer
 
     write_tokenizer(base_gguf, tmp_path, by_name("smollm"))
     tokenizer = AutoTokenizer.from_pretrained(str(tmp_path))
     llama = llama_cpp.Llama(str(base_gguf), vocab_only=True, verbose=False)
-    for text in HOSTILE:
+    for text in TOKENIZER_CASES:
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert ids == llama.tokenize(text.encode(), add_bos=False, special=True), text
     assert tokenizer.chat_template == llama.metadata["tokenizer.chat_template"]

@@ -18,12 +18,12 @@ from soloist.targets.from_gguf import from_gguf, read_gguf  # noqa: E402
 from soloist.targets.gguf_tokenizer import NORMALIZER  # noqa: E402
 from soloist.targets.pretokenizers import PRE_TOKENIZERS  # noqa: E402
 from soloist.targets.to_gguf import compile_gguf  # noqa: E402
-from soloist.targets.tokenizer_cases import HOSTILE  # noqa: E402
+from soloist.targets.tokenizer_cases import TOKENIZER_CASES  # noqa: E402
 
 _TINY = runpy.run_path(str(Path(__file__).with_name("tiny_families.py")))
 # what only a vocabulary of pieces has: runs around its longest ones, and its own signs written out
 PIECES = (
-    *HOSTILE,
+    *TOKENIZER_CASES,
     *(" " * count for count in range(1, 40)),
     *("a" * count for count in range(1, 20)),
     "▁ x▁",
@@ -88,7 +88,7 @@ def test_byte_level_ids_are_the_students_for_every_cut(family, pre, tmp_path):
     shutil.copytree(family, student)
     _TINY["make_tokenizer"](student, pre)
     facts = compile_gguf(student, tmp_path, "Q8_0", "Tiny")
-    same_ids(student, tmp_path / facts["file"], HOSTILE)
+    same_ids(student, tmp_path / facts["file"], TOKENIZER_CASES)
     assert "notes" not in facts and "Note:" not in (tmp_path / f"{facts['file']}.Modelfile").read_text()
     llama = open_vocabulary(tmp_path / facts["file"])
     assert llama.metadata["tokenizer.chat_template"] == (student / "chat_template.jinja").read_text()

@@ -27,7 +27,7 @@ from soloist.targets.portable.shapes import read_shapes  # noqa: E402
 from soloist.targets.portable.template import chat_template  # noqa: E402
 from soloist.targets.portable.weights import whole_groups  # noqa: E402
 from soloist.targets.repack import Matrix, pack  # noqa: E402
-from soloist.targets.tokenizer_cases import HOSTILE  # noqa: E402
+from soloist.targets.tokenizer_cases import TOKENIZER_CASES  # noqa: E402
 
 CHAT = [
     {"role": "system", "content": "Be <brief> & 'exact'."},
@@ -170,7 +170,7 @@ def test_tokens_are_the_students(tiny, tiny_portable):
     from transformers import AutoTokenizer
 
     reference, runtime = AutoTokenizer.from_pretrained(str(tiny)), PortableRuntime(tiny_portable)
-    for text in HOSTILE:
+    for text in TOKENIZER_CASES:
         tokens = reference.encode(text, add_special_tokens=False)
         assert runtime.tokenize(text) == tokens, text
         assert runtime.text(tokens) == reference.decode(tokens, skip_special_tokens=True)

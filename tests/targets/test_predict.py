@@ -1,4 +1,4 @@
-"""The roofline: bytes are those of the layout, floors are arithmetic, predictions come near what others measured."""
+"""Predictions: bytes are those of the layout, floors are arithmetic, predictions come near what others measured."""
 
 from __future__ import annotations
 

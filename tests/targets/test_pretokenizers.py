@@ -4,7 +4,7 @@ import pytest
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.pretokenizers import PRE_TOKENIZERS, by_name, name_of
-from soloist.targets.tokenizer_cases import HOSTILE
+from soloist.targets.tokenizer_cases import TOKENIZER_CASES
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
@@ -48,5 +48,5 @@ def test_plain_spelling_cuts_like_the_spec(name):
         return tokenizers.Tokenizer.from_str(json.dumps(whole)).pre_tokenizer.pre_tokenize_str(text)
 
     known = PRE_TOKENIZERS[name]
-    for text in HOSTILE:
+    for text in TOKENIZER_CASES:
         assert [piece for piece, _ in cut(known.plain, text)] == [piece for piece, _ in cut(known.spec, text)], text

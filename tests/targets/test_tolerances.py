@@ -20,7 +20,7 @@ def test_a_format_is_held_to_the_bits_it_has_and_never_to_fewer_than_four():
 
 
 def test_a_quantized_student_is_held_to_its_narrowest_matrix():
-    assert [tolerance_of("gguf", width) for width in (4, 5, 6, 8)] == [TOLERANCES[bits] for bits in (4, 5, 6, 8)]
+    assert [tolerance_of("gguf", bits) for bits in (4, 5, 6, 8)] == [TOLERANCES[bits] for bits in (4, 5, 6, 8)]
     assert tolerance_of("gguf-q4_0", 8) == TOLERANCES[4]
     assert tolerance_of("onnx-portable-fp16", 6) == TOLERANCES[6]
 

@@ -149,7 +149,7 @@ def test_divergence_is_that_of_the_formula():
 
 
 def test_another_vocabulary_is_refused(tmp_path):
-    record = {"rendered": ["x"], "prompt_ids": [[1]], "answer_ids": [[2]], "hostile_ids": [], "answers": ["y"]}
+    record = {"rendered": ["x"], "prompt_ids": [[1]], "answer_ids": [[2]], "case_ids": [], "answers": ["y"]}
     for name, size in (("a", 5), ("b", 6)):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "logits-0.npy", np.zeros((2, size), dtype=np.float32))
@@ -175,7 +175,7 @@ def test_a_cut_off_graph_is_refused(request, compiled, tiny, scratch, tmp_path):
 
 
 def test_the_worst_token_and_what_was_expected_are_named(tmp_path):
-    record = {"rendered": ["x"], "prompt_ids": [[1]], "answer_ids": [[2, 3]], "hostile_ids": [], "answers": ["y"]}
+    record = {"rendered": ["x"], "prompt_ids": [[1]], "answer_ids": [[2, 3]], "case_ids": [], "answers": ["y"]}
     sure = np.log(np.array([[0.9, 0.05, 0.05]] * 3, dtype=np.float32))
     other = sure.copy()
     other[1] = np.log([0.1, 0.8, 0.1])

@@ -23,7 +23,7 @@ EXTRAS = {
 @click.command(short_help="Say what this machine has and what is missing.")
 def command() -> None:
     """Show the machine and, for every extra, whether its packages are installed."""
-    from soloist.targets.base import refuse_rivals
+    from soloist.targets.base import check_one_onnxruntime
     from soloist.toolchain.core.environment import commit, device
 
     machine = device()
@@ -33,4 +33,4 @@ def command() -> None:
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         click.echo(f"{extra:8} " + ("ok" if not missing else f"missing {', '.join(missing)}"))
-    refuse_rivals()
+    check_one_onnxruntime()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soloist.kernels.errors import DataError, MissingExtraError
-from soloist.targets.base import refuse_rivals
+from soloist.targets.base import check_one_onnxruntime
 from soloist.targets.formats import ENGINES, parse
 from soloist.toolchain.assess.stage import assessment_of
 from soloist.toolchain.bench.cost import ApiPrice, LocalPrice, Spend
@@ -134,7 +134,7 @@ def _check(job: Job) -> Path:
     resolve(job.method)
     base = Path(job.base) if Path(job.base).exists() else find_base(job.base)
     if targets != ["gguf"]:
-        refuse_rivals()
+        check_one_onnxruntime()
     for package, extra in _needed(job, targets):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, extra)

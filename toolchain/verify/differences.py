@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from soloist.kernels.errors import GateError
 from soloist.targets.base import require
-from soloist.targets.tokenizer_cases import HOSTILE
+from soloist.targets.tokenizer_cases import TOKENIZER_CASES
 
 Rows = npt.NDArray[np.float32]
 
@@ -56,10 +56,10 @@ def _same_tokens(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
     for index, (a, b) in enumerate(zip(wanted["rendered"], got["rendered"], strict=True)):
         if a != b:
             raise GateError(f"renders another chat template (prompt {index}: {_first_difference(a, b)})")
-    for key, what in (("prompt_ids", "prompt"), ("answer_ids", "answer"), ("hostile_ids", "hostile text")):
+    for key, what in (("prompt_ids", "prompt"), ("answer_ids", "answer"), ("case_ids", "tokenizer case")):
         for index, (ids, other) in enumerate(zip(wanted[key], got[key], strict=True)):
             if ids != other:
-                shown = f" {HOSTILE[index]!r}" if key == "hostile_ids" else ""
+                shown = f" {TOKENIZER_CASES[index]!r}" if key == "case_ids" else ""
                 raise GateError(f"cuts {what} {index}{shown} into other tokens: {other[:8]} instead of {ids[:8]}")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from soloist.kernels.errors import DataError, GateError
 from soloist.targets.base import Message
-from soloist.targets.tokenizer_cases import HOSTILE
+from soloist.targets.tokenizer_cases import TOKENIZER_CASES
 from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.core.lifeline import lifeline
 from soloist.toolchain.tasks.base import Question
@@ -84,7 +84,7 @@ def observe(
         "files": stamp(model),
         "prompts": [list(messages) for messages in probe.prompts],
         "references": list(probe.references),
-        "hostile": list(HOSTILE),
+        "tokenizer_cases": list(TOKENIZER_CASES),
     }
     return run_worker(job, out, limit_s, memory_mb or memory_for(model))
 

@@ -48,7 +48,7 @@ def _observe(job: Mapping[str, Any], out: Path) -> dict[str, Any]:
     record["references"] = references
     record["prompt_ids"] = [model.tokenize(text) for text in rendered]
     record["answer_ids"] = [model.tokenize(text) for text in references]
-    record["hostile_ids"] = [model.tokenize(text) for text in job["hostile"]]
+    record["case_ids"] = [model.tokenize(text) for text in job["tokenizer_cases"]]
     record["answers"] = answers
     for index, (prompt, answer) in enumerate(zip(record["prompt_ids"], record["answer_ids"], strict=True)):
         rows = model.logits([*prompt, *answer])[len(prompt) - 1 :]  # the row after the last token: does it stop?
