@@ -77,7 +77,7 @@ def main():
     """Open all, measure, append one row."""
     from soloist.targets.open import open_runtime
     from soloist.toolchain.core.environment import commit, device, versions
-    from soloist.toolchain.pipeline.job import desk_test
+    from soloist.toolchain.desk.job import desk_test
     from soloist.toolchain.teams.config import load_team
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

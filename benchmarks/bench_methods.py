@@ -248,8 +248,8 @@ def measure(options, traces, asked):
 
 def parsed():
     """The command line, settled."""
+    from soloist.toolchain.desk.job import recorded
     from soloist.toolchain.distill.methods.catalog import CATALOG, load
-    from soloist.toolchain.pipeline.job import recorded
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="runs/methods", help="students and the team's answers; keep it to go on")
@@ -284,8 +284,8 @@ def parsed():
 def main():
     """Measure what is missing, append a row each."""
     from soloist.toolchain.core.artifact import Artifact
+    from soloist.toolchain.desk.job import desk_test
     from soloist.toolchain.desk.questions import assert_disjoint
-    from soloist.toolchain.pipeline.job import desk_test
     from soloist.toolchain.teams.config import load_team
     from soloist.toolchain.traces.store import read_runs
 

@@ -255,8 +255,8 @@ def bars(rows, most_mb):
 def main():
     """Measure what is missing of each mode, then the bars."""
     from soloist.toolchain.core.artifact import Artifact
+    from soloist.toolchain.desk.job import desk_test, recorded
     from soloist.toolchain.desk.questions import assert_disjoint
-    from soloist.toolchain.pipeline.job import desk_test, recorded
     from soloist.toolchain.teams.config import load_team
     from soloist.toolchain.traces.store import read_runs
 

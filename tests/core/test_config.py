@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from soloist.kernels.errors import UsageError
 from soloist.toolchain.core.config import Config, describe, load_yaml
-from soloist.toolchain.teams.config import GgufEngineConfig, TeamConfig, load_team
+from soloist.toolchain.teams.config import GgufEngineConfig, TeamConfig, load_team, shipped_teams
 from soloist.toolchain.teams.team import Team, find_topology, topology_names
 
 
@@ -194,10 +193,7 @@ def test_team_is_found_by_path_or_name_and_an_unknown_one_lists_those_that_ship(
     assert load_team("pair") == load_team("pair.yaml") == load_team(str(tmp_path / "pair"))
 
 
-SHIPPED = sorted(path.stem for path in Path(str(files("soloist.toolchain.teams.specs"))).glob("*.yaml"))
-
-
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", shipped_teams())
 def test_shipped_team_loads_and_its_topology_takes_its_options(name):
     team = load_team(name)
     assert team.name == name

@@ -6,10 +6,13 @@ import pytest
 
 from soloist.toolchain.desk import questions as desk
 from soloist.toolchain.desk import tools_world as world
-from soloist.toolchain.desk.graph import IS, LEGS, desk_graph, used_facts
+from soloist.toolchain.desk.graph import desk_graph
+from soloist.toolchain.desk.tools_world import HAS_LEGS, IS
+from soloist.toolchain.knowledge.annotate import used_facts
 from soloist.toolchain.knowledge.retrieve import triples_for
 from soloist.toolchain.knowledge.triples import Triple
 from soloist.toolchain.tools.arithmetic import evaluate_text
+from soloist.toolchain.tools.base import Toolbox
 from soloist.toolchain.tools.calls import render_call
 
 
@@ -30,9 +33,9 @@ def test_examples(graph):
 
 
 def test_every_fact_is_what_the_tool_computes(graph, tools):
-    assert len([t for t in graph if t.relation == LEGS]) == len(world.LEGS)
+    assert len([t for t in graph if t.relation == HAS_LEGS]) == len(world.LEGS)
     for triple in graph:
-        if triple.relation == LEGS:
+        if triple.relation == HAS_LEGS:
             assert tools["legs"].run({"animals": [f"1 {triple.head}"]}).value == triple.tail
             continue
         assert triple.relation == IS
@@ -60,7 +63,7 @@ def test_questions_are_given_the_facts_their_answers_need(graph, use, tools, fam
     wordings = [case for case in desk.unseen_cases() if case.question.task == family]
     for case in [*desk.cases(family, "held-out", 20), *wordings]:
         call = case.calls[0]
-        needed = list(used_facts(use(render_call(call.name, call.arguments, tools))))
+        needed = list(used_facts(use(render_call(call.name, call.arguments, tools)), tools))
         given = triples_for(case.question.question, graph, hops=0)
         assert needed or call.arguments.get("from") == call.arguments.get("to")
         assert all(any(graph.aliases.key(fact) == graph.aliases.key(t) for t in given) for fact in needed), (
@@ -74,8 +77,12 @@ def test_questions_about_numbers_are_given_nothing(graph):
         assert triples_for(case.question.question, graph, hops=0) == (), case.question.question
 
 
-def test_working_of_other_tools_states_no_fact(use):
-    assert list(used_facts(use("calc(2 * 3)"))) == []
-    assert list(used_facts(use("legs(2 spiders, 1 dog)"))) == [Triple("spider", LEGS, "8"), Triple("dog", LEGS, "4")]
-    assert list(used_facts(use("convert(5000 | meters | kilometers)"))) == [Triple("km", IS, "1000 m")]
-    assert list(used_facts(use("convert(5000 | liters | l)"))) == []
+def test_working_states_the_facts_that_its_tool_looked_up(use, tools):
+    assert list(used_facts(use("calc(2 * 3)"), tools)) == []
+    assert list(used_facts(use("legs(2 spiders, 1 dog)"), tools)) == [
+        Triple("spider", HAS_LEGS, "8"),
+        Triple("dog", HAS_LEGS, "4"),
+    ]
+    assert list(used_facts(use("convert(5000 | meters | kilometers)"), tools)) == [Triple("km", IS, "1000 m")]
+    assert list(used_facts(use("convert(5000 | liters | l)"), tools)) == []
+    assert list(used_facts(use("legs(2 spiders)"), Toolbox())) == []

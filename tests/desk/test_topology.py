@@ -18,7 +18,7 @@ CHAIN = Question(
     id="c", question="First solve 2*y = 8. Then add 7 to it.", gold="11", task="equation-then", scorer="number"
 )
 TOOLS = ("soloist.toolchain.desk.tools:desk_tools",)
-READER = {"role": "reader", "demonstrations": {"task": "desk", "count": 2, "seed": 1}}
+READER = {"role": "reader", "demonstrations": {"count": 2, "seed": 1}}
 AGENTS = [
     {"name": "router", "role": "router"},
     {"name": "ann", **READER},
@@ -37,7 +37,14 @@ OPTIONS = {
 @pytest.fixture
 def desk(play):
     def run(question, replies, **options):
-        return play("desk", AGENTS, replies, options=OPTIONS | options, question=question, tools=TOOLS)
+        return play(
+            "soloist.toolchain.desk:topology",
+            AGENTS,
+            replies,
+            options=OPTIONS | options,
+            question=question,
+            tools=TOOLS,
+        )
 
     return run
 
@@ -154,7 +161,7 @@ def test_a_discriminant_is_made_once_for_each_model():
 
 
 def test_kinds_are_fields_of_their_own_and_only_the_last_step_shows_them():
-    known = load_specialties("desk", ("sorting", "equation-then", "gcd"))
+    known = load_specialties(families=("sorting", "equation-then", "gcd"))
     assert known.names == (
         "sorting:ascending",
         "sorting:descending",
@@ -173,8 +180,8 @@ def test_kinds_are_fields_of_their_own_and_only_the_last_step_shows_them():
 
 def test_the_shipped_desk_names_families_and_agents_that_exist():
     config = load_team("desk")
-    names = load_specialties("desk", tuple(config.options["families"])).names
+    names = load_specialties(families=tuple(config.options["families"])).names
     assert (len(config.options["families"]), len(names)) == (15, 20), "README says so"
-    two_calls = [name for name in names if len(load_specialties("desk").tools(name)) == 2]
+    two_calls = [name for name in names if len(load_specialties().tools(name)) == 2]
     assert len(two_calls) >= 2
     assert len([agent for agent in config.agents if agent.role == "reader"]) >= 3

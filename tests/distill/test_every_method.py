@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from soloist.toolchain.bench.systems import student_team, student_tools
 from soloist.toolchain.cli import main
 from soloist.toolchain.core.artifact import Artifact, stage
+from soloist.toolchain.desk.job import recorded
 from soloist.toolchain.distill.methods.catalog import CATALOG
 from soloist.toolchain.export.stage import compile_format, knowledge, model_folders
-from soloist.toolchain.pipeline.job import recorded
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import load_team
 from soloist.toolchain.teams.team import Team

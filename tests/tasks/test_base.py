@@ -3,7 +3,7 @@ from fractions import Fraction
 import pytest
 
 from soloist.kernels.errors import UsageError
-from soloist.toolchain.tasks.base import Question, extract, question_key, resolve_scorer, score, to_number
+from soloist.toolchain.tasks.base import Question, extract, interleave, question_key, resolve_scorer, score, to_number
 
 
 def question(gold, scorer="exact", **fields):
@@ -124,3 +124,8 @@ def test_question_key_folds_case_spacing_and_width():
     assert question_key("What  is\n2 + 2?") == question_key("what is 2 + 2?")
     assert question_key("What is ２ + 2?") == question_key("what is 2 + 2?")
     assert question_key("What is 2 + 3?") != question_key("what is 2 + 2?")
+
+
+def test_interleave_takes_one_of_each_column_in_turn():
+    assert interleave(["abc", "", "de"]) == ["a", "d", "b", "e", "c"]
+    assert interleave([]) == []

@@ -75,4 +75,4 @@ def test_users_own_topology_is_an_entry_point(tmp_path, monkeypatch, queue):
 def test_every_topology_of_ours_has_a_test(request):
     folder = request.path.parent / "topologies"
     tested = {path.stem.removeprefix("test_").replace("_", "-") for path in folder.glob("test_*.py")}
-    assert set(topology_names()) <= tested | {"desk"}
+    assert set(topology_names()) <= tested

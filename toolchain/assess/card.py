@@ -214,7 +214,7 @@ def _items(runs: Sequence[Run], advice: Advice, team: TeamConfig | None) -> list
     for agent in team.agents if team else ():
         shown = agent.demonstrations
         count = len(shown) if isinstance(shown, tuple) else shown.count
-        text = f"{agent.role}, {count} demonstrations" + (f" of {shown.task}" if not isinstance(shown, tuple) else "")
+        text = f"{agent.role}, {count} demonstrations"
         found.append(Item(kind="structure", name=agent.name, text=text, fate=keep["structure"], role=agent.role))
         if agent.prompt:
             found.append(

@@ -33,7 +33,7 @@ from soloist.toolchain.core.artifact import MANIFEST, Artifact, stage
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import sha256_file, write_atomic
 from soloist.toolchain.record.repeats import Sampled, record_repeats
-from soloist.toolchain.tasks.base import Question, question_key
+from soloist.toolchain.tasks.base import Question, interleave, question_key
 from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.teams.engines.base import Embedder, Engine
 from soloist.toolchain.teams.team import open_engine
@@ -263,11 +263,10 @@ def spread(questions: Sequence[Question], count: int) -> list[Question]:
     families: dict[str, list[Question]] = {}
     for question in {question_key(q.question): q for q in questions}.values():
         families.setdefault(question.task, []).append(question)
-    rows = max(map(len, families.values()), default=0)
     if count < len(families):
         names = list(families)
         return [families[names[i * len(names) // count]][0] for i in range(count)]
-    return [own[row] for row in range(rows) for own in families.values() if row < len(own)][:count]
+    return interleave(list(families.values()))[:count]
 
 
 def assessment_of(folder: Path, team: str) -> Assessment | None:
@@ -277,15 +276,3 @@ def assessment_of(folder: Path, team: str) -> Assessment | None:
         return None
     found = read_assessment(Artifact.open(path, stage=STAGE).path / ASSESSMENT)
     return found if found.team == team else None
-
-
-def questions_for(team: TeamConfig, file: Path | None, count: int) -> list[Question]:
-    """What to ask a team: of a file of the user's, or of the desk's own training questions. Raises UsageError."""
-    from soloist.toolchain.pipeline.job import desk_train
-    from soloist.toolchain.tasks.files import load_questions
-
-    if file is not None:
-        return spread(load_questions(file, split="train").questions, count)
-    if team.topology != "desk" or team.options.get("specialties", "desk") != "desk":
-        raise UsageError("a team of your own needs questions: --questions FILE.jsonl")
-    return spread(desk_train(team, max(count, len(team.options["families"]))), count)

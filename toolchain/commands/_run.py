@@ -9,7 +9,8 @@ from typing import Any
 from soloist.kernels.errors import UsageError
 from soloist.toolchain.bench.cost import LocalPrice
 from soloist.toolchain.commands._options import method_options
-from soloist.toolchain.pipeline.job import DESK_TRAIN, desk_job, own_job
+from soloist.toolchain.desk.job import DESK_TRAIN, desk_job
+from soloist.toolchain.pipeline.job import own_job
 from soloist.toolchain.pipeline.run import FORMATS, Job
 
 

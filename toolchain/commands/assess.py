@@ -37,9 +37,10 @@ def command(
     """
     from soloist.kernels.errors import UsageError
     from soloist.toolchain.assess.result import ASSESSMENT, kept, read_assessment, sentence
-    from soloist.toolchain.assess.stage import AssessConfig, assess, questions_for
+    from soloist.toolchain.assess.stage import AssessConfig, assess
     from soloist.toolchain.core.events import EventLog
     from soloist.toolchain.core.progress import Bars
+    from soloist.toolchain.desk.job import questions_for
     from soloist.toolchain.teams.config import load_team
 
     config = AssessConfig.model_validate(options)

@@ -47,13 +47,11 @@ def build(
 @click.option("--tools", multiple=True, help="Your tools as module:attribute, to compute their calls again.")
 def verify(traces: Path, name: str, output: Path | None, tools: tuple[str, ...]) -> None:
     """Annotate TRACES (a file, or a folder made by `soloist record`) with verdicts and count them."""
-    from soloist.toolchain.desk.tools import desk_tools
     from soloist.toolchain.knowledge.annotate import verify_traces
     from soloist.toolchain.knowledge.files import find_graph
-    from soloist.toolchain.tools.files import load_tools
+    from soloist.toolchain.tools.files import SHIPPED, load_tools
 
-    box = load_tools(tools, desk_tools()) if tools else None
-    counts = verify_traces(traces, find_graph(name), tools=box, output=output)
+    counts = verify_traces(traces, find_graph(name), tools=load_tools((SHIPPED, *tools)), output=output)
     rates = counts.rates
     click.echo(
         f"{traces}: {counts.runs} runs, {counts.clean} without an unverified triple, {counts.silent} without any"

@@ -26,7 +26,7 @@ def command(
     from soloist.kernels.errors import UsageError
     from soloist.toolchain.core.events import EventLog
     from soloist.toolchain.core.progress import Bars
-    from soloist.toolchain.pipeline.job import DESK_TRAIN, desk_train
+    from soloist.toolchain.desk.job import DESK_TRAIN, desk_train
     from soloist.toolchain.record.team import record
     from soloist.toolchain.tasks.files import load_questions
     from soloist.toolchain.teams.config import load_team

@@ -9,19 +9,16 @@ import click
 @click.argument("name", required=False)
 def command(name: str | None) -> None:
     """Without NAME list the teams and topologies that ship with Soloist; with it check a team file and show it."""
-    from importlib.resources import files
-
     from pydantic import ValidationError
 
     from soloist.kernels.errors import UsageError
     from soloist.toolchain.core.config import describe
-    from soloist.toolchain.teams.config import load_team
+    from soloist.toolchain.teams.config import load_team, shipped_teams
     from soloist.toolchain.teams.team import find_topology, topology_names
     from soloist.toolchain.tools.files import load_tools
 
     if name is None:
-        shipped = sorted(path.name for path in files("soloist.toolchain.teams.specs").iterdir())
-        click.echo("teams:      " + ", ".join(n.removesuffix(".yaml") for n in shipped if n.endswith(".yaml")))
+        click.echo("teams:      " + ", ".join(shipped_teams()))
         click.echo("topologies: " + ", ".join(topology_names()))
         return
     config = load_team(name)

@@ -22,7 +22,7 @@ from typing import Literal
 from soloist.kernels.errors import DataError
 from soloist.toolchain.desk import families as make
 from soloist.toolchain.desk.tools import desk_tools
-from soloist.toolchain.tasks.base import Question, question_key
+from soloist.toolchain.tasks.base import Question, interleave, question_key
 from soloist.toolchain.tools.base import Toolbox
 from soloist.toolchain.tools.calls import Call, parse_call, render_call
 
@@ -182,8 +182,7 @@ def mixed_cases(pool: Pool, n: int, seed: int = 0, families: Sequence[str] = tup
     if not families:
         raise DataError("no question family chosen")
     columns = [cases(family, pool, count, seed) for family, count in _interleave(n, families)]
-    height = max(len(column) for column in columns)
-    mixed = [column[row] for row in range(height) for column in columns if row < len(column)]
+    mixed = interleave(columns)
     keys = [question_key(case.question.question) for case in mixed]
     if len(set(keys)) != len(keys):  # two families that word the same thing alike
         raise DataError("two families made the same question; their wordings must tell them apart")

@@ -1,7 +1,7 @@
 """What a team of specialists knows of a task: its fields, their tools, and demonstrations of each.
 
-A task module (`soloist.toolchain.desk.questions`, or the user's own as `package.module`) offers FAMILIES
-(name to an object with `tools`, `description` and `kinds`) and `demonstrations(family, count, seed, kind)`.
+A module of questions (the desk's, or the user's own) offers FAMILIES (name to an object with `tools`,
+`description` and `kinds`), `demonstrations(family, count, seed, kind)` and `toolbox()`.
 A field is a family, or one kind within a family that has kinds, written `family:kind`. Kinds tell last
 calls apart, so only the reader of the last step is shown demonstrations of one kind; the steps before
 it share the family's, and with them their prefix caches.
@@ -23,6 +23,7 @@ from soloist.toolchain.teams.config import AgentConfig, Demonstration, Demonstra
 from soloist.toolchain.tools.base import Toolbox
 from soloist.toolchain.tools.calls import render_call, run_call
 
+QUESTIONS = "soloist.toolchain.desk.questions"
 ROUTING_SEED = 900  # demonstrations that the router compares with; the readers have seeds of their own
 _SHRINKAGE = 0.2
 
@@ -79,7 +80,7 @@ class Specialties:
         """The agent's own worked demonstrations of one step of a field: question (and results so far) to call."""
         source = agent.demonstrations
         if not isinstance(source, DemonstrationSource):
-            raise UsageError(f"agent '{agent.name}': demonstrations must name a task, a count and a seed")
+            raise UsageError(f"agent '{agent.name}': demonstrations must be a count and a seed, not worked examples")
         told = field if step + 1 == len(self.tools(field)) else _family(field)
         key = (told, step, source.count, source.seed)
         if key not in self._shown:
@@ -143,17 +144,13 @@ class Discriminant:
 
 
 @functools.cache
-def load_specialties(task: str, names: tuple[str, ...] = ()) -> Specialties:
-    """The specialties of a task of ours by name, or of a module of the user's; all families, or those named.
-
-    Raises UsageError.
-    """
-    name = task if "." in task else f"soloist.toolchain.tasks.{task}"
+def load_specialties(name: str = QUESTIONS, families: tuple[str, ...] = ()) -> Specialties:
+    """The specialties of a module of questions; all its families, or those named. Raises UsageError."""
     try:
         module = importlib.import_module(name)
-        unknown = [name for name in names if name not in module.FAMILIES]
+        unknown = [family for family in families if family not in module.FAMILIES]
         if unknown:
-            raise UsageError(f"task '{task}' has no family {', '.join(unknown)}; it has {', '.join(module.FAMILIES)}")
-        return Specialties(module, module.toolbox(), names)
+            raise UsageError(f"'{name}' has no family {', '.join(unknown)}; it has {', '.join(module.FAMILIES)}")
+        return Specialties(module, module.toolbox(), families)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"task '{task}' offers no specialties: {error}") from error
+        raise UsageError(f"'{name}' offers no specialties: {error}") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -17,6 +17,7 @@ from soloist.toolchain.tools.arithmetic import operand, show
 from soloist.toolchain.tools.base import Arguments, Result, Tool
 from soloist.toolchain.tools.calls import CLOCK, DIGITS
 
+HAS_LEGS, IS = "has legs", "is"  # relations of the facts that `legs` and `convert` look up
 DAY = 24 * 60
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 CLOCK_GRAMMAR = f'{CLOCK} (" am" | " pm")?'
@@ -254,6 +255,16 @@ def _convert(value: Number, source: str, target: str) -> Result:
     return Result(show(found), steps)
 
 
+_UNIT_STEP = re.compile(r"1 ([a-z]+) is ([\d./]+ [a-z]+)")
+
+
+def _unit_facts(steps: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    for step in steps:
+        match = _UNIT_STEP.fullmatch(step)
+        if match and match[2] != f"1 {match[1]}":  # that a unit is itself is no fact
+            yield match[1], IS, match[2]
+
+
 def _convert_call(**arguments: object) -> Result:
     value, source, target = arguments["value"], arguments["from"], arguments["to"]
     if not isinstance(value, int | float) or not isinstance(source, str) or not isinstance(target, str):
@@ -287,6 +298,15 @@ def _legs(animals: Sequence[str]) -> Result:
     if len(parts) > 1:
         steps.append(" + ".join(map(str, parts)) + f" = {sum(parts)}")
     return Result(str(sum(parts)), tuple(steps))
+
+
+_LEGS_STEP = re.compile(r"([a-z ]+): \d+ \* (\d+) = \d+")
+
+
+def _leg_facts(steps: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    for step in steps:
+        if match := _LEGS_STEP.fullmatch(step):
+            yield match[1], HAS_LEGS, match[2]
 
 
 def _check_legs(arguments: Arguments, value: str) -> bool:
@@ -326,6 +346,7 @@ def world_tools() -> list[Tool]:
             schema(value={"type": "number"}, **{"from": unit, "to": unit}),
             _convert_call,
             guarded(_check_convert),
+            _unit_facts,
         ),
-        Tool("legs", "Count the legs of animals.", schema(animals=animals), _legs, guarded(_check_legs)),
+        Tool("legs", "Count the legs of animals.", schema(animals=animals), _legs, guarded(_check_legs), _leg_facts),
     ]

@@ -24,10 +24,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from soloist.kernels.errors import UsageError
 from soloist.targets.base import Message
 from soloist.toolchain.core.config import Config
-from soloist.toolchain.desk.specialties import Specialties, asked, load_specialties
+from soloist.toolchain.desk.specialties import QUESTIONS, Specialties, asked, load_specialties
 from soloist.toolchain.tasks.base import extract
 from soloist.toolchain.teams.config import AgentConfig
 from soloist.toolchain.teams.engines.base import Embedder
@@ -42,13 +41,13 @@ _LATER_VOTE = 0.25  # who has seen the others no longer votes on his own: such v
 
 
 class Options(Config):
-    """`specialties` names the task whose families are the specialists' fields; `families` keeps to some of them.
+    """`specialties` names the module whose families are the specialists' fields; `families` keeps to some of them.
 
     `routing`: "hidden-state" tells fields apart by the router's hidden states of `router_demonstrations`
     questions of each; "prompt" shows them to the router and lets it write a field's name (other engines).
     """
 
-    specialties: str = "desk"
+    specialties: str = QUESTIONS
     families: tuple[str, ...] = ()
     routing: Literal["hidden-state", "prompt"] = "hidden-state"
     router_demonstrations: int = Field(default=12, ge=1)
@@ -98,7 +97,7 @@ class Judged:
 
 def run(session: Session, options: Options) -> Run:
     specialties = load_specialties(options.specialties, options.families)
-    router, critic, scribe = (_only(session, role) for role in ("router", "critic", "scribe"))
+    router, critic, scribe = (session.agent(role) for role in ("router", "critic", "scribe"))
     routed, field = _route(session, router, specialties, options, refused=())
     refused: list[str] = []
     best: Judged | None = None
@@ -118,13 +117,6 @@ def run(session: Session, options: Options) -> Run:
         return session.finish(None)
     _write(session, scribe, best.proposal, check)
     return session.finish(best.proposal.answer, best.proposal.turns)
-
-
-def _only(session: Session, role: str) -> AgentConfig:
-    agents = session.agents(role)
-    if len(agents) != 1:
-        raise UsageError(f"team '{session.team.name}': exactly one agent of role '{role}' is needed, not {len(agents)}")
-    return agents[0]
 
 
 def _route(

@@ -3,12 +3,12 @@
 What the answer's path says counts, because that is what a student learns:
 
     a tool call      (arguments, tool, result), verified by computing it again and by the tool's own check
-    its working      facts the tool used: (spider, has legs, 8), (km, is, 1000 m), verified by the graph
+    its working      facts the tool says it used: (spider, has legs, 8), (km, is, 1000 m), verified by the graph
     a written text   lines that are triples (a knowledge graph master wrote them), or what an extractor finds
 
-Only tools handed over (by default the desk's, which are pure) are run again: a user's tool may do more than
-compute. A call of another tool stays unverified and its reason says so. What a verifier agent said of a triple
-while the run was recorded counts, unless the graph contradicts it.
+Only tools handed over (by default those that ship with Soloist, which are pure) are run again: a user's tool may
+do more than compute. A call of another tool stays unverified and its reason says so. What a verifier agent said
+of a triple while the run was recorded counts, unless the graph contradicts it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soloist.toolchain.core.files import write_atomic
-from soloist.toolchain.desk.graph import used_facts
-from soloist.toolchain.desk.tools import desk_tools
 from soloist.toolchain.knowledge.files import Extractor
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.prompts import ASKED
@@ -29,6 +27,7 @@ from soloist.toolchain.knowledge.verify import Ask, Judgment, Rates, Verdict, ju
 from soloist.toolchain.tools.arithmetic import check_steps
 from soloist.toolchain.tools.base import Toolbox, ToolError
 from soloist.toolchain.tools.calls import parse_call
+from soloist.toolchain.tools.files import SHIPPED, load_tools
 from soloist.toolchain.traces.recording import TRACES
 from soloist.toolchain.traces.schema import Run, ToolUse
 from soloist.toolchain.traces.store import read_runs
@@ -78,7 +77,7 @@ def annotated(
     """The triples of a run with verdicts.
 
     Args:
-        tools: the tools whose calls are computed again; the desk's if not given.
+        tools: the tools whose calls are computed again, and whose working is read; the desk's if not given.
         extractor: finds triples in prose; without it only lines that are triples are read.
         ask: a verifier agent, for triples the graph does not know.
 
@@ -86,9 +85,9 @@ def annotated(
         DataError: the graph is empty.
     """
     graph.require_facts()
-    box = desk_tools() if tools is None else tools
+    box = load_tools((SHIPPED,)) if tools is None else tools
     computed = {judgment.triple: judgment for use in run.trajectory for judgment in _of_call(use, box)}
-    stated = dict.fromkeys(triple for triple in _stated(run, extractor) if triple not in computed)
+    stated = dict.fromkeys(triple for triple in _stated(run, box, extractor) if triple not in computed)
     looked_up = judge(tuple(stated), graph, _Hearing(run, ask))
     return Annotation((*computed.values(), *looked_up))
 
@@ -112,15 +111,23 @@ class _Hearing:
         return [said[triple] for triple in triples]
 
 
-def _stated(run: Run, extractor: Extractor | None) -> Iterator[Triple]:
+def _stated(run: Run, tools: Toolbox, extractor: Extractor | None) -> Iterator[Triple]:
     for step in run.path:
         turn = run.turns[step]
         for use in turn.tools:
-            yield from used_facts(use)
+            yield from used_facts(use, tools)
         if not turn.tools:
             yield from parse_triples(turn.text, whole_lines=True).triples
             if extractor is not None and turn.text.strip():
                 yield from extractor(turn.text)
+
+
+def used_facts(use: ToolUse, tools: Toolbox) -> Iterator[Triple]:
+    """The facts that the working of a call states, as its tool reads them; none of a tool that is not at hand."""
+    tool = tools.tools.get(use.name)
+    if tool is not None and tool.facts is not None:
+        for parts in tool.facts(use.steps):
+            yield Triple(*parts)
 
 
 def call_triple(use: ToolUse) -> Triple | None:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.desk.graph import NAME, desk_graph
+from soloist.toolchain.core.entry_points import resolve_entry_point
 from soloist.toolchain.knowledge.graph import FORMATS, KnowledgeGraph
 from soloist.toolchain.knowledge.triples import Aliases, Triple
 
+DESK = "desk"  # the graph that ships with Soloist, as commands and team files call it
+_DESK_GRAPH = "soloist.toolchain.desk.graph:desk_graph"
 Extractor = Callable[[str], Sequence[Triple]]
 _FAULTS_SHOWN = 20
 _PASSAGE = 1500  # characters of a document shown to an extractor at once
@@ -161,4 +163,7 @@ def add_documents(graph: KnowledgeGraph, documents: Sequence[Path], extractor: E
 
 def find_graph(name: str) -> KnowledgeGraph:
     """The desk's graph by its name, or that of a file. Raises DataError."""
-    return desk_graph() if name == NAME else load_graph(Path(name))
+    if name != DESK:
+        return load_graph(Path(name))
+    graph: KnowledgeGraph = resolve_entry_point(_DESK_GRAPH, "graph", DESK)()
+    return graph

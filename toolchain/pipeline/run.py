@@ -342,13 +342,17 @@ def _method(traces: Artifact, student: Artifact) -> list[str]:
 
 
 def _notes(job: Job, traces: Artifact) -> list[str]:
-    notes = ["The team's time includes its scribe, who writes the solution out; the student answers without one."]
+    notes = []
+    if any(agent.role == "scribe" for agent in job.team.agents):
+        notes.append(
+            "The team's time includes its scribe, who writes the solution out; the student answers without one."
+        )
     if job.recording is not None:
         notes.append(
             f"The student learned from traces recorded earlier (commit {traces.manifest['commit']}); "
             "the comparison was measured live in this run."
         )
-    return notes if job.team.topology == "desk" else notes[1:]
+    return notes
 
 
 def _prices(job: Job) -> list[str]:

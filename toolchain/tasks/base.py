@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
@@ -55,6 +55,17 @@ def question_key(text: str) -> str:
     """Key for de-duplication and contamination checks: hash of the text, case and spacing folded."""
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return hashlib.sha256(folded.encode()).hexdigest()[:16]
+
+
+T = TypeVar("T")
+
+
+def interleave(columns: Sequence[Sequence[T]]) -> list[T]:
+    """One of each column in turn, until the longest has ended."""
+    mixed: list[T] = []
+    for row in range(max(map(len, columns), default=0)):
+        mixed += [column[row] for column in columns if row < len(column)]
+    return mixed
 
 
 _MARKED = [

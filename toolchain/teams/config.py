@@ -1,10 +1,12 @@
 """What a team file may say. One YAML file: agents, topology, engine, tools.
 
-What YAML cannot say is a Python entry point (`module:attribute`): a topology, a tool, a scorer.
+What YAML cannot say is a Python entry point (`module:attribute`): a topology, a tool, a scorer. A team that ships
+with Soloist is a folder of the toolchain that holds a `team.yaml`; its folder's name is its name.
 """
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,9 +42,8 @@ class Demonstration(Config):
 
 
 class DemonstrationSource(Config):
-    """Demonstrations drawn from a task of ours: `count` of each family, `seed` apart per agent."""
+    """Demonstrations that the topology draws from its task: `count` of each family, `seed` apart per agent."""
 
-    task: str
     count: int = Field(default=6, ge=1)
     seed: int = 0
 
@@ -128,14 +129,18 @@ class TeamConfig(Config):
         return self
 
 
+def shipped_teams() -> dict[str, Path]:
+    """The team files that ship with Soloist, by the team's name."""
+    found = sorted(Path(str(files("soloist.toolchain"))).glob("*/team.yaml"))
+    return {file.parent.name: file for file in found}
+
+
 def load_team(name: str) -> TeamConfig:
     """A team by path, or by the name of one that ships with Soloist. Raises UsageError."""
-    from importlib.resources import files
-
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        shipped = {spec.stem: spec for spec in Path(str(files("soloist.toolchain.teams.specs"))).glob("*.yaml")}
+        shipped = shipped_teams()
         path = shipped.get(name, Path(f"{name}.yaml"))
         if not path.is_file():
-            raise UsageError(f"{path}: no such file; teams that ship with Soloist: {', '.join(sorted(shipped))}")
+            raise UsageError(f"{path}: no such file; teams that ship with Soloist: {', '.join(shipped)}")
     return load_yaml(path, TeamConfig)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soloist.kernels.errors import DataError, UsageError
-from soloist.toolchain.desk.graph import NAME
-from soloist.toolchain.knowledge.files import add_documents, find_graph
+from soloist.toolchain.knowledge.files import DESK, add_documents, find_graph
 from soloist.toolchain.knowledge.graph import FORMATS, KnowledgeGraph
 from soloist.toolchain.knowledge.triples import Aliases
 from soloist.toolchain.teams.extraction import T_MAX, AgentExtractor
@@ -37,7 +36,7 @@ def build_graph(
         UsageError: a document, and no team to read it.
         DataError: a source that cannot be read, or nothing found in any.
     """
-    ready = [source for source in sources if source == NAME or Path(source).suffix in FORMATS]
+    ready = [source for source in sources if source == DESK or Path(source).suffix in FORMATS]
     documents = [Path(source) for source in sources if source not in ready]
     missing = [str(path) for path in documents if not path.is_file()]
     if missing:

@@ -55,6 +55,13 @@ class Session:
     def agents(self, role: str) -> list[AgentConfig]:
         return [agent for agent in self.team.agents if agent.role == role]
 
+    def agent(self, role: str) -> AgentConfig:
+        """The only agent of a role. Raises UsageError where there is none, or are several."""
+        found = self.agents(role)
+        if len(found) != 1:
+            raise UsageError(f"team '{self.team.name}': exactly one agent of role '{role}' is needed, not {len(found)}")
+        return found[0]
+
     def say(self, says: Sequence[Say]) -> list[int]:
         """Make independent calls together. Returns the ids of their turns."""
         replies = self.engine.ask(

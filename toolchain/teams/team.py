@@ -22,7 +22,7 @@ from soloist.toolchain.traces.schema import Run
 
 
 class Topology(Protocol):
-    """What a topology module offers. A topology is one file in `topologies/`, named as in the team file."""
+    """What a topology module offers: one file in `topologies/`, named as in the team file, or any other module."""
 
     Options: type[BaseModel]
 
@@ -36,7 +36,7 @@ def topology_names() -> list[str]:
 
 
 def find_topology(name: str) -> Topology:
-    """A topology by name, or `module:attribute` for the user's own. Raises UsageError."""
+    """A topology by name, or `package:module` for that of a task of ours or the user's own. Raises UsageError."""
     if name in topology_names():
         module: ModuleType = importlib.import_module(f"{topologies.__name__}.{name.replace('-', '_')}")
         return cast(Topology, module)

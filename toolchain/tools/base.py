@@ -2,12 +2,13 @@
 
 Tools compute exactly and return their worked steps; they parse their arguments and never evaluate
 text as code. A tool may carry `check`, a second way to reach the same result (substitution, another
-algorithm): the critic of a team uses it.
+algorithm): the critic of a team uses it. A tool that looks things up in a table may carry `facts`, which
+reads from its working the triples of that table it used: (spider, has legs, 8).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,7 @@ class Tool:
     parameters: Mapping[str, Any]
     function: Callable[..., Result | str | int | float]
     check: Callable[[Arguments, str], bool] | None = None
+    facts: Callable[[Sequence[str]], Iterable[tuple[str, str, str]]] | None = None
 
     def run(self, arguments: Arguments) -> Result:
         """Call the function. Any ValueError, TypeError or ZeroDivisionError of it becomes a ToolError."""

@@ -12,6 +12,9 @@ from soloist.kernels.errors import UsageError
 from soloist.toolchain.core.entry_points import resolve_entry_point
 from soloist.toolchain.tools.base import Tool, Toolbox
 
+# The tools that ship with Soloist. They only compute, so whoever reads a recorded call of theirs may run it again.
+SHIPPED = "soloist.toolchain.desk.tools:desk_tools"
+
 
 def _tools_of(entry: str) -> list[Tool]:
     found: object = resolve_entry_point(entry, "tool", "the entry points of your tools")

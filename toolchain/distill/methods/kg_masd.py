@@ -26,18 +26,16 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from soloist.toolchain.core.config import Config
-from soloist.toolchain.desk.graph import NAME
-from soloist.toolchain.desk.tools import desk_tools
 from soloist.toolchain.distill.data import Group, Mode, Selection, conversation, encode, refuse_split, reject, selection
 from soloist.toolchain.distill.methods.base import Method, Setup
 from soloist.toolchain.distill.objective import CrossEntropy
 from soloist.toolchain.distill.work import Work
 from soloist.toolchain.knowledge.annotate import annotated
 from soloist.toolchain.knowledge.context import FILE, informed
-from soloist.toolchain.knowledge.files import find_graph
+from soloist.toolchain.knowledge.files import DESK, find_graph
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.verify import Judgment, rates
-from soloist.toolchain.tools.files import load_tools
+from soloist.toolchain.tools.files import SHIPPED, load_tools
 from soloist.toolchain.traces.schema import Run
 
 
@@ -61,11 +59,11 @@ class Options(Config):
     @field_validator("graph", mode="before")
     @classmethod
     def _by_name(cls, value: object) -> object:
-        return None if value == NAME else value
+        return None if value == DESK else value
 
     def knowledge(self) -> KnowledgeGraph:
         """The graph. Raises DataError if it cannot be read or says nothing."""
-        return find_graph(str(self.graph or NAME)).require_facts()
+        return find_graph(str(self.graph or DESK)).require_facts()
 
     def informs(self, mode: Mode) -> bool:
         """Whether facts stand before the question."""
@@ -76,7 +74,7 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
     """Runs that pass rejection sampling and whose triples are verified; the rates are of all runs."""
     options = setup.options
     assert isinstance(options, Options)
-    graph, tools = options.knowledge(), load_tools(options.tools, desk_tools())
+    graph, tools = options.knowledge(), load_tools((SHIPPED, *options.tools))
     kept: list[Group] = []
     rejected: Counter[str] = Counter()
     judgments: list[Judgment] = []

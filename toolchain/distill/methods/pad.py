@@ -54,6 +54,7 @@ from soloist.toolchain.distill.train import LOG, Trained
 from soloist.toolchain.distill.work import Work
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.tools.base import Toolbox
+from soloist.toolchain.tools.files import SHIPPED, load_tools
 from soloist.toolchain.traces.graph import graph_of
 from soloist.toolchain.traces.schema import Run
 
@@ -65,7 +66,7 @@ class Options(GrpoConfig):
 
     start: Literal["sft", "base"] = Field(default="sft", description="practise from a taught student (our choice)")
     tools: tuple[str, ...] = Field(
-        default=("soloist.toolchain.desk.tools:desk_tools",),
+        default=(SHIPPED,),
         description="entry points of the tools it acts with, as in the team's file (default: the desk's)",
     )
     rollouts: int = Field(default=8, ge=0, description="completions per step label (Math-Shepherd); 0: answer labels")
@@ -128,8 +129,6 @@ class _Pad:
         used = {use.name for run in self.work.runs for turn in run.turns for use in turn.tools if use.name}
         if self.work.mode != "acts" or not used:
             return None
-        from soloist.toolchain.tools.files import load_tools
-
         tools = load_tools(self.options.tools)
         if unknown := sorted(used - set(tools.tools)):
             raise UsageError(

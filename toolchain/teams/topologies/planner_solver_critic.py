@@ -6,11 +6,9 @@ import re
 
 from pydantic import Field
 
-from soloist.kernels.errors import UsageError
 from soloist.targets.base import Message
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.tasks.base import extract
-from soloist.toolchain.teams.config import AgentConfig
 from soloist.toolchain.teams.session import Say, Session, messages_for
 from soloist.toolchain.teams.voting import fold_answer
 from soloist.toolchain.traces.schema import Run
@@ -24,7 +22,7 @@ class Options(Config):
 
 
 def run(session: Session, options: Options) -> Run:
-    planner, solver, critic = (_only(session, role) for role in ("planner", "solver", "critic"))
+    planner, solver, critic = (session.agent(role) for role in ("planner", "solver", "critic"))
     question = session.question.question
     (plan,) = session.say([Say(planner, messages_for(planner, question))])
     task = f"{question}\n\nPlan:\n{session.turns[plan]['text']}"
@@ -56,10 +54,3 @@ def approves(verdict: str, word: str) -> bool:
     said = rf"(?<!\w){re.escape(word)}(?!\w)"
     refused = rf"(?:\b(?:not|no|never|cannot|without)\b|n['’]t\b)[^.!?;\n]*{said}"
     return bool(re.search(said, verdict, re.IGNORECASE)) and not re.search(refused, verdict, re.IGNORECASE)
-
-
-def _only(session: Session, role: str) -> AgentConfig:
-    agents = session.agents(role)
-    if len(agents) != 1:
-        raise UsageError(f"team '{session.team.name}': exactly one agent of role '{role}' is needed, not {len(agents)}")
-    return agents[0]

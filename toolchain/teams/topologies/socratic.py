@@ -16,11 +16,9 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from soloist.kernels.errors import UsageError
 from soloist.targets.base import Message
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.tasks.base import extract
-from soloist.toolchain.teams.config import AgentConfig
 from soloist.toolchain.teams.session import Say, Session, messages_for
 from soloist.toolchain.tools.calls import grammar
 from soloist.toolchain.traces.schema import Run
@@ -54,7 +52,7 @@ def dialogue(question: str, asked: Sequence[str], said: Sequence[Sequence[Messag
 
 
 def run(session: Session, options: Options) -> Run:
-    decomposer, solver = (_only(session, role) for role in ("decomposer", "solver"))
+    decomposer, solver = (session.agent(role) for role in ("decomposer", "solver"))
     question = session.question.question
     (plan,) = session.say([Say(decomposer, messages_for(decomposer, question.strip()))])
     asked = sub_questions(session.turns[plan]["text"]) or [question]
@@ -87,10 +85,3 @@ def _heard(session: Session, turn: int, *, acts: bool) -> tuple[str | None, list
         return extract(text), [said]
     result = session.run_tool(turn, text).result
     return result, [said] if result is None else [said, {"role": "tool", "content": result}]
-
-
-def _only(session: Session, role: str) -> AgentConfig:
-    agents = session.agents(role)
-    if len(agents) != 1:
-        raise UsageError(f"team '{session.team.name}': exactly one agent of role '{role}' is needed, not {len(agents)}")
-    return agents[0]
