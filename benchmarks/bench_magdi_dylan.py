@@ -31,8 +31,8 @@ RESAMPLED = 2000
 def graphs_of(options, tokenizer, folder, seed):
     """Training and held-out groups of the files, drawn by question."""
     from soloist.toolchain.distill.methods import magdi
-    from soloist.toolchain.distill.methods.base import Setup
     from soloist.toolchain.distill.stage import recheck
+    from soloist.toolchain.distill.work import Setup
     from soloist.toolchain.record.importing import ImportOptions, import_traces
     from soloist.toolchain.traces.store import read_runs
 
@@ -146,7 +146,7 @@ def train(options, base, folder, seed):
         "node_loss": [round(sum(s["loss_nodes"] for s in steps) / len(steps), 4) for steps in epochs],
         "node_accuracy": [round(sum(s["node_accuracy"] for s in steps) / len(steps), 4) for steps in epochs],
         "held_out": curve,
-        **trained.facts(),
+        **trained.facts().model_dump(exclude={"phases"}),
     }
 
 

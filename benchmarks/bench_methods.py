@@ -92,7 +92,8 @@ def spend_of(setting, options, traces, work):
     from soloist.toolchain.core.files import write_atomic
     from soloist.toolchain.distill.data import prepare_tokenizer, select
     from soloist.toolchain.distill.model import load_base
-    from soloist.toolchain.distill.stage import base_digest, recheck
+    from soloist.toolchain.distill.stage import recheck
+    from soloist.toolchain.student.artifact import base_digest
     from soloist.toolchain.traces.store import read_runs
 
     if options.max_train_tokens:
@@ -103,7 +104,7 @@ def spend_of(setting, options, traces, work):
         tokenizer = load_base(base_of(options))[1]
         prepare_tokenizer(tokenizer)
         runs = list(read_runs(traces.path / "traces.jsonl.gz"))[:limit]
-        write_atomic(path, json.dumps(select(runs, tokenizer, check_steps=recheck, mode=mode).counts))
+        write_atomic(path, select(runs, tokenizer, check_steps=recheck, mode=mode).counts.model_dump_json())
     return passes * json.loads(path.read_text(encoding="utf-8"))["tokens"]
 
 
@@ -126,12 +127,12 @@ def student_of(setting, method, seed, spend, options, traces, work, name, **extr
 
 def cost_of(student):
     """Tokens read and seconds spent by all passes of training that made a student."""
-    facts = student.facts
-    passes = [facts["training"], *facts["training"].get("phases", {}).values()]
-    passes += [facts[part]["training"] for part in facts.get("parts", ()) if part in facts]
+    from soloist.toolchain.student.artifact import StudentFacts
+
+    passes = student.read(StudentFacts).training.passes
     # a manifest's seconds are those since the last start, the steps' those of all starts
-    seconds = max(student.manifest["seconds"], sum(one["seconds"] for one in passes))
-    return {"tokens_read": sum(one["tokens"] for one in passes), "train_seconds": round(seconds, 1)}
+    seconds = max(student.manifest["seconds"], sum(one.seconds for one in passes))
+    return {"tokens_read": sum(one.tokens for one in passes), "train_seconds": round(seconds, 1)}
 
 
 def cell(setting, method, seed, spend, options, traces, work, asked):
@@ -139,6 +140,7 @@ def cell(setting, method, seed, spend, options, traces, work, asked):
     from soloist.toolchain.bench.systems import student_team, student_tools
     from soloist.toolchain.core.environment import commit, device, versions
     from soloist.toolchain.export.stage import compile_format, knowledge, model_folders
+    from soloist.toolchain.student.artifact import StudentFacts
     from soloist.toolchain.teams.config import load_team
 
     extra, costs = dict(OPTIONS.get(method, {}).get(setting, {})), []
@@ -154,7 +156,7 @@ def cell(setting, method, seed, spend, options, traces, work, asked):
     system = student_team(compiled / made["path"], student_tools(student), load_team("desk").tools)
     answers = ask(system, asked, method)
     shutil.rmtree(compiled)
-    facts = student.facts
+    facts = student.read(StudentFacts)
     return {
         "bench": "methods",
         "setting": setting,
@@ -162,8 +164,8 @@ def cell(setting, method, seed, spend, options, traces, work, asked):
         "seed": seed,
         "spend": spend,
         "traces": traces.digest,
-        "data": facts["data"],
-        "options": facts["options"],
+        "data": facts.data.model_dump(),
+        "options": facts.options,
         **{key: sum(cost[key] for cost in costs) for key in costs[0]},
         "splits": [q.split for q in asked],
         **answers,

@@ -98,8 +98,8 @@ def run_steps(trainer, batches, *, share):
 
 def compare(spec, trainer, runs, options):
     """Both sides on one kind of batch, alternating."""
-    from soloist.toolchain.distill.methods.base import Setup
     from soloist.toolchain.distill.stage import recheck
+    from soloist.toolchain.distill.work import Setup
 
     method, chosen = chosen_by(spec)
     tokenizer = trainer.student.tokenizer

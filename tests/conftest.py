@@ -68,6 +68,20 @@ def tiny(make_student, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def write_card():
+    """Writer of a student's card: `write_card(folder, mode, tools)`."""
+    from soloist.toolchain.student.artifact import DataFacts, StudentCard
+
+    data = DataFacts(kept=1, rejected={}, tokens=9, trained_tokens=5, conversations=1)
+
+    def write(folder, mode, tools=()):
+        made = {"method": "sft", "tuning": "full", "base": "tiny", "base_digest": "0" * 16, "precision": "float32"}
+        StudentCard(**made, mode=mode, tools=tools, data=data).write(folder)
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def student(tiny, tmp_path_factory):
     """The same as an artifact of stage `distill`. Treat it as read-only."""
     from soloist.toolchain.core.artifact import stage

@@ -103,7 +103,7 @@ def test_a_torch_student_whose_tools_nobody_names_is_refused_and_not_answered_wi
     assert given.exit_code == 0 and "calc(" in given.stdout
     (student / "student.json").write_text("[]")
     said = refused(4, "chat", student, "What is 411 + 108?")
-    assert said.startswith(f"{student / 'student.json'}: not the card of a student of ours") and "\n" not in said
+    assert said.startswith(f"{student / 'student.json'}: not a student's card of this version") and "\n" not in said
 
 
 def test_a_quantized_student_calls_the_tools_of_the_one_it_was_made_from(soloist, whole_job, tmp_path, one_thread):

@@ -15,6 +15,7 @@ import pytest
 
 from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.report.schema import read_report
+from soloist.toolchain.student.artifact import StudentFacts
 from soloist.toolchain.traces.store import read_runs
 
 for package in ("torch", "transformers", "gguf"):
@@ -96,7 +97,7 @@ def check_traces(out):
         assert all(turn.model == "local" and turn.tokens_in > 20 and turn.text for turn in run.turns)
     correct = [run for run in runs if run.verdict == "correct"]
     assert correct, [run.answer for run in runs]
-    kept = Artifact.open(out / "student").facts["data"]["kept"]
+    kept = Artifact.open(out / "student").read(StudentFacts).data.kept
     assert kept == len(correct), "the student learns from what the team got right"
 
 

@@ -17,10 +17,10 @@ from soloist.kernels.errors import ResourceError
 from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.events import QUIET
 from soloist.toolchain.distill.distributed import launched
-from soloist.toolchain.distill.methods.base import Setup
 from soloist.toolchain.distill.methods.catalog import load
 from soloist.toolchain.distill.stage import TRACES, DistillConfig, distill, recheck
 from soloist.toolchain.distill.train import TrainConfig, Trainer
+from soloist.toolchain.distill.work import Setup
 from soloist.toolchain.traces.store import read_runs
 
 OPTIONS = {"magdi": {"hidden": 8, "dropout": 0.3}, "tdpo": {"epochs": 1, "learning_rate": 1e-3}}

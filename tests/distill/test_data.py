@@ -105,13 +105,13 @@ def test_rejection_counts_each_reason(tokenizer, run_of):
     misses = misses.model_copy(update={"question": misses.question.model_copy(update={"gold": "99"})})
     runs = [run_of(1), run_of(2), run_of(3, verdict="wrong"), run_of(4, verdict="unknown"), run_of(5), misses]
     chosen = select(runs, tokenizer, check_steps=lambda steps: "5 + 3 = 8" not in steps)
-    assert chosen.counts["kept"] == 2
-    assert chosen.counts["rejected"] == {
+    assert chosen.counts.kept == 2
+    assert chosen.counts.rejected == {
         "no correct answer": 2,
         "a worked step does not re-check": 1,
         "the last tool's result is not the answer": 1,
     }
-    assert chosen.counts["trained_tokens"] == sum(e.targets for e in chosen.examples)
+    assert chosen.counts.trained_tokens == sum(e.targets for e in chosen.examples)
 
 
 def test_long_conversations_are_left_out_and_counted(tokenizer, run_of):
@@ -151,8 +151,8 @@ def test_a_budget_of_tokens_takes_whole_groups_at_random(tokenizer, run_of):
 
 def test_notes_are_counted_only_where_there_are_any(tokenizer, run_of):
     kept = select([run_of(1)], tokenizer, check_steps=agree).groups
-    assert "notes" not in selection(kept, {}).counts
-    assert selection(kept, {}, {"mean_k": 1.5}).counts["notes"] == {"mean_k": 1.5}
+    assert selection(kept, {}).counts.notes == {}
+    assert selection(kept, {}, {"mean_k": 1.5}).counts.notes == {"mean_k": 1.5}
 
 
 class Alien:

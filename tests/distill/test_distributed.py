@@ -29,6 +29,7 @@ from soloist.toolchain.distill.distributed import ALONE, Processes, follows, lau
 from soloist.toolchain.distill.optimizer import shares  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
+from soloist.toolchain.student.artifact import StudentFacts  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, Turn  # noqa: E402
 from soloist.toolchain.traces.store import write_runs  # noqa: E402
@@ -193,7 +194,8 @@ def test_a_run_of_two_processes_goes_on_in_one(job, two, traces, tiny_base, tmp_
 
 def test_phases_are_made_together_and_written_once(job, two, traces, tiny_base, tmp_path):
     made = Artifact.open(two[0] / "tdpo", stage="distill")
-    assert made.facts["training"]["processes"] == made.facts["training"]["phases"]["sft"]["processes"] == 2
+    facts = made.read(StudentFacts)
+    assert facts.training.processes == facts.training.phases["sft"].processes == 2
     for rank in (0, 1):  # both saw the same artifact, and again when there was nothing left to do
         assert json.loads((two[0] / f"seen-{rank}.json").read_text()) == [made.digest] * 2
     alone = distill(job.config_of("tdpo"), Artifact.open(traces), tiny_base, tmp_path / "tdpo")
@@ -218,13 +220,13 @@ def test_the_command_runs_under_a_launcher(traces, tiny_base, tmp_path):
     assert done.returncode == 0, done.stderr
     made = Artifact.open(tmp_path / "student", stage="distill")
     assert done.stdout.splitlines() == [f"{tmp_path}/student: student {made.digest}, 7 trajectories learned"]
-    assert made.facts["training"]["processes"] == 2
+    assert made.read(StudentFacts).training.processes == 2
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [event["done"] for event in events if event["event"] == "progress"] == [1, 2]
     config = DistillConfig(train=TrainConfig(seed=42, epochs=2))
     alone = distill(config, Artifact.open(traces), tiny_base, tmp_path / "alone")
     assert made.manifest["config"] == alone.manifest["config"]
-    if alone.facts["precision"] == "float32":
+    if alone.read(StudentFacts).precision == "float32":
         near(log_of(made.path), log_of(alone.path))
     assert {p.name for p in tmp_path.iterdir()} == {"student", "alone", "events.jsonl"}
 

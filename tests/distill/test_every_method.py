@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 pytest.importorskip("torch")
@@ -16,6 +14,7 @@ from soloist.toolchain.core.artifact import Artifact, stage
 from soloist.toolchain.desk.job import recorded
 from soloist.toolchain.distill.methods.catalog import CATALOG
 from soloist.toolchain.export.stage import compile_format, knowledge, model_folders
+from soloist.toolchain.student.artifact import read_card
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import load_team
 from soloist.toolchain.teams.team import Team
@@ -56,8 +55,8 @@ def test_a_method_trains_by_one_command_and_its_student_is_compiled_and_answers(
     command += [word for option in options for word in ("--set", option)]
     ended = CliRunner().invoke(main, command, catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
-    card = json.loads((student / "student.json").read_text(encoding="utf-8"))
-    assert card["method"] == name and card["data"]["kept"] > 0
+    card = read_card(student)
+    assert card.method == name and card.data.kept > 0
     artifact = Artifact.open(student, stage="distill")
     made = compile_format(model_folders(artifact), tmp_path, "gguf-f16", "student", knowledge(student))
     system = student_team(tmp_path / made["path"], student_tools(artifact), load_team("desk").tools)

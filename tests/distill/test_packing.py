@@ -10,11 +10,11 @@ from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.toolchain.distill import packing  # noqa: E402
 from soloist.toolchain.distill.data import Group  # noqa: E402
 from soloist.toolchain.distill.methods.attempts import spoken  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.model import load_base  # noqa: E402
 from soloist.toolchain.distill.objective import CrossEntropy, summed_cross_entropy  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.train import parts  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
 from soloist.toolchain.traces.graph import graph_of  # noqa: E402
 
 

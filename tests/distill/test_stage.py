@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -15,6 +13,7 @@ from soloist.toolchain.distill.methods.catalog import CATALOG, load  # noqa: E40
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
 from soloist.toolchain.distill.work import Work  # noqa: E402
+from soloist.toolchain.student.artifact import StudentFacts, read_card  # noqa: E402
 from soloist.toolchain.traces.store import write_runs  # noqa: E402
 
 CONFIG = DistillConfig(train=TrainConfig(batch_size=4, learning_rate=3e-3, precision="fp32", device="cpu"))
@@ -36,11 +35,11 @@ def test_distill_makes_a_student_folder(tiny_base, traces, tmp_path):
     names = set(made.manifest["files"])
     assert {"config.json", "model.safetensors", "tokenizer.json", "student.json", "train.jsonl"} <= names
     assert not any(name.startswith("checkpoints") for name in names)
-    card = json.loads((made.path / "student.json").read_text())
-    assert (card["mode"], card["method"], card["tools"]) == ("acts", "sft", ["add"])
-    assert card["data"]["kept"] == 10
-    assert card["data"]["rejected"] == {"no correct answer": 1}
-    assert made.facts["training"]["steps"] == 3
+    card = read_card(made.path)
+    assert (card.mode, card.method, card.tools) == ("acts", "sft", ("add",))
+    assert card.data.kept == 10
+    assert card.data.rejected == {"no correct answer": 1}
+    assert made.read(StudentFacts).training.steps == 3
     assert len((made.path / "train.jsonl").read_text().splitlines()) == 3
 
 
@@ -60,12 +59,13 @@ def test_a_student_that_is_there_is_not_trained_again(tiny_base, traces, tmp_pat
 
 def test_a_budget_of_tokens_is_kept_and_is_part_of_the_plan(tiny_base, traces, tmp_path):
     whole = distill(CONFIG, traces, tiny_base, tmp_path / "whole")
-    budget = whole.facts["data"]["trained_tokens"] // 2
+    budget = whole.read(StudentFacts).data.trained_tokens // 2
     config = CONFIG.model_copy(update={"tokens": budget})
     half = distill(config, traces, tiny_base, tmp_path / "half")
-    assert 0.7 * budget < half.facts["data"]["trained_tokens"] <= budget
-    assert half.facts["training"]["trained_tokens"] == half.facts["data"]["trained_tokens"]
-    assert half.facts["data"]["rejected"][f"over the budget of {budget} trained tokens"] > 0
+    taken = half.read(StudentFacts)
+    assert 0.7 * budget < taken.data.trained_tokens <= budget
+    assert taken.training.trained_tokens == taken.data.trained_tokens
+    assert taken.data.rejected[f"over the budget of {budget} trained tokens"] > 0
     assert half.digest != whole.digest
     assert "tokens" not in whole.manifest["config"]
 

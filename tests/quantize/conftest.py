@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,10 +49,10 @@ def traces(tmp_path_factory, traces_in) -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def student(tiny, tmp_path_factory, traces) -> Artifact:
+def student(tiny, tmp_path_factory, traces, write_card) -> Artifact:
     def build(partial):
         shutil.copytree(tiny, partial, dirs_exist_ok=True)
-        (partial / "student.json").write_text(json.dumps({"mode": "acts", "method": "sft", "tools": []}))
+        write_card(partial, "acts")
         return {}
 
     return stage("distill", tmp_path_factory.mktemp("student") / "student", {}, [traces], build)

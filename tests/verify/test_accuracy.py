@@ -41,11 +41,11 @@ def test_a_file_that_cannot_be_asked_fails(monkeypatch, tmp_path):
     assert facts == {"verdict": "fail", "reason": "asked the task's questions, it crashed its runtime (SIGSEGV)"}
 
 
-def test_the_students_answers_are_measured_once(monkeypatch, tmp_path):
+def test_the_students_answers_are_measured_once(monkeypatch, tmp_path, write_card):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def build(made):
-        (made / "student.json").write_text('{"mode": "acts", "tools": ["calc"]}')
+        write_card(made, "acts", ["calc"])
         return {}
 
     student = stage("distill", tmp_path / "student", {}, [], build)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in 
 
 
 @pytest.fixture(scope="module")
-def compiled(tiny, tmp_path_factory):
+def compiled(tiny, tmp_path_factory, write_card):
     """A decomposer, and a solver with weights of its own, as files in 8 bits."""
     folder = tmp_path_factory.mktemp("pair")
 
@@ -39,7 +39,7 @@ def compiled(tiny, tmp_path_factory):
             if name.endswith("down_proj.weight"):
                 tensors[name] = -tensors[name]
         save_file(tensors, made / "solver" / "model.safetensors", metadata={"format": "pt"})
-        (made / "student.json").write_text('{"mode": "smagdi", "tools": []}')
+        write_card(made, "acts")
         return {}
 
     return export(stage("distill", folder / "student", {}, [], build), folder / "compiled", ["gguf-q8_0"], PROBE)

@@ -27,10 +27,10 @@ pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in 
 
 
 @pytest.fixture(scope="module")
-def compiled(tiny, tmp_path_factory) -> Artifact:
+def compiled(tiny, tmp_path_factory, write_card) -> Artifact:
     def build(made):
         shutil.copytree(tiny, made, dirs_exist_ok=True)
-        (made / "student.json").write_text('{"mode": "internalise", "tools": []}')
+        write_card(made, "internalise")
         return {}
 
     folder = tmp_path_factory.mktemp("job")

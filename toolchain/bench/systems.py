@@ -5,7 +5,6 @@ A lone model is a team of one agent, so all systems are asked, timed and counted
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from soloist.targets.open import PARTS, parts
 from soloist.toolchain.bench.records import Kind
 from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.config import Config
+from soloist.toolchain.student.artifact import read_card
 from soloist.toolchain.teams.config import (
     AgentConfig,
     Demonstration,
@@ -152,5 +152,4 @@ def students(student: Artifact, compiled: Artifact, formats: Sequence[str], entr
 
 def student_tools(student: Artifact) -> list[str]:
     """The tools a student was taught to call; none for a student that answers in words."""
-    card = json.loads((student.path / "student.json").read_text(encoding="utf-8"))
-    return list(card["tools"]) if card["mode"] == "acts" else []
+    return list(read_card(student.path).called_tools)

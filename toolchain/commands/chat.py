@@ -89,17 +89,14 @@ def _tools(path: Path, entries: tuple[str, ...]) -> tuple[tuple[str, ...], list[
 
 def _tools_file(path: Path) -> Path | None:
     """The list of tools beside the model; for a torch student that of the files compiled from it, in the same job."""
-    from soloist.kernels.errors import ArtifactError, UsageError
+    from soloist.kernels.errors import UsageError
+    from soloist.toolchain.student.artifact import CARD, read_card
 
     folder = path if path.is_dir() else path.parent
-    beside, card = folder / "tools.json", folder / "student.json"
-    if beside.is_file() or not card.is_file():
+    beside = folder / "tools.json"
+    if beside.is_file() or not (folder / CARD).is_file():
         return beside if beside.is_file() else None
-    try:
-        taught = json.loads(card.read_text(encoding="utf-8"))
-        tools = taught["tools"] if taught["mode"] == "acts" else []
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{card}: not the card of a student of ours ({error})") from error
+    tools = read_card(folder).called_tools
     found = _compiled_tools(folder) if tools else None
     if tools and found is None:
         raise UsageError(

@@ -50,6 +50,7 @@ def command(
     from soloist.toolchain.core.progress import Bars
     from soloist.toolchain.distill.distributed import follows, leave
     from soloist.toolchain.distill.stage import DistillConfig, distill
+    from soloist.toolchain.student.artifact import StudentFacts
     from soloist.toolchain.traces.recording import open_traces
 
     if epochs and max_train_tokens:
@@ -74,4 +75,5 @@ def command(
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
         student = distill(config, open_traces(traces), source, output, events=events)
     leave()
-    click.echo(f"{output}: student {student.digest}, {student.facts['data']['kept']} trajectories learned")
+    kept = student.read(StudentFacts).data.kept
+    click.echo(f"{output}: student {student.digest}, {kept} trajectories learned")

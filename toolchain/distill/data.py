@@ -17,15 +17,15 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from soloist.kernels.errors import DataError
 from soloist.targets.base import Message
+from soloist.toolchain.student.artifact import DataFacts, Mode
 from soloist.toolchain.tasks.base import Question, extract, score
 from soloist.toolchain.tools.calls import MORE
 from soloist.toolchain.traces.schema import Run, ToolUse
 
-Mode = Literal["acts", "internalise"]
 CheckSteps = Callable[[Sequence[str]], bool]
 
 END = "<|im_end|>"
@@ -94,19 +94,17 @@ class Selection:
         return tuple(example for group in self.groups for example in group.examples)
 
     @property
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> DataFacts:
         """For manifests and reports: groups kept, and the tokens of their conversations."""
         examples = self.examples
-        tokens, trained = sum(len(e.ids) for e in examples), sum(e.targets for e in examples)
-        kept = len(self.groups)
-        return {
-            "kept": kept,
-            "rejected": dict(self.rejected),
-            "tokens": tokens,
-            "trained_tokens": trained,
-            "conversations": len(examples),
-            **({"notes": dict(self.notes)} if self.notes else {}),
-        }
+        return DataFacts(
+            kept=len(self.groups),
+            rejected=self.rejected,
+            tokens=sum(len(example.ids) for example in examples),
+            trained_tokens=sum(example.targets for example in examples),
+            conversations=len(examples),
+            notes=self.notes,
+        )
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from soloist.kernels.errors import DataError
 from soloist.targets.base import Message
-from soloist.toolchain.distill.data import Mode
+from soloist.toolchain.student.artifact import Mode
 from soloist.toolchain.tasks.base import question_key
 from soloist.toolchain.tools.calls import MORE
 from soloist.toolchain.traces.schema import ToolUse

@@ -18,6 +18,7 @@ from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.objective import Objective
 from soloist.toolchain.distill.train import Trainer
 from soloist.toolchain.distill.work import Work
+from soloist.toolchain.student.artifact import TrainingFacts
 
 
 def write_exact(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -42,8 +43,8 @@ def save_exact(student: Student, folder: Path) -> None:
 
 def fit_exact(
     work: Work, trainer: Trainer, groups: Sequence[Group], objective: Objective, folder: Path
-) -> dict[str, Any]:
-    """As `work.fit`, but in fp32; facts: `training`."""
+) -> TrainingFacts:
+    """As `work.fit`, but saved in fp32."""
     trainer.optimize(objective)
     trained = trainer.fit(groups, folder, events=work.events)
     exact = trainer.optimizer.exact()
@@ -51,4 +52,4 @@ def fit_exact(
         trainer.student.restore(exact)
         save_exact(trainer.student, folder)
     work.processes.share(None)
-    return {"training": trained.facts()}
+    return trained.facts()

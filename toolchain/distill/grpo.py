@@ -28,15 +28,16 @@ from torch.nn import functional
 
 from soloist.kernels.errors import UsageError
 from soloist.targets.base import Message, require
+from soloist.toolchain.core.artifact import Facts
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.credit import Solution, released, softmin, z_scores
 from soloist.toolchain.distill.data import Example, prepare_tokenizer, render_ids
 from soloist.toolchain.distill.full_precision import write_exact
-from soloist.toolchain.distill.methods.base import Variant
 from soloist.toolchain.distill.model import load_base
 from soloist.toolchain.distill.prm import RewardModel
 from soloist.toolchain.distill.rollouts import Rollout, Sampler
 from soloist.toolchain.distill.steps import step_ends
+from soloist.toolchain.student.artifact import Variant
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.tools.base import Toolbox
 
@@ -117,6 +118,27 @@ class Judge:
         return found
 
 
+class Update(Facts):
+    """What one update did, as TRL logs it; means over what was sampled. `tokens` are prompts and the student's own."""
+
+    loss: float
+    reward: float
+    reward_steps: float
+    reward_answer: float
+    kl: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    trained_tokens: int
+    seconds: float
+
+
+class Practice(Facts):
+    """The updates of one segment, in order."""
+
+    updates: tuple[Update, ...]
+
+
 @dataclass(frozen=True)
 class Segment:
     """One segment: where it begins, what it must stay near to, and the questions of its updates in order."""
@@ -129,8 +151,8 @@ class Segment:
     limit: int
     tools: Toolbox | None
 
-    def run(self, judge: Judge, folder: Path) -> dict[str, Any]:
-        """Train and save; facts: `records`, one per update."""
+    def run(self, judge: Judge, folder: Path) -> Practice:
+        """Train and save."""
         config = judge.config
         model, tokenizer = load_base(self.start)
         prepare_tokenizer(tokenizer)
@@ -141,13 +163,13 @@ class Segment:
             trainer = self._trainer(model, tokenizer, judge, folder)
             trainer.train()
         sampled = config.generations * config.questions
-        records = _records(trainer.state.log_history, sampled, time.perf_counter() - began)
+        updates = _updates(trainer.state.log_history, sampled, time.perf_counter() - began)
         steps = len(self.questions) // config.questions
-        assert len(records) == steps, f"TRL logged {len(records)} of {steps} updates"
+        assert len(updates) == steps, f"TRL logged {len(updates)} of {steps} updates"
         model.config._name_or_path = ""
         # TRL patches `forward` of this very object; what is saved are weights and config
         write_exact(model, tokenizer, folder)
-        return {"records": records}
+        return Practice(updates=tuple(updates))
 
     def _trainer(self, model: Any, tokenizer: Any, judge: Judge, folder: Path) -> Any:
         config = judge.config
@@ -305,24 +327,24 @@ def _quiet() -> Iterator[None]:
                 logging.enable_progress_bar()
 
 
-def _records(history: Sequence[Mapping[str, Any]], sampled: int, seconds: float) -> list[dict[str, Any]]:
-    """TRL's log as ours: one record per update. It counts prompts and the student's words, no tool's results."""
+def _updates(history: Sequence[Mapping[str, Any]], sampled: int, seconds: float) -> list[Update]:
+    """TRL's log as ours. It counts prompts and the student's words, no tool's results."""
     steps = [entry for entry in history if "loss" in entry]
     found = []
     for index, entry in enumerate(steps):
         seen = entry["num_tokens"] - (steps[index - 1]["num_tokens"] if index else 0)
         found.append(
-            {
-                "loss": round(entry["loss"], 6),
-                "reward": round(entry["reward"], 6),
-                "reward_steps": round(entry["rewards/step_reward/mean"], 6),
-                "reward_answer": round(entry["rewards/answer_reward/mean"], 6),
-                "kl": round(entry.get("kl", 0.0), 8),
-                "learning_rate": entry["learning_rate"],
-                "gradient_norm": round(entry["grad_norm"], 6),
-                "tokens": int(seen),
-                "trained_tokens": round(entry["completions/mean_length"] * sampled),
-                "seconds": round(seconds / len(steps), 4),
-            }
+            Update(
+                loss=round(entry["loss"], 6),
+                reward=round(entry["reward"], 6),
+                reward_steps=round(entry["rewards/step_reward/mean"], 6),
+                reward_answer=round(entry["rewards/answer_reward/mean"], 6),
+                kl=round(entry.get("kl", 0.0), 8),
+                learning_rate=entry["learning_rate"],
+                gradient_norm=round(entry["grad_norm"], 6),
+                tokens=int(seen),
+                trained_tokens=round(entry["completions/mean_length"] * sampled),
+                seconds=round(seconds / len(steps), 4),
+            )
         )
     return found

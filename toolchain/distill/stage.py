@@ -10,7 +10,6 @@ A kill loses at most `checkpoint_seconds` of training; the same call goes on fro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,16 @@ from soloist.kernels.errors import UsageError
 from soloist.toolchain.core.artifact import Artifact, stage
 from soloist.toolchain.core.config import Config, validated
 from soloist.toolchain.core.events import QUIET, EventLog
-from soloist.toolchain.core.files import sha256_file, write_atomic
-from soloist.toolchain.distill.data import CheckSteps, Mode
+from soloist.toolchain.distill.data import CheckSteps
 from soloist.toolchain.distill.distributed import Processes, launched
-from soloist.toolchain.distill.methods.base import Variant
 from soloist.toolchain.distill.methods.catalog import load
 from soloist.toolchain.distill.model import freed_memory_kept
 from soloist.toolchain.distill.train import CHECKPOINTS, STAGE, TrainConfig
 from soloist.toolchain.distill.work import PHASES, Work
+from soloist.toolchain.student.artifact import Mode, StudentFacts, Variant, base_digest
+from soloist.toolchain.tools import arithmetic
 from soloist.toolchain.traces.recording import TRACES
 from soloist.toolchain.traces.store import read_runs
-
-CARD = "student.json"
 
 
 class DistillConfig(Config):
@@ -75,15 +72,7 @@ class DistillConfig(Config):
 
 def recheck(steps: Sequence[str]) -> bool:
     """Whether every equality in the worked steps holds, recomputed exactly."""
-    from soloist.toolchain.tools.arithmetic import check_steps
-
-    return check_steps("\n".join(steps))
-
-
-def base_digest(base: Path) -> str:
-    """What a model (or a file) is: the hash of the file or of its weights, not where it lies."""
-    files = [base] if base.is_file() else sorted([*base.glob("*.safetensors"), *base.glob("config.json")])
-    return "+".join(sha256_file(file)[:16] for file in files)
+    return arithmetic.check_steps("\n".join(steps))
 
 
 def distill(
@@ -106,10 +95,11 @@ def distill(
     method = load(config.method)
     options = method.options.model_validate(config.options)
     files = {name: value for name, value in options if isinstance(value, Path)}
+    plan = _plan(config, files, base)
     processes = launched(cpu=config.train.device == "cpu")
     events = events if processes.main else QUIET
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> StudentFacts:
         runs = list(read_runs(traces.path / TRACES))[: config.limit]
         work = Work(
             method,
@@ -125,34 +115,41 @@ def distill(
             config.tokens,
             processes,
         )
-        facts = dict(method.train(work) if method.train else work.once())
-        training = facts.pop("training")
-        card = {
-            "method": config.method,
-            "variant": config.variant,
-            "options": {**config.options, **{name: path.name for name, path in files.items()}},
-            "mode": config.mode,
-            "tuning": config.train.tuning,
-            "base": base.name,
-            "tools": list(config.tools) or sorted({use.name for run in runs for use in run.trajectory}),
-            **facts,
-        }
+        made = method.train(work) if method.train else work.once()
+        tools = made.tools
+        if tools is None:
+            tools = config.tools or tuple(sorted({use.name for run in runs for use in run.trajectory}))
+        facts = StudentFacts(
+            method=config.method,
+            variant=config.variant,
+            options={**config.options, **{name: path.name for name, path in files.items()}},
+            mode=config.mode,
+            tuning=config.train.tuning,
+            base=base.name,
+            base_digest=plan["base"],
+            tools=tools,
+            precision=made.precision,
+            precision_reason=made.precision_reason,
+            data=made.data,
+            context=made.context,
+            parts=made.parts,
+            notes=made.notes,
+            training=made.training,
+        )
         if processes.main:
-            write_atomic(folder / CARD, json.dumps(card, indent=1, ensure_ascii=False))
-        return {**card, "training": training}
+            facts.write(folder)
+        return facts
 
-    def lead(folder: Path) -> dict[str, Any]:
+    def lead(folder: Path) -> StudentFacts:
         processes.share(str(folder))
         return build(folder)
 
     with freed_memory_kept():
         if not processes.main:
             return _follow(processes, build, out)
-        made = stage(
-            STAGE, out, _plan(config, files, base), [traces], lead, events=events, scratch=(CHECKPOINTS, PHASES)
-        )
+        student = stage(STAGE, out, plan, [traces], lead, events=events, scratch=(CHECKPOINTS, PHASES))
         processes.share(None)
-        return made
+        return student
 
 
 def _plan(config: DistillConfig, files: Mapping[str, Path], base: Path) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from soloist.toolchain.distill.model import Precision, Student, choose_precision
 from soloist.toolchain.distill.objective import CrossEntropy, Objective, Observing, Refreshing
 from soloist.toolchain.distill.optimizer import MasterAdamW
 from soloist.toolchain.distill.packing import pack
+from soloist.toolchain.student.artifact import TrainingFacts
 
 LOG = "train.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -93,22 +94,24 @@ class Trained:
     resumed_at: int = 0
     processes: int = 1
 
-    def facts(self) -> dict[str, Any]:
-        """Totals for the manifest. Tokens per second leave checkpoints out."""
+    def facts(self, phases: Mapping[str, TrainingFacts] | None = None) -> TrainingFacts:
+        """Totals for the manifest, after the passes `phases`. Tokens per second leave checkpoints out."""
         seconds = sum(step["seconds"] for step in self.steps)
-        totals = {
-            name: sum(step[name] for step in self.steps) for name in ("tokens", "trained_tokens", "computed_tokens")
-        }
-        return {
-            "steps": len(self.steps),
-            "processes": self.processes,
-            **totals,
-            "seconds": round(seconds, 2),
-            "tokens_per_second": round(totals["tokens"] / seconds, 1) if seconds else None,
-            "trained_tokens_per_second": round(totals["trained_tokens"] / seconds, 1) if seconds else None,
-            "first_loss": self.steps[0]["loss"] if self.steps else None,
-            "last_loss": self.steps[-1]["loss"] if self.steps else None,
-        }
+        tokens = sum(step["tokens"] for step in self.steps)
+        trained_tokens = sum(step["trained_tokens"] for step in self.steps)
+        return TrainingFacts(
+            steps=len(self.steps),
+            processes=self.processes,
+            tokens=tokens,
+            trained_tokens=trained_tokens,
+            computed_tokens=sum(step["computed_tokens"] for step in self.steps),
+            seconds=round(seconds, 2),
+            tokens_per_second=round(tokens / seconds, 1) if seconds else None,
+            trained_tokens_per_second=round(trained_tokens / seconds, 1) if seconds else None,
+            first_loss=self.steps[0]["loss"] if self.steps else None,
+            last_loss=self.steps[-1]["loss"] if self.steps else None,
+            phases=phases or {},
+        )
 
 
 def plan(count: int, config: TrainConfig, tokens: Sequence[int] = ()) -> list[list[int]]:

@@ -1,31 +1,96 @@
-"""A distillation at work: what a method is given, and the passes of training it may make.
+"""A method and its work: which conversations it takes from the traces, what it optimizes, the passes of training.
 
-One pass: select groups, build a trainer on a base, fit, save a plain Hugging Face folder. A method with
-several passes names each (`phase`); a phase that is done is not done again, one that was killed goes on
-at its last checkpoint. Of several processes all make every pass, and only the main one writes: a method that
-writes files of its own asks `processes.main`.
+    runs ── Method.select ──► groups of conversations ── Objective ──► terms of the loss
+                                                            └─ counts: what each term is averaged over
+
+A method is one file in `methods/`: a `METHOD` that says how to select and what to optimize, and the options it
+has. Most train once, through `Work.once`: select groups, build a trainer on a base, fit, save a plain Hugging Face
+folder. One that trains several models, or one model several times, gives `train` and names each pass (`phase`);
+a phase that is done is not done again, one that was killed goes on at its last checkpoint. Of several processes
+all make every pass, and only the main one writes: a method that writes files of its own asks `processes.main`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, Field, JsonValue
+
+from soloist.toolchain.core.artifact import Facts
+from soloist.toolchain.core.config import Config
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.core.files import write_atomic
-from soloist.toolchain.distill.data import CheckSteps, Group, Mode, Selection, within
+from soloist.toolchain.distill.data import CheckSteps, Group, Selection, within
 from soloist.toolchain.distill.distributed import ALONE, Processes
-from soloist.toolchain.distill.methods.base import Method, Select, Setup, Variant
-from soloist.toolchain.distill.model import Student
+from soloist.toolchain.distill.model import Student, load_base
 from soloist.toolchain.distill.objective import Objective
 from soloist.toolchain.distill.train import STAGE, TrainConfig, Trainer
+from soloist.toolchain.student.artifact import DataFacts, Mode, TrainingFacts, Variant
 from soloist.toolchain.traces.schema import Run
 
 PHASES = "phases"
 _DONE = "phase.json"
+
+P = TypeVar("P", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that selecting and optimizing may depend on. What exceeds `tokens` trained tokens is cut by `Work.chosen`."""
+
+    tokenizer: Any
+    check_steps: CheckSteps
+    mode: Mode = "acts"
+    max_length: int = 1024
+    seed: int = 0
+    variant: Variant = "paper"
+    options: Config = field(default_factory=Config)
+    tokens: int | None = None
+
+
+Select = Callable[[Sequence[Run], Setup], Selection]
+
+
+class Fitted(Facts):
+    """What one pass of training took, and the precision it computed in."""
+
+    training: TrainingFacts
+    precision: str
+    precision_reason: str
+
+
+class Distilled(Fitted):
+    """What a method hands back when its student is saved; `tools`, where given, replace those of the traces."""
+
+    data: DataFacts
+    tools: tuple[str, ...] | None = None
+    context: bool = False
+    parts: tuple[str, ...] = ()
+    notes: Mapping[str, JsonValue] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to distill. `defaults` are its own settings of TrainConfig where the user gives none.
+
+    `objective` gets the student, so that it can build what depends on its width. `train`, where given,
+    replaces the single pass of select and fit. `passes` says over how many trainings a `spend` of TrainConfig is
+    divided. `released`: there is a variant of that name. `check` refuses options, or a machine, that cannot work,
+    before anything is recorded or loaded.
+    """
+
+    select: Select
+    objective: Callable[[Student, Setup], Objective]
+    options: type[Config] = Config
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    train: Callable[[Work], Distilled] | None = None
+    passes: int = 1
+    released: bool = False
+    check: Callable[[Any], object] | None = None
 
 
 @dataclass
@@ -76,64 +141,58 @@ class Work:
     def chosen(self, setup: Setup, select: Select | None = None) -> Selection:
         """What the method (or `select`, of one of its phases) takes from the runs, within the budget of tokens."""
         found = within((select or self.method.select)(self.runs, setup), self.tokens, setup.seed)
-        self.note(_describe(found.counts), **found.counts)
+        counts = found.counts
+        rejected = ", ".join(f"{count} {reason}" for reason, count in counts.rejected.items())
+        self.note(f"{counts.kept} kept" + (f"; rejected: {rejected}" if rejected else ""), **counts.model_dump())
         return found
 
     def note(self, text: str, **facts: Any) -> None:
         """A line in the event log."""
         self.events.emit(STAGE, "note", text=text, **facts)
 
-    def once(self) -> dict[str, Any]:
+    def once(self) -> Distilled:
         """The single pass that most methods are: the selected groups, the method's objective, saved as the student."""
         trainer = self.trainer()
         setup = self.setup(trainer.student.tokenizer)
         chosen = self.chosen(setup)
-        facts = fit(self, trainer, chosen.groups, self.method.objective(trainer.student, setup), self.folder)
-        return {"data": chosen.counts, **facts}
+        fitted = fit(self, trainer, chosen.groups, self.method.objective(trainer.student, setup), self.folder)
+        return Distilled(data=chosen.counts, **dict(fitted))
 
-    def phase(self, name: str, build: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any]]:
-        """Do `build(folder)` unless it is done; returns its folder and its facts.
+    def phase(self, name: str, kind: type[P], build: Callable[[Path], P]) -> tuple[Path, P]:
+        """Do `build(folder)` unless it is done; returns its folder and what it found.
 
         The folder lies in `scratch`; it is marked as done after `build` has returned, so a kill repeats only
-        what its own checkpoints do not hold. Of several processes the main one's facts are everybody's.
+        what its own checkpoints do not hold. Of several processes the main one's findings are everybody's.
         """
         folder = self.scratch / name
         done = folder / _DONE
         whole = self.processes.main and done.is_file()
-        known: dict[str, Any] | None = json.loads(done.read_text(encoding="utf-8")) if whole else None
-        known = self.processes.share(known)
+        known = self.processes.share(json.loads(done.read_text(encoding="utf-8")) if whole else None)
         if known is not None:
             self.note(f"phase {name}: done before")
-            return folder, known
+            return folder, kind.model_validate(known)
         if self.processes.main:
             folder.mkdir(parents=True, exist_ok=True)
         self.note(f"phase {name}")
-        facts: dict[str, Any] = self.processes.share(dict(build(folder)))
+        found = self.processes.share(build(folder).model_dump(mode="json"))
         if self.processes.main:
-            write_atomic(done, json.dumps(facts))
-        return folder, facts
+            write_atomic(done, json.dumps(found))
+        return folder, kind.model_validate(found)
 
 
-def fit(work: Work, trainer: Trainer, groups: Sequence[Group], objective: Objective, folder: Path) -> dict[str, Any]:
-    """Fit and save into `folder`; facts: `training`, `precision`."""
+def fit(work: Work, trainer: Trainer, groups: Sequence[Group], objective: Objective, folder: Path) -> Fitted:
+    """Fit and save into `folder`."""
     trainer.optimize(objective)
     trained = trainer.fit(groups, folder, events=work.events)
     trainer.save(folder)
     precision = f"{trainer.dtype}".removeprefix("torch.")
-    return {"training": trained.facts(), "precision": precision, "precision_reason": trainer.precision_reason}
+    return Fitted(training=trained.facts(), precision=precision, precision_reason=trainer.precision_reason)
 
 
 def frozen(path: Path, like: Student) -> Student:
     """A model that is only read (a reference, a teacher), in the student's precision and place."""
-    from soloist.toolchain.distill.model import load_base
-
     model, tokenizer = load_base(path)
     reader = Student(model, tokenizer, like.device)
     reader.compute_in(next(like.model.parameters()).dtype)
     reader.model.eval().requires_grad_(False)
     return reader
-
-
-def _describe(counts: Mapping[str, Any]) -> str:
-    rejected = ", ".join(f"{count} {reason}" for reason, count in counts["rejected"].items())
-    return f"{counts['kept']} kept" + (f"; rejected: {rejected}" if rejected else "")

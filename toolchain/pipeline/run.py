@@ -34,12 +34,13 @@ from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.environment import commit, device, versions
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.lineage import Lineage, lineage_of, refuse_trained
-from soloist.toolchain.distill.data import Mode, conversation
+from soloist.toolchain.distill.data import conversation
 from soloist.toolchain.export.stage import export
 from soloist.toolchain.record.team import record
 from soloist.toolchain.report.build import Context, build_report
 from soloist.toolchain.report.schema import Parity, Report, TrainingPoint
 from soloist.toolchain.report.stage import choose_anatomy, write_report
+from soloist.toolchain.student.artifact import Mode, StudentFacts
 from soloist.toolchain.tasks.base import Question, question_key
 from soloist.toolchain.teams.config import Demonstration, TeamConfig
 from soloist.toolchain.tools.calls import grammar
@@ -301,7 +302,8 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
     runs = list(read_runs(measured.path / "team.jsonl"))
     evaluation = sum(a.seconds for m in measurements if m.kind == "artifact" for a in m.answers)
     # the manifest's seconds are those since the last start, the steps' those of all starts
-    training = max(student.manifest["seconds"], student.facts["training"]["seconds"])
+    trained = student.read(StudentFacts).training.passes
+    training = max(student.manifest["seconds"], sum(one.seconds for one in trained))
     advised = assessment_of(job.out, job.team.name)
     asked = traces.read(TraceFacts).seconds + (advised.seconds if advised else 0)
     spend = Spend.of_seconds(job.price, recording=asked, training=training, evaluation=evaluation)
@@ -333,11 +335,11 @@ def _report(job: Job, artifacts: Sequence[Artifact], overlap: int) -> Report:
 
 
 def _method(traces: Artifact, student: Artifact) -> list[str]:
-    recorded, learned = traces.read(TraceFacts), student.facts
+    recorded, learned = traces.read(TraceFacts), student.read(StudentFacts)
     return [
         f"Recorded: {recorded.runs} questions, {recorded.correct} answered correctly by the team ({traces.digest}).",
-        f"Distilled: {learned['method']} on {learned['data']['conversations']} conversations, mode {learned['mode']}, "
-        f"from {learned['base']}, {learned['tuning']} fine-tuning in {learned['precision']} ({student.digest}).",
+        f"Distilled: {learned.method} on {learned.data.conversations} conversations, mode {learned.mode}, "
+        f"from {learned.base}, {learned.tuning} fine-tuning in {learned.precision} ({student.digest}).",
     ]
 
 

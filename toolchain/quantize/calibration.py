@@ -8,7 +8,6 @@ batches (one conversation at a time needs no padding, which would count as input
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,11 @@ from torch import Tensor, nn
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.kernels.gptq import Gram
 from soloist.toolchain.core.artifact import Artifact
-from soloist.toolchain.distill.data import Example, Mode, select
+from soloist.toolchain.distill.data import Example, select
 from soloist.toolchain.distill.model import load_base
-from soloist.toolchain.distill.stage import CARD, TRACES, recheck
-from soloist.toolchain.traces.recording import open_traces
+from soloist.toolchain.distill.stage import recheck
+from soloist.toolchain.student.artifact import CARD, Mode, read_card
+from soloist.toolchain.traces.recording import TRACES, open_traces
 from soloist.toolchain.traces.store import read_runs
 
 _LONGEST = 1024
@@ -55,8 +55,7 @@ def conversations(
     Raises:
         DataError: no trace the student could have learned from.
     """
-    card = student.path / CARD
-    mode: Mode = json.loads(card.read_text(encoding="utf-8"))["mode"] if card.is_file() else "acts"
+    mode: Mode = read_card(student.path).mode if (student.path / CARD).is_file() else "acts"
     runs = read_runs(traces.path / TRACES)
     chosen = select(runs, tokenizer, check_steps=recheck, mode=mode, max_length=_LONGEST)
     drawn = random.Random(f"{seed}/calibration")  # noqa: S311 - not cryptography

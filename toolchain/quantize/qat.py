@@ -84,11 +84,11 @@ def refine(
         DataError: fewer than two questions.
         ArtifactError: matrices of another model, a damaged checkpoint.
     """
-    from soloist.toolchain.distill.methods.base import Setup
     from soloist.toolchain.distill.methods.gkd import Distillation, Options
     from soloist.toolchain.distill.model import freed_memory_kept
     from soloist.toolchain.distill.teacher import load_teacher
     from soloist.toolchain.distill.train import Trainer
+    from soloist.toolchain.distill.work import Setup
     from soloist.toolchain.quantize.qat_linear import RoundedLinear, dress
 
     learned, held = split(examples, config.held_back, config.seed)
@@ -123,8 +123,7 @@ def refine(
 
 def _spent(trained: Trained) -> dict[str, Any]:
     """How long the training was, and its loss."""
-    facts = trained.facts()
-    return {name: facts[name] for name in ("steps", "tokens", "seconds", "first_loss", "last_loss")}
+    return trained.facts().model_dump(include={"steps", "tokens", "seconds", "first_loss", "last_loss"})
 
 
 def _training(config: AwareConfig, examples: Sequence[Example], new_tokens: int, device: str) -> TrainConfig:

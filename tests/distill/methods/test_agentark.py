@@ -12,12 +12,13 @@ from soloist.kernels.errors import DataError, UsageError  # noqa: E402
 from soloist.toolchain.core.artifact import Artifact  # noqa: E402
 from soloist.toolchain.distill.methods.agentark import DiverseOptions, Options, consensus, diverse  # noqa: E402
 from soloist.toolchain.distill.methods.attempts import distance, sound  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.model import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.objective import CrossEntropy  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, parts  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
+from soloist.toolchain.student.artifact import StudentFacts  # noqa: E402
 
 ADD, MUL, SUB = ("add(5+7) = 12",), ("mul(3*4) = 12",), ("add(5+1) = 6", "mul(6*2) = 12")
 
@@ -130,13 +131,13 @@ def test_the_choice_is_measured(many, debate_of, tokenizer):
     runs = [debate_of([[ADD, MUL, ADD]], number=1), debate_of([[ADD, ("add(5+07) = 12",), ADD]], number=2)]
     chosen = many(runs)
     a, b, _ = sound(runs[0], Setup(tokenizer, recheck))
-    assert chosen.counts["notes"] == {
+    assert chosen.counts.notes == {
         "mean_k": 1.5,
         "k": {"1": 1, "2": 1},
         "mean_distance": round(distance(a, b), 3),
         "corrective": 0,
     }
-    assert (chosen.counts["kept"], chosen.counts["conversations"]) == (2, 3)
+    assert (chosen.counts.kept, chosen.counts.conversations) == (2, 3)
 
 
 def test_every_question_weighs_what_one_trace_would(many, debate_of):
@@ -243,10 +244,11 @@ def test_a_student_comes_out(method, debate_of, traces_of, tiny_base, tmp_path):
     traces = traces_of(runs)
     student = distill(DistillConfig(method=method, train=train), traces, tiny_base, tmp_path / "student")
     assert Artifact.open(tmp_path / "student", stage="distill").digest == student.digest
-    assert (student.facts["method"], student.facts["data"]["kept"]) == (method, 6)
-    assert student.facts["data"]["conversations"] == (6 if method == "rsft" else 18)
-    assert student.facts["training"]["steps"] == 2
-    assert math.isfinite(student.facts["training"]["last_loss"])
+    facts = student.read(StudentFacts)
+    assert (facts.method, facts.data.kept) == (method, 6)
+    assert facts.data.conversations == (6 if method == "rsft" else 18)
+    assert facts.training.steps == 2
+    assert math.isfinite(facts.training.last_loss)
     stamp = (student.path / "model.safetensors").stat().st_mtime_ns
     again = distill(DistillConfig(method=method, train=train), traces, tiny_base, tmp_path / "student")
     assert again.digest == student.digest

@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from soloist.toolchain.distill.methods.attempts import distance, firsts, lasts, sound, spoken  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.stage import recheck  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
 from soloist.toolchain.traces.graph import graph_of  # noqa: E402
 
 

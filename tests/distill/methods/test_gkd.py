@@ -15,7 +15,6 @@ pytest.importorskip("transformers")
 from soloist.kernels.errors import UsageError  # noqa: E402
 from soloist.toolchain.core.artifact import stage  # noqa: E402
 from soloist.toolchain.distill.data import as_groups  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.gkd import Distillation, Options, on_policy, turn_starts  # noqa: E402
 from soloist.toolchain.distill.model import load_base  # noqa: E402
 from soloist.toolchain.distill.objective import CrossEntropy, Refreshing  # noqa: E402
@@ -24,6 +23,8 @@ from soloist.toolchain.distill.sampling import sample  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.teacher import load_teacher, vocabulary_digest  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, Trainer  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
+from soloist.toolchain.student.artifact import StudentFacts, read_card  # noqa: E402
 from soloist.toolchain.traces.store import write_runs  # noqa: E402
 
 
@@ -260,10 +261,10 @@ def config_of(**options):
 def test_a_student_is_made_and_made_once(tiny_base, teacher_base, traces, tmp_path):
     config = config_of(teacher=str(teacher_base), lmbda=1.0, max_new_tokens=8)
     made = distill(config, traces, tiny_base, tmp_path / "student")
-    card = json.loads((made.path / "student.json").read_text())
-    assert (card["method"], card["on_policy_steps"]) == ("gkd", 2)
-    assert card["options"]["teacher"] == "teacher"
-    assert made.facts["training"]["steps"] == 2
+    card = read_card(made.path)
+    assert (card.method, card.notes["on_policy_steps"]) == ("gkd", 2)
+    assert card.options["teacher"] == "teacher"
+    assert made.read(StudentFacts).training.steps == 2
     assert json.loads((made.path / "config.json").read_text())["eos_token_id"] is not None
     stamp = (made.path / "model.safetensors").stat().st_mtime_ns
     assert distill(config, traces, tiny_base, tmp_path / "student").digest == made.digest

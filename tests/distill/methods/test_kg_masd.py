@@ -13,13 +13,14 @@ from soloist.kernels.errors import DataError, UsageError  # noqa: E402
 from soloist.toolchain.core.artifact import stage  # noqa: E402
 from soloist.toolchain.desk.graph import desk_graph  # noqa: E402
 from soloist.toolchain.desk.tools import desk_tools  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.kg_masd import METHOD, Options, select  # noqa: E402
 from soloist.toolchain.distill.model import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
 from soloist.toolchain.knowledge.context import FILE, graph_beside, informed, with_facts  # noqa: E402
+from soloist.toolchain.student.artifact import read_card  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.tools.calls import parse_call, run_call  # noqa: E402
 from soloist.toolchain.traces.schema import Run, ToolUse, Turn  # noqa: E402
@@ -58,7 +59,7 @@ def test_a_run_with_an_unverified_triple_is_dropped(tokenizer):
     chosen = select(RUNS, setup_of(tokenizer))
     assert [example.question_id for example in chosen.examples] == ["q2", "q5"]
     assert chosen.rejected == {"a triple that is not verified": 1, "no correct answer": 1}
-    notes = chosen.counts["notes"]
+    notes = chosen.counts.notes
     # a call and a fact of each of four runs; the forged fact is contradicted by the graph
     assert (notes["triples"], notes["verified"], notes["contradicted"]) == (8, 7, 1)
     assert notes["fact_verification_rate"] == 7 / 8
@@ -167,8 +168,8 @@ def test_the_recorded_desk_is_verified(tokenizer, mode):
     path = Path(__file__).parents[3] / "toolchain" / "desk" / "recorded" / "traces.jsonl.gz"
     runs = list(read_runs(path))[:60]
     chosen = select(runs, setup_of(tokenizer, mode))
-    assert chosen.counts["kept"] + sum(chosen.rejected.values()) == 60
-    assert chosen.counts["kept"] > 30
+    assert chosen.counts.kept + sum(chosen.rejected.values()) == 60
+    assert chosen.counts.kept > 30
     assert chosen.notes["fact_verification_rate"] > 0.9
     assert (chosen.notes["with_facts"] > 0) == (mode == "internalise")
 
@@ -189,9 +190,9 @@ def config_of(mode, **options):
 
 def test_a_student_with_facts_is_asked_with_them(tiny_base, traces, tmp_path):
     made = distill(config_of("internalise"), traces, tiny_base, tmp_path / "student")
-    card = json.loads((made.path / "student.json").read_text())
-    assert (card["method"], card["context"], card["data"]["kept"]) == ("kg-masd", True, 5)
-    assert card["data"]["notes"]["with_facts"] == 5
+    card = read_card(made.path)
+    assert (card.method, card.context, card.data.kept) == ("kg-masd", True, 5)
+    assert card.data.notes["with_facts"] == 5
     beside = graph_beside(made.path / "model.safetensors")
     assert beside is not None
     assert beside.digest == graph_beside(made.path).digest == desk_graph().digest

@@ -10,9 +10,9 @@ torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
 from soloist.toolchain.distill.methods import magdi  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.magdi import ABSENT, CORRECT, WRONG, MagdiOptions, grid_edges  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, recheck  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, Turn  # noqa: E402
 from soloist.toolchain.traces.store import read_runs  # noqa: E402
@@ -144,7 +144,7 @@ def test_only_correct_attempts_are_learned_to_say(tokenizer):
     learned = [said_by(e) for e in group.examples if e.targets]
     assert learned == ["5 and 3 make 8.\n#### 8"] * 2
     assert [e.targets > 0 for e in group.examples] == [False, True, True, False]
-    assert chosen.counts["notes"] == {"nodes correct": 2, "nodes wrong": 2, "learned": 2}
+    assert chosen.counts.notes == {"nodes correct": 2, "nodes wrong": 2, "learned": 2}
     for example in group.examples:
         prompt = len(tokenizer.apply_chat_template(list(example.messages[:1]), add_generation_prompt=True)["input_ids"])
         assert not any(example.trained[:prompt])

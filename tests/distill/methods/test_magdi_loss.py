@@ -13,12 +13,13 @@ from safetensors import safe_open  # noqa: E402
 
 from soloist.toolchain.distill import graph_network  # noqa: E402
 from soloist.toolchain.distill.methods import magdi  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.magdi import MagdiOptions  # noqa: E402
 from soloist.toolchain.distill.model import load_base  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import CHECKPOINTS, TrainConfig, Trainer  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
+from soloist.toolchain.student.artifact import StudentFacts, read_card  # noqa: E402
 
 GRIDS = (["wc", "cw", "w-"], ["cc", "cu"], ["c", "w", "w"])
 
@@ -246,10 +247,10 @@ def test_distill_makes_a_student_without_the_graph_network(tiny_base, tmp_path, 
     train = TrainConfig(batch_size=3, learning_rate=3e-3, precision="fp32", device="cpu")
     config = DistillConfig(method="magdi", options={"hidden": 8}, train=train)
     made = distill(config, traces, tiny_base, tmp_path / "student")
-    card = json.loads((made.path / "student.json").read_text())
-    assert (card["method"], card["options"]["beta"], card["data"]["kept"]) == ("magdi", 1.0, 5)
-    assert card["data"]["rejected"] == {"no correct attempt": 1}
-    assert made.facts["training"]["steps"] == 2
+    card = read_card(made.path)
+    assert (card.method, card.options["beta"], card.data.kept) == ("magdi", 1.0, 5)
+    assert card.data.rejected == {"no correct attempt": 1}
+    assert made.read(StudentFacts).training.steps == 2
     with safe_open(made.path / "model.safetensors", "pt") as file:
         assert not any("network" in name or "score" in name for name in file.keys())  # noqa: SIM118
     stamp = (made.path / "model.safetensors").stat().st_mtime_ns

@@ -15,11 +15,12 @@ from safetensors.torch import load_file  # noqa: E402
 from soloist.kernels.errors import DataError, MissingExtraError, UsageError  # noqa: E402
 from soloist.toolchain.core.artifact import Artifact  # noqa: E402
 from soloist.toolchain.distill.grpo import Judge  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.pad import Options, attempts  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.steps import Labeller, step_ends  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
+from soloist.toolchain.student.artifact import StudentFacts, read_card  # noqa: E402
 from soloist.toolchain.traces.graph import graph_of  # noqa: E402
 
 
@@ -108,11 +109,11 @@ def test_all_phases_make_a_student(needs_trl, tiny_base, tmp_path, mode, variant
     traces = traces_of([debate(n) for n in range(10, 16)])
     config = config_of(mode=mode, variant=variant)
     made = distill(config, traces, tiny_base, tmp_path / "student")
-    card = json.loads((made.path / "student.json").read_text())
-    assert (card["method"], card["variant"], card["data"]["questions"], card["tools"]) == ("pad", variant, 6, ["calc"])
+    card = read_card(made.path)
+    assert (card.method, card.variant, card.notes["questions"], card.tools) == ("pad", variant, 6, ("calc",))
     kinds = {"answer", "rollouts"} if variant == "paper" else {"answer", "propagated"}
-    assert set(card["data"]["labels"]) == kinds
-    training = made.facts["training"]
+    assert set(card.data.notes["labels"]) == kinds
+    training = made.read(StudentFacts).training
     assert training["steps"] == 2
     assert set(training["phases"]) == {"sft", "prm_head", *({"prm_all"} if variant == "paper" else ())}
     lines = [json.loads(line) for line in (made.path / "train.jsonl").read_text().splitlines()]
@@ -173,7 +174,7 @@ def test_the_advantages_that_train_are_ours(needs_trl, tiny_base, tmp_path, monk
     made = distill(config, traces, tiny_base, tmp_path / "student")
     norms = [json.loads(line)["gradient_norm"] for line in (made.path / "train.jsonl").read_text().splitlines()]
     assert all((norm == 0) == silent for norm in norms)
-    assert set(made.facts["training"]["phases"]) == {"prm_head"}
+    assert set(made.read(StudentFacts).training.phases) == {"prm_head"}
 
 
 @pytest.mark.parametrize(("count", "labeled"), [(2, 2), (9, 6)])
@@ -186,9 +187,9 @@ def test_only_so_many_disputed_questions_are_labeled(
         Labeller, "label", lambda self, tried: asked.extend({t.question.question for t in tried}) or label(self, tried)
     )
     config = config_of(options={"labeled": count, "rollouts": 0})
-    facts = distill(config, traces, tiny_base, tmp_path / "student").facts
-    assert (facts["data"]["labeled"], len(asked), facts["data"]["questions"]) == (labeled, labeled, 6)
-    assert facts["data"]["kept"] == 6, "what may be compared is still told"
+    facts = distill(config, traces, tiny_base, tmp_path / "student").read(StudentFacts)
+    assert (facts.data.notes["labeled"], len(asked), facts.notes["questions"]) == (labeled, labeled, 6)
+    assert facts.data.kept == 6, "what may be compared is still told"
 
 
 def test_tools_of_the_traces_must_be_there(needs_trl, tiny_base, tmp_path, debate, traces_of):

@@ -13,7 +13,6 @@ pytest.importorskip("transformers")
 
 from soloist.kernels.errors import UsageError  # noqa: E402
 from soloist.toolchain.distill.data import Group, as_groups  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.sad import (  # noqa: E402
     ACT,
     REASON,
@@ -29,6 +28,8 @@ from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.teacher import load_teacher  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, plan  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
+from soloist.toolchain.student.artifact import read_card  # noqa: E402
 
 # ---------------------------------------------------------------- loss
 
@@ -186,9 +187,9 @@ def config_of(**options):
 
 def test_a_student_is_trained_from_easy_to_hard_with_hard_labels(tiny_base, traces, tmp_path):
     made = distill(config_of(), traces, tiny_base, tmp_path / "student")
-    card = json.loads((made.path / "student.json").read_text())
-    assert (card["method"], card["hard_label"], card["tools"]) == ("sad", True, ["finish", "search"])
-    assert card["data"]["notes"]["reason_tokens"] > 0
+    card = read_card(made.path)
+    assert (card.method, card.notes["hard_label"], card.tools) == ("sad", True, ("finish", "search"))
+    assert card.data.notes["reason_tokens"] > 0
     steps = [json.loads(line) for line in (made.path / "train.jsonl").read_text().splitlines()]
     trained = [step["trained_tokens"] for step in steps]
     assert trained == sorted(trained)
@@ -208,9 +209,9 @@ def test_weights_that_leave_nothing_to_learn_are_refused(tiny_base, tmp_path, ru
 
 def test_a_teacher_is_part_of_what_is_done(tiny_base, teacher_base, traces, tmp_path):
     made = distill(config_of(teacher=str(teacher_base)), traces, tiny_base, tmp_path / "student")
-    card = json.loads((made.path / "student.json").read_text())
-    assert card["hard_label"] is False
-    assert card["options"]["teacher"] == teacher_base.name
+    card = read_card(made.path)
+    assert card.notes["hard_label"] is False
+    assert card.options["teacher"] == teacher_base.name
     again = distill(config_of(teacher=str(tiny_base)), traces, tiny_base, tmp_path / "student")
     assert again.digest != made.digest
 

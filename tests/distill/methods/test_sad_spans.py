@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from soloist.kernels.errors import DataError  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.sad import (  # noqa: E402
     ACT,
     NONE,
@@ -24,6 +23,7 @@ from soloist.toolchain.distill.methods.sad import (  # noqa: E402
 )
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import recheck  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Run, Turn  # noqa: E402
 
@@ -158,7 +158,7 @@ def test_calls_act_and_worked_steps_reason(tokenizer, run_of):
     setup = setup_of(tokenizer)
     called = select([run_of(4, calls=2)], setup)
     assert called.notes["reason_tokens"] == 0
-    assert called.notes["act_tokens"] == called.counts["trained_tokens"]
+    assert called.notes["act_tokens"] == called.counts.trained_tokens
     worked = select([run_of(4, calls=2)], Setup(tokenizer, recheck, mode="internalise", options=Options()))
     (example,) = worked.examples
     assert text_of(example, tokenizer, REASON) == "4 + 3 = 7\n7 + 4 = 11\n"
@@ -190,7 +190,7 @@ def test_what_must_not_be_learned_is_counted(tokenizer, episode_of):
     invented = episode_of(5, text="Thought: a\nAction: search[a b]\nObservation: invented")
     runs = [episode_of(1), episode_of(2, verdict="wrong"), invented, episode_of(3, observation="x" * 5000)]
     chosen = select(runs, setup_of(tokenizer))
-    assert chosen.counts["kept"] == 1
+    assert chosen.counts.kept == 1
     assert chosen.rejected == {
         "no correct answer": 1,
         "an observation in the agent's own words": 1,
@@ -205,8 +205,8 @@ def test_what_must_not_be_learned_is_counted(tokenizer, episode_of):
 @pytest.mark.parametrize("mode", ["acts", "internalise"])
 def test_the_recorded_desk_is_selected(tokenizer, mode, recorded_runs):
     chosen = select(recorded_runs, Setup(tokenizer, recheck, mode=mode, max_length=4096, options=Options()))
-    assert chosen.counts["kept"] + sum(chosen.rejected.values()) == 60
-    assert chosen.counts["kept"] > 30
+    assert chosen.counts.kept + sum(chosen.rejected.values()) == 60
+    assert chosen.counts.kept > 30
     assert chosen.notes["act_tokens"] > 0
     assert (chosen.notes["reason_tokens"] > 0) == (mode == "internalise")
     for example in chosen.examples:
@@ -224,7 +224,7 @@ def test_fireact_is_cut_whole(tokenizer, shared_data):
     reading = Reading(document, IMPORTER.origin)
     runs = [IMPORTER.convert(row, reading) for row in IMPORTER.rows(document)[:120]]
     chosen = select(runs, Setup(tokenizer, recheck, max_length=100_000, options=Options()))
-    assert chosen.counts["kept"] >= 115
+    assert chosen.counts.kept >= 115
     assert chosen.notes["reason_tokens"] > chosen.notes["act_tokens"] > 1000
     for example in chosen.examples:
         acted = text_of(example, tokenizer, ACT).split("<|im_end|>")

@@ -14,12 +14,13 @@ from soloist.toolchain.bench.systems import student_team, student_tools  # noqa:
 from soloist.toolchain.core.artifact import Artifact  # noqa: E402
 from soloist.toolchain.distill.data import Group  # noqa: E402
 from soloist.toolchain.distill.methods import smagdi  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.smagdi import SmagdiOptions, StepObjective  # noqa: E402
 from soloist.toolchain.distill.model import load_base  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
+from soloist.toolchain.student.artifact import CARD, StudentFacts, read_card  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.teams.team import Team  # noqa: E402
 
@@ -168,16 +169,18 @@ def pair(tiny_base, tmp_path, sums, debate_of, traces_of):
 
 def test_both_models_are_trained_and_asked_as_one(pair):
     made = pair()
-    card = json.loads((made.path / "student.json").read_text())
-    assert (card["method"], card["parts"], card["data"]["kept"]) == ("smagdi", ["decomposer", "solver"], 5)
-    assert card["decomposer"]["data"]["kept"] == 6
-    assert card["options"]["decompositions"] == "strategy.json"
+    card = read_card(made.path)
+    assert "seconds" not in (made.path / CARD).read_text(), "the same work gives the same files"
+    assert (card.method, card.parts, card.data.kept) == ("smagdi", ("decomposer", "solver"), 5)
+    assert card.notes["decomposer"]["kept"] == 6
+    assert card.options["decompositions"] == "strategy.json"
     files = set(made.manifest["files"])
     for part in ("decomposer", "solver"):
         assert {f"{part}/config.json", f"{part}/model.safetensors", f"{part}/tokenizer.json"} <= files
     assert not any("checkpoints" in name or "phase" in name for name in files)
     log = [json.loads(line) for line in (made.path / "train.jsonl").read_text().splitlines()]
-    assert len(log) == made.facts["training"]["steps"] == 2
+    assert len(log) == made.read(StudentFacts).training.steps == 2
+    assert set(made.read(StudentFacts).training.phases) == {"decomposer"}
     assert {"loss_lm", "loss_nodes", "loss_contrast", "loss_align", "node_accuracy"} <= set(log[0])
     assert (made.path / "decomposer/model.safetensors").read_bytes() != (
         made.path / "solver/model.safetensors"

@@ -10,9 +10,9 @@ torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
 from soloist.toolchain.distill.methods import smagdi  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.smagdi import CORRECT, WRONG, SmagdiOptions  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, recheck  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
 from soloist.toolchain.record.importing import import_traces  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn  # noqa: E402
@@ -184,7 +184,7 @@ def test_decompositions_that_people_wrote_are_added(tokenizer, tmp_path):
     runs = [words(4)]
     asked = smagdi.select_decompositions(runs, setup_of(tokenizer, decompositions=file))
     assert said(asked.examples[0]) == [("user", "Q?"), ("assistant", "A?\nB?")]
-    assert asked.counts["notes"] == {"decompositions written by people": 1}
+    assert asked.counts.notes == {"decompositions written by people": 1}
     worked = smagdi.select(runs, setup_of(tokenizer, decompositions=file)).groups[-1]
     assert said(worked.examples[0]) == [
         ("user", "Q?\nA?"),

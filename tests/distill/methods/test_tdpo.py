@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from soloist.kernels.errors import DataError  # noqa: E402
 from soloist.toolchain.core.artifact import stage  # noqa: E402
 from soloist.toolchain.distill.data import Group  # noqa: E402
 from soloist.toolchain.distill.methods import tdpo  # noqa: E402
-from soloist.toolchain.distill.methods.base import Setup  # noqa: E402
 from soloist.toolchain.distill.methods.tdpo import (  # noqa: E402
     Options,
     Preference,
@@ -28,7 +26,8 @@ from soloist.toolchain.distill.methods.tdpo import (  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
-from soloist.toolchain.distill.work import frozen  # noqa: E402
+from soloist.toolchain.distill.work import Setup, frozen  # noqa: E402
+from soloist.toolchain.student.artifact import CARD, StudentFacts, read_card  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn  # noqa: E402
 from soloist.toolchain.traces.store import read_runs, write_runs  # noqa: E402
@@ -313,17 +312,18 @@ def test_both_phases_make_a_student(tiny_base, tmp_path, monkeypatch):
     options = {"learning_rate": 1e-3, "epochs": 3, "beta": 0.5}
     config = DistillConfig(method="tdpo", options=options, train=train)
     made = distill(config, traces, tiny_base, tmp_path / "student")
-    card = json.loads((made.path / "student.json").read_text())
-    assert (card["method"], card["options"]["context"], card["tools"]) == ("tdpo", True, ["add"])
-    assert card["data"]["kept"] == 6  # the same correct attempt in both rounds, once a question
-    assert (card["data"]["pairs"]["kept"], card["data"]["pairs"]["shown_earlier_answers"]) == (12, 6)
-    assert made.facts["training"]["steps"] == 6
-    assert made.facts["training"]["first_loss"] == pytest.approx(np.log(2), abs=1e-5)  # the reference is phase 1
-    assert made.facts["training"]["last_loss"] < np.log(2)
+    card = read_card(made.path)
+    assert (card.method, card.options["context"], card.tools) == ("tdpo", True, ("add",))
+    assert card.data.kept == 6  # the same correct attempt in both rounds, once a question
+    assert (card.notes["pairs"]["kept"], card.notes["shown_earlier_answers"]) == (12, 6)
+    facts = made.read(StudentFacts)
+    assert facts.training.steps == 6
+    assert facts.training.first_loss == pytest.approx(np.log(2), abs=1e-5)  # the reference is phase 1
+    assert facts.training.last_loss < np.log(2)
     assert {tensor.dtype for tensor in first.values()} == {torch.float32}, "rounded only at the end"
     assert {tensor.dtype for tensor in load_file(made.path / "model.safetensors").values()} == {torch.bfloat16}
-    assert made.facts["training"]["phases"]["sft"]["steps"] == 1
-    assert "seconds" not in json.dumps(card)  # the same work gives the same files
+    assert facts.training.phases["sft"].steps == 1
+    assert "seconds" not in (made.path / CARD).read_text()  # the same work gives the same files
     assert not any(name.startswith("phases") for name in made.manifest["files"])
     stamp = (made.path / "model.safetensors").stat().st_mtime_ns
     assert distill(config, traces, tiny_base, tmp_path / "student").digest == made.digest

@@ -30,8 +30,8 @@ from soloist.kernels.errors import DataError
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.data import Group, Selection, refuse_split, selection
 from soloist.toolchain.distill.methods.attempts import Attempt, distance, lasts, sound
-from soloist.toolchain.distill.methods.base import Method, Setup
 from soloist.toolchain.distill.objective import CrossEntropy
+from soloist.toolchain.distill.work import Method, Setup
 from soloist.toolchain.tasks.base import score
 from soloist.toolchain.teams.voting import fold_answer, majority
 from soloist.toolchain.traces.graph import graph_of

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from soloist.toolchain.distill.data import Example, encode, told, unsound
-from soloist.toolchain.distill.methods.base import Setup
+from soloist.toolchain.distill.work import Setup
 from soloist.toolchain.traces.distance import edit_distance, tokens
 from soloist.toolchain.traces.graph import Graph, Node, graph_of
 from soloist.toolchain.traces.schema import Run

@@ -20,8 +20,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
@@ -30,16 +29,15 @@ from soloist.targets.base import Message
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.data import Example, Group, Selection, encode, refuse_split, selection
 from soloist.toolchain.distill.methods.attempts import firsts, sound, spoken
-from soloist.toolchain.distill.methods.base import Method, Select, Setup
 from soloist.toolchain.distill.methods.sft import verified
 from soloist.toolchain.distill.objective import CrossEntropy
-from soloist.toolchain.distill.work import Work
+from soloist.toolchain.distill.work import Distilled, Method, Select, Setup, Work
 from soloist.toolchain.teams.voting import fold_answer, majority
 from soloist.toolchain.traces.graph import graph_of
 from soloist.toolchain.traces.schema import Run
 
 One = Callable[[Run], Example | str]
-Train = Callable[[Work], Mapping[str, Any]]
+Train = Callable[[Work], Distilled]
 
 
 def _one_each(runs: Sequence[Run], one: One) -> Selection:
@@ -192,9 +190,9 @@ def fill(pool: Sequence[Group], budget: int | None, seed: int) -> list[Group]:
     return groups
 
 
-def _without_tools(work: Work) -> dict[str, Any]:
-    """The single pass, and a student that is asked as it was taught: whoever has tools must write a call."""
-    return {**work.once(), "tools": []}
+def _without_tools(work: Work) -> Distilled:
+    """The single pass, and a student that is prompted as it was trained: whoever has tools must write a call."""
+    return work.once().model_copy(update={"tools": ()})
 
 
 def _method(select: Select, options: type[Config] = Config, train: Train | None = None) -> Method:

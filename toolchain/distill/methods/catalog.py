@@ -15,7 +15,7 @@ from soloist.kernels.errors import UsageError
 from soloist.targets.base import require
 
 if TYPE_CHECKING:
-    from soloist.toolchain.distill.methods.base import Method
+    from soloist.toolchain.distill.work import Method
 
 
 @dataclass(frozen=True)

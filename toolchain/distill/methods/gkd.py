@@ -19,7 +19,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 from torch import Tensor
@@ -29,14 +28,13 @@ from soloist.kernels.errors import UsageError
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.data import Example, Group
 from soloist.toolchain.distill.divergence import divergences
-from soloist.toolchain.distill.methods.base import Method, Setup
 from soloist.toolchain.distill.methods.sft import verified
 from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.objective import SelfContained
 from soloist.toolchain.distill.packing import Batch
 from soloist.toolchain.distill.sampling import sample
 from soloist.toolchain.distill.teacher import load_teacher
-from soloist.toolchain.distill.work import Work
+from soloist.toolchain.distill.work import Distilled, Method, Setup, Work
 
 
 class Options(Config):
@@ -96,12 +94,12 @@ def turn_starts(example: Example) -> list[int]:
     return [i for i, trained in enumerate(example.trained) if trained and not example.trained[i - 1]]
 
 
-def train(work: Work) -> dict[str, Any]:
+def train(work: Work) -> Distilled:
     """One pass; notes how many of its steps were on-policy."""
     options: Options = work.options
-    facts = work.once()
-    steps = range(facts["training"]["steps"])
-    return {**facts, "on_policy_steps": sum(on_policy(options.lmbda, work.train.seed, step) for step in steps)}
+    made = work.once()
+    steps = sum(on_policy(options.lmbda, work.train.seed, step) for step in range(made.training.steps))
+    return made.model_copy(update={"notes": {"on_policy_steps": steps}})
 
 
 def objective(student: Student, setup: Setup) -> Distillation:

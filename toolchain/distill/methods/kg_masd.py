@@ -21,20 +21,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from soloist.toolchain.core.config import Config
-from soloist.toolchain.distill.data import Group, Mode, Selection, conversation, encode, refuse_split, reject, selection
-from soloist.toolchain.distill.methods.base import Method, Setup
+from soloist.toolchain.distill.data import Group, Selection, conversation, encode, refuse_split, reject, selection
 from soloist.toolchain.distill.objective import CrossEntropy
-from soloist.toolchain.distill.work import Work
+from soloist.toolchain.distill.work import Distilled, Method, Setup, Work
 from soloist.toolchain.knowledge.annotate import annotated
 from soloist.toolchain.knowledge.context import FILE, informed
 from soloist.toolchain.knowledge.files import DESK, find_graph
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.verify import Judgment, rates
+from soloist.toolchain.student.artifact import Mode
 from soloist.toolchain.tools.files import SHIPPED, load_tools
 from soloist.toolchain.traces.schema import Run
 
@@ -109,14 +109,14 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
     return selection(kept, rejected, notes)
 
 
-def train(work: Work) -> dict[str, Any]:
+def train(work: Work) -> Distilled:
     """One pass; the graph is put beside a student that needs it to be asked."""
     options: Options = work.options
-    facts = work.once()
+    made = work.once()
     informs = options.informs(work.mode)
     if informs and work.processes.main:
         options.knowledge().save(work.folder / FILE)
-    return {**facts, "context": informs}
+    return made.model_copy(update={"context": informs})
 
 
 METHOD = Method(

@@ -47,10 +47,11 @@ from soloist.toolchain.distill.graph_network import (
     paired,
     ranked,
 )
-from soloist.toolchain.distill.methods.base import Method, Setup, Variant
 from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.objective import summed_cross_entropy
 from soloist.toolchain.distill.packing import Batch
+from soloist.toolchain.distill.work import Method, Setup
+from soloist.toolchain.student.artifact import Variant
 from soloist.toolchain.traces.graph import Graph, Node, graph_of
 from soloist.toolchain.traces.schema import Run
 

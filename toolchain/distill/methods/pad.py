@@ -30,12 +30,12 @@ from pydantic import Field
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.targets.base import require
+from soloist.toolchain.core.artifact import Facts
 from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.distill.data import Group, Selection, refuse_split
 from soloist.toolchain.distill.full_precision import fit_exact, save_exact
-from soloist.toolchain.distill.grpo import GrpoConfig, Judge, Segment, turn_tokens
+from soloist.toolchain.distill.grpo import GrpoConfig, Judge, Practice, Segment, Update, turn_tokens
 from soloist.toolchain.distill.methods.attempts import conversation_of, other_kind
-from soloist.toolchain.distill.methods.base import Method, Setup
 from soloist.toolchain.distill.methods.sft import verified
 from soloist.toolchain.distill.model import Student, choose_precision, load_base
 from soloist.toolchain.distill.objective import CrossEntropy
@@ -51,7 +51,8 @@ from soloist.toolchain.distill.prm import (
 from soloist.toolchain.distill.rollouts import Sampler
 from soloist.toolchain.distill.steps import Labeller, Tried, step_ends
 from soloist.toolchain.distill.train import LOG, Trained
-from soloist.toolchain.distill.work import Work
+from soloist.toolchain.distill.work import Distilled, Method, Setup, Work
+from soloist.toolchain.student.artifact import DataFacts, TrainingFacts
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.tools.base import Toolbox
 from soloist.toolchain.tools.files import SHIPPED, load_tools
@@ -113,6 +114,19 @@ def attempts(runs: Sequence[Run], setup: Setup) -> Selection:
     return Selection(tuple(kept), dict(rejected))
 
 
+class _First(Facts):
+    """The first student's training; none where the base is taken as it is."""
+
+    training: TrainingFacts | None = None
+
+
+class _Labels(Facts):
+    """A label for each step of each attempt of each group, and how many steps each kind of label decided."""
+
+    labels: list[list[list[float]]]
+    counts: Mapping[str, int]
+
+
 @dataclass
 class _Pad:
     """The phases, each a function of what lies on disk before it."""
@@ -137,22 +151,22 @@ class _Pad:
             )
         return tools
 
-    def first(self) -> tuple[Path, dict[str, Any]]:
+    def first(self) -> tuple[Path, _First]:
         """The student that is judged and practises: taught, or the base as it is."""
         work = self.work
 
-        def teach(folder: Path) -> dict[str, Any]:
+        def teach(folder: Path) -> _First:
             trainer = work.trainer()
             chosen = work.chosen(work.setup(trainer.student.tokenizer), verified)
-            return {"data": chosen.counts, **fit_exact(work, trainer, chosen.groups, CrossEntropy(), folder)}
+            return _First(training=fit_exact(work, trainer, chosen.groups, CrossEntropy(), folder))
 
-        def copy(folder: Path) -> dict[str, Any]:
+        def copy(folder: Path) -> _First:
             save_exact(Student(*load_base(work.base), torch.device("cpu")), folder)
-            return {}
+            return _First()
 
-        return work.phase("sft", teach) if self.options.start == "sft" else work.phase("base", copy)
+        return work.phase("sft", _First, teach) if self.options.start == "sft" else work.phase("base", _First, copy)
 
-    def rated(self, first: Path) -> tuple[list[Group], dict[str, Any]]:
+    def rated(self, first: Path) -> tuple[list[Group], DataFacts]:
         """The attempts with a label on every step, and how the labels came to be."""
         work = self.work
         reader = _reader(work, first)
@@ -170,9 +184,9 @@ class _Pad:
         groups, counts = [], Counter[str]()
         for start in range(0, len(disputed), _LABELLED_AT_ONCE):
             part = disputed[start : start + _LABELLED_AT_ONCE]
-            _, facts = work.phase(f"labels-{start:06d}", partial(self._label, part, labeller, setup, start))
-            counts.update(facts["counts"])
-            for group, labels in zip(part, facts["labels"], strict=True):
+            _, made = work.phase(f"labels-{start:06d}", _Labels, partial(self._label, part, labeller, setup, start))
+            counts.update(made.counts)
+            for group, labels in zip(part, made.labels, strict=True):
                 ends = [step_ends(e.ids, e.trained, tokenizer) for e in group.examples]
                 groups.append(rated_group(group.examples, ends, labels, tokenizer.eos_token_id))
         useful = groups if self.released else [group for group in groups if compared(group) > 0]
@@ -181,10 +195,10 @@ class _Pad:
                 "pad: no question has a good step and a bad one to compare it with; raise the option rollouts, "
                 "or record a team whose agents disagree"
             )
-        counted = {**chosen.counts, "labeled": len(disputed), "labels": dict(counts), "compared": len(useful)}
-        return useful, counted
+        notes = {"labeled": len(disputed), "labels": dict(counts), "compared": len(useful)}
+        return useful, chosen.counts.model_copy(update={"notes": notes})
 
-    def _label(self, part: Sequence[Group], labeller: Labeller, setup: Setup, start: int, _: Path) -> dict[str, Any]:
+    def _label(self, part: Sequence[Group], labeller: Labeller, setup: Setup, start: int, _: Path) -> _Labels:
         torch.manual_seed(setup.seed * 1_000_003 + start)
         labeller.counts.clear()
         tried = []
@@ -195,43 +209,48 @@ class _Pad:
                 uses = nodes[node].uses if setup.mode == "acts" else ()
                 tried.append(Tried(run.question, example, right, uses))
         labels = iter(labeller.label(tried))
-        return {"labels": [[next(labels) for _ in group.examples] for group in part], "counts": dict(labeller.counts)}
+        of_groups = [[next(labels) for _ in group.examples] for group in part]
+        return _Labels(labels=of_groups, counts=dict(labeller.counts))
 
-    def reward_model(self, first: Path, groups: Sequence[Group]) -> tuple[Path, dict[str, Any]]:
+    def reward_model(self, first: Path, groups: Sequence[Group]) -> tuple[Path, dict[str, TrainingFacts]]:
         """Stage I and, in the paper, stage II. Returns the folder of the finished reward model."""
-        options, facts = self.options, {}
+        options, passes = self.options, {}
 
-        def stage(base: Path, head_from: Path | None, rate: float, epochs: int, folder: Path) -> dict[str, Any]:
+        def stage(base: Path, head_from: Path | None, rate: float, epochs: int, folder: Path) -> TrainingFacts:
             trainer = self.work.trainer(base, tuning="full", learning_rate=rate, epochs=epochs)
             head = RewardHead(trainer.student.width) if head_from is None else RewardHead.read(head_from)
             if head_from is None:
                 train_last_block_only(trainer.student)
             objective = (Binary if self.released else Pairwise)(head, options.tau)
-            made = fit_exact(self.work, trainer, groups, objective, folder)
+            training = fit_exact(self.work, trainer, groups, objective, folder)
             head.write(folder)
-            return made
+            return training
 
-        folder, facts["prm_head"] = self.work.phase(
-            "prm-head", lambda out: stage(first, None, options.head_learning_rate, options.head_epochs, out)
+        folder, passes["prm_head"] = self.work.phase(
+            "prm-head",
+            TrainingFacts,
+            lambda out: stage(first, None, options.head_learning_rate, options.head_epochs, out),
         )
         if options.all_epochs and not self.released:
             base = folder
-            folder, facts["prm_all"] = self.work.phase(
-                "prm-all", lambda out: stage(base, base, options.all_learning_rate, options.all_epochs, out)
+            folder, passes["prm_all"] = self.work.phase(
+                "prm-all",
+                TrainingFacts,
+                lambda out: stage(base, base, options.all_learning_rate, options.all_epochs, out),
             )
-        return folder, {name: made["training"] for name, made in facts.items()}
+        return folder, passes
 
-    def practise(self, first: Path, rewards: Path, questions: Sequence[Question]) -> tuple[Path, list[dict[str, Any]]]:
-        """GRPO, segment by segment; returns the last folder and a record per update."""
+    def practise(self, first: Path, rewards: Path, questions: Sequence[Question]) -> tuple[Path, list[Update]]:
+        """GRPO, segment by segment; returns the last folder and all updates."""
         options, config = self.options, self.work.train
         size = options.questions
         total = options.steps or -(-len(questions) // size)
         asked = _in_order(questions, total * size, config.seed)
-        at, records = first, []
+        at, updates = first, list[Update]()
         judge: Judge | None = None
         for begin in range(0, total, options.segment):
 
-            def run(folder: Path, start: Path = at, begin: int = begin) -> dict[str, Any]:
+            def run(folder: Path, start: Path = at, begin: int = begin) -> Practice:
                 nonlocal judge
                 judge = judge or self._judge(rewards)
                 stop = min(begin + options.segment, total)
@@ -246,11 +265,11 @@ class _Pad:
                 )
                 return segment.run(judge, folder)
 
-            at, facts = self.work.phase(f"grpo-{begin:06d}", run)
-            records += facts["records"]
-            last = records[-1]
-            self.work.note(f"grpo: {len(records)} of {total} updates, reward {last['reward']}", **last)
-        return at, records
+            at, practice = self.work.phase(f"grpo-{begin:06d}", Practice, run)
+            updates += practice.updates
+            last = updates[-1]
+            self.work.note(f"grpo: {len(updates)} of {total} updates, reward {last.reward}", **last.model_dump())
+        return at, updates
 
     def _judge(self, rewards: Path) -> Judge:
         model = RewardModel(_reader(self.work, rewards), RewardHead.read(rewards), self.work.train.part_tokens)
@@ -293,31 +312,31 @@ def _questions(runs: Sequence[Run]) -> list[Question]:
     return list(found.values())
 
 
-def train(work: Work) -> dict[str, Any]:
+def train(work: Work) -> Distilled:
     """All phases; the last segment's policy becomes the student."""
     if work.processes.several:
         raise UsageError("method pad: its policy phase runs in one process; start it without accelerate launch")
     pad = _Pad(work)
     questions = _questions(work.runs)
-    first, taught = pad.first()
-    groups, counts = pad.rated(first)
-    rewards, stages = pad.reward_model(first, groups)
-    last, records = pad.practise(first, rewards, questions)
+    first, made = pad.first()
+    groups, data = pad.rated(first)
+    rewards, phases = pad.reward_model(first, groups)
+    last, updates = pad.practise(first, rewards, questions)
     _reader(work, last).save(work.folder, {})
-    lines = [json.dumps({"step": i, **_without_times(record)}) + "\n" for i, record in enumerate(records)]
-    write_atomic(work.folder / LOG, "".join(lines))
-    trained = Trained([{**record, "computed_tokens": record["tokens"]} for record in records])
-    return {
-        "training": {**trained.facts(), "phases": {**({"sft": taught["training"]} if taught else {}), **stages}},
-        "data": {**counts, "questions": len(questions)},
-        "reward": {"first": records[0]["reward"], "last": records[-1]["reward"]},
-        "precision": "float32",
-        "precision_reason": "updates of the policy are smaller than the last bit of bf16",
-    }
-
-
-def _without_times(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name != "seconds"}
+    log, steps = "", []
+    for step, update in enumerate(updates):
+        log += json.dumps({"step": step, **update.model_dump(exclude={"seconds"})}) + "\n"
+        steps.append({**update.model_dump(), "computed_tokens": update.tokens})
+    write_atomic(work.folder / LOG, log)
+    if made.training is not None:
+        phases = {"sft": made.training, **phases}
+    return Distilled(
+        data=data,
+        training=Trained(steps).facts(phases),
+        precision="float32",
+        precision_reason="updates of the policy are smaller than the last bit of bf16",
+        notes={"questions": len(questions), "reward": {"first": updates[0].reward, "last": updates[-1].reward}},
+    )
 
 
 METHOD = Method(

@@ -38,7 +38,6 @@ from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.data import (
     Example,
     Group,
-    Mode,
     Selection,
     conversation,
     encode,
@@ -47,13 +46,13 @@ from soloist.toolchain.distill.data import (
     selection,
 )
 from soloist.toolchain.distill.divergence import cross_entropies, divergences, row_entropy
-from soloist.toolchain.distill.methods.base import Method, Setup
 from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.objective import SelfContained
 from soloist.toolchain.distill.packing import Batch, pack
 from soloist.toolchain.distill.teacher import load_teacher, teacher_logits
 from soloist.toolchain.distill.train import parts
-from soloist.toolchain.distill.work import Work, fit
+from soloist.toolchain.distill.work import Distilled, Method, Setup, Work, fit
+from soloist.toolchain.student.artifact import Mode
 from soloist.toolchain.traces.schema import Run, Turn
 
 NONE, REASON, ACT = 0, 1, 2
@@ -273,7 +272,7 @@ def _entropies(groups: Sequence[Group], teacher: Student, part_tokens: int) -> d
     return found
 
 
-def train(work: Work) -> dict[str, Any]:
+def train(work: Work) -> Distilled:
     """One pass over the trajectories, from easy to hard unless that is switched off.
 
     Raises:
@@ -294,8 +293,8 @@ def train(work: Work) -> dict[str, Any]:
     if options.curriculum:
         hard = difficulties(groups, options, loss.teacher, work.train.part_tokens)
         groups = [groups[index] for index in sorted(range(len(groups)), key=hard.__getitem__)]
-    facts = fit(work, trainer, groups, loss, work.folder)
-    return {"data": chosen.counts, "hard_label": loss.teacher is None, **facts}
+    fitted = fit(work, trainer, groups, loss, work.folder)
+    return Distilled(data=chosen.counts, notes={"hard_label": loss.teacher is None}, **dict(fitted))
 
 
 def objective(student: Student, setup: Setup) -> SpanLoss:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from soloist.toolchain.distill.data import Selection, select
-from soloist.toolchain.distill.methods.base import Method, Setup
 from soloist.toolchain.distill.objective import CrossEntropy
+from soloist.toolchain.distill.work import Method, Setup
 from soloist.toolchain.traces.schema import Run
 
 

@@ -51,14 +51,14 @@ from soloist.toolchain.distill.graph_network import (
     pooled,
     ranked,
 )
-from soloist.toolchain.distill.methods.base import Method, Select, Setup
 from soloist.toolchain.distill.methods.magdi import as_example, may_be_said, said
 from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.objective import CrossEntropy, summed_cross_entropy
 from soloist.toolchain.distill.packing import Batch
 from soloist.toolchain.distill.steps import step_ends
 from soloist.toolchain.distill.train import CHECKPOINTS, LOG
-from soloist.toolchain.distill.work import Work, fit
+from soloist.toolchain.distill.work import Distilled, Fitted, Method, Select, Setup, Work, fit
+from soloist.toolchain.student.artifact import DataFacts
 from soloist.toolchain.teams.topologies.socratic import dialogue
 from soloist.toolchain.traces.graph import Graph, Node, graph_of
 from soloist.toolchain.traces.schema import Run
@@ -356,28 +356,41 @@ def objective(student: Student, setup: Setup) -> StepObjective:
 # ---------------------------------------------------------------- training the pair
 
 
-def train(work: Work) -> dict[str, Any]:
+class _Part(Fitted):
+    """One of the two models: what it learned from, and its training."""
+
+    data: DataFacts
+
+
+def train(work: Work) -> Distilled:
     """The decomposer, then the solver, each into its own folder of the student's."""
 
-    def part(name: str, choose: Select) -> dict[str, Any]:
-        def build(_: Path) -> dict[str, Any]:
+    def part(name: str, choose: Select) -> _Part:
+        def build(_: Path) -> _Part:
             folder = work.folder / name
             trainer = work.trainer()
             setup = work.setup(trainer.student.tokenizer)
             chosen = work.chosen(setup, choose)
             loss = objective(trainer.student, setup) if name == SOLVER else CrossEntropy()
-            facts = fit(work, trainer, chosen.groups, loss, folder)
+            fitted = fit(work, trainer, chosen.groups, loss, folder)
             if work.processes.main:
                 shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-            return {"data": chosen.counts, **facts}
+            return _Part(data=chosen.counts, **dict(fitted))
 
-        return work.phase(name, build)[1]
+        return work.phase(name, _Part, build)[1]
 
     asked = part(DECOMPOSER, select_decompositions)
     solved = part(SOLVER, select)
     if work.processes.main:
         shutil.copyfile(work.folder / SOLVER / LOG, work.folder / LOG)
-    return {**solved, "parts": [DECOMPOSER, SOLVER], DECOMPOSER: asked}
+    return Distilled(
+        data=solved.data,
+        training=solved.training.model_copy(update={"phases": {DECOMPOSER: asked.training}}),
+        precision=solved.precision,
+        precision_reason=solved.precision_reason,
+        parts=(DECOMPOSER, SOLVER),
+        notes={DECOMPOSER: asked.data.model_dump(mode="json")},
+    )
 
 
 METHOD = Method(select=select, objective=objective, options=SmagdiOptions, train=train, passes=2, check=check)

@@ -30,16 +30,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from soloist.kernels.errors import DataError
+from soloist.toolchain.core.artifact import Facts
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.data import Example, Group, Selection, refuse_split, selection
 from soloist.toolchain.distill.full_precision import fit_exact
 from soloist.toolchain.distill.methods.attempts import checked, conversation_of, other_kind
-from soloist.toolchain.distill.methods.base import Method, Setup
 from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.objective import CrossEntropy, SelfContained
 from soloist.toolchain.distill.packing import Batch, pack
 from soloist.toolchain.distill.train import parts
-from soloist.toolchain.distill.work import Work, fit, frozen
+from soloist.toolchain.distill.work import Distilled, Method, Setup, Work, fit, frozen
+from soloist.toolchain.student.artifact import DataFacts, TrainingFacts
 from soloist.toolchain.traces.graph import Graph, Node, graph_of
 from soloist.toolchain.traces.schema import Run
 
@@ -200,44 +201,62 @@ def _pair(run: Run, graph: Graph, right: int, wrong: int, setup: Setup, context:
     return Group((chosen, other), {"shown": bool(shown)})
 
 
-def reference_log_probs(reader: Student, groups: Sequence[Group], part_tokens: int) -> list[list[float]]:
+def reference_log_probs(reader: Student, groups: Sequence[Group], part_tokens: int) -> list[tuple[float, float]]:
     """The two log-probabilities of each pair under a model that is only read, a part at a time."""
     numbered = [Group(group.examples, {"at": at}) for at, group in enumerate(groups)]
-    found: list[list[float]] = [[] for _ in groups]
+    found = [(0.0, 0.0)] * len(groups)
     with torch.no_grad():
         for part in parts(numbered, part_tokens):
             batch = pack(part).to(reader.device)
-            for facts, values in zip(batch.facts, log_probs(reader, batch).view(-1, 2).tolist(), strict=True):
-                found[facts["at"]] = values
+            for facts, (right, wrong) in zip(batch.facts, log_probs(reader, batch).view(-1, 2).tolist(), strict=True):
+                found[facts["at"]] = right, wrong
     return found
 
 
-def train(work: Work) -> dict[str, Any]:
+class _Imitated(Facts):
+    """The first phase: what it learned from, and its training."""
+
+    data: DataFacts
+    training: TrainingFacts
+
+
+class _Reference(Facts):
+    """The log-probabilities of each pair under the first phase's student: of the right attempt, of the wrong one."""
+
+    log_probs: list[tuple[float, float]]
+
+
+def train(work: Work) -> Distilled:
     """Both phases. The second reads the first from disk, as the reference does, so the two begin equal."""
     options: Options = work.options
 
-    def imitate(folder: Path) -> dict[str, Any]:
+    def imitate(folder: Path) -> _Imitated:
         trainer = work.trainer()
         chosen = work.chosen(work.setup(trainer.student.tokenizer), correct_attempts)
-        return {"data": chosen.counts, **fit_exact(work, trainer, chosen.groups, CrossEntropy(), folder)}
+        training = fit_exact(work, trainer, chosen.groups, CrossEntropy(), folder)
+        return _Imitated(data=chosen.counts, training=training)
 
-    first, sft = work.phase("sft", imitate)
+    first, sft = work.phase("sft", _Imitated, imitate)
     trainer = work.trainer(first, learning_rate=options.learning_rate, epochs=options.epochs, warmup=options.warmup)
     chosen = work.chosen(work.setup(trainer.student.tokenizer), preference_pairs)
 
-    def read(_: Path) -> dict[str, Any]:
+    def read(_: Path) -> _Reference:
         reader = frozen(first, trainer.student)
-        return {"reference": reference_log_probs(reader, chosen.groups, work.train.part_tokens)}
+        return _Reference(log_probs=reference_log_probs(reader, chosen.groups, work.train.part_tokens))
 
-    _, known = work.phase("reference", read)
-    groups = [
-        replace(group, facts={"reference": values})
-        for group, values in zip(chosen.groups, known["reference"], strict=True)
-    ]
-    facts = fit(work, trainer, groups, Preference(options.beta), work.folder)
-    pairs = {**chosen.counts, "shown_earlier_answers": sum(group.facts["shown"] for group in chosen.groups)}
-    training = {**facts["training"], "phases": {"sft": sft["training"]}}
-    return {**facts, "training": training, "data": {**sft["data"], "pairs": pairs}}
+    _, reference = work.phase("reference", _Reference, read)
+    groups = []
+    for group, log_probs_of in zip(chosen.groups, reference.log_probs, strict=True):
+        groups.append(replace(group, facts={"reference": log_probs_of}))
+    fitted = fit(work, trainer, groups, Preference(options.beta), work.folder)
+    shown = sum(group.facts["shown"] for group in chosen.groups)
+    return Distilled(
+        data=sft.data,
+        training=fitted.training.model_copy(update={"phases": {"sft": sft.training}}),
+        precision=fitted.precision,
+        precision_reason=fitted.precision_reason,
+        notes={"pairs": chosen.counts.model_dump(mode="json"), "shown_earlier_answers": shown},
+    )
 
 
 METHOD = Method(
