@@ -1,4 +1,4 @@
-"""The rivals that only select: whose words, right or wrong, and how many of them."""
+"""The baselines that only select: whose attempts, right or wrong, and how many of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
 from soloist.toolchain.distill.work import Setup  # noqa: E402
 from soloist.toolchain.student.artifact import StudentFacts  # noqa: E402
 
-RIVALS = ["answer-only", "random-trace", "single-agent", "majority-vote"]
+BASELINES = ["answer-only", "random-trace", "single-agent", "majority-vote"]
 ADD, MUL, SUB = ("add(5+7) = 12",), ("mul(3*4) = 12",), ("add(5+1) = 6", "mul(6*2) = 12")
 WRONG, OFF, FAILED = ("add(5+6) = 11",), ("add(4+6) = 10",), ("add(x) ! no",)
 
@@ -158,7 +158,7 @@ def test_filling_stops_at_the_budget_and_refuses_one_that_is_too_small(setup, de
 # --- all
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_bad_input_is_refused(name, setup, debate_of):
     select = load(name).select
     with pytest.raises(DataError, match="q4: split 'held-out' may not be trained on"):
@@ -173,7 +173,7 @@ def test_bad_input_is_refused(name, setup, debate_of):
 
 
 @pytest.mark.parametrize("mode", ["acts", "internalise"])
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_the_recorded_runs(name, mode, tokenizer, recorded_runs):
     method = load(name)
     setup = Setup(tokenizer, recheck, mode, 4096, options=method.options())
@@ -187,7 +187,7 @@ def test_the_recorded_runs(name, mode, tokenizer, recorded_runs):
         assert 0.98 * wanted < sum(example.targets for example in chosen.examples) <= wanted
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_student_comes_out(name, debate_of, traces_of, tiny_base, tmp_path):
     traces = traces_of([debate_of([[ADD, MUL, SUB]], number=number) for number in range(6)])
     train = TrainConfig(batch_size=3, learning_rate=3e-3, precision="fp32", device="cpu")

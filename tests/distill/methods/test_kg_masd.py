@@ -229,7 +229,7 @@ def test_a_student_that_acts_needs_no_graph(tiny_base, traces, tmp_path):
 
 @pytest.mark.parametrize("informed_student", [True, False])
 def test_the_files_compiled_from_it_have_the_graph_beside_them(tmp_path, monkeypatch, informed_student):
-    from soloist.toolchain.export.stage import stage as module
+    from soloist.toolchain.export import stage as module
     from soloist.toolchain.verify import Probe
 
     def build(folder):

@@ -120,7 +120,7 @@ def strongest(runs: Sequence[Run]) -> str:
     """
     tries = [node for run in runs for node in graph_of(run).nodes if node.attempt == 0]
     if not tries:
-        raise DataError("no agent's own attempt is in these traces; the single-agent rival needs them recorded")
+        raise DataError("no agent's own attempt is in these traces; the single-agent baseline needs them recorded")
     right = Counter(node.agent for node in tries if node.verdict == "correct")
     return min({node.agent for node in tries}, key=lambda agent: (-right[agent], agent))
 

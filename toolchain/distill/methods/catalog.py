@@ -69,20 +69,22 @@ CATALOG: Mapping[str, Entry] = {
         "4-7x",
     ),
     "answer-only": Entry(
-        "rivals", "the bare answer of runs that are right", "rival", ("a verifier",), "0.5-1x", "ANSWER_ONLY"
+        "baselines", "the bare answer of runs that are right", "baseline", ("a verifier",), "0.5-1x", "ANSWER_ONLY"
     ),
-    "random-trace": Entry("rivals", "any attempt of any agent, drawn at random", "rival", attribute="RANDOM_TRACE"),
+    "random-trace": Entry(
+        "baselines", "any attempt of any agent, drawn at random", "baseline", attribute="RANDOM_TRACE"
+    ),
     "single-agent": Entry(
-        "rivals",
+        "baselines",
         "right first attempts of the strongest agent, at sft's tokens",
-        "rival",
+        "baseline",
         ("a verifier",),
         attribute="SINGLE_AGENT",
     ),
     "majority-vote": Entry(
-        "rivals",
+        "baselines",
         "a first attempt that gives the majority's answer, right or wrong",
-        "rival",
+        "baseline",
         ("several agents",),
         attribute="MAJORITY_VOTE",
     ),

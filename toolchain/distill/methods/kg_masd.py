@@ -5,7 +5,7 @@
 
 The team that extracts and verifies triples while it answers is `topology: kg`; runs of any other team are
 verified here. A run with a triple that is not verified is dropped, or weighs `unverified_weight` (both from the
-description of the method; the 0.3 is our choice, nothing is published). `unverified: keep` is the rival.
+description of the method; the 0.3 is our choice, nothing is published). `unverified: keep` is the baseline.
 
 The facts put before the question are those the graph holds about what the question names, not the triples of
 the run: a call with its result would give the answer away, and at run time there is no run. The graph is saved
