@@ -94,7 +94,7 @@ def test_the_steps_one_by_one_make_what_run_makes(
 
 def test_a_job_starts_from_the_base_and_the_options_it_was_told(tmp_path, monkeypatch):
     pytest.importorskip("reasoning_gym", reason="the desk's questions come from reasoning-gym")
-    from soloist.toolchain.pipeline.run import run as pipeline
+    from soloist.toolchain.pipeline import run as pipeline
 
     seen = []
 

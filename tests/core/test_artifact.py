@@ -250,7 +250,7 @@ def test_atomic_write_leaves_the_old_text_when_it_fails(tmp_path, monkeypatch):
 
 STEPS = """
     import os, pathlib, signal, sys
-    from soloist.toolchain import artifact
+    from soloist.toolchain.core import artifact
     out, kill_at = pathlib.Path(sys.argv[1]), sys.argv[2]
 
     def die(*_):

@@ -11,8 +11,8 @@ from soloist.toolchain.bench.systems import student_team
 from soloist.toolchain.commands.chat import _model
 from soloist.toolchain.core.artifact import Artifact, stage
 from soloist.toolchain.core.events import EventLog
+from soloist.toolchain.export import stage as module
 from soloist.toolchain.export.stage import export
-from soloist.toolchain.export.stage import stage as module
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.team import Team
 from soloist.toolchain.verify import Probe

@@ -13,7 +13,7 @@ from soloist.kernels.errors import MissingExtraError, UsageError
 from soloist.targets.formats import EXAMPLES, parse
 from soloist.toolchain.bench.systems import format_title
 from soloist.toolchain.core.artifact import Artifact, stage
-from soloist.toolchain.pipeline.run import run as pipeline
+from soloist.toolchain.pipeline import run as pipeline
 from soloist.toolchain.report.page import render
 from soloist.toolchain.verify.verdict import record, standing
 
