@@ -148,7 +148,7 @@ def tuned(run, model, context, *, quantized):
         KERNEL,
         {"B": 1, "H": heads, "HKV": shared, "S": context, "D": width},
         {"int8": quantized},
-        lambda cut: ours(caches, cut.name, cut),
+        lambda config: ours(caches, config.name, config),
         lambda side: demand_right(caches, side),
     )
 

@@ -192,7 +192,7 @@ def tuned(run, student, loss):
         KERNEL,
         {"T": rows, "C": chunk},
         {"kind": kind},
-        lambda cut: side_of(cut.name, KERNEL.run, given, ours=True, chunk=chunk, configuration=cut),
+        lambda config: side_of(config.name, KERNEL.run, given, ours=True, chunk=chunk, configuration=config),
         lambda side: demand_right(given, side, wanted),
     )
 

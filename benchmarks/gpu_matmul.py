@@ -282,7 +282,7 @@ def measure_shape(run: Run, kernel: Kernel, shape: Shape, bits: int) -> dict[str
         times = interleave(run.clock, sides, run.options.rounds)
     row = compared(times, sides, run.rate)
     absent = {name: rival for name, rival in made.items() if isinstance(rival, str)} | times.absent
-    cut = tuned(kernel.name, run.facts["name"], shape.sizes, shape.options)
+    config = tuned(kernel.name, run.facts["name"], shape.sizes, shape.options)
     flops = 2 * shape.m * shape.n * shape.k * shape.matrices
     run.say(f"{kernel.name} {shape}: " + told(row))
     return {
@@ -291,7 +291,7 @@ def measure_shape(run: Run, kernel: Kernel, shape: Shape, bits: int) -> dict[str
         **shape.options,
         "dtype": run.options.dtype,
         "error": round(off, 4),
-        "tuned": cut and cut.name,
+        "tuned": config and config.name,
         "tflops": round(flops / (row["ours"]["us"]["median"] * 1e6), 2),
         "sides": row,
         "absent": absent,
@@ -314,7 +314,7 @@ def _tuned(run: Run, kernel: Kernel, shape: Shape, bits: int) -> Entry:
         kernel,
         shape.sizes,
         shape.options,
-        lambda cut: ours(kernel, work, cut, cut.name),
+        lambda config: ours(kernel, work, config, config.name),
         lambda side: demand_right(kernel, work, side),
     )
 

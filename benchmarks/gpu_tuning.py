@@ -1,6 +1,6 @@
 """`--tune` of the kernels' benchmarks: the best of all configurations at each shape, into the table of this GPU.
 
-An entry has the names of sizes and options under which the kernel's entry point asks (`choose_cut`), so that what is
+An entry has the names of sizes and options under which the kernel's entry point asks (`choose_config`), so that what is
 measured after tuning is the entry point's own choice. Every configuration must be right before it is timed.
 """
 
@@ -41,22 +41,22 @@ def best_of(
         ResourceError: none runs on this GPU.
     """
     sides, refused = [], {}
-    for cut in kernel.configurations:
-        side = make(cut)
+    for config in kernel.configurations:
+        side = make(config)
         try:
             check(side)
         except GateError:
             raise
         except Exception as error:  # too much shared memory, say: not for this GPU
-            refused[cut.name] = f"{type(error).__name__}: {error}".split("\n")[0]
+            refused[config.name] = f"{type(error).__name__}: {error}".split("\n")[0]
         else:
-            sides.append((cut, side))
+            sides.append((config, side))
     where = " ".join(f"{name} {size}" for name, size in {**sizes, **options}.items())
     if not sides:
         raise ResourceError(f"{kernel.name} at {where}: no configuration runs here; {next(iter(refused.values()))}")
     times = interleave(run.clock, [side for _, side in sides], ROUNDS).seconds
     microseconds, best = min(
-        ((1e6 * statistics.median(times[side.name]), cut) for cut, side in sides), key=lambda pair: pair[0]
+        ((1e6 * statistics.median(times[side.name]), config) for config, side in sides), key=lambda pair: pair[0]
     )
     run.say(f"{kernel.name} {where}: best of {len(sides)} is {best.name}, {microseconds:.2f} us")
     for name, reason in refused.items():

@@ -7,7 +7,7 @@ Workers are processes of their own because a kernel decorated while TRITON_INTER
 compiled is kept in a cache under a hash of source, constants, options and Triton's version, so a build that was killed,
 or whose neighbor was edited, goes on where it was. A record says all that a launch by hand needs and what was spent:
 entry and arguments (Triton adds hidden ones at the end), grid, threads, shared memory, registers, spilled bytes, widths
-of loads. `gate` refuses spills in what is shipped and more shared memory than a program may have.
+of loads. `check_limits` refuses spills in what is shipped and more shared memory than a program may have.
 
 The cubin is what ships: it needs no compiler in the driver. From sm_90 on it is made for the `a` variant, which runs on
 that very architecture. The PTX beside it is kept to the oldest version its architecture and driver take (JetPack 6:
@@ -132,7 +132,7 @@ def build_kernels(
     return sorted(records, key=lambda record: str(record["files"]["cubin"]["path"]))
 
 
-def gate(records: Sequence[Record]) -> None:
+def check_limits(records: Sequence[Record]) -> None:
     """Refuse spills in shipped builds and too much shared memory. Raises GateError naming all."""
     faults = []
     for record in records:

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soloist.kernels.choose import choose_cut, interpreting
+from soloist.kernels.choose import choose_config, interpreting
 from soloist.kernels.errors import UsageError
 from soloist.kernels.jit import tl, triton
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
 
-WIDTHS = (32, 64, 80, 96, 128)
+HEAD_DIMS = (32, 64, 80, 96, 128)
 
 
 def append_int8_ref(
@@ -97,18 +97,20 @@ def append_int8(
     Raises:
         UsageError: shapes, dtypes or layouts that do not fit.
     """
-    batch, heads, width = key.shape
-    cut = choose_cut(
-        "append_int8", {"B": batch, "HKV": heads, "D": width}, {}, key.device, CONFIGURATION, configuration
+    batch, heads, head_dim = key.shape
+    config = choose_config(
+        "append_int8", {"B": batch, "HKV": heads, "D": head_dim}, {}, key.device, CONFIGURATION, configuration
     )
     if key.device.type == "cpu" and not interpreting():
         raise UsageError("append_int8: on a CPU use the reference, or TRITON_INTERPRET=1 before the first import")
     for new, cache, scales in ((key, key_cache, key_scales), (value, value_cache, value_scales)):
-        shape = (batch, heads, cache.shape[2], width)
+        shape = (batch, heads, cache.shape[2], head_dim)
         if new.shape != key.shape or tuple(cache.shape) != shape or tuple(scales.shape) != shape[:3]:
             raise UsageError(f"append_int8: {tuple(new.shape)} does not fit a cache of {tuple(cache.shape)}")
-        if cache.dtype != torch.int8 or scales.dtype != torch.float16 or width not in WIDTHS:
-            raise UsageError(f"append_int8: int8 caches, float16 scales, heads of {WIDTHS}; not {cache.dtype}, {width}")
+        if cache.dtype != torch.int8 or scales.dtype != torch.float16 or head_dim not in HEAD_DIMS:
+            raise UsageError(
+                f"append_int8: int8 caches, float16 scales, heads of {HEAD_DIMS}; not {cache.dtype}, {head_dim}"
+            )
         if not all(each.is_contiguous() for each in (new, cache, scales, positions)):
             raise UsageError("append_int8: every tensor must be contiguous")
         _append_int8_kernel[(batch * heads,)](
@@ -119,17 +121,17 @@ def append_int8(
             batch,
             heads,
             shape[2],
-            D=width,
-            BLOCK_D=triton.next_power_of_2(width),
-            **cut.launch_options(fused=False),  # the reference's bits
+            D=head_dim,
+            BLOCK_D=triton.next_power_of_2(head_dim),
+            **config.launch_options(fused=False),  # the reference's bits
         )
 
 
 # ---------------------------------------------------------------- checks and builds
 
 
-def _case(batch: int, heads: int, capacity: int, width: int, dtype: str, **options: Any) -> Case:
-    return Case({"B": batch, "HKV": heads, "S": capacity, "D": width}, dtype, 0.0, 0.0, options)
+def _case(batch: int, heads: int, capacity: int, head_dim: int, dtype: str, **options: Any) -> Case:
+    return Case({"B": batch, "HKV": heads, "S": capacity, "D": head_dim}, dtype, 0.0, 0.0, options)
 
 
 _CASES = (
@@ -144,14 +146,18 @@ _CASES = (
 def _check(case: Case, device: str, seed: int) -> Outcome:
     """The reference's bits in all of both caches, which are -128 and NaN before."""
     draw = torch.Generator().manual_seed(seed)
-    batch, heads, capacity, width = (case.sizes[name] for name in ("B", "HKV", "S", "D"))
+    batch, heads, capacity, head_dim = (case.sizes[name] for name in ("B", "HKV", "S", "D"))
     size = 3e-6 if case.options.get("tiny") else 1e30 if case.options.get("huge") else 3.0
     size = 0.0 if case.options.get("zero") else size
-    new = [(torch.randn((batch, heads, width), generator=draw) * size).to(getattr(torch, case.dtype)) for _ in range(2)]
+    new = [
+        (torch.randn((batch, heads, head_dim), generator=draw) * size).to(getattr(torch, case.dtype)) for _ in range(2)
+    ]
     positions = torch.randint(0, capacity + (batch > 1), (batch,), generator=draw, dtype=torch.int32)
 
     def filled(function: Callable[..., None], place: str) -> list[Tensor]:
-        caches = [torch.full((batch, heads, capacity, width), -128, dtype=torch.int8, device=place) for _ in range(2)]
+        caches = [
+            torch.full((batch, heads, capacity, head_dim), -128, dtype=torch.int8, device=place) for _ in range(2)
+        ]
         scales = [torch.full((batch, heads, capacity), torch.nan, dtype=torch.float16, device=place) for _ in range(2)]
         function(*(each.to(place) for each in new), *caches, *scales, positions.to(place))
         return [each.cpu() for each in (*caches, *scales)]
@@ -163,11 +169,11 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
 
 
 def _builds() -> Iterator[Build]:
-    for width in WIDTHS:
+    for head_dim in HEAD_DIMS:
         for short in ("fp16", "bf16"):
             yield Build(
                 "append_int8",
-                f"{short}-d{width}",
+                f"{short}-d{head_dim}",
                 _append_int8_kernel,
                 {
                     "new": f"*{short}",
@@ -178,7 +184,7 @@ def _builds() -> Iterator[Build]:
                     "HEADS": "i32",
                     "S": "i32",
                 },
-                {"D": width, "BLOCK_D": 1 << (width - 1).bit_length()},
+                {"D": head_dim, "BLOCK_D": 1 << (head_dim - 1).bit_length()},
                 CONFIGURATION,
                 aligned=("new", "cache"),
                 grid=("BATCH * HEADS", "1", "1"),

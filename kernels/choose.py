@@ -8,7 +8,7 @@
 times slower than torch: it counts only where it was asked for, by `want="triton"` with TRITON_INTERPRET=1 set before
 the first kernel was imported. Modules are imported when they are chosen.
 
-How a kernel is cut into programs is chosen by its entry point, with `choose_cut`: as the caller asked, or as measured
+A launch's configuration is chosen by its entry point, with `choose_config`: as the caller asked, or as measured
 best on this GPU, or by the kernel's own rule. Left out: timing, which belongs to `soloist.kernels.tuned`.
 """
 
@@ -111,7 +111,7 @@ def choose(name: str, device: torch.device | str, want: Want = "auto") -> Choice
     return _triton(impl, said)
 
 
-def choose_cut(
+def choose_config(
     kernel: str,
     sizes: Mapping[str, int],
     options: Mapping[str, Any],
@@ -132,7 +132,7 @@ def choose_cut(
     if given is not None:
         return given
     gpu = _tuned_for(device)
-    found = None if gpu is None else _tuned_cut(kernel, gpu, tuple(sizes.items()), tuple(options.items()))
+    found = None if gpu is None else _tuned_config(kernel, gpu, tuple(sizes.items()), tuple(options.items()))
     return fallback if found is None else found
 
 
@@ -147,14 +147,14 @@ def _tuned_for(device: torch.device) -> str | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _tuned_cut(
+def _tuned_config(
     kernel: str, gpu: str, sizes: tuple[tuple[str, int], ...], options: tuple[tuple[str, Any], ...]
 ) -> Configuration | None:
     found = tuned(kernel, gpu, dict(sizes), dict(options))
     if found is not None and found not in (known := find(kernel).load().configurations):
         raise ArtifactError(
             f"tuned table of {gpu}: {kernel} has no configuration {found.name}; it has "
-            f"{', '.join(cut.name for cut in known)}"
+            f"{', '.join(config.name for config in known)}"
         )
     return found
 

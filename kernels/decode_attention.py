@@ -30,12 +30,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from soloist.kernels.choose import choose_cut, interpreting
+from soloist.kernels.choose import choose_config, interpreting
 from soloist.kernels.errors import UsageError
 from soloist.kernels.jit import tl, triton
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
 
-WIDTHS = (32, 64, 80, 96, 128)
+HEAD_DIMS = (32, 64, 80, 96, 128)
 _LOG2_E = 1.4426950408889634
 _MOST_SPLITS = 128
 
@@ -52,18 +52,18 @@ def decode_attention_ref(
 ) -> Tensor:
     """The formula in fp32 (fp64 for an fp64 query): (B, H, D) in the query's dtype."""
     precise = torch.promote_types(query.dtype, torch.float32)
-    batch, heads, width = query.shape
+    batch, heads, head_dim = query.shape
     hidden = torch.arange(key.shape[2], device=key.device) >= lengths[:, None, None]  # (B, 1, S)
 
     def exact(cache: Tensor, scales: Tensor | None) -> Tensor:
         whole = cache.to(precise) if scales is None else cache.to(precise) * scales.to(precise)[..., None]
         return whole.masked_fill(hidden[..., None], 0)
 
-    grouped = query.to(precise).view(batch, key.shape[1], heads // key.shape[1], width)
-    scores = grouped @ exact(key, key_scales).transpose(-1, -2) * (width**-0.5 if scale is None else scale)
+    grouped = query.to(precise).view(batch, key.shape[1], heads // key.shape[1], head_dim)
+    scores = grouped @ exact(key, key_scales).transpose(-1, -2) * (head_dim**-0.5 if scale is None else scale)
     weights = scores.masked_fill(hidden[:, :, None], -torch.inf).softmax(-1)
     weights = weights.masked_fill(hidden[:, :, None], 0)  # a row of length 0 has no softmax
-    return (weights @ exact(value, value_scales)).view(batch, heads, width).to(query.dtype)
+    return (weights @ exact(value, value_scales)).view(batch, heads, head_dim).to(query.dtype)
 
 
 # BLOCK_S: places of the cache taken at once. Three stages: two blocks of K and V, 64 KiB in fp16, are under way.
@@ -239,17 +239,17 @@ def decode_attention(
         UsageError: shapes, dtypes or layouts that do not fit.
     """
     _refuse_misfit(query, key, value, lengths, key_scales, value_scales)
-    batch, heads, width = query.shape
+    batch, heads, head_dim = query.shape
     shared, capacity = key.shape[1:3]
-    sizes = {"B": batch, "H": heads, "HKV": shared, "S": capacity, "D": width}
-    quantized, own = key_scales is not None, NARROW if width <= 64 else WIDE
-    chosen = choose_cut("decode_attention", sizes, {"int8": quantized}, query.device, own, configuration)
-    block, group, padded = chosen.constants["BLOCK_S"], heads // shared, triton.next_power_of_2(width)
+    sizes = {"B": batch, "H": heads, "HKV": shared, "S": capacity, "D": head_dim}
+    quantized, own = key_scales is not None, NARROW if head_dim <= 64 else WIDE
+    chosen = choose_config("decode_attention", sizes, {"int8": quantized}, query.device, own, configuration)
+    block, group, padded = chosen.constants["BLOCK_S"], heads // shared, triton.next_power_of_2(head_dim)
     tokens, pieces = _cut(batch * shared, capacity, block, splits, query.device)
     out = empty(query.shape, dtype=query.dtype, device=query.device)
     count = batch * heads * pieces if pieces > 1 else 1
     peaks, sums = (empty(count, dtype=torch.float32, device=query.device) for _ in range(2))
-    partials = empty(count * width if pieces > 1 else 1, dtype=torch.float32, device=query.device)
+    partials = empty(count * head_dim if pieces > 1 else 1, dtype=torch.float32, device=query.device)
     _decode_attention_kernel[(batch * shared, pieces)](
         query,
         key,
@@ -261,14 +261,14 @@ def decode_attention(
         sums,
         partials,
         out,
-        (width**-0.5 if scale is None else scale) * _LOG2_E,
+        (head_dim**-0.5 if scale is None else scale) * _LOG2_E,
         batch,
         shared,
         capacity,
         group,
         tokens,
         pieces,
-        D=width,
+        D=head_dim,
         QUANTIZED=quantized,
         WHOLE=pieces == 1,
         BLOCK_G=max(16, triton.next_power_of_2(group)),
@@ -289,7 +289,7 @@ def decode_attention(
             capacity,
             tokens,
             pieces,
-            D=width,
+            D=head_dim,
             BLOCK_D=padded,
             **_MERGE.constants,
             **_MERGE.launch_options(),
@@ -300,11 +300,13 @@ def decode_attention(
 def _refuse_misfit(
     query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, key_scales: Tensor | None, value_scales: Tensor | None
 ) -> None:
-    batch, heads, width = query.shape
+    batch, heads, head_dim = query.shape
     scales = [each for each in (key_scales, value_scales) if each is not None]
-    if width not in WIDTHS or query.dtype not in (torch.float16, torch.bfloat16):
-        raise UsageError(f"decode_attention: heads of {width} in {query.dtype}; it takes {WIDTHS} in fp16 or bf16")
-    if key.shape != value.shape or key.shape[0] != batch or key.shape[3] != width or heads % key.shape[1]:
+    if head_dim not in HEAD_DIMS or query.dtype not in (torch.float16, torch.bfloat16):
+        raise UsageError(
+            f"decode_attention: heads of {head_dim} in {query.dtype}; it takes {HEAD_DIMS} in fp16 or bf16"
+        )
+    if key.shape != value.shape or key.shape[0] != batch or key.shape[3] != head_dim or heads % key.shape[1]:
         raise UsageError(
             f"decode_attention: queries {tuple(query.shape)} do not fit a cache of {tuple(key.shape)} and "
             f"{tuple(value.shape)}: both are (B, Hkv, S, D), H a multiple of Hkv"
@@ -338,10 +340,10 @@ def _processors(device: torch.device) -> int:
 # ---------------------------------------------------------------- checks and builds
 
 
-def _case(batch: int, heads: int, shared: int, capacity: int, width: int, dtype: str, **options: int) -> Case:
+def _case(batch: int, heads: int, shared: int, capacity: int, head_dim: int, dtype: str, **options: int) -> Case:
     atol, rtol = (2e-3, 2e-3) if dtype == "float16" else (1.6e-2, 1.6e-2)
     slow = bool(options.pop("slow", 0))
-    sizes = {"B": batch, "H": heads, "HKV": shared, "S": capacity, "D": width}
+    sizes = {"B": batch, "H": heads, "HKV": shared, "S": capacity, "D": head_dim}
     return Case(sizes, dtype, atol, rtol, options, slow)
 
 
@@ -356,7 +358,7 @@ _CASES = (
     _case(2, 32, 1, 193, 128, "bfloat16", splits=4),
     _case(1, 2, 1, 1, 128, "float16", int8=True),
     _case(4, 2, 2, 64, 64, "float16", splits=1),
-    _case(1, 9, 3, 4099, 64, "float16", splits=20, slow=True),  # two tiles of the merge
+    _case(1, 9, 3, 4099, 64, "float16", splits=20, slow=True),  # two turns of the merge
     _case(2, 32, 8, 1021, 128, "bfloat16", int8=True, splits=7, slow=True),
     _case(1, 15, 5, 2048, 64, "float16", slow=True),
 )
@@ -365,12 +367,12 @@ _CASES = (
 def _check(case: Case, device: str, seed: int) -> Outcome:
     """Random queries and caches; what lies beyond a row's length, and every allocation, is NaN or -128."""
     draw = torch.Generator().manual_seed(seed)
-    batch, heads, shared, capacity, width = (case.sizes[name] for name in ("B", "H", "HKV", "S", "D"))
+    batch, heads, shared, capacity, head_dim = (case.sizes[name] for name in ("B", "H", "HKV", "S", "D"))
     dtype = getattr(torch, case.dtype)
     lengths = torch.tensor([(capacity, 1, capacity * 3 // 4, 0)[row % 4] for row in range(batch)], dtype=torch.int32)
     beyond = (torch.arange(capacity) >= lengths[:, None])[:, None, :].expand(batch, shared, capacity)
-    query = torch.randn((batch, heads, width), generator=draw).to(dtype)
-    key, value = (torch.randn((batch, shared, capacity, width), generator=draw) * 1.5 for _ in range(2))
+    query = torch.randn((batch, heads, head_dim), generator=draw).to(dtype)
+    key, value = (torch.randn((batch, shared, capacity, head_dim), generator=draw) * 1.5 for _ in range(2))
     scales: tuple[Tensor, ...] = ()
     if case.options.get("int8"):
         steps = [(x.abs().amax(-1) / 127).half() for x in (key, value)]
@@ -392,17 +394,17 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
 
 
 def _builds() -> Iterator[Build]:
-    """Every width in fp16, the usual two in bf16; pieces for all, the undivided form for the usual two."""
-    for width, short in itertools.product(WIDTHS, ("fp16", "bf16")):
-        usual = width in (64, 128)
+    """Every head_dim in fp16, the usual two in bf16; pieces for all, the undivided form for the usual two."""
+    for head_dim, short in itertools.product(HEAD_DIMS, ("fp16", "bf16")):
+        usual = head_dim in (64, 128)
         if short == "bf16" and not usual:
             continue
-        padded, chosen = 1 << (width - 1).bit_length(), NARROW if width <= 64 else WIDE
+        padded, chosen = 1 << (head_dim - 1).bit_length(), NARROW if head_dim <= 64 else WIDE
         for quantized, whole in itertools.product((False, True), (False, True) if usual else (False,)):
-            yield _attention_build(width, short, quantized, whole, padded, chosen)
+            yield _attention_build(head_dim, short, quantized, whole, padded, chosen)
         yield Build(
             "decode_attention",
-            f"merge-{short}-d{width}",
+            f"merge-{short}-d{head_dim}",
             _merge_kernel,
             {
                 "peaks": "*fp32",
@@ -416,18 +418,20 @@ def _builds() -> Iterator[Build]:
                 "TOKENS": "i32",
                 "SPLITS": "i32",
             },
-            {"D": width, "BLOCK_D": padded, **_MERGE.constants},
+            {"D": head_dim, "BLOCK_D": padded, **_MERGE.constants},
             _MERGE,
             aligned=("peaks", "sums", "partials", "out", "TOKENS"),
             grid=("BATCH * HEADS", "1", "1"),
         )
 
 
-def _attention_build(width: int, short: str, quantized: bool, whole: bool, padded: int, chosen: Configuration) -> Build:
+def _attention_build(
+    head_dim: int, short: str, quantized: bool, whole: bool, padded: int, chosen: Configuration
+) -> Build:
     cache, scales = ("*i8", "*fp16") if quantized else (f"*{short}", f"*{short}")
     return Build(
         "decode_attention",
-        f"{short}-{'int8' if quantized else short}-d{width}{'-whole' if whole else ''}",
+        f"{short}-{'int8' if quantized else short}-d{head_dim}{'-whole' if whole else ''}",
         _decode_attention_kernel,
         {
             "query": f"*{short}",
@@ -449,7 +453,7 @@ def _attention_build(width: int, short: str, quantized: bool, whole: bool, padde
             "SPLITS": "i32",
         },
         {
-            "D": width,
+            "D": head_dim,
             "QUANTIZED": quantized,
             "WHOLE": whole,
             "BLOCK_G": 16,

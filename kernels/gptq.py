@@ -28,7 +28,7 @@ from torch import Tensor
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.kernels.jit import tl, triton
-from soloist.kernels.layout import MIDDLE, WIDTHS, Quantized, dequantize, narrow_of, pack_nibbles, top_of, zero_of
+from soloist.kernels.layout import BITS, MIDDLE, Quantized, dequantize, narrow_of, pack_nibbles, top_of, zero_of
 from soloist.kernels.pack import pack, pack_ref
 from soloist.kernels.pack_options import Bits
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
@@ -327,7 +327,7 @@ def _cases() -> Iterator[Case]:
 def _builds() -> Iterator[Build]:
     configuration = CONFIGURATIONS[0]
     pointers = ("w_at", "u_at", "s_at", "z_at", "values", "errors")
-    for bits in WIDTHS:
+    for bits in BITS:
         for columns in (32, 64, 128):
             yield Build(
                 "gptq",

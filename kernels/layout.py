@@ -8,7 +8,7 @@ is shorter where G does not divide K; K is a multiple of 32):
     5, 6    the same, q in -16..15, -32..31
 
 Codes of 5 to 8 bits are stored row by row as int8 (N, K); whoever multiplies sees 8 bits, whoever writes a file the
-`width`. 4-bit codes are stored as int32 words (N, K / 8): 32 columns are one
+`bits`. 4-bit codes are stored as int32 words (N, K / 8): 32 columns are one
 block of four words, 16 bytes, what a GPU thread loads at once, and
 
     nibble i (bits 4i .. 4i+3) of word j of block b   holds column   32 b + 4 i + j
@@ -31,7 +31,7 @@ from soloist.kernels.errors import UsageError
 BLOCK = 32  # columns
 GROUPS = (32, 64, 128)
 MIDDLE = 8  # the code of zero where there are no zero points
-WIDTHS = (4, 5, 6, 8)
+BITS = (4, 5, 6, 8)  # that a code may need
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,20 @@ class Quantized:
         expected = (rows, -(-columns // self.group))
         if tuple(self.scales.shape) != expected or self.scales.dtype != torch.float16:
             raise UsageError(f"scales must be float16 {expected}, not {self.scales.dtype} {tuple(self.scales.shape)}")
-        if self.zeros is not None and (self.bits != 4 or tuple(self.zeros.shape) != expected):
+        if self.zeros is not None and (self.stored_bits != 4 or tuple(self.zeros.shape) != expected):
             raise UsageError(f"zero points are for 4 bits, uint8 {expected}, not {tuple(self.zeros.shape)}")
-        if self.narrow is not None and (self.bits != 8 or self.narrow not in (5, 6)):
+        if self.narrow is not None and (self.stored_bits != 8 or self.narrow not in (5, 6)):
             raise UsageError(f"codes of {self.narrow} bits: int8 holds 5, 6 or 8, words hold 4")
 
     @property
-    def bits(self) -> Literal[4, 8]:
+    def stored_bits(self) -> Literal[4, 8]:
         """Bits a code is stored in."""
         return 4 if self.codes.dtype == torch.int32 else 8
 
     @property
-    def width(self) -> Literal[4, 5, 6, 8]:
+    def bits(self) -> Literal[4, 5, 6, 8]:
         """Bits a code needs."""
-        return self.narrow or self.bits
+        return self.narrow or self.stored_bits
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -96,19 +96,19 @@ class Quantized:
         return Quantized(self.codes.to(device), self.scales.to(device), self.group, zeros, self.narrow)
 
 
-def top_of(width: int) -> int:
+def top_of(bits: int) -> int:
     """Codes run from 0 to here, if zero is stored as `zero_of`. 8 bits leave -128 out, as GGUF's Q8_0 does."""
-    return 254 if width == 8 else (1 << width) - 1
+    return 254 if bits == 8 else (1 << bits) - 1
 
 
-def zero_of(width: int) -> int:
+def zero_of(bits: int) -> int:
     """The code of zero, counted from the smallest."""
-    return 127 if width == 8 else 1 << (width - 1)
+    return 127 if bits == 8 else 1 << (bits - 1)
 
 
-def narrow_of(width: int) -> Literal[5, 6] | None:
-    """The field `narrow` of codes of a width."""
-    return 5 if width == 5 else 6 if width == 6 else None
+def narrow_of(bits: int) -> Literal[5, 6] | None:
+    """The field `narrow` of codes that need this many bits."""
+    return 5 if bits == 5 else 6 if bits == 6 else None
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def dequantize(weight: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
     columns = weight.shape[1]
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     scales = per_column(weight.scales.to(exact), weight.group, columns)
-    if weight.bits == 8:
+    if weight.stored_bits == 8:
         return (weight.codes.to(exact) * scales).to(dtype)
     codes = unpack_nibbles(weight.codes).to(exact)
     if weight.zeros is None:

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from soloist.kernels.choose import choose_cut, interpreting
+from soloist.kernels.choose import choose_config, interpreting
 from soloist.kernels.divergences import Head, Kind, TopK, divergence_ref, of_few, refuse_misfit
 from soloist.kernels.errors import UsageError
 from soloist.kernels.jit import tl, triton
@@ -302,7 +302,7 @@ def linear_kl(
     steps: Steps = Plain()
     if not plain:
         sizes, options = {"T": len(rows), "C": chunk}, {"kind": sweep}
-        steps = _Triton(choose_cut("linear_kl", sizes, options, device, CONFIGURATIONS[0], configuration))
+        steps = _Triton(choose_config("linear_kl", sizes, options, device, CONFIGURATIONS[0], configuration))
     plan = Plan(sweep, beta, temperature, chunk, steps, empty)
     with torch.autocast(device.type, enabled=False):
         if isinstance(teacher, TopK):
@@ -400,7 +400,7 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
 
 
 def _builds() -> Iterator[Build]:
-    for cut, dtype, kind in itertools.product(CONFIGURATIONS, ("bf16", "fp16", "fp32"), _NUMBERS):
+    for config, dtype, kind in itertools.product(CONFIGURATIONS, ("bf16", "fp16", "fp32"), _NUMBERS):
         if kind == "lse" and dtype == "fp32":
             continue
         teacher = "*fp32" if kind == "lse" else f"*{dtype}"
@@ -413,8 +413,8 @@ def _builds() -> Iterator[Build]:
             f"statistics-{kind}-{dtype}",
             _statistics_kernel,
             {**front, "state": "*fp32", **sizes},
-            {"KIND": _NUMBERS[kind], **cut.constants},
-            cut,
+            {"KIND": _NUMBERS[kind], **config.constants},
+            config,
             (*aligned, "state"),
             (blocks, "1", "1"),
         )
@@ -423,8 +423,8 @@ def _builds() -> Iterator[Build]:
             f"gradient-{kind}-{dtype}",
             _gradient_kernel,
             {**front, "ends": "*fp32", "out": f"*{dtype}", **sizes, "beta": "fp32"},
-            {"KIND": _NUMBERS[kind], **cut.constants},
-            cut,
+            {"KIND": _NUMBERS[kind], **config.constants},
+            config,
             (*aligned, "ends", "out"),
             (blocks, "cdiv(width, BLOCK_V)", "1"),
         )
@@ -434,8 +434,8 @@ def _builds() -> Iterator[Build]:
                 f"mixture-{dtype}",
                 _mixture_kernel,
                 {**front, "ends": "*fp32", "sums": "*fp32", **sizes, "beta": "fp32"},
-                dict(cut.constants),
-                cut,
+                dict(config.constants),
+                config,
                 (*aligned, "ends", "sums"),
                 (blocks, "1", "1"),
             )

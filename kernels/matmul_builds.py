@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from soloist.kernels.matmul_cuts import GATED_ROWS, ONE_ROW, SEVERAL_ROWS
-from soloist.kernels.matmul_host import Matmul, sum_cut
+from soloist.kernels.matmul_configs import GATED_ROWS, ONE_ROW, SEVERAL_ROWS
+from soloist.kernels.matmul_host import Matmul, sum_config
 from soloist.kernels.matmul_parts import sum_parts_kernel
 from soloist.kernels.spec import Build, Configuration
 
@@ -17,16 +17,19 @@ from soloist.kernels.spec import Build, Configuration
 def gemv_builds(kernel: Matmul) -> Iterator[Build]:
     """Every configuration in float16; the common ones in bfloat16, in groups of 64, and with what may be added."""
     narrow, wide = ONE_ROW[0], ONE_ROW[5]  # 4 rows of W by 1 warp, 8 by 4
-    one, several = (narrow, ONE_ROW[4], wide), [cut for cut in SEVERAL_ROWS if cut.constants["SPLITS"] in (1, 4)]
+    one, several = (
+        (narrow, ONE_ROW[4], wide),
+        [config for config in SEVERAL_ROWS if config.constants["SPLITS"] in (1, 4)],
+    )
     sixteen, sixteen_split = several[2:]
-    plans = [(cut, "fp16", group, "") for cut in ONE_ROW for group in (32, 128)]
-    plans += [(cut, "fp16", 128, "") for cut in SEVERAL_ROWS] + [(cut, "fp16", 32, "") for cut in several]
-    plans += [(cut, "bf16", 32, "") for cut in (*one, *several)] + [(cut, "fp16", 64, "") for cut in one]
+    plans = [(config, "fp16", group, "") for config in ONE_ROW for group in (32, 128)]
+    plans += [(config, "fp16", 128, "") for config in SEVERAL_ROWS] + [(config, "fp16", 32, "") for config in several]
+    plans += [(config, "bf16", 32, "") for config in (*one, *several)] + [(config, "fp16", 64, "") for config in one]
     for extra in ("bias", "zeros") if kernel.bits == 4 else ("bias",):
-        plans += [(cut, "fp16", group, extra) for cut in (narrow, wide) for group in (32, 128)]
+        plans += [(config, "fp16", group, extra) for config in (narrow, wide) for group in (32, 128)]
         plans += [(sixteen, "fp16", 32, extra)]
-    plans += [(cut, "fp16", group, "gated") for cut in ONE_ROW[:3] for group in (32, 128)]
-    plans += [(cut, "fp16", 32, "gated") for cut in (*GATED_ROWS, sixteen, sixteen_split)]
+    plans += [(config, "fp16", group, "gated") for config in ONE_ROW[:3] for group in (32, 128)]
+    plans += [(config, "fp16", 32, "gated") for config in (*GATED_ROWS, sixteen, sixteen_split)]
     for plan in plans:
         yield _build(kernel, *plan)
     for splits in (2, 4, 8):
@@ -38,14 +41,14 @@ def gemv_builds(kernel: Matmul) -> Iterator[Build]:
 
 def gemm_builds(kernel: Matmul) -> Iterator[Build]:
     """Every configuration in both types; what may be added in float16, where the rule takes it."""
-    cuts = kernel.configurations
-    for cut in cuts:
+    configs = kernel.configurations
+    for config in configs:
         for dtype in ("fp16", "bf16"):
             for group in (32, 128):
-                yield _build(kernel, cut, dtype, group)
+                yield _build(kernel, config, dtype, group)
     for extra in ("bias", "zeros", "gated") if kernel.bits == 4 else ("bias", "gated"):
-        for cut in cuts[:2] if extra == "gated" else cuts[1:]:
-            yield _build(kernel, cut, "fp16", 32, extra)
+        for config in configs[:2] if extra == "gated" else configs[1:]:
+            yield _build(kernel, config, "fp16", 32, extra)
 
 
 def _build(kernel: Matmul, configuration: Configuration, dtype: str, group: int, extra: str = "") -> Build:
@@ -55,8 +58,8 @@ def _build(kernel: Matmul, configuration: Configuration, dtype: str, group: int,
         dtype: of activations, `fp16` or `bf16`.
         extra: "", "bias", "zeros" or "gated".
     """
-    cut = dict(configuration.constants)
-    split, rows = cut["SPLITS"] > 1, cut.get("BLOCK_M")
+    config = dict(configuration.constants)
+    split, rows = config["SPLITS"] > 1, config.get("BLOCK_M")
     types = {
         "x_ptr": f"*{dtype}",
         "words_ptr": "*i32",
@@ -74,7 +77,7 @@ def _build(kernel: Matmul, configuration: Configuration, dtype: str, group: int,
     absent = {"up_words_ptr", "up_scales_ptr"} if extra != "gated" else set()
     absent |= {"up_zeros_ptr", *(("zeros_ptr",) if extra != "zeros" else ())}
     absent |= {"bias_ptr"} if extra != "bias" or split else set()
-    constants = {**dict.fromkeys(sorted(absent)), **cut, "GROUP": group}
+    constants = {**dict.fromkeys(sorted(absent)), **config, "GROUP": group}
     if rows is not None:
         constants["WARPS"] = configuration.warps
     return Build(
@@ -93,7 +96,7 @@ def _build(kernel: Matmul, configuration: Configuration, dtype: str, group: int,
 
 def _sum_build(kernel: Matmul, dtype: str, splits: int, extra: str = "") -> Build:
     """The sum over parts that follows a split-K launch, ahead of time."""
-    cut, bias = sum_cut(splits), extra == "bias"
+    config, bias = sum_config(splits), extra == "bias"
     signature = {"parts_ptr": "*fp32", "bias_ptr": f"*{dtype}", "y_ptr": f"*{dtype}", "size": "i32", "N": "i32"}
     if not bias:
         del signature["bias_ptr"]
@@ -102,8 +105,8 @@ def _sum_build(kernel: Matmul, dtype: str, splits: int, extra: str = "") -> Buil
         variant="-".join(filter(None, ("sum", dtype, extra))),
         function=sum_parts_kernel,
         signature=signature,
-        constants={**({} if bias else {"bias_ptr": None}), "GATED": extra == "gated", **cut.constants},
-        configuration=cut,
+        constants={**({} if bias else {"bias_ptr": None}), "GATED": extra == "gated", **config.constants},
+        configuration=config,
         aligned=("parts_ptr", "y_ptr"),
         grid=("cdiv(size, BLOCK)", "1", "1"),
     )

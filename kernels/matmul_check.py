@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from soloist.kernels.layout import Quantized, pack_nibbles
-from soloist.kernels.matmul_cuts import GATED_ROWS, GEMM, GEMV, coarse, gemm_cut, gemv_cut
+from soloist.kernels.matmul_configs import GATED_ROWS, GEMM, GEMV, coarse, gemm_config, gemv_config
 from soloist.kernels.matmul_host import Matmul, matmul_ref, workspace_size
 from soloist.kernels.spec import Case, Configuration, Outcome
 
@@ -44,7 +44,7 @@ def row(
 
     Args:
         configuration: what it runs in, which sets what is allowed.
-        options: `bias`, `zeros`, `gated`; `cut`, the place of a configuration among the kernel's, else the rule
+        options: `bias`, `zeros`, `gated`; `config`, the place of a configuration among the kernel's, else the rule
             decides; `coarse`, few large programs in the interpreter.
     """
     atol, rtol = _TOLERANCES[dtype, "BLOCK_M" in configuration.constants]
@@ -61,10 +61,10 @@ def _extra(text: str, bits: int) -> dict[str, bool]:
 def gemv_cases(bits: int) -> Iterator[Case]:
     """1 to 16 rows: every configuration, split columns with all that may be added, students' shapes."""
     half, brain = "float16", "bfloat16"
-    for at, cut in enumerate(GEMV):
-        extra = "gated" if cut in GATED_ROWS else ("", "bias", "zeros", "gated")[at % 4]
-        m, dtype = 2 + at % 15 if "BLOCK_M" in cut.constants else 1, (half, brain)[(at + at // 4) % 2]
-        yield row(m, 43, 352, dtype, (32, 64, 128)[at % 3], cut, cut=at, **_extra(extra, bits))
+    for at, config in enumerate(GEMV):
+        extra = "gated" if config in GATED_ROWS else ("", "bias", "zeros", "gated")[at % 4]
+        m, dtype = 2 + at % 15 if "BLOCK_M" in config.constants else 1, (half, brain)[(at + at // 4) % 2]
+        yield row(m, 43, 352, dtype, (32, 64, 128)[at % 3], config, config=at, **_extra(extra, bits))
     split = [
         (1, ""),
         (1, "bias"),
@@ -73,8 +73,8 @@ def gemv_cases(bits: int) -> Iterator[Case]:
         *([(1, "zeros"), (8, "zeros")] if bits == 4 else []),
     ]
     for at, (m, extra) in enumerate(split):
-        place = 6 if m == 1 else 9  # lanes, tensor cores; four parts
-        yield row(m, 19, 5632, (half, brain)[at % 2], 32, GEMV[place], cut=place, **_extra(extra, bits))
+        place = 6 if m == 1 else 9  # gemv, gemm; four parts
+        yield row(m, 19, 5632, (half, brain)[at % 2], 32, GEMV[place], config=place, **_extra(extra, bits))
     for m, n, k, dtype, group, extra, slow in (
         (1, 576, 1536, half, 32, "", False),
         (1, 1536, 576, brain, 64, "gated", False),
@@ -94,18 +94,20 @@ def gemv_cases(bits: int) -> Iterator[Case]:
         (5, 2048, 5632, brain, 64, "", True),
     ):
         more = _extra(extra, bits)
-        cut = gemv_cut(m, n, k, bits, "gated" in more)
-        yield row(m, n, k, dtype, group, cut, slow=slow, coarse=True, **more)
+        config = gemv_config(m, n, k, bits, "gated" in more)
+        yield row(m, n, k, dtype, group, config, slow=slow, coarse=True, **more)
     for m, n, k, dtype, group, extra in ((7, 576, 192, half, 128, "bias"), (16, 192, 576, brain, 32, "gated")):
-        yield row(m, n, k, dtype, group, gemv_cut(m, n, k, bits, extra == "gated"), **_extra(extra, bits))
+        yield row(m, n, k, dtype, group, gemv_config(m, n, k, bits, extra == "gated"), **_extra(extra, bits))
 
 
 def gemm_cases(bits: int) -> Iterator[Case]:
     """More rows: every configuration, students' shapes."""
     half, brain = "float16", "bfloat16"
-    for at, cut in enumerate(GEMM):
+    for at, config in enumerate(GEMM):
         extra = ("", "zeros")[at % 2]
-        yield row(19 + at, 67, 352, (half, brain)[at % 2], (32, 64, 128)[at % 3], cut, cut=at, **_extra(extra, bits))
+        yield row(
+            19 + at, 67, 352, (half, brain)[at % 2], (32, 64, 128)[at % 3], config, config=at, **_extra(extra, bits)
+        )
     for m, n, k, dtype, group, extra, large, slow in (
         (17, 191, 160, half, 32, "bias", False, False),
         (33, 577, 352, brain, 128, "gated", True, False),
@@ -118,7 +120,7 @@ def gemm_cases(bits: int) -> Iterator[Case]:
         (70, 5632, 2048, brain, 32, "gated", True, True),
     ):
         more = {**_extra(extra, bits), **({"coarse": True} if large else {})}
-        yield row(m, n, k, dtype, group, gemm_cut(m, n, k, bits, "gated" in more), slow=slow, **more)
+        yield row(m, n, k, dtype, group, gemm_config(m, n, k, bits, "gated" in more), slow=slow, **more)
 
 
 def fenced(tensor: Tensor, device: str) -> Tensor:
@@ -150,8 +152,8 @@ def random_weight(
 def configuration_of(kernel: Matmul, case: Case, device: str) -> Configuration:
     """The configuration that a case runs in."""
     m, n, k = (case.sizes[name] for name in ("M", "N", "K"))
-    if "cut" in case.options:
-        place: int = case.options["cut"]
+    if "config" in case.options:
+        place: int = case.options["config"]
         return kernel.configurations[place]
     own = kernel.rule(m, n, k, kernel.bits, bool(case.options.get("gated")))
     return coarse(own, m) if case.options.get("coarse") and device == "cpu" else own

@@ -4,8 +4,8 @@
     y = matmul_ref(x, weight)           the same in plain torch
 
 All of them take the same arguments in the same order, so one class serves them all; what differs is the function on the
-device, the width of the codes, the most rows and the configurations. Left out: which configurations there are
-(`matmul_cuts`), what is compiled ahead of time (`matmul_builds`), how it is checked (`matmul_check`).
+device, the bits of a code, the most rows and the configurations. Left out: which configurations there are
+(`matmul_configs`), what is compiled ahead of time (`matmul_builds`), how it is checked (`matmul_check`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from soloist.kernels.choose import choose_cut, interpreting
+from soloist.kernels.choose import choose_config, interpreting
 from soloist.kernels.errors import UsageError
 from soloist.kernels.layout import Quantized, dequantize
 from soloist.kernels.matmul_parts import sum_parts_kernel
@@ -59,12 +59,12 @@ class Matmul:
 
     Args:
         name: in the registry and in tuned tables.
-        bits: width of the codes it reads.
+        bits: of the codes it reads, as stored.
         most_rows: largest M; 0 for any.
         configurations: all that may be chosen.
         rule: the one for M, N, K, bits and whether gated, where no tuned table knows better.
-        tile: its function on tensor cores, for configurations with BLOCK_M.
-        lanes: its function for one row, for the others.
+        gemm: its function on tensor cores, for configurations with BLOCK_M.
+        gemv: its function for one row, for the others.
     """
 
     name: str
@@ -72,8 +72,8 @@ class Matmul:
     most_rows: int
     configurations: tuple[Configuration, ...]
     rule: Callable[[int, int, int, int, bool], Configuration]
-    tile: Any
-    lanes: Any = None
+    gemm: Any
+    gemv: Any = None
 
     def __call__(
         self,
@@ -105,12 +105,12 @@ class Matmul:
         gated = up is not None
         options = {"group": weight.group, **({"gated": True} if gated else {})}
         own = self.rule(m, n, k, self.bits, gated)
-        cut = choose_cut(self.name, {"M": m, "N": n, "K": k}, options, x.device, own, configuration)
-        return launch(self.function(cut), cut, x, weight, up, bias, out, workspace)
+        config = choose_config(self.name, {"M": m, "N": n, "K": k}, options, x.device, own, configuration)
+        return launch(self.function(config), config, x, weight, up, bias, out, workspace)
 
     def function(self, configuration: Configuration) -> Any:
         """The device's function that a configuration is of."""
-        return self.tile if "BLOCK_M" in configuration.constants else self.lanes
+        return self.gemm if "BLOCK_M" in configuration.constants else self.gemv
 
 
 def sizes_of(
@@ -119,7 +119,7 @@ def sizes_of(
     """(M, N, K) of y = x W^T.
 
     Args:
-        bits: width of the codes this kernel reads.
+        bits: of the codes this kernel reads, as stored.
         most: largest M; 0 for any.
 
     Raises:
@@ -154,7 +154,7 @@ def sizes_of(
 
 
 def _check_matrix(name: str, matrix: Quantized, bits: int, device: torch.device) -> None:
-    if matrix.bits != bits:
+    if matrix.stored_bits != bits:
         raise UsageError(f"{name} has {matrix.bits}-bit codes, this kernel reads {bits}")
     parts = [matrix.codes, matrix.scales, *([] if matrix.zeros is None else [matrix.zeros])]
     if any(part.device != device for part in parts):
@@ -180,8 +180,8 @@ def workspace_size(configuration: Configuration, rows: int, outputs: int, gated:
     return 0 if splits == 1 else splits * (2 if gated else 1) * rows * outputs
 
 
-def sum_cut(splits: int) -> Configuration:
-    """How the sum over the parts of split columns is cut: 256 outputs a program."""
+def sum_config(splits: int) -> Configuration:
+    """How the sum over the parts of split columns is launched: 256 outputs a program."""
     return Configuration({"SPLITS": splits, "BLOCK": 256})
 
 
@@ -197,16 +197,16 @@ def launch(
 ) -> Tensor:
     """Run a kernel of the common signature, and the sum over its parts if it leaves any."""
     (m, k), n = x.shape, weight.shape[0]
-    cut = dict(configuration.constants)
-    splits, rows, size = cut["SPLITS"], cut.get("BLOCK_M"), workspace_size(configuration, m, n, up is not None)
+    config = dict(configuration.constants)
+    splits, rows, size = config["SPLITS"], config.get("BLOCK_M"), workspace_size(configuration, m, n, up is not None)
     y = torch.empty((m, n), dtype=x.dtype, device=x.device) if out is None else out
     if workspace is None:
         workspace = torch.empty(size, dtype=torch.float32, device=x.device)
     elif workspace.numel() < size or workspace.dtype != torch.float32 or workspace.device != x.device:
         raise UsageError(f"workspace must be float32 on {x.device} with at least {size} elements")
     if rows is not None:
-        cut["WARPS"] = configuration.warps
-    grid = (_cdiv(n, cut["BLOCK_N"]), splits, m if rows is None else _cdiv(m, rows))
+        config["WARPS"] = configuration.warps
+    grid = (_cdiv(n, config["BLOCK_N"]), splits, m if rows is None else _cdiv(m, rows))
     with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
         kernel[grid](
             x,
@@ -218,11 +218,11 @@ def launch(
             n,
             k,
             GROUP=weight.group,
-            **cut,
+            **config,
             **configuration.launch_options(),
         )
         if splits > 1:
-            add = sum_cut(splits)
+            add = sum_config(splits)
             sum_parts_kernel[(_cdiv(m * n, add.constants["BLOCK"]),)](
                 workspace, bias, y, m * n, n, GATED=up is not None, **add.constants, **add.launch_options()
             )

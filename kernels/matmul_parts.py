@@ -15,7 +15,7 @@ in x alike. With bits of a column's number named from high to low
     8 bit   column = b b j j p c     (16 columns, word, high half, byte)            slot = j1 c j0 b b p
 
 a thread's slots are those of its own block b, and the two codes of a pair p share a register. Rows are renamed the same
-way (`tile_rows`), so weights go from their load to the tensor core without crossing threads.
+way (`row_order`), so weights go from their load to the tensor core without crossing threads.
 
 The arithmetic of bfloat16 is float32's: the interpreter keeps bfloat16 as bits and has no operation on it.
 Left out: float32 activations; sums whose order depends on which program finishes first.
@@ -89,8 +89,8 @@ def pair_of(
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
-def tile_rows(BLOCK_N: tl.constexpr, WARPS: tl.constexpr) -> tl.tensor:
-    """Which row of the tile each loaded row is: a warp's eight lanes of rows, twice, are the 16 rows of its `mma`."""
+def row_order(BLOCK_N: tl.constexpr, WARPS: tl.constexpr) -> tl.tensor:
+    """Which row of the block each loaded row is: a warp's eight lanes of rows, twice, are the 16 rows of its `mma`."""
     r = tl.arange(0, BLOCK_N)
     return r // (16 * WARPS) * (16 * WARPS) + (r // 8) % WARPS * 16 + (r // (8 * WARPS)) % 2 * 8 + r % 8
 
@@ -109,7 +109,7 @@ def group_values(
     WARPS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     """Scales and zero points (where there are any) of a step, (BLOCK_N, 4) as they are stored; past the end, zero."""
-    n = start + tile_rows(BLOCK_N, WARPS)
+    n = start + row_order(BLOCK_N, WARPS)
     chunk = step * 4 + tl.arange(0, 4)
     inside = (n < N)[:, None] & (chunk < K // (128 // BITS))[None, :]
     group = n[:, None] * ((K + GROUP - 1) // GROUP) + (chunk // (GROUP * BITS // 128))[None, :]
@@ -119,7 +119,7 @@ def group_values(
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
-def weight_tile(
+def load_weights(
     words_ptr: tl.tensor,
     scale: tl.tensor,
     zero: tl.tensor,
@@ -134,7 +134,7 @@ def weight_tile(
     WARPS: tl.constexpr,
 ) -> tl.tensor:
     """W of rows start .. start + BLOCK_N and of the step's columns, columns renamed: (BLOCK_N, 128 or 64)."""
-    n = start + tile_rows(BLOCK_N, WARPS)
+    n = start + row_order(BLOCK_N, WARPS)
     chunks, magic = K // (128 // BITS), magic_fp32(K)  # a chunk is 16 bytes of codes
     chunk = step * 4 + tl.arange(0, 4)
     inside = (n < N)[:, None] & (chunk < chunks)[None, :]
@@ -151,18 +151,18 @@ def weight_tile(
     )
     if BITS == 8:  # row, b, j, p, c
         split = tl.reshape(two, (BLOCK_N // (16 * WARPS), 2, WARPS, 8, 4, 2, 2, 2, 2))
-        tile = tl.reshape(tl.permute(split, (0, 2, 1, 3, 5, 8, 6, 4, 7)), (BLOCK_N, 64))
+        weights = tl.reshape(tl.permute(split, (0, 2, 1, 3, 5, 8, 6, 4, 7)), (BLOCK_N, 64))
     else:  # row, b, j, p, i0, i1
         more = tl.join(
             pair_of(words, scale, zero, magic, 2, BITS, DTYPE), pair_of(words, scale, zero, magic, 3, BITS, DTYPE)
         )
         split = tl.reshape(tl.join(two, more), (BLOCK_N // (16 * WARPS), 2, WARPS, 8, 4, 2, 2, 2, 2, 2))
-        tile = tl.reshape(tl.permute(split, (0, 2, 1, 3, 5, 9, 8, 6, 4, 7)), (BLOCK_N, 128))
-    return tile
+        weights = tl.reshape(tl.permute(split, (0, 2, 1, 3, 5, 9, 8, 6, 4, 7)), (BLOCK_N, 128))
+    return weights
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
-def activation_tile(
+def load_activations(
     x_ptr: tl.tensor,
     m: tl.tensor,
     step: tl.tensor,
@@ -171,7 +171,7 @@ def activation_tile(
     BITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ) -> tl.tensor:
-    """x of the step's columns, renamed as in `weight_tile`, transposed: (128 or 64, BLOCK_M)."""
+    """x of the step's columns, renamed as in `load_weights`, transposed: (128 or 64, BLOCK_M)."""
     k = step * (512 // BITS) + tl.arange(0, 512 // BITS)
     inside = (m < M)[:, None] & (k < K)[None, :]
     x = tl.load(x_ptr + m[:, None] * K + k[None, :], mask=inside, other=0.0)
@@ -230,16 +230,18 @@ def matmul_program(
     if up_words_ptr is not None:
         scale_up, zero_up = group_values(up_scales_ptr, up_zeros_ptr, start, first, N, K, GROUP, BITS, BLOCK_N, WARPS)
     for step in range(first, last):  # scales are too narrow for the asynchronous copies of the pipeline: a step ahead
-        tile = weight_tile(words_ptr, scale, zero, start, step, N, K, ZEROS, BITS, DTYPE, BLOCK_N, WARPS)
+        weights = load_weights(words_ptr, scale, zero, start, step, N, K, ZEROS, BITS, DTYPE, BLOCK_N, WARPS)
         scale, zero = group_values(scales_ptr, zeros_ptr, start, step + 1, N, K, GROUP, BITS, BLOCK_N, WARPS)
-        x = activation_tile(x_ptr, m, step, M, K, BITS, BLOCK_M)
-        acc = multiply(tile, x, acc)
+        x = load_activations(x_ptr, m, step, M, K, BITS, BLOCK_M)
+        acc = multiply(weights, x, acc)
         if up_words_ptr is not None:
-            tile = weight_tile(up_words_ptr, scale_up, zero_up, start, step, N, K, ZEROS, BITS, DTYPE, BLOCK_N, WARPS)
+            weights = load_weights(
+                up_words_ptr, scale_up, zero_up, start, step, N, K, ZEROS, BITS, DTYPE, BLOCK_N, WARPS
+            )
             scale_up, zero_up = group_values(
                 up_scales_ptr, up_zeros_ptr, start, step + 1, N, K, GROUP, BITS, BLOCK_N, WARPS
             )
-            acc_up = multiply(tile, x, acc_up)
+            acc_up = multiply(weights, x, acc_up)
     n = start + tl.arange(0, BLOCK_N)
     inside = (n < N)[:, None] & (m < M)[None, :]
     at = m.to(tl.int64)[None, :] * N + n[:, None]
@@ -304,7 +306,7 @@ def store_row(
     N: tl.tensor,
     SPLITS: tl.constexpr,
 ) -> None:
-    """End of a one-row program: sums (BLOCK_N, lanes) into y, or into the float32 parts (as in `matmul_program`)."""
+    """End of a one-row program: sums (BLOCK_N, CHUNKS) into y, or into the float32 parts (as in `matmul_program`)."""
     acc = tl.sum(sums, axis=1)
     at = row * N + n
     if SPLITS == 1:

@@ -35,10 +35,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soloist.kernels.choose import choose_cut
+from soloist.kernels.choose import choose_config
 from soloist.kernels.jit import tl, triton
 from soloist.kernels.layout import GROUPS, Quantized, dequantize, narrow_of, pack_nibbles, per_column, top_of, zero_of
-from soloist.kernels.pack_options import Bits, checked, divisors
+from soloist.kernels.pack_options import Bits, checked, scale_candidates
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
 
 _CHUNK = 1 << 15  # weights that the reference works on at once: they stay in a core's cache
@@ -62,7 +62,7 @@ def pack_ref(
     h = checked(weight, bits, group, zeros, search, importance)
     rows, columns = weight.shape
     groups = -(-columns // group)
-    table = divisors(bits, zeros, search)
+    table = scale_candidates(bits, zeros, search)
     step = max(1, _CHUNK // columns)
     parts = [
         _pack_rows(weight[first : first + step], h, table, bits, group, groups, zeros) for first in range(0, rows, step)
@@ -210,7 +210,7 @@ def _pack_kernel(
     CANDIDATES: tl.constexpr,
     ELEMENTS: tl.constexpr,
 ) -> None:
-    ROWS: tl.constexpr = ELEMENTS // GROUP  # rows of this tile are groups: all of W's, row by row
+    ROWS: tl.constexpr = ELEMENTS // GROUP  # rows of a program are groups: all of W's, row by row
     TOP: tl.constexpr = 254 if BITS == 8 else (1 << BITS) - 1  # layout.top_of
     ZERO: tl.constexpr = 127.0 if BITS == 8 else 1.0 * (1 << (BITS - 1))  # layout.zero_of
     index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -295,15 +295,15 @@ def _launch(
     weight: Tensor, h: Tensor, out: Quantized, search: bool, weighted: bool, given: Configuration | None
 ) -> None:
     zeros = out.zeros is not None
-    configuration = choose_cut(
+    configuration = choose_config(
         "pack",
         {"N": weight.shape[0], "K": weight.shape[1]},
-        {"bits": out.width, "group": out.group, "zeros": zeros, "search": search},
+        {"bits": out.bits, "group": out.group, "zeros": zeros, "search": search},
         weight.device,
         INTERPRETED if weight.device.type == "cpu" else CONFIGURATIONS[0],
         given,
     )
-    table = divisors(out.width, zeros, search)
+    table = scale_candidates(out.bits, zeros, search)
     groups, total = out.scales.shape[1], out.scales.numel()
     elements = configuration.constants["ELEMENTS"]
     _pack_kernel[(triton.cdiv(total, elements // out.group),)](
@@ -316,7 +316,7 @@ def _launch(
         total,
         weight.shape[1],
         groups,
-        BITS=out.width,
+        BITS=out.bits,
         GROUP=out.group,
         STEPS=out.group.bit_length() - 1,
         ZEROS=zeros,
@@ -358,10 +358,10 @@ def _same(a: Quantized, b: Quantized) -> bool:
 def _farthest(weight: Tensor, found: Quantized) -> float:
     """The largest distance of a weight, cut to what its group can hold, from its code: 1 is half a step."""
     columns = weight.shape[1]
-    points = torch.full_like(found.scales, zero_of(found.width)) if found.zeros is None else found.zeros
+    points = torch.full_like(found.scales, zero_of(found.bits)) if found.zeros is None else found.zeros
     s, z = (per_column(values.double(), found.group, columns) for values in (found.scales, points))
     s = torch.where(s == 0, 1.0, s)
-    exact = (weight / s).maximum(-z).minimum(top_of(found.width) - z)
+    exact = (weight / s).maximum(-z).minimum(top_of(found.bits) - z)
     distance = (dequantize(found, torch.float64) / s - exact).abs() / 0.5
     return float((distance / (1 + 2.0**-20)).max())
 
@@ -390,7 +390,7 @@ def _cases() -> Iterator[Case]:
 
 
 def _builds() -> Iterator[Build]:
-    cut = CONFIGURATIONS[0]
+    config = CONFIGURATIONS[0]
     kinds: list[tuple[int, bool, bool]] = [
         (4, False, False),
         (4, False, True),
@@ -409,8 +409,8 @@ def _builds() -> Iterator[Build]:
                     "STEPS": group.bit_length() - 1,
                     "ZEROS": zeros,
                     "WEIGHTED": search,
-                    "CANDIDATES": len(divisors(bits, zeros, search)),
-                    **cut.constants,
+                    "CANDIDATES": len(scale_candidates(bits, zeros, search)),
+                    **config.constants,
                 }
                 signature = {
                     "weight": pointer,
@@ -429,7 +429,7 @@ def _builds() -> Iterator[Build]:
                     _pack_kernel,
                     signature,
                     constants,
-                    cut,
+                    config,
                     aligned=("weight", "importance", "table", "codes", "scales", "points", "columns"),
                     grid=("cdiv(total, ELEMENTS // GROUP)", "1", "1"),
                     fused=False,

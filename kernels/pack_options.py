@@ -1,4 +1,4 @@
-"""What may be asked of `pack`: widths, groups, the divisors a search tries, and what is refused."""
+"""What may be asked of `pack`: bits, groups, the scales a search tries, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from soloist.kernels.errors import DataError, UsageError
-from soloist.kernels.layout import BLOCK, GROUPS, WIDTHS
+from soloist.kernels.layout import BITS, BLOCK, GROUPS
 
 Bits = Literal[4, 5, 6, 8]
-DIVISORS = {
+SCALE_CANDIDATES = {
     "4": (-8.0, -7.0, -7.25, -7.5, -7.75, -8.25, -8.5, -8.75, -9.0, -9.5, -10.0, 7.0, 7.25, 7.5, 7.75, 8.0, 8.5),
     "zeros": (15.0, 14.5, 15.5, 16.0, 16.5, 17.0, 17.5, 18.0, 19.0),
     "5": (-16.0, -15.0, -15.5, -15.75, -16.25, -16.5, -17.0, -18.0, 15.0, 15.5, 15.75, 16.0, 16.5),
@@ -21,15 +21,15 @@ DIVISORS = {
 LARGEST = 65504.0  # of fp16: no scale can overflow
 
 
-def divisors(bits: int, zeros: bool, search: bool) -> tuple[float, ...]:
-    """What a group's extreme is divided by, the unsearched divisor first."""
-    table = DIVISORS["zeros" if zeros else str(bits)]
+def scale_candidates(bits: int, zeros: bool, search: bool) -> tuple[float, ...]:
+    """The scales a search tries, as divisors of a group's extreme; the unsearched one first."""
+    table = SCALE_CANDIDATES["zeros" if zeros else str(bits)]
     return table if search else table[:1]
 
 
 def checked(weight: Tensor, bits: int, group: int, zeros: bool, search: bool, importance: Tensor | None) -> Tensor:
     """The importance of each column in fp32, its largest 1."""
-    if bits not in WIDTHS or (zeros and bits != 4):
+    if bits not in BITS or (zeros and bits != 4):
         raise UsageError(f"{bits} bits{' with zero points' * zeros}: choose 4, 5, 6 or 8; zero points are for 4")
     if group not in GROUPS:
         raise UsageError(f"group size {group}: choose one of {', '.join(map(str, GROUPS))}")

@@ -13,10 +13,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Configuration:
-    """How a kernel is cut into programs.
+    """How a kernel is divided into programs and compiled.
 
     Args:
-        constants: the kernel's `tl.constexpr` arguments that say the cut, by name.
+        constants: the kernel's `tl.constexpr` arguments that it sets, by name.
         warps: warps per program.
         stages: depth of the software pipeline.
         registers: the most that a thread may use; the compiler's own judgment where none is given.
@@ -30,9 +30,9 @@ class Configuration:
     @property
     def name(self) -> str:
         """Short and unique within a kernel: `block_n16-splits4-w4-s2`, `elements1024-w4-s1-r168`."""
-        cut = [f"{key.lower()}{value}" for key, value in self.constants.items()]
+        constants = [f"{key.lower()}{value}" for key, value in self.constants.items()]
         ceiling = [] if self.registers is None else [f"r{self.registers}"]
-        return "-".join([*cut, f"w{self.warps}", f"s{self.stages}", *ceiling])
+        return "-".join([*constants, f"w{self.warps}", f"s{self.stages}", *ceiling])
 
     def launch_options(self, *, fused: bool = True) -> dict[str, Any]:
         """What Triton is told beside the constants, at a launch and ahead of time. `fused`: see `Build`."""
@@ -52,7 +52,7 @@ class Build:
         aligned: arguments known to be divisible by 16 (pointers: bytes), which widens loads.
         grid: programs along x, y, z, as expressions of the argument names and constants: `cdiv(N, BLOCK_N)`.
         shipped: part of what users get; such a build may not spill registers.
-        architectures: for these alone (87, 90), where a cut fits only some; none means all.
+        architectures: for these alone (87, 90), where a configuration fits only some; none means all.
         fused: multiply-adds may be fused, rounding once; not where bits must equal those of a reference in torch.
     """
 

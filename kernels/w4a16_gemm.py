@@ -20,14 +20,14 @@ import functools
 from soloist.kernels.jit import tl, triton
 from soloist.kernels.matmul_builds import gemm_builds
 from soloist.kernels.matmul_check import check_matmul, gemm_cases
-from soloist.kernels.matmul_cuts import GEMM, gemm_cut
+from soloist.kernels.matmul_configs import GEMM, gemm_config
 from soloist.kernels.matmul_host import Matmul, matmul_ref
 from soloist.kernels.matmul_parts import matmul_program
 from soloist.kernels.spec import Kernel
 
 w4a16_gemm_ref = matmul_ref  # dequantize, then torch's own product; in float64 if `inside` says so
 
-CONFIGURATIONS = GEMM  # `gemm_cut` picks one
+CONFIGURATIONS = GEMM  # `gemm_config` picks one
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -78,8 +78,8 @@ w4a16_gemm = Matmul(
     bits=4,
     most_rows=0,
     configurations=CONFIGURATIONS,
-    rule=gemm_cut,
-    tile=_w4a16_gemm_kernel,
+    rule=gemm_config,
+    gemm=_w4a16_gemm_kernel,
 )
 
 

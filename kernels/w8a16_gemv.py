@@ -23,7 +23,7 @@ import functools
 from soloist.kernels.jit import tl, triton
 from soloist.kernels.matmul_builds import gemv_builds
 from soloist.kernels.matmul_check import check_matmul, gemv_cases
-from soloist.kernels.matmul_cuts import GEMV, gemv_cut
+from soloist.kernels.matmul_configs import GEMV, gemv_config
 from soloist.kernels.matmul_host import Matmul, matmul_ref
 from soloist.kernels.matmul_parts import as_fp32, load_words, magic_fp32, store_row
 from soloist.kernels.spec import Kernel
@@ -33,7 +33,7 @@ MOST_ROWS = 16
 
 w8a16_gemv_ref = matmul_ref  # dequantize, then torch's own product; in float64 if `inside` says so
 
-CONFIGURATIONS = GEMV  # `gemv_cut` picks one: lanes for one row, tensor cores for several
+CONFIGURATIONS = GEMV  # `gemv_config` picks one: multiply-adds for one row, tensor cores for several
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -129,9 +129,9 @@ w8a16_gemv = Matmul(
     bits=8,
     most_rows=MOST_ROWS,
     configurations=CONFIGURATIONS,
-    rule=gemv_cut,
-    tile=_w8a16_gemm_kernel,
-    lanes=_w8a16_gemv_kernel,
+    rule=gemv_config,
+    gemm=_w8a16_gemm_kernel,
+    gemv=_w8a16_gemv_kernel,
 )
 
 

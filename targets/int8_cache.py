@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from soloist.kernels.append_int8 import append_int8_ref
 from soloist.kernels.choose import Want, choose
-from soloist.kernels.decode_attention import WIDTHS
+from soloist.kernels.decode_attention import HEAD_DIMS
 from soloist.kernels.errors import UsageError
 from soloist.targets.quantized_torch import LLAMA_KIND
 
@@ -129,7 +129,7 @@ def suits(config: Any) -> bool:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     windowed = config.model_type == "mistral" and config.sliding_window is not None
-    return config.model_type in LLAMA_KIND and kinds == {"full_attention"} and width in WIDTHS and not windowed
+    return config.model_type in LLAMA_KIND and kinds == {"full_attention"} and width in HEAD_DIMS and not windowed
 
 
 def prepare(model: Any, device: str, kernels: Want) -> Callable[[], Cache]:
@@ -139,7 +139,7 @@ def prepare(model: Any, device: str, kernels: Want) -> Callable[[], Cache]:
         UsageError: a model that it does not suit.
     """
     if not suits(model.config):
-        raise UsageError(f"a cache in 8 bits is for models like Llama with heads of {', '.join(map(str, WIDTHS))}")
+        raise UsageError(f"a cache in 8 bits is for models like Llama with heads of {', '.join(map(str, HEAD_DIMS))}")
     append, attention = (choose(name, device, kernels).run for name in ("append_int8", "decode_attention"))
     AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)

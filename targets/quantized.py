@@ -41,7 +41,7 @@ class Quantization:
     @property
     def bits(self) -> int:
         """Of the linear layers: the smallest there is outside embedding and head."""
-        layers = [matrix.width for name, matrix in self.matrices.items() if ".layers." in name]
+        layers = [matrix.bits for name, matrix in self.matrices.items() if ".layers." in name]
         return min(layers, default=8)
 
 
@@ -80,7 +80,7 @@ def read_quantized(folder: Path) -> Quantization:
             raise ArtifactError(f"{folder / WEIGHTS}: '{name}' is in the plan and not in the file; quantize again")
         narrow = facts["bits"] if facts["bits"] in (5, 6) else None
         matrix = Matrix(parts["codes"], parts["scales"], int(facts["group"]), parts["zeros"], narrow)
-        if matrix.width != facts["bits"] or list(matrix.shape) != list(facts["shape"]):
+        if matrix.bits != facts["bits"] or list(matrix.shape) != list(facts["shape"]):
             raise ArtifactError(f"{folder / WEIGHTS}: '{name}' is not what {PLAN} says; quantize the student again")
         matrices[name] = matrix
     return Quantization(matrices, tensors, plan)

@@ -186,11 +186,11 @@ def _matmul(graph: _Graph, node: Any, names: list[str], content: Quantization) -
             "MatMulNBits",
             [node.input[0], *_put(graph, name, matrix, numbers)],
             list(node.output),
-            name=f"{node.name}_Q{matrix.bits}",
+            name=f"{node.name}_Q{matrix.stored_bits}",
             domain="com.microsoft",
             K=columns,
             N=rows,
-            bits=matrix.bits,
+            bits=matrix.stored_bits,
             block_size=matrix.group,
             accuracy_level=graph.level,
         )
@@ -208,7 +208,7 @@ def _gather(graph: _Graph, node: Any, names: list[str], content: Quantization) -
             f"the embedding's rows of {columns} do not divide into groups of {matrix.group}; quantize in groups of 32"
         )
     codes, *rest = _put(graph, name, matrix, numbers)
-    shape = graph.add(f"{name}.table_shape", np.array([rows, columns * matrix.bits // 8], np.int64))
+    shape = graph.add(f"{name}.table_shape", np.array([rows, columns * matrix.stored_bits // 8], np.int64))
     table = f"{name}.table"
     make = graph.onnx.helper.make_node
     return [
@@ -217,9 +217,9 @@ def _gather(graph: _Graph, node: Any, names: list[str], content: Quantization) -
             "GatherBlockQuantized",
             [table, node.input[1], *rest],
             list(node.output),
-            name=f"{node.name}_Q{matrix.bits}",
+            name=f"{node.name}_Q{matrix.stored_bits}",
             domain="com.microsoft",
-            bits=matrix.bits,
+            bits=matrix.stored_bits,
             block_size=matrix.group,
             gather_axis=0,
             quantize_axis=1,

@@ -69,7 +69,7 @@ def as_torch(matrix: Matrix, device: str = "cpu") -> Quantized:
     """The same integers as tensors; on the CPU the memory is shared."""
     parts = (matrix.codes, matrix.scales, matrix.zeros)
     codes, scales, zeros = (None if part is None else torch.from_numpy(part).to(device) for part in parts)
-    return Quantized(codes, scales, matrix.group, zeros, narrow_of(matrix.width))
+    return Quantized(codes, scales, matrix.group, zeros, narrow_of(matrix.bits))
 
 
 class _Holder(nn.Module):  # type: ignore[misc]  # torch is not typed where the check runs
@@ -185,7 +185,7 @@ def _put(model: Any, matrices: Mapping[str, Quantized], where: Place) -> None:
         if tuple(old.weight.shape) != matrix.shape or type(old) not in (nn.Linear, nn.Embedding):
             shape = " x ".join(map(str, old.weight.shape))
             raise ArtifactError(f"{name}: quantized as {matrix.shape}, in its model {shape} of a {type(old).__name__}")
-        product = by_bits[matrix.bits]
+        product = by_bits[matrix.stored_bits]
         if old is table:
             model.set_submodule(path, QuantizedEmbedding(matrix, where.dtype))
             if tied:
@@ -202,7 +202,7 @@ def _put(model: Any, matrices: Mapping[str, Quantized], where: Place) -> None:
 def _can_be_one_pass(gate: nn.Module, up: nn.Module) -> bool:
     if not isinstance(gate, QuantizedLinear) or not isinstance(up, QuantizedLinear):
         return False
-    one, other = ((m.matrix.bits, m.matrix.shape, m.matrix.group, m.matrix.zeros is None) for m in (gate, up))
+    one, other = ((m.matrix.stored_bits, m.matrix.shape, m.matrix.group, m.matrix.zeros is None) for m in (gate, up))
     return one == other and gate.bias is None and up.bias is None
 
 

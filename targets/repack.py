@@ -54,14 +54,14 @@ class Matrix:
         return cls(weight.codes.cpu().numpy(), weight.scales.cpu().numpy(), weight.group, zeros, weight.narrow)
 
     @property
-    def bits(self) -> int:
+    def stored_bits(self) -> int:
         """Bits a code is stored in."""
         return 4 if self.codes.dtype == np.int32 else 8
 
     @property
-    def width(self) -> int:
+    def bits(self) -> int:
         """Bits a code needs."""
-        return self.narrow or self.bits
+        return self.narrow or self.stored_bits
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,7 +78,7 @@ class Matrix:
         """W (N, K)."""
         columns = self.shape[1]
         scales = _per_column(self.scales.astype(np.float32), self.group, columns)
-        if self.bits == 8:
+        if self.stored_bits == 8:
             return np.asarray(self.codes.astype(np.float32) * scales, np.float32)
         middle = (
             np.float32(8) if self.zeros is None else _per_column(self.zeros.astype(np.float32), self.group, columns)
@@ -88,14 +88,14 @@ class Matrix:
 
 
 def stack(parts: list[Matrix]) -> Matrix:
-    """Matrices of one width above each other. Raises UsageError where their bits or groups differ."""
-    kinds = {(part.bits, part.group, part.zeros is None) for part in parts}
+    """Matrices of equal stored bits above each other. Raises UsageError where those or their groups differ."""
+    kinds = {(part.stored_bits, part.group, part.zeros is None) for part in parts}
     if len(kinds) != 1:
         raise UsageError("matrices of different bits or groups cannot become one")
     zeros = None if parts[0].zeros is None else np.concatenate([part.zeros for part in parts if part.zeros is not None])
     codes, scales = (np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
-    widths = {part.width for part in parts}
-    narrow = max(widths) if max(widths) in (5, 6) else None
+    bits = max(part.bits for part in parts)
+    narrow = bits if bits in (5, 6) else None
     return Matrix(codes, scales, parts[0].group, zeros, narrow)
 
 
@@ -135,8 +135,8 @@ def _nibbles(pairs: Bytes, count: int) -> Bytes:
 
 def _blocks(matrix: Matrix, bits: int, name: str) -> npt.NDArray[np.float16]:
     """The scale of every 32 columns (N, K / 32)."""
-    if (matrix.width if bits < 8 else matrix.bits) != bits:
-        raise ArtifactError(f"{matrix.width}-bit codes cannot become {name}, which holds {bits}")
+    if (matrix.bits if bits < 8 else matrix.stored_bits) != bits:
+        raise ArtifactError(f"{matrix.bits}-bit codes cannot become {name}, which holds {bits}")
     if matrix.zeros is not None:
         raise ArtifactError(f"zero points have no place in {name}; quantize without them")
     return np.ascontiguousarray(_per_column(matrix.scales, matrix.group // BLOCK, matrix.shape[1] // BLOCK))
@@ -215,7 +215,7 @@ def to_matmul_nbits(matrix: Matrix) -> NBits:
     groups = matrix.scales.shape[1]
     pad = ((0, 0), (0, groups * matrix.group - columns))
     scales = matrix.scales.astype(np.float32)
-    if matrix.bits == 8:
+    if matrix.stored_bits == 8:
         shifted = matrix.codes.view(np.uint8) ^ 128  # v + 128
         return NBits(np.pad(shifted, pad, constant_values=128).reshape(rows, groups, matrix.group), scales, None)
     codes: Bytes = np.pad(unpack(matrix.codes), pad, constant_values=8).astype(np.uint8)
@@ -270,8 +270,8 @@ def to_block_dq(matrix: Matrix, axis: int = 0) -> BlockDQ:
     if axis == 0:
         values, scales = np.ascontiguousarray(values.T), np.ascontiguousarray(scales.T)
     shape = (int(values.shape[0]), int(values.shape[1]))
-    data = values.reshape(-1) if matrix.bits == 8 else _pairs(values.reshape(-1))
-    return BlockDQ(data, shape, scales, axis, matrix.group, matrix.bits)
+    data = values.reshape(-1) if matrix.stored_bits == 8 else _pairs(values.reshape(-1))
+    return BlockDQ(data, shape, scales, axis, matrix.group, matrix.stored_bits)
 
 
 def from_block_dq(tensor: BlockDQ) -> Matrix:

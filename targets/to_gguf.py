@@ -247,7 +247,7 @@ def _integers(student: Path, precision: str) -> _Found:
     if precision != wanted:
         raise ArtifactError(f"{student}: holds {content.bits}-bit layers; export it as gguf-{wanted.lower()}")
     for key, matrix in content.matrices.items():
-        kind, write = _container(student, matrix.width)
+        kind, write = _container(student, matrix.bits)
         yield key, matrix.shape, kind, partial(_bytes, matrix, write)
     for key, array in content.others.items():
         yield key, array.shape, "", partial(_placed, array)

@@ -72,7 +72,8 @@ def test_imports_point_one_way(path):
 
 @pytest.mark.parametrize("path", MODULES + BESIDE, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_size_budget(path):
-    assert path.read_text().count("\n") <= 400, f"{path} is longer than 400 lines"
+    budget = 600 if path.parent == ROOT / "kernels" else 400  # a kernel reads from top to bottom in one file
+    assert path.read_text().count("\n") <= budget, f"{path} is longer than {budget} lines"
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = node.end_lineno - node.lineno + 1

@@ -85,10 +85,10 @@ def read_table(text: str, name: str) -> Table:
 
 
 def _entry(data: Mapping[str, Any]) -> Entry:
-    cut = data["configuration"]
-    ceiling = cut["registers"]
+    config = data["configuration"]
+    ceiling = config["registers"]
     registers = None if ceiling is None else int(ceiling)
-    configuration = Configuration(dict(cut["constants"]), int(cut["warps"]), int(cut["stages"]), registers)
+    configuration = Configuration(dict(config["constants"]), int(config["warps"]), int(config["stages"]), registers)
     return Entry(dict(data["sizes"]), dict(data["options"]), configuration, float(data["microseconds"]))
 
 

@@ -56,7 +56,7 @@ def put_integers(model: Any, content: Quantization, dtype: str) -> Integers:
     done = Integers()
     tied = bool(content.plan["tied"]) and HEAD not in content.matrices
     for name, matrix in sorted(content.matrices.items(), key=lambda entry: entry[0] == EMBEDDING):  # last: see LEAD
-        done.bits[str(matrix.width)] += 1
+        done.bits[str(matrix.bits)] += 1
         matrix = positive(matrix)  # noqa: PLW2901
         if name != EMBEDDING:
             graph.layer(name, matrix)
@@ -179,7 +179,7 @@ class _Graph:
         A word w, seen as w + 2³² > 0, holds code i in its digit i to the base 2^bits; codes are two's complement.
         """
         rows, columns = matrix.shape
-        base, per_word = 1 << matrix.bits, _WORD // matrix.bits
+        base, per_word = 1 << matrix.stored_bits, _WORD // matrix.stored_bits
         count = self._whole("codes_per_word", per_word)
         first = self._whole("first_of_column", np.arange(columns).reshape(-1, 1, 1) * rows + lead * per_word)
         powers = self._whole("powers", [base**i for i in range(per_word)])

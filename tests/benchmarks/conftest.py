@@ -125,6 +125,6 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.setattr(tuned, "tables", known)
     monkeypatch.setattr(choose, "tuned", recorded)
     monkeypatch.setattr(choose, "_tuned_for", lambda _: DEVICE)
-    choose._tuned_cut.cache_clear()
+    choose._tuned_config.cache_clear()
     yield found
-    choose._tuned_cut.cache_clear()
+    choose._tuned_config.cache_clear()

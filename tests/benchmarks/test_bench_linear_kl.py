@@ -74,19 +74,19 @@ def test_a_wrong_loss_is_not_timed(benches, tiny, started, monkeypatch, what):
 
 
 def test_what_was_tuned_is_what_the_entry_point_takes(benches, tiny, started, asked):
-    cuts = tiny.KERNEL.configurations
-    clock = benches.MadeUpClock({cuts[1].name: 1e-6}, peaks=[(1, 2)] * 9)
+    configs = tiny.KERNEL.configurations
+    clock = benches.MadeUpClock({configs[1].name: 1e-6}, peaks=[(1, 2)] * 9)
     code, _, said = started(tiny, clock, "--tune", *SIZE)
-    assert code == 0 and said.count(f"best of {len(cuts)} is {cuts[1].name}") == 3
+    assert code == 0 and said.count(f"best of {len(configs)} is {configs[1].name}") == 3
     assert {(kernel, options["kind"], answer and answer.name) for kernel, sizes, options, answer in asked} == {
-        ("linear_kl", kind, cuts[1].name) for kind in ("forward", "jsd", "lse")
+        ("linear_kl", kind, configs[1].name) for kind in ("forward", "jsd", "lse")
     }
 
 
 def test_two_students_of_one_size_leave_one_entry(benches):
     from soloist.kernels.tuned import Entry
 
-    cut = benches.bench_linear_kl.KERNEL.configurations[0]
-    slow, fast = (Entry({"T": 6, "C": 256}, {"kind": "jsd"}, cut, us) for us in (3.0, 2.0))
-    other = Entry({"T": 6, "C": 256}, {"kind": "lse"}, cut, 9.0)
+    config = benches.bench_linear_kl.KERNEL.configurations[0]
+    slow, fast = (Entry({"T": 6, "C": 256}, {"kind": "jsd"}, config, us) for us in (3.0, 2.0))
+    other = Entry({"T": 6, "C": 256}, {"kind": "lse"}, config, 9.0)
     assert benches.bench_linear_kl._different([slow, other, fast]) == [fast, other]

@@ -225,15 +225,15 @@ def test_other_entries_of_a_table_stay(benches, tmp_path):
 
     first, second = benches.bench_w8a16.GEMV, benches.bench_w4a16_gemv.KERNEL
     run = _run(benches, benches.MadeUpClock(), tuned=tmp_path / "tables")
-    cuts = first.configurations
+    configs = first.configurations
 
-    def entry(n, cut, microseconds):
-        return Entry({"M": 1, "N": n, "K": 64}, {"group": 32}, cut, microseconds)
+    def entry(n, config, microseconds):
+        return Entry({"M": 1, "N": n, "K": 64}, {"group": 32}, config, microseconds)
 
     write = benches.gpu_tuning.write_entries
-    write(run, first, [entry(64, cuts[0], 5.0), entry(128, cuts[0], 6.0)])
+    write(run, first, [entry(64, configs[0], 5.0), entry(128, configs[0], 6.0)])
     write(run, second, [entry(64, second.configurations[0], 7.0)])
-    path = write(run, first, [entry(64, cuts[1], 4.0)])
+    path = write(run, first, [entry(64, configs[1], 4.0)])
     table = read_table(path.read_text(), path.name)
     assert (table.device, table.architecture) == ("NVIDIA T9000 80GB HBM3", 90)
     assert table.measured["label"] == "made up" and table.measured["driver"] == "1.2.3"
@@ -254,7 +254,7 @@ def test_a_wrong_configuration_ends_tuning_and_one_that_does_not_fit_is_passed_o
             kernel,
             {"M": 1},
             {},
-            lambda cut: benches.gpu_timing.Side(cut.name, [lambda: None], 1, ours=True),
+            lambda config: benches.gpu_timing.Side(config.name, [lambda: None], 1, ours=True),
             check,
         )
 

@@ -57,14 +57,14 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
 
 
 def _builds() -> Iterator[Build]:
-    cut = GREEDY if FAULT == "greedy" else SMALL
+    config = GREEDY if FAULT == "greedy" else SMALL
     yield Build(
         "row_dot",
         "fp16",
         _broken_kernel if FAULT == "broken" else _row_dot_kernel,
         {"w_ptr": "*fp16", "x_ptr": "*fp16", "y_ptr": "*fp16", "N": "i32", "K": "i32"},
-        dict(cut.constants),
-        cut,
+        dict(config.constants),
+        config,
         aligned=("w_ptr", "x_ptr", "y_ptr", "K"),
         grid=("cdiv(N, BLOCK_N)", "1", "1"),
     )

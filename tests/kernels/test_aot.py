@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from soloist.kernels.aot import HIDDEN, LIMITS, architectures, build_kernels, gate, read_builds, resources
+from soloist.kernels.aot import HIDDEN, LIMITS, architectures, build_kernels, check_limits, read_builds, resources
 from soloist.kernels.choose import ARCHITECTURES, REGISTRY, Impl
 from soloist.kernels.errors import ArtifactError, GateError, MissingExtraError, ResourceError, UsageError
 from soloist.kernels.grid import grid_size, names_in
@@ -52,7 +52,7 @@ def test_records_say_what_a_launch_needs(built):
         assert 16 <= record["registers"] <= 255
         assert record["spill_stores"] == record["spill_loads"] == 0
         assert record["scratch"] == {"global": [0, 1], "profile": [0, 1]}
-    gate(records)
+    check_limits(records)
 
 
 def test_files_are_of_their_architecture_and_hashed(built):
@@ -106,15 +106,15 @@ def test_spills_are_refused(importable, tmp_path):
         importable.delenv("ROW_DOT")
     assert records[0]["spill_stores"] > 0
     with pytest.raises(GateError, match=r"sm_87 row_dot\.fp16\.block_n64-block_k128-w1-s1 spills \d+ bytes"):
-        gate(records)
-    gate([{**records[0], "shipped": False}])
+        check_limits(records)
+    check_limits([{**records[0], "shipped": False}])
 
 
 def test_too_much_shared_memory_is_refused_shipped_or_not(built):
     records, *_ = built
-    gate([{**records[1], "shared": 163 * 1024}])
+    check_limits([{**records[1], "shared": 163 * 1024}])
     with pytest.raises(GateError, match=r"sm_87 .* takes 166913 bytes of shared memory, 166912 there are"):
-        gate([{**records[1], "shared": 163 * 1024 + 1, "shipped": False}])
+        check_limits([{**records[1], "shared": 163 * 1024 + 1, "shipped": False}])
 
 
 def test_what_does_not_compile_is_named(importable, tmp_path):
@@ -202,7 +202,7 @@ def test_builds_of_a_kernel_are_whole(name):
 def test_every_build_compiles_for_every_architecture_within_its_limits(tmp_path, tmp_path_factory):
     cache = tmp_path_factory.getbasetemp() / "compiled"
     records = build_kernels(list(REGISTRY.values()), ARCHITECTURES, tmp_path, cache, workers=os.cpu_count())
-    gate(records)
+    check_limits(records)
     assert {record["kernel"] for record in records} == set(REGISTRY)
     for record in records:
         assert record["block"][0] == 32 * record["warps"]

@@ -13,7 +13,7 @@ import pytest
 
 from soloist.kernels import choose as module
 from soloist.kernels import tuned
-from soloist.kernels.choose import ARCHITECTURES, REGISTRY, Impl, choose, choose_cut
+from soloist.kernels.choose import ARCHITECTURES, REGISTRY, Impl, choose, choose_config
 from soloist.kernels.errors import ArtifactError, MissingExtraError, ResourceError, UsageError
 from soloist.kernels.spec import Configuration
 from soloist.kernels.tuned import Entry, Table
@@ -151,7 +151,7 @@ def test_records_are_frozen(row_dot):
 @pytest.fixture
 def table(monkeypatch):
     """Tensors on the CPU count as on a GPU whose table says this configuration, of `pack` at 64 x 64."""
-    module._tuned_cut.cache_clear()
+    module._tuned_config.cache_clear()
     monkeypatch.setattr(module, "_tuned_for", lambda device: "Test GPU")
 
     def of(configuration, kernel="pack", sizes=None, options=None):
@@ -159,27 +159,27 @@ def table(monkeypatch):
         monkeypatch.setattr(tuned, "tables", lambda: {"Test GPU": Table("Test GPU", 90, {}, {kernel: (entry,)})})
 
     yield of
-    module._tuned_cut.cache_clear()
+    module._tuned_config.cache_clear()
 
 
-def _cut(sizes=None, options=None, given=None):
+def _config(sizes=None, options=None, given=None):
     sizes, options = sizes or {"N": 64, "K": 64}, options or {"group": 32}
-    return choose_cut("pack", sizes, options, torch.device("cpu"), OWN, given)
+    return choose_config("pack", sizes, options, torch.device("cpu"), OWN, given)
 
 
-def test_a_cut_is_the_given_one_else_the_tuned_one_else_the_kernels_own(table):
+def test_a_configuration_is_the_given_one_else_the_tuned_one_else_the_kernels_own(table):
     (best,) = REGISTRY["pack"].load().configurations
     table(best)
-    assert _cut() == best and _cut(given=OTHER) == OTHER
-    assert _cut(sizes={"N": 96, "K": 64}) == best  # the nearest within a factor of two
-    assert _cut(sizes={"N": 640, "K": 64}) == OWN and _cut(options={"group": 64}) == OWN
+    assert _config() == best and _config(given=OTHER) == OTHER
+    assert _config(sizes={"N": 96, "K": 64}) == best  # the nearest within a factor of two
+    assert _config(sizes={"N": 640, "K": 64}) == OWN and _config(options={"group": 64}) == OWN
 
 
-def test_a_tuned_cut_that_the_kernel_does_not_have_is_refused(table):
+def test_a_tuned_configuration_that_the_kernel_does_not_have_is_refused(table):
     table(OTHER)
     with pytest.raises(ArtifactError, match=r"table of Test GPU: pack has no configuration rows8-w4-s2; it has ele"):
-        _cut()
-    assert _cut(given=OTHER) == OTHER
+        _config()
+    assert _config(given=OTHER) == OTHER
 
 
 def test_tables_count_on_a_gpu_alone_and_its_driver_names_it_once(gpu, monkeypatch):
@@ -249,7 +249,7 @@ def test_what_is_launched_is_the_tuned_configuration(name, table, monkeypatch):
     fused = name not in ("pack", "append_int8")
     assert best.launch_options(fused=fused).items() <= seen[0].items() and best.constants.items() <= seen[0].items()
     table(dataclasses.replace(best, warps=16), name, sizes, options)
-    module._tuned_cut.cache_clear()
+    module._tuned_config.cache_clear()
     with pytest.raises(ArtifactError, match=f"{name} has no configuration .*w16-s5-r200; it has .*w2-s5-r200"):
         call(home.KERNEL.run)
 

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from soloist.kernels.decode_attention import KERNEL, WIDTHS, decode_attention, decode_attention_ref  # noqa: E402
+from soloist.kernels.decode_attention import HEAD_DIMS, KERNEL, decode_attention, decode_attention_ref  # noqa: E402
 from soloist.kernels.errors import UsageError  # noqa: E402
 from soloist.kernels.grid import names_in  # noqa: E402
 
@@ -137,7 +137,7 @@ def test_every_width_is_built_for_every_cache_and_no_name_twice():
     names = [build.name for build in builds]
     assert len(set(names)) == len(names)
     attention = {(b.constants["D"], b.constants["QUANTIZED"]) for b in builds if "QUANTIZED" in b.constants}
-    assert attention == {(width, quantized) for width in WIDTHS for quantized in (False, True)}
+    assert attention == {(width, quantized) for width in HEAD_DIMS for quantized in (False, True)}
     for build in builds:
         assert {*build.signature, *build.constants} == set(build.function.arg_names)
         assert set().union(*map(names_in, build.grid)) <= {*build.signature, *build.constants}

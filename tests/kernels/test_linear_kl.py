@@ -271,9 +271,9 @@ def test_the_logits_are_never_whole(kind, teacher, plain):
     watch.given = {each.untyped_storage().data_ptr() for each in (hidden, weight, logits)}
     if isinstance(taught, Head):
         watch.given.add(taught.weight.untyped_storage().data_ptr())
-    cut = Configuration({"BLOCK_T": 8, "BLOCK_V": 64})  # few programs for the interpreter
+    config = Configuration({"BLOCK_T": 8, "BLOCK_V": 64})  # few programs for the interpreter
     with watch:
-        rows = linear_kl(hidden, weight.detach(), taught, kind=kind, chunk=64, plain=plain, configuration=cut)
+        rows = linear_kl(hidden, weight.detach(), taught, kind=kind, chunk=64, plain=plain, configuration=config)
         rows.sum().backward()
     buffer, whole = 4 * 24 * (64 + 16), 4 * 24 * 400
     assert watch.bytes == buffer < whole / 4

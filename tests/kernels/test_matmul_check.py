@@ -33,8 +33,10 @@ def test_case_is_within_its_tolerance(kernel, case):
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_table_holds_every_configuration_and_no_row_twice(name):
     kernel = KERNELS[name]
-    assert {c.options["cut"] for c in kernel.cases if "cut" in c.options} == set(range(len(kernel.configurations)))
-    assert len({cut.name for cut in kernel.configurations}) == len(kernel.configurations)
+    assert {c.options["config"] for c in kernel.cases if "config" in c.options} == set(
+        range(len(kernel.configurations))
+    )
+    assert len({config.name for config in kernel.configurations}) == len(kernel.configurations)
     assert len({case.name for case in kernel.cases}) == len(kernel.cases)
 
 
@@ -44,12 +46,12 @@ def test_what_the_gemv_offers_is_in_its_table(name):
     kernel = KERNELS[name]
     rows, kinds, added, split = set(), set(), set(), set()
     for case in (case for case in kernel.cases if not case.slow):
-        cut = matmul_check.configuration_of(kernel.run, case, "cpu").constants
-        path, extras = "BLOCK_M" in cut, {key for key in ("bias", "zeros", "gated") if case.options.get(key)} or {""}
+        config = matmul_check.configuration_of(kernel.run, case, "cpu").constants
+        path, extras = "BLOCK_M" in config, {key for key in ("bias", "zeros", "gated") if case.options.get(key)} or {""}
         rows.add(case.sizes["M"])
         kinds.add((path, case.dtype, case.options["group"]))
         added |= {(path, case.dtype, extra) for extra in extras}
-        split |= {(path, cut["SPLITS"] > 1, extra) for extra in extras}
+        split |= {(path, config["SPLITS"] > 1, extra) for extra in extras}
     extras = ("", "bias", "gated", *(("zeros",) if kernel.run.bits == 4 else ()))
     assert rows == set(range(1, 17))
     assert kinds == set(itertools.product((False, True), DTYPES, GROUPS))
@@ -79,8 +81,8 @@ def test_any_shape_agrees_with_float64(name, draw, blocks, group, dtype):
     run = KERNELS[name].run
     m, n = draw.draw(st.integers(1, run.most_rows or 80)), draw.draw(st.integers(1, 40 if run.most_rows else 150))
     extra = draw.draw(st.sampled_from(["", "bias", "gated", *(["zeros"] if run.bits == 4 else [])]))
-    cut = run.rule(m, n, 32 * blocks, run.bits, extra == "gated")
-    case = matmul_check.row(m, n, 32 * blocks, dtype, group, cut, **({extra: True} if extra else {}))
+    config = run.rule(m, n, 32 * blocks, run.bits, extra == "gated")
+    case = matmul_check.row(m, n, 32 * blocks, dtype, group, config, **({extra: True} if extra else {}))
     outcome = matmul_check.check_matmul(run, case, "cpu", draw.draw(st.integers(0, 2**31)))
     assert outcome.passed, outcome
 
@@ -88,8 +90,8 @@ def test_any_shape_agrees_with_float64(name, draw, blocks, group, dtype):
 def _with(kernel, change):
     """The outcome of a kernel's first case where something goes wrong."""
     case = kernel.cases[0]
-    cut = matmul_check.configuration_of(kernel.run, case, "cpu")
-    return matmul_check.compare(change, kernel.run.bits, cut, case, "cpu", 3)
+    config = matmul_check.configuration_of(kernel.run, case, "cpu")
+    return matmul_check.compare(change, kernel.run.bits, config, case, "cpu", 3)
 
 
 @pytest.mark.parametrize("name", GEMVS)

@@ -14,12 +14,12 @@ from soloist.kernels.aot import build_kernels  # noqa: E402
 from soloist.kernels.choose import REGISTRY  # noqa: E402
 from soloist.kernels.errors import UsageError  # noqa: E402
 from soloist.kernels.listing import read_sass  # noqa: E402
-from soloist.kernels.matmul_cuts import GATED_ROWS, GEMV  # noqa: E402
+from soloist.kernels.matmul_configs import GATED_ROWS, GEMV  # noqa: E402
 from soloist.kernels.matmul_parts import sum_parts_kernel  # noqa: E402
 
 KERNELS = {name: REGISTRY[name].load() for name in ("w4a16_gemv", "w4a16_gemm", "w8a16_gemv", "w8a16_gemm")}
 GEMVS, GEMMS = ("w4a16_gemv", "w8a16_gemv"), ("w4a16_gemm", "w8a16_gemm")
-SPLIT = [cut for cut in GEMV if cut.constants["SPLITS"] > 1]
+SPLIT = [config for config in GEMV if config.constants["SPLITS"] > 1]
 
 
 def _weight(bits, n, k, group=32, seed=0, zeros=False):
@@ -35,8 +35,8 @@ def test_what_is_chosen_ships_and_what_ships_is_chosen(name):
     run, sides = KERNELS[name].run, (192, 576, 1536, 2048, 4096, 8192, 49152)
     rows = range(1, 17) if name in GEMVS else (1, 16, 17, 33, 65, 300, 2000)
     chosen = [run.rule(m, n, k, run.bits, gated) for m in rows for n in sides for k in sides for gated in (False, True)]
-    assert all(cut in run.configurations for cut in chosen)
-    assert all(cut in chosen for cut in run.configurations)
+    assert all(config in run.configurations for config in chosen)
+    assert all(config in chosen for config in run.configurations)
 
 
 class Spy:
@@ -53,16 +53,16 @@ class Spy:
 def spied(monkeypatch):
     """A kernel with spies inside and what they see, on a CPU that counts as a GPU with a table of one entry."""
     monkeypatch.setattr(choose, "_tuned_for", lambda device: "Test GPU")
-    choose._tuned_cut.cache_clear()
+    choose._tuned_config.cache_clear()
 
     def of(name, sizes, options, configuration):
         entry = tuned.Entry(sizes, options, configuration, 1.0)
         monkeypatch.setattr(tuned, "tables", lambda: {"Test GPU": tuned.Table("Test GPU", 90, {}, {name: (entry,)})})
         run, seen = KERNELS[name].run, []
-        return dataclasses.replace(run, tile=Spy(run.tile, seen), lanes=Spy(run.lanes, seen)), seen
+        return dataclasses.replace(run, gemm=Spy(run.gemm, seen), gemv=Spy(run.gemv, seen)), seen
 
     yield of
-    choose._tuned_cut.cache_clear()
+    choose._tuned_config.cache_clear()
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -84,13 +84,13 @@ def test_the_given_configuration_is_launched_else_the_tuned_one_else_the_rules(n
 
 
 @pytest.mark.parametrize("name", GEMVS)
-@pytest.mark.parametrize("cut", SPLIT, ids=lambda cut: cut.name)
-def test_split_columns_give_the_same_bits_every_time(name, cut):
-    kernel, m = KERNELS[name], 5 if "BLOCK_M" in cut.constants else 1
+@pytest.mark.parametrize("config", SPLIT, ids=lambda config: config.name)
+def test_split_columns_give_the_same_bits_every_time(name, config):
+    kernel, m = KERNELS[name], 5 if "BLOCK_M" in config.constants else 1
     x, weight = _x(m, 1056), _weight(kernel.run.bits, 67, 1056)
-    up = _weight(kernel.run.bits, 67, 1056, seed=2) if cut in GATED_ROWS else None
-    first = kernel.run(x, weight, up=up, configuration=cut)
-    assert torch.equal(first, kernel.run(x, weight, up=up, configuration=cut))
+    up = _weight(kernel.run.bits, 67, 1056, seed=2) if config in GATED_ROWS else None
+    first = kernel.run(x, weight, up=up, configuration=config)
+    assert torch.equal(first, kernel.run(x, weight, up=up, configuration=config))
     whole = kernel.reference(x, weight, up=up, inside=torch.float64)
     assert (first - whole).abs().max() < 2e-2
     assert whole.abs().max() > 1
@@ -100,8 +100,8 @@ def test_split_columns_give_the_same_bits_every_time(name, cut):
 def test_parts_are_added_in_the_order_of_their_columns(splits):
     parts = torch.randn(splits, 3, 67, generator=torch.Generator().manual_seed(splits))
     y = torch.full((3, 67), torch.nan)
-    cut = matmul_host.sum_cut(splits).constants
-    sum_parts_kernel[(1,)](parts, None, y, y.numel(), 67, GATED=False, **cut)
+    config = matmul_host.sum_config(splits).constants
+    sum_parts_kernel[(1,)](parts, None, y, y.numel(), 67, GATED=False, **config)
     ordered, backwards = torch.zeros(3, 67), torch.zeros(3, 67)
     for at in range(splits):
         ordered, backwards = ordered + parts[at], backwards + parts[-1 - at]
@@ -115,7 +115,7 @@ def test_split_columns_meet_without_atomics(tmp_path):
     for build in (build for name in GEMVS for build in KERNELS[name].builds()):
         if build.constants["SPLITS"] == 4:
             names.setdefault((build.kernel, build.function.__name__), build.name)
-    assert len(names) == 6  # lanes, tensor cores and the sum over parts, of each
+    assert len(names) == 6  # the gemv, the gemm and the sum over parts, of each
     impls = [REGISTRY[name] for name in GEMVS]
     for record in build_kernels(impls, (90,), tmp_path, tmp_path / "cache", only=list(names.values())):
         sass = read_sass(tmp_path / record["files"]["cubin"]["path"])
@@ -146,10 +146,10 @@ def test_rows_of_the_gemm_are_those_of_the_gemv(bits, dtype):
 @pytest.mark.parametrize("name", GEMMS)
 def test_rows_do_not_depend_on_their_neighbors(name):
     run = KERNELS[name].run
-    x, weight, cut = _x(40, 352), _weight(run.bits, 67, 352, 64), run.configurations[2]
+    x, weight, config = _x(40, 352), _weight(run.bits, 67, 352, 64), run.configurations[2]
     other = x.clone()
     other[1:] = 0
-    assert torch.equal(run(x, weight, configuration=cut)[0], run(other, weight, configuration=cut)[0])
+    assert torch.equal(run(x, weight, configuration=config)[0], run(other, weight, configuration=config)[0])
 
 
 HALF = {"dtype": torch.float16}
@@ -201,7 +201,7 @@ def test_builds_are_named_apart_and_cover_the_configurations(name):
     builds = list(KERNELS[name].builds())
     assert len({build.name for build in builds}) == len(builds)
     built = [build.configuration for build in builds]
-    assert all(cut in built for cut in KERNELS[name].configurations)
+    assert all(config in built for config in KERNELS[name].configurations)
     for build in builds:
         assert set(build.signature) | set(build.constants) == set(build.function.arg_names)
         assert not set(build.signature) & set(build.constants)

@@ -45,7 +45,7 @@ def test_eight_bits_and_zero_points_by_hand():
     assert found.scales.item() == pytest.approx(0.1, rel=1e-3)
     assert found.codes[0, :3].tolist() == [-127, 64, 1]
     found = pack_ref(_row(-3.2, 1.6, 3.1), bits=5)  # 3.2 / 16: the extreme gets the code that only one side has
-    assert found.scales.item() == pytest.approx(0.2, rel=1e-3) and found.width == 5 and found.bits == 8
+    assert found.scales.item() == pytest.approx(0.2, rel=1e-3) and found.bits == 5 and found.stored_bits == 8
     assert found.codes[0, :3].tolist() == [-16, 8, 15]
     assert pack_ref(_row(3.2, -1.6, -3.2), bits=6).codes[0, :3].tolist() == [31, -16, -32]
     found = pack_ref(_row(-3.0, 12.0), zeros=True)

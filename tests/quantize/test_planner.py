@@ -121,7 +121,7 @@ def test_a_plan_fits_its_budget_and_is_what_the_file_takes(student, planned, tmp
         )
     )
     made = quantize(QuantizeConfig(plan=read_plan(planned.path), samples=6), student, tmp_path / "q")
-    widths = {name: matrix.width for name, matrix in read_quantized(made.path).matrices.items()}
+    widths = {name: matrix.bits for name, matrix in read_quantized(made.path).matrices.items()}
     assert widths[EMBEDDING] == record["chosen"]["embedding"] and widths[DOWN] == record["chosen"]["layer-01.down"]
     file = tmp_path / "gguf" / compile_gguf(made.path, tmp_path / "gguf")["file"]
     assert 0 <= facts["size_mb"] * 1e6 - file.stat().st_size < 20_000  # names and settings are bounded, not counted
@@ -186,7 +186,7 @@ def test_the_smallest_size_that_keeps_the_accuracy_is_taken(student, tmp_path):
         if matrices is None:
             return [1] * 10
         asked.append(sum(matrix.bytes for matrix in matrices.values()))
-        return [1] * 10 if matrices[EMBEDDING].width > 4 else [1] * 8 + [0] * 2
+        return [1] * 10 if matrices[EMBEDDING].bits > 4 else [1] * 8 + [0] * 2
 
     made = make_plan(_config(max_accuracy_drop=1.0, max_mb=100), student, tmp_path / "plan", ask=ask)
     assert made.facts["accuracy"]["drop_points"] == 0 and made.facts["accuracy"]["questions"] == 10

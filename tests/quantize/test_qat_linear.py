@@ -93,7 +93,7 @@ def test_training_starts_where_the_quantizer_ended(bits, group, zeros):
     assert torch.equal(layer(x), nn.functional.linear(x, dequantize(codes), linear.bias))
     back = layer.codes(layer.steps, layer.gain)
     assert torch.equal(values(back), values(codes)) and torch.equal(back.scales, codes.scales)
-    assert back.width == bits and back.group == group and (back.zeros is not None) == zeros
+    assert back.bits == bits and back.group == group and (back.zeros is not None) == zeros
     # every weight is on its own side of the code, the farther from the code the nearer to the border of its cell
     wide = codes.scales.float().repeat_interleave(group, 1)[:, :96]
     used = wide != 0
@@ -116,7 +116,7 @@ def test_the_integers_are_the_very_weights_that_computed(bits, group, zeros):
         assert torch.equal(dequantize(made), layer.rounded())
         low = -zero_of(bits) if codes.zeros is None else -codes.zeros.float().repeat_interleave(group, 1)[:, :96]
         assert (values(made) >= low).all() and (values(made) <= low + top_of(bits)).all()
-        assert made.width == bits and (zeros is False or torch.equal(made.zeros, codes.zeros))
+        assert made.bits == bits and (zeros is False or torch.equal(made.zeros, codes.zeros))
     assert (values(made) != values(codes)).float().mean() > 0.3
 
 
@@ -223,7 +223,7 @@ def test_what_was_trained_is_what_the_integers_say(tiny, matrices, examples, tmp
     for name, layer in layers.items():
         made = layer.codes(exact[name.replace("weight", "steps")], exact[name.replace("weight", "gain")])
         assert torch.equal(dequantize(made), layer.rounded()), name
-        assert (values(made) != values(matrices[name])).any() and made.width == matrices[name].width
+        assert (values(made) != values(matrices[name])).any() and made.bits == matrices[name].bits
     assert set(frozen) == {TABLE} | {n for n, _ in trainer.student.model.named_parameters() if "norm" in n}
     assert all(torch.equal(trainer.student.model.get_parameter(name), value) for name, value in frozen.items())
 
@@ -254,8 +254,8 @@ def test_a_few_steps_bring_the_student_closer_to_the_one_it_was_made_from(tiny, 
     assert facts["scales_changed"] > 0 and facts["tokens"] >= CONFIG.spend and facts["seconds"] > 0
     for name, matrix in new.items():
         old = matrices[name]
-        assert (matrix.width, matrix.group, matrix.shape) == (old.width, old.group, old.shape)
-        assert values(matrix).max() <= top_of(old.width) - zero_of(old.width)
+        assert (matrix.bits, matrix.group, matrix.shape) == (old.bits, old.group, old.shape)
+        assert values(matrix).max() <= top_of(old.bits) - zero_of(old.bits)
     json.dumps(facts)
 
 

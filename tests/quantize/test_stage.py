@@ -230,9 +230,9 @@ def test_the_command_quantizes_and_refuses(student, traces, tmp_path):
     done = run(main, ["quantize", str(student.path), "-o", str(tmp_path / "p"), "--plan", str(tmp_path / "plan.yaml")])
     assert done.exit_code == 0, done.output
     made = read_quantized(tmp_path / "p").matrices
-    assert {matrix.width for name, matrix in made.items() if "down_proj" in name} == {5}
-    assert {matrix.width for name, matrix in made.items() if "q_proj" in name} == {4}
-    assert made["model.embed_tokens.weight"].width == 6
+    assert {matrix.bits for name, matrix in made.items() if "down_proj" in name} == {5}
+    assert {matrix.bits for name, matrix in made.items() if "q_proj" in name} == {4}
+    assert made["model.embed_tokens.weight"].bits == 6
     for more, code, said in (
         (["--bits", "8", "--zeros"], 2, "zero points are for 4 bits"),
         (["--plan", str(tmp_path / "plan.yaml"), "--bits", "8"], 2, "a plan says bits; leave out the one or the other"),
@@ -277,7 +277,7 @@ def test_a_refinement_changes_linear_layers_and_nothing_else(student, tmp_path):
     before, after = load_quantized(plain.path), load_quantized(made.path)
     assert torch.equal(before["model.embed_tokens.weight"].codes, after["model.embed_tokens.weight"].codes)
     moved = [name for name in before if not torch.equal(before[name].codes, after[name].codes)]
-    assert moved and facts["codes_changed"] > 0 and after[DOWN].width == 4
+    assert moved and facts["codes_changed"] > 0 and after[DOWN].bits == 4
     assert not (made.path / "layers").exists()
     pair = tmp_path / "pair"
     for part in ("decomposer", "solver"):

@@ -123,7 +123,7 @@ def quantized(student, folder, bits):
             continue
         matrix = Matrix.of(pack_ref(weight, bits=8 if "embed" in name else bits, group=32))
         tensors |= {key: torch.from_numpy(array) for key, array in arrays_of(name, matrix).items()}
-        facts[name] = {"bits": matrix.width, "group": 32, "shape": list(weight.shape)}
+        facts[name] = {"bits": matrix.bits, "group": 32, "shape": list(weight.shape)}
     save_file(tensors, str(folder / WEIGHTS))
     (folder / PLAN).write_text(json.dumps({"tensors": facts, "tied": True}))
     return folder

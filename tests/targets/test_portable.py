@@ -221,7 +221,7 @@ def quantized(student: Path, out: Path, settings: dict, tables: dict) -> Path:
             chosen = settings if name.endswith("_proj.weight") else tables
             matrix = Matrix.of(pack_ref(weight.float(), **chosen))
             arrays |= arrays_of(name, matrix)
-            tensors[name] = {"bits": matrix.width, "group": matrix.group, "shape": list(matrix.shape)}
+            tensors[name] = {"bits": matrix.bits, "group": matrix.group, "shape": list(matrix.shape)}
         else:
             arrays[name] = weight.float().numpy()
     save_file(arrays, str(out / WEIGHTS))
@@ -269,7 +269,7 @@ def test_the_file_holds_each_integer_once_and_no_float_of_it(integers):
     for name, matrix in content.matrices.items():
         codes = tensors.get(name.replace(".weight", ".codes"))
         if codes is not None:
-            assert codes.data_type == kinds[matrix.bits] and tuple(codes.dims) == matrix.shape[::-1]
+            assert codes.data_type == kinds[matrix.stored_bits] and tuple(codes.dims) == matrix.shape[::-1]
         assert name not in tensors
     assert "lm_head.weight" not in tensors
     place = {
@@ -287,7 +287,7 @@ def test_the_file_holds_each_integer_once_and_no_float_of_it(integers):
     assert check_portable(portable / GRAPH)["DequantizeLinear"] == sum(
         1 for name in content.matrices if "embed_tokens" not in name
     ) + bool(content.plan["tied"])
-    widths = Counter(str(matrix.width) for matrix in content.matrices.values())
+    widths = Counter(str(matrix.bits) for matrix in content.matrices.values())
     assert dict(widths) == read_facts(portable).bits
 
 

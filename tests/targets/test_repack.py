@@ -88,7 +88,7 @@ def test_the_words_are_the_kernels_words():
 @pytest.mark.parametrize("bits", [5, 6])
 def test_narrow_codes_travel_in_the_next_container(bits):
     matrix = make(4, 160, bits, 64)
-    assert (matrix.width, matrix.bits) == (bits, 8)
+    assert (matrix.bits, matrix.stored_bits) == (bits, 8)
     values = matrix.dequantized()
     assert np.array_equal(from_q8_0(to_q8_0(matrix)).dequantized(), values)
     assert np.array_equal(from_matmul_nbits(to_matmul_nbits(matrix), 8, 160).dequantized(), values)
@@ -98,7 +98,7 @@ def test_narrow_codes_travel_in_the_next_container(bits):
             to_q5_0(matrix)
         return
     back = from_q5_0(to_q5_0(matrix))
-    assert back.width == 5 and np.array_equal(back.codes, matrix.codes) and np.array_equal(back.dequantized(), values)
+    assert back.bits == 5 and np.array_equal(back.codes, matrix.codes) and np.array_equal(back.dequantized(), values)
 
 
 @settings(deadline=None)
@@ -107,7 +107,7 @@ def test_every_format_comes_back(rows, blocks, group, eight, seed):
     matrix = make(rows, 32 * blocks, 8 if eight else 4, group, seed=seed)
     nbits = to_matmul_nbits(matrix)
     assert nbits.weight.shape[:2] == matrix.scales.shape
-    assert same(from_matmul_nbits(nbits, matrix.bits, matrix.shape[1]), matrix)
+    assert same(from_matmul_nbits(nbits, matrix.stored_bits, matrix.shape[1]), matrix)
     for axis in (0, 1):
         assert same(from_block_dq(to_block_dq(matrix, axis)), matrix)
     back = from_q8_0(to_q8_0(matrix)) if eight else from_q4_0(to_q4_0(matrix))

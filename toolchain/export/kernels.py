@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from soloist.kernels import spec
-from soloist.kernels.aot import Record, build_kernels, gate
+from soloist.kernels.aot import Record, build_kernels, check_limits
 from soloist.kernels.choose import Impl
 from soloist.targets.requantize import cache_folder
 from soloist.toolchain.core.artifact import Artifact, Facts, stage
@@ -58,7 +58,7 @@ def compile_kernels(
             ptx=ptx,
             progress=lambda done, total, name: events.progress(STAGE, done, total, build=name),
         )
-        gate(records)
+        check_limits(records)
         return KernelFacts(builds=records)
 
     return stage(STAGE, out, config, [], build, events=events)

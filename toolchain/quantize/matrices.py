@@ -112,7 +112,7 @@ def write_quantized(
             matrix = Matrix.of(found)
             arrays |= arrays_of(name, matrix)
             tensors[name] = {
-                "bits": matrix.width,
+                "bits": matrix.bits,
                 "group": matrix.group,
                 "shape": list(matrix.shape),
                 "method": methods[name],

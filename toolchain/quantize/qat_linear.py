@@ -99,7 +99,7 @@ class RoundedLinear(nn.Module):  # type: ignore[misc]
 
     def __init__(self, linear: nn.Linear, codes: Quantized) -> None:
         super().__init__()
-        self.width, self.group, self.columns = codes.width, codes.group, linear.in_features
+        self.bits, self.group, self.columns = codes.bits, codes.group, linear.in_features
         self.bias = linear.bias
         self.register_buffer("scale", codes.scales.float(), persistent=False)
         self.register_buffer("zeros", codes.zeros, persistent=False)
@@ -135,13 +135,13 @@ class RoundedLinear(nn.Module):  # type: ignore[misc]
         steps, scale = self._grouped(steps.detach()), self._scale(gain.detach())
         exact = steps * _ratio(self.scale, scale)[..., None]
         v = _nearest(exact, *self._bounds()).view(len(exact), -1)[:, : self.columns]
-        if self.width != 4:
-            return Quantized(v.to(torch.int8), scale.half(), self.group, narrow=narrow_of(self.width))
+        if self.bits != 4:
+            return Quantized(v.to(torch.int8), scale.half(), self.group, narrow=narrow_of(self.bits))
         middle = MIDDLE if self.zeros is None else per_column(self.zeros.float(), self.group, self.columns)
         return Quantized(pack_nibbles(v + middle), scale.half(), self.group, self.zeros)
 
     def _scale(self, gain: Tensor) -> Tensor:
-        factor = (self.group * (top_of(self.width) // 2)) ** -0.5
+        factor = (self.group * (top_of(self.bits) // 2)) ** -0.5
         found: Tensor = _Half.apply(self.scale * (1 + factor * gain))
         return found
 
@@ -152,8 +152,8 @@ class RoundedLinear(nn.Module):  # type: ignore[misc]
 
     def _bounds(self) -> tuple[Bound, Bound]:
         """The smallest and the largest value of a code, of every group (N, groups, 1) where there are zero points."""
-        zero: Bound = zero_of(self.width) if self.zeros is None else self.zeros.float()[..., None]
-        return -zero, top_of(self.width) - zero
+        zero: Bound = zero_of(self.bits) if self.zeros is None else self.zeros.float()[..., None]
+        return -zero, top_of(self.bits) - zero
 
 
 def values(codes: Quantized) -> Tensor:
