@@ -10,7 +10,7 @@ import pytest
 from soloist.kernels.errors import DataError, EngineError, UsageError
 from soloist.toolchain.assess import metric_freedom
 from soloist.toolchain.assess.result import read_assessment
-from soloist.toolchain.assess.stage import AssessConfig, assess, assessment_of, score_of, spread
+from soloist.toolchain.assess.stage import AssessConfig, AssessFacts, assess, assessment_of, score_of, spread
 from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.record.repeats import Sampled, varied
@@ -76,7 +76,8 @@ def test_a_rigid_metric_has_f_0(found):
     assert (result.advice.side, result.advice.outlook, result.advice.refine) == ("rigid", "likely to help", False)
     assert (result.runs, result.questions, result.mean_score, result.temperature) == (36, 6, 0.5, 0.7)
     assert result.distance == "edits of tokens"
-    assert made.facts["metric_freedom"] == output.value and made.manifest["stage"] == "assess"
+    assert made.read(AssessFacts).metric_freedom == output.value
+    assert made.manifest["stage"] == "assess"
 
 
 def test_a_freer_metric_has_a_larger_f_and_v1_disagrees(found, tmp_path):
@@ -89,7 +90,7 @@ def test_a_freer_metric_has_a_larger_f_and_v1_disagrees(found, tmp_path):
 
 def test_constant_scores_are_undefined(found):
     result, made = found(lambda text, seed: f"calc({first_of(text)} + 3)")
-    assert result.find("output", "verdict").value is None and made.facts["metric_freedom"] is None
+    assert result.find("output", "verdict").value is None and made.read(AssessFacts).metric_freedom is None
     assert result.advice.outlook == "cannot say" and result.mean_score == 1
     assert any("every run has the score 1" in line for line in result.warnings)
 

@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 from soloist.toolchain.assess.result import Advice, Fate
-from soloist.toolchain.bench.systems import BASE_PROMPT, lone
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.record.repeats import HAND_ON
 from soloist.toolchain.teams.config import AgentConfig, Demonstration, Followup, SamplingConfig, TeamConfig
+from soloist.toolchain.teams.lone import BASE_PROMPT, lone
 from soloist.toolchain.tools.base import Toolbox
+from soloist.toolchain.tools.files import load_tools
 from soloist.toolchain.traces.schema import Run, ToolUse
 
 _SHOWN = 400  # characters of one text: a card is read by small models
@@ -91,7 +92,7 @@ def make_card(
     runs: Sequence[Run], advice: Advice, team: TeamConfig | None = None, *, name: str = "", examples: int = 1
 ) -> Card:
     """The card of a team from its runs; without `team` tools have no schemas and agents no prompts."""
-    toolbox = _toolbox(team)
+    toolbox = load_tools(team.tools) if team is not None and team.tools else None
     tools = tuple(_tool_cards(runs, toolbox))
     knowledge = (*_ways(runs), *_statements(runs))
     skills = () if advice.keep["skills"] == "drop" else tuple(_skills(runs, examples))
@@ -109,26 +110,29 @@ def make_card(
     )
 
 
-def _toolbox(team: TeamConfig | None) -> Toolbox | None:
-    from soloist.toolchain.tools.files import load_tools
-
-    return load_tools(team.tools) if team is not None and team.tools else None
-
-
 def _tool_cards(runs: Sequence[Run], toolbox: Toolbox | None) -> list[ToolCard]:
-    uses = [use for run in runs for turn in run.turns for use in turn.tools]
-    made = [(use.name, run.verdict == "correct") for run in runs for use in run.trajectory]
-    definitions = {schema["function"]["name"]: schema["function"] for schema in toolbox.schemas()} if toolbox else {}
+    used, failed, made_answers, right = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    for run in runs:
+        for turn in run.turns:
+            used.update(use.name for use in turn.tools)
+            failed.update(use.name for use in turn.tools if use.error is not None)
+        made = [use.name for use in run.trajectory]
+        made_answers.update(made)
+        if run.verdict == "correct":
+            right.update(made)
+    definitions = {}
+    if toolbox:
+        definitions = {schema["function"]["name"]: schema["function"] for schema in toolbox.schemas()}
     # a call that could not be read has no name, and a name of no tool is none
-    names = definitions if toolbox else dict.fromkeys(use.name for use in uses if use.name)
+    names = definitions if toolbox else [name for name in used if name]
     return [
         ToolCard(
             name=name,
             definition=definitions.get(name),
-            used=sum(use.name == name for use in uses),
-            failed=sum(use.name == name and use.error is not None for use in uses),
-            made_answers=sum(tool == name for tool, _ in made),
-            right=sum(tool == name and ok for tool, ok in made),
+            used=used[name],
+            failed=failed[name],
+            made_answers=made_answers[name],
+            right=right[name],
         )
         for name in names
     ]
@@ -140,16 +144,16 @@ def _correct(runs: Sequence[Run]) -> list[Run]:
 
 def _ways(runs: Sequence[Run]) -> list[str]:
     """Which calls, in order, correct runs of a family made; the most frequent way of each."""
-    found: dict[str, Counter[tuple[str, ...]]] = {}
+    families: dict[str, Counter[tuple[str, ...]]] = {}
     for run in _correct(runs):
         if run.trajectory:
-            ways = found.setdefault(run.question.task or "questions", Counter())
+            ways = families.setdefault(run.question.task or "questions", Counter())
             ways[tuple(use.name for use in run.trajectory)] += 1
-    said = []
-    for family, ways in found.items():
+    lines = []
+    for family, ways in families.items():
         way, count = ways.most_common(1)[0]
-        said.append(f"{family}: {', then '.join(way)} ({count} of {sum(ways.values())} correct runs)")
-    return said
+        lines.append(f"{family}: {', then '.join(way)} ({count} of {ways.total()} correct runs)")
+    return lines
 
 
 def _statements(runs: Sequence[Run]) -> list[str]:
@@ -158,7 +162,8 @@ def _statements(runs: Sequence[Run]) -> list[str]:
     for run in _correct(runs):
         for use in run.trajectory:
             for step in use.steps:
-                if "=" not in step and sum(any(c.isalpha() for c in word) for word in step.split()) >= _LEAST_WORDS:
+                words = [word for word in step.split() if re.search(r"[^\W\d_]", word)]
+                if "=" not in step and len(words) >= _LEAST_WORDS:
                     seen.setdefault(step, set()).add(run.question.question)
     return [step[:_SHOWN] for step, questions in seen.items() if len(questions) > 1]
 
@@ -168,7 +173,7 @@ def _skills(runs: Sequence[Run], examples: int) -> list[Skill]:
     families: dict[str, list[Run]] = {}
     for run in runs:
         families.setdefault(run.question.task, []).append(run)
-    found = []
+    skills = []
     for family, own in families.items():
         correct = _correct(own)
         shown: dict[str, Demonstration] = {}
@@ -178,8 +183,8 @@ def _skills(runs: Sequence[Run], examples: int) -> list[Skill]:
             example = _demonstration(run)
             if example is not None and len(shown) < examples:
                 shown.setdefault(run.question.question, example)
-        found += [Skill(family=family, example=one, correct=len(correct), runs=len(own)) for one in shown.values()]
-    return found
+        skills += [Skill(family=family, example=one, correct=len(correct), runs=len(own)) for one in shown.values()]
+    return skills
 
 
 def _length(run: Run) -> int:
@@ -202,38 +207,25 @@ def _demonstration(run: Run) -> Demonstration | None:
 
 
 def _items(runs: Sequence[Run], advice: Advice, team: TeamConfig | None) -> list[Item]:
-    keep, roles = advice.keep, _roles(runs)
-    found = [
-        Item(
-            kind="structure",
-            name=team.topology if team else "pipeline",
-            fate=keep["structure"],
-            text=_pipeline(roles, len(runs)),
-        )
-    ]
+    roles: Counter[str] = Counter()
+    for run in runs:
+        roles.update(turn.role for turn in run.turns)
+    pipeline = " → ".join(f"{role} ({count / len(runs):.1f} turns)" for role, count in roles.items()) or "no turns"
+    parts = [("structure", team.topology if team else "pipeline", pipeline, "")]
     for agent in team.agents if team else ():
         shown = agent.demonstrations
         count = len(shown) if isinstance(shown, tuple) else shown.count
-        text = f"{agent.role}, {count} demonstrations"
-        found.append(Item(kind="structure", name=agent.name, text=text, fate=keep["structure"], role=agent.role))
+        parts.append(("structure", agent.name, f"{agent.role}, {count} demonstrations", agent.role))
         if agent.prompt:
-            found.append(
-                Item(
-                    kind="instructions", name=agent.name, text=agent.prompt, fate=keep["instructions"], role=agent.role
-                )
-            )
-    found.append(Item(kind="skills", name="worked examples", text="one or more per family", fate=keep["skills"]))
-    found.append(Item(kind="tools", name="all tools", text="with their schemas", fate=keep["tools"]))
-    found.append(Item(kind="knowledge", name="ways and statements", text="from correct runs", fate=keep["knowledge"]))
-    return found
-
-
-def _roles(runs: Sequence[Run]) -> Mapping[str, int]:
-    return Counter(turn.role for run in runs for turn in run.turns)
-
-
-def _pipeline(roles: Mapping[str, int], runs: int) -> str:
-    return " → ".join(f"{role} ({count / runs:.1f} turns)" for role, count in roles.items()) or "no turns"
+            parts.append(("instructions", agent.name, agent.prompt, agent.role))
+    parts += [
+        ("skills", "worked examples", "one or more per family", ""),
+        ("tools", "all tools", "with their schemas", ""),
+        ("knowledge", "ways and statements", "from correct runs", ""),
+    ]
+    return [
+        Item(kind=kind, name=name, text=text, fate=advice.keep[kind], role=role) for kind, name, text, role in parts
+    ]
 
 
 def _signature(tool: ToolCard) -> str:
@@ -302,7 +294,8 @@ def render(card: Card, advice: Advice, finding: str) -> str:
     for skill in card.skills:
         one = skill.example
         chat = [f"user: {one.question}", f"assistant: {one.reply}"]
-        chat += [line for more in one.then for line in (f"tool: {more.result}", f"assistant: {more.reply}")]
+        for more in one.then:
+            chat += [f"tool: {more.result}", f"assistant: {more.reply}"]
         lines += [
             f"**{_cell(skill.family or 'questions')}** ({skill.correct} of {skill.runs} runs correct)",
             "",
@@ -314,7 +307,7 @@ def render(card: Card, advice: Advice, finding: str) -> str:
 
 def _fenced(text: str) -> list[str]:
     """A code block that no backticks inside can end."""
-    longest = max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
+    longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return [fence, text, fence]
 

@@ -24,55 +24,64 @@ SURE = 0.05
 ITEMS = ("structure", "instructions", "skills", "tools", "knowledge")
 
 
-def decide(rule: Rule, found: Freedom) -> Advice:
+def decide(rule: Rule, freedom: Freedom) -> Advice:
     """What `rule` advises at this Metric Freedom."""
-    if found.value is None:
-        return _undefined(rule, found)
-    rigid = found.value <= BORDER
+    if freedom.value is None:
+        return _undefined(rule, freedom)
+    rigid = freedom.value <= BORDER
     refine = rigid if rule == "v1" else not rigid
     fate: Fate = "keep" if rigid else "drop"
-    skills: Fate = "drop" if rule == "v1" and found.value > RAW_ABOVE else "keep"
-    one_side = found.low is not None and found.high is not None and (found.low > BORDER) == (found.high > BORDER)
-    certain = one_side and (not rigid or (found.p is not None and found.p <= SURE))
+    skills: Fate = "drop" if rule == "v1" and freedom.value > RAW_ABOVE else "keep"
+    one_side = (
+        freedom.low is not None and freedom.high is not None and (freedom.low > BORDER) == (freedom.high > BORDER)
+    )
+    certain = one_side and (not rigid or (freedom.p is not None and freedom.p <= SURE))
+    reasons = [
+        *_reasons(rule, freedom.value, rigid=rigid, refine=refine),
+        *_doubts(freedom, rigid=rigid, one_side=one_side),
+    ]
     return Advice(
         rule=rule,
         side="rigid" if rigid else "free",
-        outlook=outlook(found.value),
+        outlook=outlook(freedom.value),
         refine=refine,
         keep={"structure": fate, "instructions": fate, "skills": skills, "tools": "keep", "knowledge": "keep"},
         certain=certain,
-        reasons=tuple(_reasons(rule, found, rigid=rigid, refine=refine, one_side=one_side)),
+        reasons=tuple(reasons),
     )
 
 
-def outlook(freedom: float) -> Outlook:
-    """Whether distilling is likely to help, by the third party's thresholds."""
-    if freedom < HELPS_BELOW:
+def outlook(value: float) -> Outlook:
+    """Whether distilling is likely to help at this Metric Freedom, by the third party's thresholds."""
+    if value < HELPS_BELOW:
         return "likely to help"
-    return "test both" if freedom <= RAW_ABOVE else "unlikely to help"
+    return "test both" if value <= RAW_ABOVE else "unlikely to help"
 
 
-def _reasons(rule: Rule, found: Freedom, *, rigid: bool, refine: bool, one_side: bool) -> list[str]:
-    assert found.value is not None
+def _reasons(rule: Rule, value: float, *, rigid: bool, refine: bool) -> list[str]:
     meaning = "rigid, different outputs score differently" if rigid else "free, outputs that differ score alike"
-    said = [
-        f"F = {found.value:.2f} is {'at most' if rigid else 'above'} {BORDER}: the metric is {meaning}; the pipeline "
+    return [
+        f"F = {value:.2f} is {'at most' if rigid else 'above'} {BORDER}: the metric is {meaning}; the pipeline "
         f"and its instructions are {'kept' if rigid else 'dropped'}.",
-        f"What distilling gains falls as F rises (both versions): {outlook(found.value)}.",
+        f"What distilling gains falls as F rises (both versions): {outlook(value)}.",
         f"Rule {rule} refines {'rigid' if rule == 'v1' else 'free'} metrics only: {'refine' if refine else 'leave it'}"
         f" ({'v3' if rule == 'v1' else 'v1'} says the opposite).",
     ]
-    if found.low is None:
-        said.append("There is no interval: the runs are too few or too alike to say how far F may move.")
+
+
+def _doubts(freedom: Freedom, *, rigid: bool, one_side: bool) -> list[str]:
+    doubts = []
+    if freedom.low is None:
+        doubts.append("There is no interval: the runs are too few or too alike to say how far F may move.")
     elif not one_side:
-        said.append(f"The interval does not lie on one side of {BORDER}: more runs or questions may turn the advice.")
-    if rigid and found.p is not None and found.p > SURE:
-        said.append(f"The correlation may be chance (p = {found.p:.2f}): free is not ruled out.")
-    return said
+        doubts.append(f"The interval does not lie on one side of {BORDER}: more runs or questions may turn the advice.")
+    if rigid and freedom.p is not None and freedom.p > SURE:
+        doubts.append(f"The correlation may be chance (p = {freedom.p:.2f}): free is not ruled out.")
+    return doubts
 
 
-def _undefined(rule: Rule, found: Freedom) -> Advice:
-    why = ", ".join(dict.fromkeys(question.why for question in found.questions)) or "no questions"
+def _undefined(rule: Rule, freedom: Freedom) -> Advice:
+    why = ", ".join(dict.fromkeys(question.why for question in freedom.questions)) or "no questions"
     keep: dict[str, Fate] = dict.fromkeys(ITEMS, "undecided")
     keep |= {"tools": "keep", "knowledge": "keep"}
     return Advice(

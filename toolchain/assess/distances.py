@@ -35,11 +35,11 @@ def output_of(run: Run) -> str:
 
 def trace_of(run: Run) -> tuple[tuple[str, str], ...]:
     """The run as a sequence of roles and tool calls."""
-    found: list[tuple[str, str]] = []
+    symbols: list[tuple[str, str]] = []
     for turn in run.turns:
-        found.append(("role", turn.role))
-        found += [("call", " ".join(use.call.split())) for use in turn.tools]
-    return tuple(found)
+        symbols.append(("role", turn.role))
+        symbols += [("call", " ".join(use.call.split())) for use in turn.tools]
+    return tuple(symbols)
 
 
 def between(items: Sequence[T], distance: Callable[[T, T], float]) -> Array:
@@ -54,7 +54,7 @@ def between(items: Sequence[T], distance: Callable[[T, T], float]) -> Array:
 
 
 def output_distances(runs: Sequence[Run], embedder: Embedder | None = None) -> Array:
-    """Distances between the outputs of runs, by tokens or by an engine's hidden states."""
+    """Distances between the outputs of n runs, shape (n, n), by tokens or by an engine's hidden states."""
     texts = [output_of(run) for run in runs]
     if embedder is None:
         return between([tokens(text) for text in texts], edit_distance)
@@ -74,5 +74,5 @@ def _unit(vector: npt.NDArray[np.float32]) -> Array:
 
 
 def trace_distances(runs: Sequence[Run]) -> Array:
-    """Distances between the ways of runs."""
+    """Distances between the traces of n runs, shape (n, n)."""
     return between([trace_of(run) for run in runs], edit_distance)

@@ -1,6 +1,6 @@
-"""Metric Freedom (AdaSkill): do runs of a team that say different things also score differently?
+"""Metric Freedom (AdaSkill): do runs of a team whose outputs differ also score differently?
 
-    D_out[i, j]   = distance between what runs i and j of one question said
+    D_out[i, j]   = distance between the outputs of runs i and j of one question
     D_score[i, j] = |score_i - score_j|
     r = Spearman correlation of the two over the pairs i < j (a Mantel statistic), F = 1 - r
 
@@ -14,7 +14,7 @@ F > 1 and is left as it is.
                of the questions where it is defined (ours: how the paper aggregates is not said). The set's p
                draws one permutation per question together; it is exact where one question is defined
     interval   percentile bootstrap over questions and, within each, runs; pairs of a run with its own copy
-               are left out. It counts the chance of runs twice, and so is wide: with 4 to 6 runs of 2 to 30
+               are left out. It counts the variance of runs twice, and so is wide: with 4 to 6 runs of 2 to 30
                questions it held the true F in 98 to 100 % of simulated sets, with one question in 89 to 99 %,
                with 3 runs in about 90 %. (Questions alone as resamples: 52 to 93 %.) None where under half of
                the resamples define r, or where all agree: that says nothing about what was not seen
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,8 +98,8 @@ def _centered_ranks(values: Array) -> Array | None:
 
 def score_distances(scores: Array) -> Array:
     """|score_i - score_j|, shape (n, n)."""
-    found: Array = np.abs(scores[:, None] - scores[None, :])
-    return found
+    apart: Array = np.abs(scores[:, None] - scores[None, :])
+    return apart
 
 
 def mantel(table: Table, *, seed: int = 0, draws: int = DRAWS) -> Mantel:
@@ -108,23 +109,19 @@ def mantel(table: Table, *, seed: int = 0, draws: int = DRAWS) -> Mantel:
     if n < FEWEST:
         return Mantel(None, None, nothing, False, f"{n} runs, at least {FEWEST} are needed")
     i, j = np.triu_indices(n, 1)
-    said, scored = _centered_ranks(table.distances[i, j]), _centered_ranks(score_distances(table.scores)[i, j])
-    if scored is None:
+    outputs, scores = _centered_ranks(table.distances[i, j]), _centered_ranks(score_distances(table.scores)[i, j])
+    if scores is None:
         return Mantel(None, None, nothing, False, f"every run has the score {table.scores[0]:g}")
-    if said is None:
+    if outputs is None:
         why = "all runs say the same" if not table.distances[i, j].any() else "all pairs of runs are equally far apart"
         return Mantel(None, None, nothing, False, why)
     square = np.zeros((n, n))  # ranks of the pairs do not change when runs are renamed, only their places do
-    square[i, j] = square[j, i] = scored
+    square[i, j] = square[j, i] = scores
     exact = n <= EXACT_UP_TO
-    orders = _permutations(n) if exact else _sampled(n, draws, seed)
-    null: Array = square[orders[:, i], orders[:, j]] @ said
-    r = float(np.clip(scored @ said, -1, 1))
+    orders = np.array(list(itertools.permutations(range(n)))) if exact else _sampled(n, draws, seed)
+    null: Array = square[orders[:, i], orders[:, j]] @ outputs
+    r = float(np.clip(scores @ outputs, -1, 1))
     return Mantel(r, float(np.mean(null >= r - _EPSILON)), null, exact)
-
-
-def _permutations(n: int) -> npt.NDArray[np.int64]:
-    return np.array(list(itertools.permutations(range(n))), dtype=np.int64)
 
 
 def _sampled(n: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
@@ -135,9 +132,9 @@ def _sampled(n: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
 
 def metric_freedom(tables: Sequence[Table], of: Of, score: Score, *, seed: int = 0) -> Freedom:
     """F of a set of questions with p and interval; see the module's docstring for how they are put together."""
-    found = [mantel(table, seed=seed) for table in tables]
-    defined = [one for one in found if one.r is not None]
-    correlations = [one.r for one in found if one.r is not None]
+    mantels = [mantel(table, seed=seed) for table in tables]
+    defined = [one for one in mantels if one.r is not None]
+    correlations = [one.r for one in mantels if one.r is not None]
     value = 1 - math.fsum(correlations) / len(correlations) if correlations else None
     exact = len(defined) == 1 and defined[0].exact
     low, high = bootstrap(tables, seed=seed) if value is not None else (None, None)
@@ -160,7 +157,7 @@ def metric_freedom(tables: Sequence[Table], of: Of, score: Score, *, seed: int =
                 permutations=len(one.null),
                 why=one.why,
             )
-            for table, one in zip(tables, found, strict=True)
+            for table, one in zip(tables, mantels, strict=True)
         ),
     )
 
@@ -212,19 +209,16 @@ def tied_pairs(tables: Sequence[Table]) -> float:
     return tied / pairs if pairs else 0.0
 
 
-def warnings(found: Freedom) -> list[str]:
+def warnings(freedom: Freedom) -> list[str]:
     """What makes this F weak, in words."""
-    said = []
-    few = [question.runs for question in found.questions if question.runs < ENOUGH]
+    weaknesses = []
+    total = len(freedom.questions)
+    few = [question.runs for question in freedom.questions if question.runs < ENOUGH]
     if few:
-        said.append(
-            f"{len(few)} of {len(found.questions)} questions have fewer than {ENOUGH} runs (down to {min(few)})"
-        )
-    reasons = [question.why for question in found.questions if question.r is None]
-    for why in dict.fromkeys(reasons):
-        said.append(
-            f"F of the {found.of}s is undefined on {reasons.count(why)} of {len(found.questions)} questions: {why}"
-        )
-    if found.tied:
-        said.append(f"{found.tied:.0%} of the pairs of runs tie in score ({found.score}): their ranks are shared")
-    return said
+        weaknesses.append(f"{len(few)} of {total} questions have fewer than {ENOUGH} runs (down to {min(few)})")
+    reasons = Counter(question.why for question in freedom.questions if question.r is None)
+    for why, count in reasons.items():
+        weaknesses.append(f"F of the {freedom.of}s is undefined on {count} of {total} questions: {why}")
+    if freedom.tied:
+        weaknesses.append(f"{freedom.tied:.0%} of the pairs of runs tie in score ({freedom.score}): they share ranks")
+    return weaknesses

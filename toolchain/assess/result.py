@@ -105,18 +105,19 @@ def read_assessment(path: Path) -> Assessment:
 
 def sentence(assessment: Assessment) -> str:
     """The finding in one line, the version of the rule in it."""
-    found, advice = assessment.find("output", assessment.decided_on), assessment.advice
-    if found.value is None:
+    freedom, advice = assessment.find("output", assessment.decided_on), assessment.advice
+    questions = len(freedom.questions)
+    if freedom.value is None:
         return (
-            f"Metric Freedom is undefined ({found.defined} of {len(found.questions)} questions can show it): rule "
+            f"Metric Freedom is undefined ({freedom.defined} of {questions} questions can show it): rule "
             f"{advice.rule} cannot say whether distilling helps. Advice only."
         )
-    part = "" if found.defined == len(found.questions) else f" on {found.defined} of {len(found.questions)} questions"
-    span = f" ({found.low:.2f} to {found.high:.2f})" if found.low is not None and found.high is not None else ""
+    part = "" if freedom.defined == questions else f" on {freedom.defined} of {questions} questions"
+    span = "" if freedom.low is None or freedom.high is None else f" ({freedom.low:.2f} to {freedom.high:.2f})"
     refining = "refine" if advice.refine else "do not refine"
     sure = "" if advice.certain else ", which so few runs cannot make certain"
     return (
-        f"Metric Freedom {found.value:.2f}{span}{part}, {advice.side}{sure}: rule {advice.rule} says distilling is "
+        f"Metric Freedom {freedom.value:.2f}{span}{part}, {advice.side}{sure}: rule {advice.rule} says distilling is "
         f"'{advice.outlook}', {refining}. Advice only."
     )
 

@@ -1,6 +1,6 @@
 """Stage `assess`: before any training, is distilling this team under this metric likely to help?
 
-    assessment.json           Metric Freedom of outputs and traces, p, interval, the rule's advice, the warnings
+    assessment.json     Metric Freedom of outputs and traces, p, interval, the rule's advice, the warnings
     skill_card.md       what the team knows, for people
     skill_card.json     the same for programs: system prompt, demonstrations, tools, knowledge
     skill_agent.yaml    the card as a team of one agent on the team's engine (where the team file is known)
@@ -14,10 +14,12 @@ the same. Advice follows `verdict` unless the config says otherwise, and only ev
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import yaml
@@ -28,8 +30,18 @@ from soloist.toolchain.assess.card import agent_of, make_card, render
 from soloist.toolchain.assess.decide import decide
 from soloist.toolchain.assess.distances import Array, output_distances, trace_distances
 from soloist.toolchain.assess.metric_freedom import ENOUGH, FEWEST, Table, metric_freedom, warnings
-from soloist.toolchain.assess.result import ASSESSMENT, Assessment, Freedom, Of, Rule, Score, read_assessment, sentence
-from soloist.toolchain.core.artifact import MANIFEST, Artifact, stage
+from soloist.toolchain.assess.result import (
+    ASSESSMENT,
+    Assessment,
+    Freedom,
+    Of,
+    Outlook,
+    Rule,
+    Score,
+    read_assessment,
+    sentence,
+)
+from soloist.toolchain.core.artifact import MANIFEST, Artifact, Facts, stage
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import sha256_file, write_atomic
 from soloist.toolchain.record.repeats import Sampled, record_repeats
@@ -58,6 +70,19 @@ class AssessConfig(Sampled):
     examples: int = Field(default=1, ge=0)
 
 
+class AssessFacts(Facts):
+    """The finding in short; `metric_freedom` and `p` are None where Metric Freedom is undefined."""
+
+    team: str
+    rule: Rule
+    metric_freedom: float | None = None
+    p: float | None = None
+    outlook: Outlook
+    runs: int
+    questions: int
+    seconds: float
+
+
 def assess(
     config: AssessConfig,
     team: TeamConfig | None,
@@ -75,7 +100,8 @@ def assess(
     """
     files = [traces_at(path) for path in recordings]
     extra = [traces_at(path) for path in known]
-    team = team or next((found for path in recordings if (found := _team_of(path)) is not None), None)
+    if team is None:
+        team = next(filter(None, map(_team_of, recordings)), None)
     if not files and (team is None or not questions):
         raise DataError("nothing to look at: give recorded runs, or a team and questions to put to it")
     if files and config.distance == "embedding":
@@ -88,32 +114,25 @@ def assess(
         "known": [sha256_file(file)[:16] for file in extra],
     }
 
-    def build(folder: Path) -> Mapping[str, Any]:
-        embedder: Embedder | None = None
-        opened: Engine | None = None
-        try:
-            repeated = 0
-            if files:
-                recorded, repeated = _once(files)
-                runs = _grouped(recorded)
-            else:
-                assert team is not None
-                opened = engine or open_engine(team)
-                if isinstance(opened, Embedder):
-                    embedder = None if config.distance == "edit" else opened
-                elif config.distance == "embedding":
-                    raise UsageError(f"distance 'embedding': the engine of team '{team.name}' shows no hidden states")
-                runs = _grouped(record_repeats(team, questions, folder / _RUNS, config, opened, events, stage=STAGE))
-            found = find(config, runs, team.name if team else "", embedder, live=not files, repeated=repeated)
-        finally:
-            if opened is not None and engine is None:
-                opened.close()
-        every = [run for group in runs.values() for run in group]
-        write_runs(every, folder / TRACES)
-        _write(folder, config, found, [*every, *(run for file in extra for run in read_runs(file))], team)
-        for text in found.warnings:
+    def build(folder: Path) -> AssessFacts:
+        if files:
+            runs, repeated = _distinct(files)
+            groups = _by_question(runs)
+            assessment = evaluate(config, groups, team.name if team else "", repeated=repeated)
+        else:
+            assert team is not None
+            with contextlib.nullcontext(engine) if engine else contextlib.closing(open_engine(team)) as opened:
+                embedder = _embedder(config, team, opened)
+                runs = record_repeats(team, questions, folder / _RUNS, config, opened, events, stage=STAGE)
+                groups = _by_question(runs)
+                assessment = evaluate(config, groups, team.name, embedder, live=True)
+        runs = list(itertools.chain.from_iterable(groups.values()))
+        write_runs(runs, folder / TRACES)
+        more = itertools.chain.from_iterable(map(read_runs, extra))
+        _write(folder, config, assessment, [*runs, *more], team)
+        for text in assessment.warnings:
             events.emit(STAGE, "warning", text=text)
-        return _facts(found, every)
+        return _facts(assessment, len(runs))
 
     return stage(STAGE, out, plan, [], build, events=events, scratch=(_RUNS,))
 
@@ -122,35 +141,50 @@ def _team_of(path: Path) -> TeamConfig | None:
     """The team that a folder of ours was recorded from."""
     if not (path / MANIFEST).is_file():
         return None
-    said = Artifact.open(path, verify=False).manifest["config"].get("team")
-    return TeamConfig.model_validate(said) if said else None
+    team = Artifact.open(path, verify=False).manifest["config"].get("team")
+    return TeamConfig.model_validate(team) if team else None
 
 
-def _once(files: Sequence[Path]) -> tuple[list[Run], int]:
+def _embedder(config: AssessConfig, team: TeamConfig, engine: Engine) -> Embedder | None:
+    """The engine, where distances are between its hidden states. Raises UsageError where they must be and cannot."""
+    if config.distance == "edit":
+        return None
+    if isinstance(engine, Embedder):
+        return engine
+    if config.distance == "embedding":
+        raise UsageError(f"distance 'embedding': the engine of team '{team.name}' shows no hidden states")
+    return None
+
+
+def _distinct(files: Sequence[Path]) -> tuple[list[Run], int]:
     """The runs of all recordings without those that an earlier one holds, and how many these were.
 
     A run and its copy are no two runs: they are 0 apart and score alike, which looks like correlation.
     """
-    found: list[Run] = []
+    distinct: list[Run] = []
     earlier: set[str] = set()
     repeated = 0
     for file in files:
-        own = [(run.model_dump_json(), run) for run in read_runs(file)]
-        fresh = [run for record, run in own if record not in earlier]
-        found += fresh
-        repeated += len(own) - len(fresh)
-        earlier.update(record for record, _ in own)
-    return found, repeated
+        own = set()
+        for run in read_runs(file):
+            record = run.model_dump_json()
+            own.add(record)
+            if record in earlier:
+                repeated += 1
+            else:
+                distinct.append(run)
+        earlier |= own
+    return distinct, repeated
 
 
-def _grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def _by_question(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Runs by question. A run that the engine failed on says nothing about the team, nor one without a verdict."""
-    found: dict[str, list[Run]] = {}
+    groups: dict[str, list[Run]] = {}
     for run in runs:
-        group = found.setdefault(question_key(run.question.question), [])
+        group = groups.setdefault(question_key(run.question.question), [])
         if run.error is None and run.verdict != "unknown":
             group.append(run)
-    return found
+    return groups
 
 
 def score_of(run: Run, score: Score) -> float | None:
@@ -161,44 +195,43 @@ def score_of(run: Run, score: Score) -> float | None:
     return sum(judged) / len(judged) if judged else None
 
 
-def find(
+def evaluate(
     config: AssessConfig,
     groups: Mapping[str, Sequence[Run]],
     name: str,
-    embedder: Embedder | None,
+    embedder: Embedder | None = None,
     *,
-    live: bool,
+    live: bool = False,
     repeated: int = 0,
 ) -> Assessment:
-    """Metric Freedom and advice from runs by question. Raises DataError where there is nothing to compare."""
+    """Metric Freedom and advice from runs by question. Raises DataError where there is nothing to compare.
+
+    Args:
+        name: of the team, where it is known.
+        live: the runs were made for this, and their time counts.
+        repeated: how many runs were left out as copies of others, for the warning.
+    """
     usable = [group for group in groups.values() if len(group) >= FEWEST]
-    _refuse(groups, usable)
-    teams = sorted({run.team for group in usable for run in group})
+    if not usable:
+        raise DataError(_missing(groups.values()))
+    runs = list(itertools.chain.from_iterable(usable))
+    teams = sorted({run.team for run in runs})
     if len(teams) > 1:
         raise DataError(f"runs of several teams ({', '.join(teams)}): Metric Freedom is of one; give one's recordings")
-    output = [output_distances(group, embedder) for group in usable]
-    trace = [trace_distances(group) for group in usable]
-    freedom: list[Freedom] = []
-    scores: tuple[Score, ...] = ("verdict", "turns")
-    for score in scores:
-        given = [[score_of(run, score) for run in group] for group in usable]
-        kinds: tuple[tuple[Of, list[Array]], ...] = (("output", output), ("trace", trace))
-        for of, distances in kinds:
-            tables = [
-                _table(group, d, s) for group, d, s in zip(usable, distances, given, strict=True) if None not in s
-            ]
-            if tables:
-                freedom.append(metric_freedom(tables, of, score, seed=config.seed))
-    decided = next((one for one in freedom if (one.of, one.score) == ("output", config.score)), None)
-    if decided is None:
+    freedoms = _freedoms(usable, embedder, config.seed)
+    decisive = next((one for one in freedoms if (one.of, one.score) == ("output", config.score)), None)
+    if decisive is None:
         raise DataError("no run has a judged turn: the score 'turns' cannot be used, take 'verdict'")
-    runs = [run for group in usable for run in group]
-    left_out = len(groups) - len(usable)
-    said = [f"{left_out} of {len(groups)} questions left out: fewer than {FEWEST} judged runs"] if left_out else []
+    weaknesses = []
+    if len(usable) < len(groups):
+        left_out = len(groups) - len(usable)
+        weaknesses.append(f"{left_out} of {len(groups)} questions left out: fewer than {FEWEST} judged runs")
     if repeated:
-        said.append(f"{repeated} runs stand in more than one of the recordings; each counts once")
+        weaknesses.append(f"{repeated} runs stand in more than one of the recordings; each counts once")
     if len(usable) < ENOUGH:
-        said.append(f"{len(usable)} questions; the published operating point is {ENOUGH} runs of {ENOUGH} questions")
+        weaknesses.append(
+            f"{len(usable)} questions; the published operating point is {ENOUGH} runs of {ENOUGH} questions"
+        )
     return Assessment(
         team=name or runs[0].team,
         distance="1 - cosine of hidden states" if embedder else "edits of tokens",
@@ -207,55 +240,72 @@ def find(
         questions=len(usable),
         mean_score=float(np.mean([score_of(run, "verdict") for run in runs])),
         seconds=round(sum(run.wall for run in runs), 1) if live else 0.0,
-        freedom=tuple(freedom),
+        freedom=tuple(freedoms),
         decided_on=config.score,
-        advice=decide(config.rule, decided),
-        warnings=(*said, *warnings(decided)),
+        advice=decide(config.rule, decisive),
+        warnings=(*weaknesses, *warnings(decisive)),
     )
 
 
-def _table(group: Sequence[Run], distances: Array, scores: Sequence[float | None]) -> Table:
-    return Table(group[0].question.id, distances, np.asarray(scores, dtype=np.float64))
+def _freedoms(groups: Sequence[Sequence[Run]], embedder: Embedder | None, seed: int) -> list[Freedom]:
+    """Metric Freedom of outputs and of traces under both scores, where any question has a score for every run."""
+    distances: dict[Of, list[Array]] = {
+        "output": [output_distances(group, embedder) for group in groups],
+        "trace": [trace_distances(group) for group in groups],
+    }
+    freedoms = []
+    scores: tuple[Score, ...] = ("verdict", "turns")
+    for score in scores:
+        for of, squares in distances.items():
+            tables = []
+            for group, square in zip(groups, squares, strict=True):
+                given = [score_of(run, score) for run in group]
+                if None not in given:
+                    tables.append(Table(group[0].question.id, square, np.asarray(given, dtype=np.float64)))
+            if tables:
+                freedoms.append(metric_freedom(tables, of, score, seed=seed))
+    return freedoms
 
 
-def _refuse(groups: Mapping[str, Sequence[Run]], usable: Sequence[Sequence[Run]]) -> None:
-    if usable:
-        return
-    most = max((len(group) for group in groups.values()), default=0)
+def _missing(groups: Iterable[Sequence[Run]]) -> str:
+    """Why none of these questions can be compared, and what to do."""
+    most = max(map(len, groups), default=0)
     if not most:
-        raise DataError(
+        return (
             "no run ended with a verdict: Metric Freedom compares scores, which failed runs and questions without a "
             "known answer do not have"
         )
     what = "one run per question" if most == 1 else f"at most {most} runs per question"
-    raise DataError(
+    return (
         f"{what}: Metric Freedom compares at least {FEWEST} ({ENOUGH} are advised) runs of the same question; record "
         "it with other seeds and give all recordings, or let 'soloist assess TEAM' run the team"
     )
 
 
-def _write(folder: Path, config: AssessConfig, found: Assessment, runs: Sequence[Run], team: TeamConfig | None) -> None:
-    write_atomic(folder / ASSESSMENT, found.model_dump_json(indent=1) + "\n")
-    card = make_card(runs, found.advice, team, name=found.team, examples=config.examples)
+def _write(
+    folder: Path, config: AssessConfig, assessment: Assessment, runs: Sequence[Run], team: TeamConfig | None
+) -> None:
+    write_atomic(folder / ASSESSMENT, assessment.model_dump_json(indent=1) + "\n")
+    card = make_card(runs, assessment.advice, team, name=assessment.team, examples=config.examples)
     write_atomic(folder / "skill_card.json", card.model_dump_json(indent=1) + "\n")
-    write_atomic(folder / "skill_card.md", render(card, found.advice, sentence(found)))
+    write_atomic(folder / "skill_card.md", render(card, assessment.advice, sentence(assessment)))
     if team is not None:
         agent = agent_of(card, team).model_dump(mode="json", exclude_defaults=True)
         write_atomic(folder / "skill_agent.yaml", yaml.safe_dump(agent, sort_keys=False, allow_unicode=True))
 
 
-def _facts(found: Assessment, runs: Sequence[Run]) -> dict[str, Any]:
-    decided = found.find("output", found.decided_on)
-    return {
-        "team": found.team,
-        "rule": found.advice.rule,
-        "metric_freedom": decided.value,
-        "p": decided.p,
-        "outlook": found.advice.outlook,
-        "runs": len(runs),
-        "questions": found.questions,
-        "seconds": found.seconds,
-    }
+def _facts(assessment: Assessment, runs: int) -> AssessFacts:
+    decisive = assessment.find("output", assessment.decided_on)
+    return AssessFacts(
+        team=assessment.team,
+        rule=assessment.advice.rule,
+        metric_freedom=decisive.value,
+        p=decisive.p,
+        outlook=assessment.advice.outlook,
+        runs=runs,
+        questions=assessment.questions,
+        seconds=assessment.seconds,
+    )
 
 
 def spread(questions: Sequence[Question], count: int) -> list[Question]:
@@ -270,9 +320,9 @@ def spread(questions: Sequence[Question], count: int) -> list[Question]:
 
 
 def assessment_of(folder: Path, team: str) -> Assessment | None:
-    """The finding a job's folder holds about this team, if any."""
+    """The assessment of this team in a job's folder, if there is one."""
     path = folder / STAGE
     if not (path / MANIFEST).is_file():
         return None
-    found = read_assessment(Artifact.open(path, stage=STAGE).path / ASSESSMENT)
-    return found if found.team == team else None
+    assessment = read_assessment(Artifact.open(path, stage=STAGE).path / ASSESSMENT)
+    return assessment if assessment.team == team else None

@@ -23,8 +23,8 @@ from soloist.toolchain.teams.config import (
     StudentEngineConfig,
     TeamConfig,
 )
+from soloist.toolchain.teams.lone import BASE_PROMPT, lone
 
-BASE_PROMPT = "Answer the question. End with '#### ' and the answer alone."
 BASE_TOKENS = 64
 _TARGETS = {
     "gguf": "GGUF",
@@ -50,15 +50,6 @@ class System(Config):
     share: float = Field(default=1.0, gt=0, le=1)
     warmup: int = Field(default=2, ge=0)
     usd_per_million: tuple[float, float] | None = None
-
-
-def lone(name: str, team: TeamConfig, agent: AgentConfig, *, topology: str = "solo", **options: object) -> TeamConfig:
-    """A team of one agent on the engine of `team`."""
-    engine = team.engine
-    if engine.kind == "gguf":
-        engine = engine.model_copy(update={"slots": 4, "context": 4096})
-    tools = team.tools if agent.tools else ()
-    return TeamConfig(name=name, topology=topology, engine=engine, agents=(agent,), tools=tools, options=dict(options))
 
 
 def rivals(team: TeamConfig, examples: Sequence[Demonstration], tools: Sequence[str], budget: int) -> list[System]:

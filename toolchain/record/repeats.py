@@ -1,15 +1,16 @@
-"""Several runs of a team per question, made for `soloist assess`.
+"""Several runs of a team per question, for `soloist assess`.
 
-A greedy team says the same every time, so every agent that proposes gets a temperature (its own if that is
+A greedy team answers the same every time, so every agent that proposes gets a temperature (its own if that is
 higher), each run a seed of its own and, where `approaches` are given, one of them at the end of its prompts
 (the paper seeds approaches by prompt; small models with demonstrations do better left alone, so the default
-is none). Routers and scribes stay as they are: they hand on what others said.
+is none). Routers and scribes stay as they are: they hand on the words of others.
 
 Runs are appended one by one, one file per run number, so that a kill loses at most one.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pydantic import Field
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.tasks.base import Question
-from soloist.toolchain.teams.config import AgentConfig, TeamConfig
+from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.teams.engines.base import Engine
 from soloist.toolchain.teams.team import Team
 from soloist.toolchain.traces.schema import Run
@@ -44,15 +45,16 @@ def varied(team: TeamConfig, how: Sampled, number: int) -> TeamConfig:
     """The team as run `number` asks it."""
     approach = how.approaches[number % len(how.approaches)] if how.approaches else ""
 
-    def agent(one: AgentConfig) -> AgentConfig:
-        if one.role in HAND_ON:
-            return one
-        warm = max(one.sampling.temperature, how.temperature)
-        prompt = "\n".join(filter(None, (one.prompt, approach)))
-        sampling = one.sampling.model_copy(update={"temperature": warm})
-        return one.model_copy(update={"sampling": sampling, "prompt": prompt})
-
-    return team.model_copy(update={"agents": tuple(agent(one) for one in team.agents)})
+    agents = []
+    for agent in team.agents:
+        if agent.role in HAND_ON:
+            agents.append(agent)
+            continue
+        warm = max(agent.sampling.temperature, how.temperature)
+        sampling = agent.sampling.model_copy(update={"temperature": warm})
+        prompt = "\n".join(filter(None, (agent.prompt, approach)))
+        agents.append(agent.model_copy(update={"sampling": sampling, "prompt": prompt}))
+    return team.model_copy(update={"agents": tuple(agents)})
 
 
 def record_repeats(
@@ -66,8 +68,9 @@ def record_repeats(
     stage: str,
 ) -> list[Run]:
     """Ask every question `how.runs` times and return all runs, question by question. Goes on where it was killed."""
+    order = {question.question: place for place, question in enumerate(questions)}
     total, done = how.runs * len(questions), 0
-    found: list[list[Run]] = []
+    rounds: list[list[Run]] = []
     for number in range(how.runs):
         path = folder / f"run-{number}.jsonl"
         asking = Team(varied(team, how, number), engine=engine)  # the engine is the caller's to close
@@ -80,6 +83,5 @@ def record_repeats(
                         events.emit(stage, "warning", question=question.id, text=run.error)
                 done += 1
                 events.progress(stage, done, total)
-        order = {question.question: place for place, question in enumerate(questions)}
-        found.append(sorted(read_runs(path), key=lambda run: order[run.question.question]))
-    return [run for column in zip(*found, strict=True) for run in column]
+        rounds.append(sorted(read_runs(path), key=lambda run: order[run.question.question]))
+    return list(itertools.chain.from_iterable(zip(*rounds, strict=True)))
