@@ -37,7 +37,7 @@ def graphs_of(options, tokenizer, folder, seed):
     from soloist.toolchain.traces.store import read_runs
 
     traces = import_traces([Path(f) for f in options.files], folder / "traces", ImportOptions(train_on_test=True))
-    setup = Setup(tokenizer, recheck, "acts", options.max_length, seed, options.variant, settings(options))
+    setup = Setup(tokenizer, recheck, "tools", options.max_length, seed, options.variant, settings(options))
     chosen = magdi.select(list(read_runs(traces.path / "traces.jsonl.gz")), setup)
     groups = list(chosen.groups)
     random.Random(f"{seed}/graphs").shuffle(groups)

@@ -1,10 +1,10 @@
 """Every method on the same traces at the same cost: which one earns it?
 
-    python -P benchmarks/bench_methods.py --work DIR [--methods a,b] [--seeds 0,1,2] [--settings few,internalise]
+    python -P benchmarks/bench_methods.py --work DIR [--methods a,b] [--seeds 0,1,2] [--settings few,cot]
                                           [--subset] [--max-train-tokens N] [--agent TEAM]
 
-    few          the student that calls tools, from the first 150 traces; held-out questions and unseen wordings
-    internalise  the student that reasons in words, without tools, from all traces
+    few  the student that calls tools, from the first 150 traces; held-out questions and unseen wordings
+    cot  the student that reasons in words, without tools, from all traces
 
 In a setting all methods get the same runs of the team, with their default options, and read the same number of tokens:
 what `sft` reads in three passes of few traces, in one pass of all (or `--max-train-tokens`). `pad` alone has other
@@ -38,9 +38,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "methods.jsonl"
-SETTINGS = {"few": ("acts", 150, 3), "internalise": ("internalise", None, 1)}  # mode, traces, passes of sft
+SETTINGS = {"few": ("tools", 150, 3), "cot": ("cot", None, 1)}  # mode, traces, passes of sft
 # one pass of practice over few questions; over all, where answers are long besides, it would take nights
-OPTIONS = {"pad": {"few": {"steps": 19}, "internalise": {"steps": 6, "labeled": 20}}}
+OPTIONS = {"pad": {"few": {"steps": 19}, "cot": {"steps": 6, "labeled": 20}}}
 AGENT = "adaskill"
 TEACHER = ("gkd",)  # need a local teacher
 TEACHER_SEED = 99

@@ -190,7 +190,7 @@ def main():
     parser.add_argument("--model", default="smollm2-135m", help="a base by name, a GGUF file or a Hugging Face folder")
     parser.add_argument("--traces", default=str(RECORDED))
     parser.add_argument("--batches", nargs="+", default=["da:apart=0", "magdi:grid=run"], metavar="METHOD[:OPTIONS]")
-    parser.add_argument("--mode", choices=["acts", "internalise"], default="acts")
+    parser.add_argument("--mode", choices=["tools", "cot"], default="tools")
     parser.add_argument("--batch", type=int, default=4, help="questions a step")
     parser.add_argument("--several", type=int, default=1, help="only questions with so many conversations")
     parser.add_argument("--steps", type=int, default=4)

@@ -1,6 +1,6 @@
 """What quantization costs a student on its task: ours beside llama.cpp's and onnxruntime-genai's, by size.
 
-    python -P benchmarks/bench_quantization.py --work DIR [--modes acts,internalise] [--max-mb 100] [--count 200]
+    python -P benchmarks/bench_quantization.py --work DIR [--modes tools,cot] [--max-mb 100] [--count 200]
 
 Per mode a student of the desk (`--student MODE=PATH`, or distilled here from the recording) and of it
 
@@ -265,7 +265,7 @@ def main():
     parser.add_argument("--student", action="append", default=[], metavar="MODE=PATH", help="instead of distilling one")
     parser.add_argument("--traces", default=recorded(), help="folder of a recording of the desk")
     parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--modes", default="acts,internalise")
+    parser.add_argument("--modes", default="tools,cot")
     parser.add_argument("--max-mb", type=float, default=100.0)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--unseen", type=int, default=90)

@@ -90,7 +90,7 @@ def training() -> str:
 COLUMNS = (
     ("few", "held-out", "few traces"),
     ("few", "unseen-wording", "unseen wordings"),
-    ("internalise", "held-out", "without tools"),
+    ("cot", "held-out", "without tools"),
 )
 DRAWS = 4000
 

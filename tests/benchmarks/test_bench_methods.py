@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from soloist.kernels.errors import DataError
+from soloist.toolchain.student.artifact import TrainingFacts
 from soloist.toolchain.tasks.base import Question
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_methods.py"
@@ -28,8 +29,10 @@ def bench(tmp_path, monkeypatch):
         (work / name).mkdir(exist_ok=True)
         if method == "pad":
             raise DataError("no question with both a right and a wrong attempt")
-        facts = {"training": {"tokens": spend, "seconds": 2.0}, "data": {"kept": 1}, "options": extra}
-        return SimpleNamespace(path=work / name, facts=facts, manifest={"seconds": 9.0})
+        training = SimpleNamespace(passes=(SimpleNamespace(tokens=spend, seconds=2.0),))
+        return SimpleNamespace(
+            path=work / name, read=lambda _: SimpleNamespace(training=training), manifest={"seconds": 9.0}
+        )
 
     def cell(setting, method, seed, spend, options, traces, work, asked):
         student = spaces["student_of"](
@@ -54,7 +57,7 @@ def bench(tmp_path, monkeypatch):
         max_train_tokens=100,
         keep=False,
         agent=None,
-        settings=["few", "internalise"],
+        settings=["few", "cot"],
         methods=["sft", "pad"],
         seeds=[0, 1],
     )
@@ -70,9 +73,9 @@ def test_what_failed_is_told_and_the_rest_is_measured_once(bench):
     assert len(failed) == 4 and failed[0].startswith("few pad seed 0: no question with both")
     assert [(r["setting"], r["method"], r["seed"]) for r in bench.rows()] == [
         ("few", "sft", 0),
-        ("internalise", "sft", 0),
+        ("cot", "sft", 0),
         ("few", "sft", 1),
-        ("internalise", "sft", 1),
+        ("cot", "sft", 1),
     ]
     assert all(r["team_right"] == [1, 1, 0] and r["train_seconds"] == 9.0 for r in bench.rows())
     before = len(bench.trained)
@@ -105,7 +108,7 @@ def test_students_are_removed_only_once_their_row_is_written(bench, tmp_path, mo
     bench.options.methods = ["sft"]
     bench.measure(bench.options, TRACES, ASKED)
     assert not list((tmp_path / "work").glob("*-sft-*"))
-    bench.options.spend = 200
+    bench.options.max_train_tokens = 200
     monkeypatch.setitem(bench.measure.__globals__, "team_answers", lambda *_: {1})  # a row that cannot be written
     with pytest.raises(TypeError, match="not JSON serializable"):
         bench.measure(bench.options, TRACES, ASKED)
@@ -115,17 +118,22 @@ def test_students_are_removed_only_once_their_row_is_written(bench, tmp_path, mo
 def test_other_questions_traces_or_tokens_are_another_comparison(bench):
     bench.options.methods, bench.options.seeds = ["sft"], [0]
     for asked, traces, spend in ((ASKED, "t", 100), (ASKED[:2], "t", 100), (ASKED, "u", 100), (ASKED, "t", 101)):
-        bench.options.spend = spend
+        bench.options.max_train_tokens = spend
         bench.measure(bench.options, SimpleNamespace(digest=traces), asked)
     assert len(bench.rows()) == 2 * 4
 
 
-def test_cost_counts_every_pass(bench):
-    phases = {"training": {"tokens": 5, "seconds": 1.0, "phases": {"sft": {"tokens": 7, "seconds": 2.0}}}}
-    pair = {
-        "training": {"tokens": 5, "seconds": 10.0},
-        "parts": ["decomposer", "solver"],
-        "decomposer": {"training": {"tokens": 11, "seconds": 20.0}},
-    }
-    found = [bench.cost_of(SimpleNamespace(facts=facts, manifest={"seconds": 4.0})) for facts in (phases, pair)]
-    assert found == [{"tokens_read": 12, "train_seconds": 4.0}, {"tokens_read": 16, "train_seconds": 30.0}]
+@pytest.mark.parametrize(
+    ("last", "before", "cost"),
+    [
+        ((5, 1.0), (7, 2.0), {"tokens_read": 12, "train_seconds": 4.0}),
+        ((5, 10.0), (11, 20.0), {"tokens_read": 16, "train_seconds": 30.0}),
+    ],
+)
+def test_cost_counts_every_pass(bench, last, before, cost):
+    def took(tokens, seconds, **phases):
+        counts = dict.fromkeys(("steps", "processes", "trained_tokens", "computed_tokens"), 1)
+        return TrainingFacts(tokens=tokens, seconds=seconds, phases=phases, **counts)
+
+    facts = SimpleNamespace(training=took(*last, first=took(*before)))
+    assert bench.cost_of(SimpleNamespace(read=lambda _: facts, manifest={"seconds": 4.0})) == cost

@@ -70,7 +70,7 @@ def test_a_difference_is_paired_by_question(tables):
 def test_only_rows_of_one_comparison_stand_together(tables):
     small = row("sft", answers(5)[:40], splits=SPLITS[:40])
     old, new = row("sft", answers(5), spend=50), row("sft", answers(5))
-    elsewhere = row("sft", answers(5), setting="internalise", spend=7)
+    elsewhere = row("sft", answers(5), setting="cot", spend=7)
     assert tables.comparable([old, elsewhere, new, small]) == [elsewhere, new]
     assert tables.comparable([new, row("da", answers(5), traces="other")])[0]["traces"] == "other"
     assert tables.comparable([]) == []
@@ -100,7 +100,7 @@ def test_files_stand_by_size_with_what_they_lose_and_why_one_is_not_there(tables
     def file(variant, mb, kl=None, family="ours", **more):
         found = {} if kl is None else {"kl_mean": kl, "kl_p99": 9 * kl, "top1": 1 - kl, "tokens": 50, "prompts": 5}
         stamp = {"commit": "c", "device": {"cpu": "x", "cores": 2}, "max_mb": 100.0, "family": family}
-        return {"variant": variant, "size_mb": mb, "mode": "acts", **found, **more, **stamp}
+        return {"variant": variant, "size_mb": mb, "mode": "tools", **found, **more, **stamp}
 
     asked = {"f16": [1] * 80 + [0] * 20, "ours": [1] * 78 + [0] * 22}
     rows = [
@@ -111,7 +111,7 @@ def test_files_stand_by_size_with_what_they_lose_and_why_one_is_not_there(tables
         file("bad", 0.0, refused="crashed"),
         *(file(name, 1.0, right=right) for name, right in asked.items()),
     ]
-    said = tables.quantized("acts", rows).splitlines()
+    said = tables.quantized("tools", rows).splitlines()
     assert [line.split("|")[1].strip() for line in said[2:5]] == ["ours", "other", "f16"]
     assert said[2].startswith("| ours | 90.0 | 0.00100 | 0.0090 | 99.9 | 78 (") and "-2 (" in said[2]
     assert said[3].endswith("| 75.0 |  |  |") and "Refused: bad (`crashed`)." in said[-1]

@@ -38,7 +38,7 @@ def test_a_tampered_student_is_not_exported(refused, whole_job, probe, tmp_path)
 def test_a_manifest_that_was_edited_is_refused(refused, whole_job, probe, tmp_path):
     student = shutil.copytree(whole_job.out / "student", tmp_path / "student")
     manifest = json.loads((student / "manifest.json").read_text())
-    manifest["config"]["mode"] = "internalise"
+    manifest["config"]["mode"] = "cot"
     (student / "manifest.json").write_text(json.dumps(manifest))
     said = refused(ARTIFACT, "export", student, "-o", tmp_path / "out", "--prompts", probe)
     assert "the manifest was changed after it was written" in said and "\n" not in said

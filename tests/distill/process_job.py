@@ -44,7 +44,7 @@ def fitted(method, traces, base, folder, on_step=None, events=QUIET, **train):
     trainer = Trainer(base, config.train)
     kind = load(method)
     options = kind.options.model_validate(config.options)
-    setup = Setup(trainer.student.tokenizer, recheck, "acts", config.train.max_length, 0, "paper", options)
+    setup = Setup(trainer.student.tokenizer, recheck, "tools", config.train.max_length, 0, "paper", options)
     groups = kind.select(list(read_runs(traces / TRACES)), setup).groups
     trainer.optimize(kind.objective(trainer.student, setup))
     trainer.trained = trainer.fit(groups, folder, on_step=on_step, events=events)

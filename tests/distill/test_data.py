@@ -87,12 +87,12 @@ def test_acts_asks_for_more_until_the_last_call(tokenizer, run_of):
     ]
 
 
-def test_internalise_is_the_worked_steps_then_the_answer(tokenizer, run_of):
-    chosen = select([run_of(4, calls=2)], tokenizer, check_steps=agree, mode="internalise")
+def test_cot_is_the_worked_steps_then_the_answer(tokenizer, run_of):
+    chosen = select([run_of(4, calls=2)], tokenizer, check_steps=agree, mode="cot")
     assert said(chosen.examples[0], tokenizer) == ["4 + 3 = 7\n7 + 4 = 11\n#### 11<|im_end|>"]
 
 
-@pytest.mark.parametrize("mode", ["acts", "internalise"])
+@pytest.mark.parametrize("mode", ["tools", "cot"])
 def test_a_run_without_tools_teaches_its_text(run_of, mode):
     run = run_of(4)
     turn = Turn(id=0, agent="a", role="solver", text="4 plus 3 is 7.\nThe answer is 7")

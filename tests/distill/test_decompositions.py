@@ -21,22 +21,22 @@ def use(name, more=False, **arguments):
 
 
 def test_a_call_is_asked_for_without_its_values():
-    assert sub_question(use("solve", equation="x = 1"), "acts", first=True) == "Which equation goes to solve?"
-    assert sub_question(use("gcd", numbers=[1, 2]), "acts", first=True) == "Which numbers go to gcd?"
+    assert sub_question(use("solve", equation="x = 1"), "tools", first=True) == "Which equation goes to solve?"
+    assert sub_question(use("gcd", numbers=[1, 2]), "tools", first=True) == "Which numbers go to gcd?"
     listed = "value, from unit and to"
     convert = use("convert", value=3, from_unit="kg", to="g")
-    assert sub_question(convert, "acts", first=False) == f"With that result: which {listed} go to convert?"
-    assert sub_question(convert, "internalise", first=True) == f"What does convert of the {listed} give?"
+    assert sub_question(convert, "tools", first=False) == f"With that result: which {listed} go to convert?"
+    assert sub_question(convert, "cot", first=True) == f"What does convert of the {listed} give?"
 
 
 def test_calls_lose_the_mark_of_more_and_results_stand_between():
-    asked, replies = taken_apart([use("a", more=True, x=1), use("b", y=2)], "9", "acts")
+    asked, replies = taken_apart([use("a", more=True, x=1), use("b", y=2)], "9", "tools")
     assert len(asked) == 2
     assert replies == [
         [{"role": "assistant", "content": "a(…)"}, {"role": "tool", "content": "1"}],
         [{"role": "assistant", "content": "b(…)"}],
     ]
-    assert taken_apart([use("b", y=2)], "9", "internalise")[1] == [[{"role": "assistant", "content": "s\n#### 9"}]]
+    assert taken_apart([use("b", y=2)], "9", "cot")[1] == [[{"role": "assistant", "content": "s\n#### 9"}]]
 
 
 def test_strategyqa_is_read(tmp_path):

@@ -36,7 +36,7 @@ def test_distill_makes_a_student_folder(tiny_base, traces, tmp_path):
     assert {"config.json", "model.safetensors", "tokenizer.json", "student.json", "train.jsonl"} <= names
     assert not any(name.startswith("checkpoints") for name in names)
     card = read_card(made.path)
-    assert (card.mode, card.method, card.tools) == ("acts", "sft", ("add",))
+    assert (card.mode, card.method, card.tools) == ("tools", "sft", ("add",))
     assert card.data.kept == 10
     assert card.data.rejected == {"no correct answer": 1}
     assert made.read(StudentFacts).training.steps == 3
@@ -77,7 +77,7 @@ def test_a_spend_is_shared_by_the_passes_of_a_method(tiny_base, tmp_path, method
         [],
         tiny_base,
         tmp_path,
-        "acts",
+        "tools",
         CONFIG.train.model_copy(update={"spend": 1000}),
         "paper",
         None,

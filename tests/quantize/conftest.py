@@ -52,7 +52,7 @@ def traces(tmp_path_factory, traces_in) -> Artifact:
 def student(tiny, tmp_path_factory, traces, write_card) -> Artifact:
     def build(partial):
         shutil.copytree(tiny, partial, dirs_exist_ok=True)
-        write_card(partial, "acts")
+        write_card(partial, "tools")
         return {}
 
     return stage("distill", tmp_path_factory.mktemp("student") / "student", {}, [traces], build)

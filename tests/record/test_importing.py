@@ -113,8 +113,8 @@ def test_imported_traces_train_through_the_same_selection(load, shared_data):
     from soloist.toolchain.distill.data import conversation, reject
 
     runs = load(shared_data / "traces" / "fireact").runs
-    assert {reject(run, "acts", lambda steps: True) for run in runs} == {None}
-    said = conversation(runs[0], "acts")
+    assert {reject(run, "tools", lambda steps: True) for run in runs} == {None}
+    said = conversation(runs[0], "tools")
     assert said[0]["content"] == runs[0].question.question and said[-1]["content"].startswith("finish[")
     assert not any("reward" in message["content"] for message in said)
 

@@ -23,7 +23,7 @@ PASS = TrainingFacts(steps=3, processes=1, tokens=90, trained_tokens=36, compute
 
 
 def facts_of(**changes):
-    made = {"method": "sft", "mode": "acts", "tuning": "full", "base": "tiny", "base_digest": "ab"}
+    made = {"method": "sft", "mode": "tools", "tuning": "full", "base": "tiny", "base_digest": "ab"}
     made |= {"tools": ("add",), "options": {"agent": None}, "precision": "float32", "data": DATA, "training": PASS}
     return StudentFacts(**{**made, **changes})
 
@@ -43,7 +43,7 @@ def test_the_card_is_the_facts_without_the_training(tmp_path):
     assert card.options == {"agent": None}, "an option that is off is still told"
 
 
-@pytest.mark.parametrize(("mode", "tools"), [("acts", ("add",)), ("internalise", ())])
+@pytest.mark.parametrize(("mode", "tools"), [("tools", ("add",)), ("cot", ())])
 def test_only_a_student_that_calls_tools_is_given_them(mode, tools):
     assert facts_of(mode=mode).called_tools == tools
 
@@ -68,6 +68,15 @@ def test_a_card_of_something_else_is_refused_in_one_line(tmp_path, text, fault):
     with pytest.raises(ArtifactError, match=f"not a student's card of this version .{fault}") as caught:
         read_card(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["acts", "internalise"])
+def test_a_card_with_the_mode_of_an_older_version_is_refused(tmp_path, mode):
+    facts_of().write(tmp_path)
+    told = json.loads((tmp_path / CARD).read_text())
+    (tmp_path / CARD).write_text(json.dumps({**told, "mode": mode}))
+    with pytest.raises(ArtifactError, match=r"mode: Input should be 'tools' or 'cot'\); distill the student again"):
+        read_card(tmp_path)
 
 
 def test_a_field_of_a_later_version_is_passed_over(tmp_path):

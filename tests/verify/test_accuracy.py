@@ -45,7 +45,7 @@ def test_the_students_answers_are_measured_once(monkeypatch, tmp_path, write_car
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def build(made):
-        write_card(made, "acts", ["calc"])
+        write_card(made, "tools", ["calc"])
         return {}
 
     student = stage("distill", tmp_path / "student", {}, [], build)

@@ -39,7 +39,7 @@ def compiled(tiny, tmp_path_factory, write_card):
             if name.endswith("down_proj.weight"):
                 tensors[name] = -tensors[name]
         save_file(tensors, made / "solver" / "model.safetensors", metadata={"format": "pt"})
-        write_card(made, "acts")
+        write_card(made, "tools")
         return {}
 
     return export(stage("distill", folder / "student", {}, [], build), folder / "compiled", ["gguf-q8_0"], PROBE)

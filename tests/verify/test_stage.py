@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in 
 def compiled(tiny, tmp_path_factory, write_card) -> Artifact:
     def build(made):
         shutil.copytree(tiny, made, dirs_exist_ok=True)
-        write_card(made, "internalise")
+        write_card(made, "cot")
         return {}
 
     folder = tmp_path_factory.mktemp("job")

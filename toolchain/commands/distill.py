@@ -11,7 +11,7 @@ import click
 @click.argument("traces", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the student.")
 @click.option("-m", "--base", default="smollm2-135m", show_default=True, help="GGUF file, Hugging Face folder or name.")
-@click.option("--mode", type=click.Choice(["acts", "internalise"]), default="acts", show_default=True)
+@click.option("--mode", type=click.Choice(["tools", "cot"]), default="tools", show_default=True)
 @click.option("--method", default="sft", show_default=True, help="See `soloist methods`.")
 @click.option("--variant", type=click.Choice(["paper", "released"]), default="paper", show_default=True)
 @click.option("--set", "chosen", multiple=True, metavar="KEY=VALUE", help="An option of the method; repeatable.")

@@ -1,13 +1,13 @@
 """Traces to training examples: the conversation a student should have had, and which tokens it must say.
 
-    acts          user: question · assistant: call [then] · tool: result · assistant: call · …
-    internalise   user: question · assistant: the tools' worked steps, one a line, then `#### answer`
+    tools   user: question · assistant: call [then] · tool: result · assistant: call · …
+    cot     user: question · assistant: the tools' worked steps, one a line, then `#### answer`
 
 A run without tool calls teaches its final text in both modes. Only the assistant's own words and the
 token that ends its turn are trained; prompts, tool results and the template are read, never learned.
 The mask comes from rendering the chat template message by message: a template whose prompt is not,
 token for token, the beginning of the finished conversation is refused, because a mask would lie.
-Rejection sampling keeps a run only if its answer is correct, every worked step re-checks, and (acts)
+Rejection sampling keeps a run only if its answer is correct, every worked step re-checks, and (tools)
 the last tool's result is the answer. Left out: rewriting or repairing rejected runs.
 """
 
@@ -178,7 +178,7 @@ def told(question: str, uses: Sequence[ToolUse], text: str, answer: str | None, 
     Without tool calls `text` is said in both modes.
     """
     question = question.strip()
-    if uses and mode == "acts":
+    if uses and mode == "tools":
         return act_messages(question, uses)
     lines = [step for use in uses for step in use.steps] if uses else text.splitlines()
     if not lines or answer is None:
@@ -208,7 +208,7 @@ def unsound(question: Question, uses: Sequence[ToolUse], text: str, mode: Mode, 
     steps = [step for use in uses for step in use.steps] if uses else text.splitlines()
     if not check_steps(steps):
         return "a worked step does not re-check"
-    if uses and mode == "acts":
+    if uses and mode == "tools":
         result = uses[-1].result
         if not (score(result, question) or score(extract(result or ""), question)):
             return "the last tool's result is not the answer"
@@ -220,7 +220,7 @@ def select(
     tokenizer: Any,
     *,
     check_steps: CheckSteps,
-    mode: Mode = "acts",
+    mode: Mode = "tools",
     max_length: int = 1024,
 ) -> Selection:
     """Turn runs into examples by rejection sampling.

@@ -40,7 +40,7 @@ def sub_question(use: ToolUse, mode: Mode, *, first: bool) -> str:
     listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names) or "values"
     go = "go" if len(names) != 1 or listed.endswith("s") else "goes"
     called = f"Which {listed} {go} to {use.name}?"
-    text = called if mode == "acts" else f"What does {use.name} of the {listed} give?"
+    text = called if mode == "tools" else f"What does {use.name} of the {listed} give?"
     return text if first else f"With that result: {text[0].lower()}{text[1:]}"
 
 
@@ -51,7 +51,7 @@ def taken_apart(uses: Sequence[ToolUse], answer: str | None, mode: Mode) -> tupl
     for index, use in enumerate(uses):
         last = index + 1 == len(uses)
         asked.append(sub_question(use, mode, first=not index))
-        if mode == "acts":
+        if mode == "tools":
             call = use.call.strip().removesuffix(MORE).rstrip()
             heard: list[Message] = [] if last else [{"role": "tool", "content": (use.result or "").strip()}]
             replies.append([{"role": "assistant", "content": call}, *heard])

@@ -43,7 +43,7 @@ class DistillConfig(Config):
     method: str = "sft"
     variant: Variant = "paper"
     options: Mapping[str, Any] = Field(default_factory=dict)
-    mode: Mode = "acts"
+    mode: Mode = "tools"
     train: TrainConfig = TrainConfig()
     tools: tuple[str, ...] = ()
     limit: int | None = Field(default=None, ge=1)

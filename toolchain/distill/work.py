@@ -44,7 +44,7 @@ class Setup:
 
     tokenizer: Any
     check_steps: CheckSteps
-    mode: Mode = "acts"
+    mode: Mode = "tools"
     max_length: int = 1024
     seed: int = 0
     variant: Variant = "paper"

@@ -90,7 +90,7 @@ class Job:
     recording: Path | None = None
     examples: Sequence[Demonstration] = ()
     warmup: Sequence[Question] = ()
-    mode: Mode = "acts"
+    mode: Mode = "tools"
     method: str = "sft"
     options: Mapping[str, Any] = field(default_factory=dict)
     formats: Sequence[str] = FORMATS
@@ -247,7 +247,7 @@ def _similar(traces: Artifact, asked: Sequence[Question], *, calls: bool) -> lis
 
 def _reference(run: Run, *, calls: bool) -> str:
     """What the student should say first: the call, or the worked steps where it answers in words."""
-    messages = conversation(run, "acts" if calls else "internalise")
+    messages = conversation(run, "tools" if calls else "cot")
     return messages[1]["content"] if messages else run.answer or ""
 
 

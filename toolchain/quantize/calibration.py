@@ -55,7 +55,7 @@ def conversations(
     Raises:
         DataError: no trace the student could have learned from.
     """
-    mode: Mode = read_card(student.path).mode if (student.path / CARD).is_file() else "acts"
+    mode: Mode = read_card(student.path).mode if (student.path / CARD).is_file() else "tools"
     runs = read_runs(traces.path / TRACES)
     chosen = select(runs, tokenizer, check_steps=recheck, mode=mode, max_length=_LONGEST)
     drawn = random.Random(f"{seed}/calibration")  # noqa: S311 - not cryptography

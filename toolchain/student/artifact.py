@@ -21,8 +21,8 @@ from soloist.toolchain.core.files import sha256_file, write_atomic
 
 CARD = "student.json"
 
-Mode = Literal["acts", "internalise"]
-"""`acts`: the student calls the team's tools; `internalise`: it reasons in words and writes the answer."""
+Mode = Literal["tools", "cot"]
+"""`tools`: the student calls the team's tools; `cot`: it reasons in words, step by step, and writes the answer."""
 
 Variant = Literal["paper", "released"]
 """What a method follows: its paper, or the paper's published code where the two differ."""
@@ -91,7 +91,7 @@ class StudentCard(Facts):
     @property
     def called_tools(self) -> tuple[str, ...]:
         """The tools it has to be given; none where it answers in words."""
-        return self.tools if self.mode == "acts" else ()
+        return self.tools if self.mode == "tools" else ()
 
     def write(self, folder: Path) -> None:
         """Write `student.json`, the fields of the card alone."""

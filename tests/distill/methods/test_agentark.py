@@ -27,7 +27,7 @@ ADD, MUL, SUB = ("add(5+7) = 12",), ("mul(3*4) = 12",), ("add(5+1) = 6", "mul(6*
 def one(tokenizer):
     """What rsft takes."""
 
-    def take(runs, mode="acts", **options):
+    def take(runs, mode="tools", **options):
         return consensus(runs, Setup(tokenizer, recheck, mode, options=Options(**options)))
 
     return take
@@ -37,7 +37,7 @@ def one(tokenizer):
 def many(tokenizer):
     """What da takes."""
 
-    def take(runs, mode="acts", **options):
+    def take(runs, mode="tools", **options):
         return diverse(runs, Setup(tokenizer, recheck, mode, options=DiverseOptions(**options)))
 
     return take
@@ -169,7 +169,7 @@ def test_the_loss_is_the_formulas(many, debate_of, tiny_base):
     assert split == pytest.approx(whole, rel=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["acts", "internalise"])
+@pytest.mark.parametrize("mode", ["tools", "cot"])
 def test_da_with_one_trace_is_rsft_token_for_token(one, many, debate_of, mode):
     wrong = ("add(5+6) = 11",)
     runs = [
@@ -186,13 +186,13 @@ def test_da_with_one_trace_is_rsft_token_for_token(one, many, debate_of, mode):
 # --- both
 
 
-def test_internalise_and_plain_text(many, debate_of, tokenizer, trained):
-    (worked,) = many([debate_of([[ADD, SUB]])], "internalise").groups
+def test_cot_and_plain_text(many, debate_of, tokenizer, trained):
+    (worked,) = many([debate_of([[ADD, SUB]])], "cot").groups
     assert [trained(e, tokenizer) for e in worked.examples] == [
         "5+7 = 12\n#### 12<|im_end|>",
         "5+1 = 6\n6*2 = 12\n#### 12<|im_end|>",
     ]
-    for mode in ("acts", "internalise"):
+    for mode in ("tools", "cot"):
         (text,) = many([debate_of([["5 + 7 = 12", "20 - 8 = 12"]])], mode).groups
         assert [trained(e, tokenizer) for e in text.examples] == [
             "5 + 7 = 12\n#### 12<|im_end|>",
@@ -220,7 +220,7 @@ def test_options_are_checked():
         DistillConfig(method="rsft", options={"k_max": 2}).settled()
 
 
-@pytest.mark.parametrize("mode", ["acts", "internalise"])
+@pytest.mark.parametrize("mode", ["tools", "cot"])
 def test_the_recorded_runs(tokenizer, mode, recorded_runs):
     def take(select, options):
         return select(recorded_runs, Setup(tokenizer, recheck, mode, 4096, options=options))

@@ -47,7 +47,7 @@ def last(chosen):
 # --- answer-only
 
 
-@pytest.mark.parametrize("mode", ["acts", "internalise"])
+@pytest.mark.parametrize("mode", ["tools", "cot"])
 def test_answers_alone_are_learned_in_both_modes(setup, debate_of, tokenizer, trained, mode):
     runs = [debate_of([[SUB, MUL]], number=1), debate_of([[WRONG, MUL]], number=2), debate_of([["I say 12"]], number=3)]
     chosen = answers(runs, replace(setup, mode=mode))
@@ -172,7 +172,7 @@ def test_bad_input_is_refused(name, setup, debate_of):
     }.get(name, "no attempt of an answering agent") in str(caught.value)
 
 
-@pytest.mark.parametrize("mode", ["acts", "internalise"])
+@pytest.mark.parametrize("mode", ["tools", "cot"])
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_recorded_runs(name, mode, tokenizer, recorded_runs):
     method = load(name)

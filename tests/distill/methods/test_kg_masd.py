@@ -48,7 +48,7 @@ def counted(number, *, forged=False, verdict="correct", split="train", **changes
     return Run(question=question, team="t", turns=(turn,), path=(0,), answer=made.value, verdict=verdict)
 
 
-def setup_of(tokenizer, mode="acts", **options):
+def setup_of(tokenizer, mode="tools", **options):
     return Setup(tokenizer, recheck, mode=mode, max_length=4096, options=Options(**options))
 
 
@@ -93,7 +93,7 @@ def test_or_it_is_kept_as_the_rival(tokenizer):
 
 
 def test_verified_facts_stand_before_the_question_and_nothing_else(tokenizer):
-    inside = select(RUNS, setup_of(tokenizer, "internalise", unverified="keep"))
+    inside = select(RUNS, setup_of(tokenizer, "cot", unverified="keep"))
     for example, number in zip(inside.examples, (2, 3, 5), strict=True):
         asked = f"{SPIDER}How many legs have {number} spiders?"
         assert example.messages[0] == {"role": "user", "content": asked}
@@ -105,9 +105,7 @@ def test_verified_facts_stand_before_the_question_and_nothing_else(tokenizer):
     assert inside.notes["with_facts"] == 3
 
 
-@pytest.mark.parametrize(
-    ("mode", "context", "given"), [("acts", None, 0), ("acts", True, 2), ("internalise", False, 0)]
-)
+@pytest.mark.parametrize(("mode", "context", "given"), [("tools", None, 0), ("tools", True, 2), ("cot", False, 0)])
 def test_context_is_for_those_who_must_know_unless_told_otherwise(tokenizer, mode, context, given):
     chosen = select(RUNS, setup_of(tokenizer, mode, context=context))
     assert len(chosen.examples) == 2
@@ -163,7 +161,7 @@ def test_held_out_questions_and_no_correct_run_are_refused(tokenizer):
         select([counted(2, verdict="wrong")], setup_of(tokenizer))
 
 
-@pytest.mark.parametrize("mode", ["acts", "internalise"])
+@pytest.mark.parametrize("mode", ["tools", "cot"])
 def test_the_recorded_desk_is_verified(tokenizer, mode):
     path = Path(__file__).parents[3] / "toolchain" / "desk" / "recorded" / "traces.jsonl.gz"
     runs = list(read_runs(path))[:60]
@@ -171,7 +169,7 @@ def test_the_recorded_desk_is_verified(tokenizer, mode):
     assert chosen.counts.kept + sum(chosen.rejected.values()) == 60
     assert chosen.counts.kept > 30
     assert chosen.notes["fact_verification_rate"] > 0.9
-    assert (chosen.notes["with_facts"] > 0) == (mode == "internalise")
+    assert (chosen.notes["with_facts"] > 0) == (mode == "cot")
 
 
 # ---------------------------------------------------------------- the stage and its student
@@ -189,7 +187,7 @@ def config_of(mode, **options):
 
 
 def test_a_student_with_facts_is_asked_with_them(tiny_base, traces, tmp_path):
-    made = distill(config_of("internalise"), traces, tiny_base, tmp_path / "student")
+    made = distill(config_of("cot"), traces, tiny_base, tmp_path / "student")
     card = read_card(made.path)
     assert (card.method, card.context, card.data.kept) == ("kg-masd", True, 5)
     assert card.data.notes["with_facts"] == 5
@@ -197,7 +195,7 @@ def test_a_student_with_facts_is_asked_with_them(tiny_base, traces, tmp_path):
     assert beside is not None
     assert beside.digest == graph_beside(made.path).digest == desk_graph().digest
     stamp = (made.path / FILE).stat().st_mtime_ns
-    assert distill(config_of("internalise"), traces, tiny_base, tmp_path / "student").digest == made.digest
+    assert distill(config_of("cot"), traces, tiny_base, tmp_path / "student").digest == made.digest
     assert (made.path / FILE).stat().st_mtime_ns == stamp
 
     from soloist.targets.base import Sampling
@@ -221,7 +219,7 @@ def test_a_student_with_facts_is_asked_with_them(tiny_base, traces, tmp_path):
 
 
 def test_a_student_that_acts_needs_no_graph(tiny_base, traces, tmp_path):
-    made = distill(config_of("acts"), traces, tiny_base, tmp_path / "student")
+    made = distill(config_of("tools"), traces, tiny_base, tmp_path / "student")
     assert json.loads((made.path / "student.json").read_text())["context"] is False
     assert not (made.path / FILE).exists()
     assert graph_beside(made.path) is None

@@ -62,7 +62,7 @@ def debate(number, grid, *, split="train", team="debate", texts=None):
     )
 
 
-def setup_of(tokenizer, *, mode="acts", max_length=512, variant="paper", check=recheck, **options):
+def setup_of(tokenizer, *, mode="tools", max_length=512, variant="paper", check=recheck, **options):
     return Setup(tokenizer, check, mode, max_length, 0, variant, MagdiOptions(**options))
 
 
@@ -246,7 +246,7 @@ def test_the_ladder_takes_what_each_level_needs(tokenizer):
 
 
 def test_recorded_desk_runs_make_groups_in_both_modes(tokenizer, recorded_runs):
-    for mode in ("acts", "internalise"):
+    for mode in ("tools", "cot"):
         chosen = magdi.select(recorded_runs, setup_of(tokenizer, mode=mode, max_length=4096))
         assert len(chosen.groups) > 30
         assert sum(chosen.rejected.values()) + len(chosen.groups) == 60

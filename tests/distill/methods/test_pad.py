@@ -52,7 +52,7 @@ def test_attempts_of_a_question_form_a_group(setup, debate):
 
 
 def test_attempts_of_the_recorded_desk(setup, recorded_runs):
-    for mode in ("acts", "internalise"):
+    for mode in ("tools", "cot"):
         chosen = attempts(recorded_runs, replace(setup, mode=mode, max_length=4096))
         assert len(chosen.groups) >= 5
         assert all(set(group.facts["right"]) == {True, False} for group in chosen.groups)
@@ -104,7 +104,7 @@ def needs_trl():
     logging.getLogger("trl").setLevel(logging.ERROR)
 
 
-@pytest.mark.parametrize(("mode", "variant"), [("acts", "paper"), ("internalise", "released")])
+@pytest.mark.parametrize(("mode", "variant"), [("tools", "paper"), ("cot", "released")])
 def test_all_phases_make_a_student(needs_trl, tiny_base, tmp_path, mode, variant, debate, traces_of):
     traces = traces_of([debate(n) for n in range(10, 16)])
     config = config_of(mode=mode, variant=variant)
@@ -170,7 +170,7 @@ def test_the_advantages_that_train_are_ours(needs_trl, tiny_base, tmp_path, monk
     if silent:
         monkeypatch.setattr(Judge, "advantages", lambda self, width: torch.zeros(len(self.judged), 1))
     traces = traces_of([debate(n) for n in range(10, 13)])
-    config = config_of(mode="internalise", options={"kl": 0.0, "rollouts": 0, "start": "base", "all_epochs": 0})
+    config = config_of(mode="cot", options={"kl": 0.0, "rollouts": 0, "start": "base", "all_epochs": 0})
     made = distill(config, traces, tiny_base, tmp_path / "student")
     norms = [json.loads(line)["gradient_norm"] for line in (made.path / "train.jsonl").read_text().splitlines()]
     assert all((norm == 0) == silent for norm in norms)

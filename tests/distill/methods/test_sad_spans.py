@@ -159,7 +159,7 @@ def test_calls_act_and_worked_steps_reason(tokenizer, run_of):
     called = select([run_of(4, calls=2)], setup)
     assert called.notes["reason_tokens"] == 0
     assert called.notes["act_tokens"] == called.counts.trained_tokens
-    worked = select([run_of(4, calls=2)], Setup(tokenizer, recheck, mode="internalise", options=Options()))
+    worked = select([run_of(4, calls=2)], Setup(tokenizer, recheck, mode="cot", options=Options()))
     (example,) = worked.examples
     assert text_of(example, tokenizer, REASON) == "4 + 3 = 7\n7 + 4 = 11\n"
     assert text_of(example, tokenizer, ACT) == "#### 11<|im_end|>"
@@ -198,17 +198,17 @@ def test_what_must_not_be_learned_is_counted(tokenizer, episode_of):
     }
     with pytest.raises(DataError, match="may not be trained on"):
         select([episode_of(split="test")], setup_of(tokenizer))
-    with pytest.raises(DataError, match="episode of tools cannot be internalised"):
-        select([episode_of()], Setup(tokenizer, recheck, mode="internalise", options=Options()))
+    with pytest.raises(DataError, match="episode of tools cannot be told in words"):
+        select([episode_of()], Setup(tokenizer, recheck, mode="cot", options=Options()))
 
 
-@pytest.mark.parametrize("mode", ["acts", "internalise"])
+@pytest.mark.parametrize("mode", ["tools", "cot"])
 def test_the_recorded_desk_is_selected(tokenizer, mode, recorded_runs):
     chosen = select(recorded_runs, Setup(tokenizer, recheck, mode=mode, max_length=4096, options=Options()))
     assert chosen.counts.kept + sum(chosen.rejected.values()) == 60
     assert chosen.counts.kept > 30
     assert chosen.notes["act_tokens"] > 0
-    assert (chosen.notes["reason_tokens"] > 0) == (mode == "internalise")
+    assert (chosen.notes["reason_tokens"] > 0) == (mode == "cot")
     for example in chosen.examples:
         assert all(bool(span) == t for span, t in zip(example.spans, example.trained, strict=True))
 

@@ -102,7 +102,7 @@ def words(number, *, rounds=1):
     )
 
 
-def setup_of(tokenizer, *, mode="acts", max_length=512, variant="paper", check=recheck, **options):
+def setup_of(tokenizer, *, mode="tools", max_length=512, variant="paper", check=recheck, **options):
     return Setup(tokenizer, check, mode, max_length, 0, variant, SmagdiOptions(**options))
 
 
@@ -134,7 +134,7 @@ def test_calls_become_sub_questions_and_their_answers(tokenizer):
 
 
 def test_worked_steps_answer_the_sub_questions_of_a_student_without_tools(tokenizer):
-    (group,) = smagdi.select([sums(4)], setup_of(tokenizer, mode="internalise")).groups
+    (group,) = smagdi.select([sums(4)], setup_of(tokenizer, mode="cot")).groups
     assert [text for role, text in said(group.examples[0]) if role == "assistant"] == [
         "4 + 3 = 7",
         "7 * 2 = 14\n#### 14",
@@ -142,11 +142,11 @@ def test_worked_steps_answer_the_sub_questions_of_a_student_without_tools(tokeni
     assert said(group.examples[0])[0][1].endswith("\nWhat does calc of the expression give?")
 
 
-@pytest.mark.parametrize("mode", ["acts", "internalise"])
+@pytest.mark.parametrize("mode", ["tools", "cot"])
 def test_the_solver_never_sees_a_later_sub_question_or_answer(tokenizer, mode):
     (group,) = smagdi.select([sums(4)], setup_of(tokenizer, mode=mode)).groups
     example = group.examples[0]
-    later = {"acts": ("With that result", "7 * 2"), "internalise": ("With that result", "14")}[mode]
+    later = {"tools": ("With that result", "7 * 2"), "cot": ("With that result", "14")}[mode]
     first = example.trained.index(True)
     before = tokenizer.decode(example.ids[:first])
     assert not any(text in before for text in later)
@@ -252,7 +252,7 @@ def test_a_cut_attempt_keeps_the_steps_before_the_cut(tokenizer):
 
 
 def test_recorded_desk_runs_make_groups_in_both_modes(tokenizer, recorded_runs):
-    for mode in ("acts", "internalise"):
+    for mode in ("tools", "cot"):
         chosen = smagdi.select(recorded_runs, setup_of(tokenizer, mode=mode, max_length=4096))
         assert len(chosen.groups) > 30
         for group in chosen.groups:

@@ -115,7 +115,7 @@ def test_answers_nobody_was_shown_are_not_in_the_prompt(setup):
 @pytest.mark.parametrize("tools", [True, False])
 def test_both_modes_and_plain_text(setup, tools):
     run = debate(7, [["7", "8"]], tools=tools)
-    (group,) = preference_pairs([run], replace(setup, mode="internalise")).groups
+    (group,) = preference_pairs([run], replace(setup, mode="cot")).groups
     assert [words(e)[1] for e in group.examples] == ["7 + 0 = 7\n#### 7", "8 + 0 = 8\n#### 8"]
 
 
@@ -150,7 +150,7 @@ def test_a_student_that_acts_learns_nothing_from_words_beside_calls(setup):
     chosen = preference_pairs([run], setup)
     assert chosen.rejected == {"in words, where others called tools": 1}
     assert len(chosen.groups) == 1
-    assert len(preference_pairs([run], replace(setup, mode="internalise")).groups) == 2
+    assert len(preference_pairs([run], replace(setup, mode="cot")).groups) == 2
 
 
 @pytest.mark.parametrize(

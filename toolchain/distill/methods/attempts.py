@@ -91,7 +91,7 @@ def checked(node: Node, run: Run, setup: Setup, shown: str = "") -> Example | st
 
 def other_kind(node: Node, graph: Graph, setup: Setup) -> str | None:
     """Why a student that acts cannot have made this attempt: it is in words, where others called tools."""
-    words = setup.mode == "acts" and not node.uses and any(other.uses for other in graph.nodes)
+    words = setup.mode == "tools" and not node.uses and any(other.uses for other in graph.nodes)
     return "in words, where others called tools" if words else None
 
 

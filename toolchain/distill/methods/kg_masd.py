@@ -10,7 +10,7 @@ description of the method; the 0.3 is our choice, nothing is published). `unveri
 The facts put before the question are those the graph holds about what the question names, not the triples of
 the run: a call with its result would give the answer away, and at run time there is no run. The graph is saved
 beside the student, and whoever asks the student through Soloist puts the same facts in (`knowledge/context.py`).
-`context` is on as in the paper where the student must know (internalise). Where it acts it is off, our choice:
+`context` is on as in the paper where the student must know (`cot`). Where it calls tools it is off, our choice:
 the tool holds the facts, the call needs none, and every fact costs tokens of each question.
 Tuning is that of all methods here, not the LoRA of the paper's experiments, so that methods can be compared.
 """
@@ -50,7 +50,7 @@ class Options(Config):
     )
     unverified_weight: float = Field(default=0.3, gt=0, le=1, description="its weight under `weight` (ours)")
     context: bool | None = Field(
-        default=None, description="facts before the question (the paper's); unset: only in internalise mode (ours)"
+        default=None, description="facts before the question (the paper's); unset: only in mode cot (ours)"
     )
     tools: tuple[str, ...] = Field(
         default=(), description="entry points of own tools whose calls may be run again, beside the desk's"
@@ -67,7 +67,7 @@ class Options(Config):
 
     def informs(self, mode: Mode) -> bool:
         """Whether facts stand before the question."""
-        return mode == "internalise" if self.context is None else self.context
+        return mode == "cot" if self.context is None else self.context
 
 
 def select(runs: Sequence[Run], setup: Setup) -> Selection:

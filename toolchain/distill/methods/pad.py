@@ -141,7 +141,7 @@ class _Pad:
     def _toolbox(self) -> Toolbox | None:
         """The tools the student acts with; None where it answers in words."""
         used = {use.name for run in self.work.runs for turn in run.turns for use in turn.tools if use.name}
-        if self.work.mode != "acts" or not used:
+        if self.work.mode != "tools" or not used:
             return None
         tools = load_tools(self.options.tools)
         if unknown := sorted(used - set(tools.tools)):
@@ -206,7 +206,7 @@ class _Pad:
             run = self.work.runs[group.facts["run"]]
             nodes = graph_of(run).nodes
             for example, node, right in zip(group.examples, group.facts["nodes"], group.facts["right"], strict=True):
-                uses = nodes[node].uses if setup.mode == "acts" else ()
+                uses = nodes[node].uses if setup.mode == "tools" else ()
                 tried.append(Tried(run.question, example, right, uses))
         labels = iter(labeller.label(tried))
         of_groups = [[next(labels) for _ in group.examples] for group in part]

@@ -164,7 +164,7 @@ def _said(turn: Turn) -> str:
 def select(runs: Sequence[Run], setup: Setup) -> Selection:
     """The trajectory of every run that ends well: ReAct episodes as they are, others as `sft` takes them.
 
-    An episode may hold a call that failed: the error is an observation like any other. In `internalise`
+    An episode may hold a call that failed: the error is an observation like any other. In `cot`
     mode an episode cannot be learned: what it looked up is not in the student.
     """
     kept: list[Group] = []
@@ -191,8 +191,8 @@ def _trajectory(run: Run, setup: Setup) -> list[Message] | str:
     react = is_react(run)
     if react and run.verdict != "correct":
         return "no correct answer"
-    if react and setup.mode == "internalise":
-        return "an episode of tools cannot be internalised"
+    if react and setup.mode == "cot":
+        return "an episode of tools cannot be told in words"
     if react and not setup.check_steps([step for use in run.trajectory for step in use.steps]):
         return "a worked step does not re-check"
     reason = None if react else reject(run, setup.mode, setup.check_steps)
@@ -208,7 +208,7 @@ def _opening(run: Run, mode: Mode) -> int:
     """The span of what has no prefix: calls act, worked steps and prose reason."""
     if is_react(run):
         return REASON
-    return ACT if run.trajectory and mode == "acts" else REASON
+    return ACT if run.trajectory and mode == "tools" else REASON
 
 
 # ---------------------------------------------------------------- objective and order

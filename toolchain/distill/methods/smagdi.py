@@ -193,7 +193,7 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
         else:
             kept.append(group)
     for one in _read(setup)[0]:
-        if one.said and (setup.mode == "internalise" or not any(run.trajectory for run in runs)):
+        if one.said and (setup.mode == "cot" or not any(run.trajectory for run in runs)):
             replies: list[list[Message]] = [[{"role": "assistant", "content": text}] for text in one.said]
             messages = dialogue(one.question, one.asked, replies)
             example = as_example(messages, one.id, setup, learned=True)
@@ -245,7 +245,7 @@ def step_labels(tried: Sequence[Tried], setup: Setup) -> list[int]:
 
 def _holds(one: Tried, number: int, start: int, stop: int, setup: Setup) -> bool:
     uses = one.node.uses
-    if uses and setup.mode == "acts":
+    if uses and setup.mode == "tools":
         use = uses[min(number, len(uses) - 1)]
         return use.error is None and setup.check_steps(use.steps)
     text = setup.tokenizer.decode(one.example.ids[start:stop], skip_special_tokens=True)
