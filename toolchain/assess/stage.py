@@ -45,7 +45,7 @@ from soloist.toolchain.core.artifact import MANIFEST, Artifact, Facts, stage
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import sha256_file, write_atomic
 from soloist.toolchain.record.repeats import Sampled, record_repeats
-from soloist.toolchain.tasks.base import Question, interleave, question_key
+from soloist.toolchain.tasks.base import Question, question_key
 from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.teams.engines.base import Embedder, Engine
 from soloist.toolchain.teams.team import open_engine
@@ -306,17 +306,6 @@ def _facts(assessment: Assessment, runs: int) -> AssessFacts:
         questions=assessment.questions,
         seconds=assessment.seconds,
     )
-
-
-def spread(questions: Sequence[Question], count: int) -> list[Question]:
-    """`count` questions, evenly over the families, each text once."""
-    families: dict[str, list[Question]] = {}
-    for question in {question_key(q.question): q for q in questions}.values():
-        families.setdefault(question.task, []).append(question)
-    if count < len(families):
-        names = list(families)
-        return [families[names[i * len(names) // count]][0] for i in range(count)]
-    return interleave(list(families.values()))[:count]
 
 
 def assessment_of(folder: Path, team: str) -> Assessment | None:

@@ -21,12 +21,13 @@ from soloist.targets.base import require
 
 @dataclass(frozen=True)
 class LocalPrice:
-    """What this machine costs. All from flags; None where the user gave none. `watts` is above idle."""
+    """What this machine costs, as far as known; `watts` is above idle. `assumed`: from where, if nobody gave it."""
 
     usd_per_hour: float | None = None
     watts: float | None = None
     usd_per_kwh: float | None = None
     concurrency: int = 1
+    assumed: str = ""
 
     def __post_init__(self) -> None:
         for name in ("usd_per_hour", "watts", "usd_per_kwh"):
@@ -52,6 +53,8 @@ class LocalPrice:
 
     def describe(self) -> str:
         """The prices in words, for the report."""
+        if self.assumed:
+            return f"{self.assumed}; {self.concurrency} at a time"
         hour = "machine price not given" if self.usd_per_hour is None else f"${self.usd_per_hour:g} per machine hour"
         if self.watts is None:
             energy = "energy unavailable"
@@ -122,9 +125,12 @@ class Spend:
     evaluation: float | None = None
 
     @classmethod
-    def of_seconds(cls, price: LocalPrice, *, recording: float, training: float, evaluation: float) -> Spend:
-        """The spend of busy seconds on this machine."""
-        return cls(price.usd(recording), price.usd(training), price.usd(evaluation))
+    def of_seconds(
+        cls, price: LocalPrice, *, recording: float | None, training: float | None, evaluation: float | None
+    ) -> Spend:
+        """The spend of busy seconds on this machine; None where they are not known."""
+        spent = [None if seconds is None else price.usd(seconds) for seconds in (recording, training, evaluation)]
+        return cls(*spent)
 
     @property
     def unknown(self) -> tuple[str, ...]:

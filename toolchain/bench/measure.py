@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from soloist.toolchain.bench.cost import ApiCall, ApiPrice
-from soloist.toolchain.bench.records import Answered, Measurement, TestSplit, save_measurements
+from soloist.toolchain.bench.recommend import Recommendation, recommend
+from soloist.toolchain.bench.records import REPORTED, SELECTION, Answered, Measurement, save_measurements
 from soloist.toolchain.bench.systems import System
-from soloist.toolchain.core.artifact import Artifact, stage
+from soloist.toolchain.core.artifact import Artifact, Facts, stage
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.tasks.base import Question
@@ -31,6 +32,22 @@ MEASUREMENTS = "measurements.json"
 _PEAKS = "peaks.json"
 
 
+class Count(Facts):
+    """Of one system on one split: questions, and how many of them it has right."""
+
+    n: int
+    correct: int
+
+
+class BenchFacts(Facts):
+    """What stage `bench` writes into its manifest. `counts` by "system/split"; `team`: the one measured beside."""
+
+    team: str | None = None
+    counts: dict[str, Count]
+    recommended: Recommendation | None = None
+    notes: tuple[str, ...] = ()
+
+
 def measure(
     systems: Sequence[System],
     questions: Sequence[Question],
@@ -38,6 +55,7 @@ def measure(
     out: Path,
     *,
     parents: Sequence[Artifact] = (),
+    notes: Sequence[str] = (),
     seed: int = 42,
     events: EventLog = QUIET,
 ) -> Artifact:
@@ -46,7 +64,7 @@ def measure(
     described = [_without_paths(system) for system in systems]
     plan = {"systems": described, "questions": asked, "count": len(questions), "seed": seed}
 
-    def build(folder: Path) -> Mapping[str, Any]:
+    def build(folder: Path) -> BenchFacts:
         writers = {system.id: TraceWriter(folder / f"{system.id}.jsonl") for system in systems}
         peaks = _read_peaks(folder)
         try:
@@ -54,10 +72,17 @@ def measure(
         finally:
             for writer in writers.values():
                 writer.close()
-        found = [m for system in systems for m in _measurements(system, folder, peaks.get(system.id))]
-        save_measurements(folder / MEASUREMENTS, found)
+        measurements: list[Measurement] = []
+        for system in systems:
+            measurements += _measurements(system, folder, peaks.get(system.id))
+        save_measurements(folder / MEASUREMENTS, measurements)
         (folder / _PEAKS).unlink(missing_ok=True)
-        return {m.system_id + "/" + m.split: {"n": len(m.answers), "correct": m.correct} for m in found}
+        return BenchFacts(
+            team=next((system.team.name for system in systems if system.kind == "team"), None),
+            counts={f"{m.system_id}/{m.split}": Count(n=len(m.answers), correct=m.correct) for m in measurements},
+            recommended=recommend(measurements),
+            notes=tuple(notes),
+        )
 
     return stage(STAGE, out, plan, parents, build, events=events)
 
@@ -81,10 +106,10 @@ def _ask_all(
     events: EventLog,
 ) -> None:
     todo = {
-        system.id: [q for q in share_of(questions, system.share) if q.question not in writers[system.id]]
+        system.id: [q for q in share_of(questions, system) if q.question not in writers[system.id]]
         for system in systems
     }
-    total = sum(len(share_of(questions, system.share)) for system in systems)
+    total = sum(len(share_of(questions, system)) for system in systems)
     done = total - sum(map(len, todo.values()))
     workers: dict[str, Worker] = {}
     try:
@@ -111,14 +136,13 @@ def _ask_all(
             worker.close()
 
 
-def share_of(questions: Sequence[Question], share: float) -> list[Question]:
-    """An evenly spread share of the questions of each split."""
-    if share >= 1:
-        return list(questions)
+def share_of(questions: Sequence[Question], system: System) -> list[Question]:
+    """An evenly spread share of the questions of each split, at least one of a split that is asked at all."""
     kept: list[Question] = []
     for split in dict.fromkeys(q.split for q in questions):
         those = [q for q in questions if q.split == split]
-        count = max(1, round(len(those) * share))
+        share = system.share(split)
+        count = max(1, round(len(those) * share)) if share > 0 else 0
         kept += [those[(i * len(those)) // count] for i in range(count)]
     return kept
 
@@ -141,7 +165,6 @@ def _measurements(system: System, folder: Path, peak: float | None) -> list[Meas
         for call in run.calls
         if call.model and system.team.engine.kind == "openai"
     }
-    splits: list[TestSplit] = ["held-out", "unseen-wording"]
     return [
         Measurement(
             system_id=system.id,
@@ -153,7 +176,7 @@ def _measurements(system: System, folder: Path, peak: float | None) -> list[Meas
             peak_mb=peak,
             where="api" if system.team.engine.kind == "openai" else "local",
         )
-        for split in splits
+        for split in (*REPORTED, *SELECTION)
         if any(run.question.split == split for run in runs)
     ]
 

@@ -17,8 +17,10 @@ from soloist.kernels.errors import DataError
 from soloist.toolchain.core.config import describe
 from soloist.toolchain.core.files import write_atomic
 
-Kind = Literal["team", "base", "tool-agent", "self-consistency", "student", "artifact"]
-TestSplit = Literal["held-out", "unseen-wording"]
+Kind = Literal["team", "undebated", "base", "tool-agent", "self-consistency", "student", "artifact"]
+TestSplit = Literal["held-out", "unseen-wording", "selection", "selection-wording"]
+REPORTED: tuple[TestSplit, ...] = ("held-out", "unseen-wording")
+SELECTION: tuple[TestSplit, ...] = ("selection", "selection-wording")  # files are chosen on these, never reported on
 Label = Literal["measured", "recorded", "predicted"]
 
 

@@ -1,56 +1,86 @@
-"""`soloist bench`: one student file on questions of one's own."""
+"""`soloist bench`: students and their files on the same questions, beside their team if it is named."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from soloist.toolchain.bench.systems import System
+    from soloist.toolchain.core.artifact import Artifact
 
 
 @click.command(short_help="Measure systems side by side on held-out questions.")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--questions", type=click.Path(path_type=Path), required=True, help="Held-out questions, JSON lines.")
-@click.option("--tools", multiple=True, help="Entry point of tools, module:attribute; may be given again.")
+@click.option(
+    "--questions", type=click.Path(path_type=Path), help="Held-out questions, JSON lines  [the desk: its own]"
+)
+@click.option("--team", help="The team to compare with, a file or the name of one that ships; it is asked live.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=100, show_default=True, help="Of the desk's own questions."
+)
+@click.option("--unseen", type=click.IntRange(0, 90), default=90, show_default=True, help="In unseen wordings.")
+@click.option("--tools", multiple=True, help="Entry point of tools, where the student's do not ship with Soloist.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True)
 @click.option("--seed", default=42, show_default=True)
 @click.option("--force", is_flag=True, help="Open exported files without a passing verdict; they are marked for ever.")
 def command(
-    models: tuple[Path, ...], questions: Path, tools: tuple[str, ...], output: Path, seed: int, force: bool
+    models: tuple[Path, ...],
+    questions: Path | None,
+    team: str | None,
+    count: int,
+    unseen: int,
+    tools: tuple[str, ...],
+    output: Path,
+    seed: int,
+    force: bool,
 ) -> None:
-    """Ask all MODELS (GGUF files, ONNX folders, Hugging Face folders) the same questions in turns."""
+    """Ask all MODELS the same questions in turns: GGUF files, ONNX folders, students, and folders of `soloist export`,
+    of which every format counts that has passed. `soloist report OUTPUT` makes the report."""
     from soloist.toolchain.bench.measure import MEASUREMENTS, measure
     from soloist.toolchain.bench.records import load_measurements
-    from soloist.toolchain.bench.systems import System, student_team
+    from soloist.toolchain.bench.systems import compared_systems
+    from soloist.toolchain.commands._bench import Named, task_of
     from soloist.toolchain.core.events import EventLog
-    from soloist.toolchain.core.lineage import artifact_around, lineage_of, refuse_trained
+    from soloist.toolchain.core.lineage import lineage_of, refuse_trained
     from soloist.toolchain.core.progress import Bars
     from soloist.toolchain.core.statistics import percentile, wilson
-    from soloist.toolchain.tasks.files import load_questions
-    from soloist.toolchain.tools.files import load_tools
-    from soloist.toolchain.verify.verdict import admit
 
-    asked = [q.model_copy(update={"split": "held-out"}) for q in load_questions(questions).questions]
-    made = [artifact for model in models if (artifact := artifact_around(model)) is not None]
-    refuse_trained(lineage_of(made), (question.benchmark for question in asked))
-    for model in models:
-        if said := admit(model, force=force, command="bench"):
-            click.echo(said, err=True)
-    names = list(load_tools(tools).tools)
-    systems = [
-        System(
-            id=f"{i}-{model.stem}",
-            kind="artifact",
-            format=model.suffix or "folder",
-            team=student_team(model, names, tools),
+    named = Named.of(models, tools, force=force)
+    task = task_of(team, questions, count, unseen, named)
+    refuse_trained(lineage_of(named.artifacts), (question.benchmark for question in task.test))
+    systems: list[System] = list(named.systems)
+    if named.student is not None:
+        systems += compared_systems(
+            task.team,
+            named.student,
+            named.exports,
+            named.traces,
+            examples=task.examples,
+            undebated=task.undebated,
+            warmup=len(task.warmup),
+            team_shares=task.team_shares,
+            entries=tools,
         )
-        for i, model in enumerate(models)
-    ]
+    parents: list[Artifact] = named.artifacts
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
-        measured = measure(systems, asked, asked[:1], output, seed=seed, events=events)
+        measured = measure(
+            systems,
+            task.asked,
+            task.warmup,
+            output,
+            parents=parents,
+            notes=task.notes,
+            seed=seed,
+            events=events,
+        )
     for one in load_measurements(measured.path / MEASUREMENTS):
         share = wilson(one.correct, len(one.answers))
         seconds = percentile([answer.seconds for answer in one.answers], 0.5)
+        peak = "" if one.peak_mb is None else f"  {one.peak_mb:.0f} MB"
         click.echo(
-            f"{one.system_id:32} {share.value:6.1%} ({share.low:.1%} to {share.high:.1%})  "
-            f"p50 {seconds:.3f} s  {one.peak_mb or 0:.0f} MB"
+            f"{one.system_id:28} {one.split:18} {share.value:6.1%} ({share.low:.1%} to {share.high:.1%})  "
+            f"p50 {seconds:.3f} s{peak}"
         )

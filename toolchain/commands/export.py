@@ -4,21 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from soloist.toolchain.core.artifact import Artifact
-
-
-def _student(path: Path) -> Artifact:
-    from soloist.toolchain.core.artifact import Artifact
-
-    found = Artifact.open(path)
-    if found.manifest["stage"] not in ("distill", "quantize"):
-        Artifact.open(path, stage="distill", verify=False)  # says which stage is needed
-    return found
 
 
 @click.command(short_help="Compile a student to GGUF and ONNX, each file opened and checked.")
@@ -62,29 +49,38 @@ def command(
     refused."""
     from soloist.toolchain.core.events import EventLog
     from soloist.toolchain.core.progress import Bars
-    from soloist.toolchain.export.stage import export, original
-    from soloist.toolchain.pipeline.run import FORMATS
+    from soloist.toolchain.export.stage import export
+    from soloist.toolchain.pipeline.job import FORMATS
+    from soloist.toolchain.student.student import open_student
     from soloist.toolchain.tasks.files import load_questions
-    from soloist.toolchain.verify.accuracy import exam_of
-    from soloist.toolchain.verify.process import probe_of
+    from soloist.toolchain.verify.accuracy import accuracy_check
+    from soloist.toolchain.verify.process import prompts_of
+    from soloist.toolchain.verify.verdict import ExportFacts
 
-    made_of = _student(student)
-    probe = probe_of(load_questions(prompts).questions[:24])
+    opened = open_student(student)
+    compared = prompts_of(load_questions(prompts).questions[:24])
     chosen = FORMATS if formats == "all" else tuple(filter(None, formats.split(",")))
-    exam = None
+    accuracy = None
     if questions is not None:
         with tempfile.TemporaryDirectory() as scratch:
-            exam = exam_of(original(made_of), load_questions(questions).questions, Path(scratch), tools)
+            accuracy = accuracy_check(opened.reference, load_questions(questions).questions, Path(scratch), tools)
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
         made = export(
-            made_of, output, chosen, probe, events, name=name, exam=exam, importance=importance, kernels=kernels
+            opened,
+            output,
+            chosen,
+            compared,
+            events,
+            name=name,
+            accuracy=accuracy,
+            importance=importance,
+            kernels=kernels,
         )
-    for format, facts in made.facts["formats"].items():
-        click.echo(
-            f"{format:18} {facts['size_mb']:7.1f} MB  KL {facts['kl_mean']:.4f}  top-1 {facts['top1']:.1%}  "
-            f"{output / facts['path']}"
-        )
-        if facts["verdict"] != "pass":
-            click.echo(f"{'':18} {facts['verdict']}: {facts['reason']}")
-        if note := facts.get("note"):
-            click.echo(f"{'':18} {note}")
+    for format, facts in made.read(ExportFacts).formats.items():
+        verdict = facts.verdict
+        drift = f"KL {verdict.drift.kl_mean:.4f}  top-1 {verdict.drift.top1:.1%}" if verdict.drift else "not compared"
+        click.echo(f"{format:18} {facts.size_mb:7.1f} MB  {drift}  {output / facts.path}")
+        if verdict.verdict != "pass":
+            click.echo(f"{'':18} {verdict.verdict}: {verdict.reason}")
+        if verdict.note:
+            click.echo(f"{'':18} {verdict.note}")

@@ -87,6 +87,7 @@ def command(
     from soloist.toolchain.core.events import EventLog
     from soloist.toolchain.core.progress import Bars
     from soloist.toolchain.quantize.planner import PlanConfig, make_plan
+    from soloist.toolchain.student.student import open_float
     from soloist.toolchain.traces.recording import open_traces
 
     if (questions is None) != (max_accuracy_drop is None):
@@ -107,7 +108,7 @@ def command(
         "seed": seed,
     }
     config = validated(PlanConfig, told, "plan")
-    parent = Artifact.open(student, stage="distill")
+    parent = open_float(student)
     ask = None
     if questions is not None:
         from soloist.toolchain.quantize.accuracy import asker

@@ -77,12 +77,12 @@ def command(
     from soloist.targets.base import require
 
     require("torch", "train")  # what follows imports it
-    from soloist.toolchain.core.artifact import Artifact
     from soloist.toolchain.core.config import validated
     from soloist.toolchain.core.events import EventLog
     from soloist.toolchain.core.progress import Bars
     from soloist.toolchain.quantize.plan import CALIBRATED, read_plan
     from soloist.toolchain.quantize.stage import QuantizeConfig, quantize
+    from soloist.toolchain.student.student import open_float
     from soloist.toolchain.traces.recording import open_traces
 
     told: dict[str, object] = {"samples": samples, "order": order, "seed": seed}
@@ -104,7 +104,7 @@ def command(
     config = validated(QuantizeConfig, told, "quantize")
     if traces is not None and not config.reads:
         raise UsageError(f"--traces: nothing here calibrates; use method {' or '.join(CALIBRATED)}")
-    parent = Artifact.open(student, stage="distill")
+    parent = open_float(student)
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
         made = quantize(
             config,

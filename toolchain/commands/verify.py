@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from soloist.toolchain.verify.process import Allowed, Prompts
+    from soloist.toolchain.verify.verdict import Verdict
 
 
 @click.command(short_help="Compare compiled files with the student they came from.")
@@ -35,37 +39,46 @@ def command(
     the files. ARTIFACT may be a lone file with --student and --format; then nothing is written."""
     from soloist.kernels.errors import GateError, UsageError
     from soloist.toolchain.tasks.files import load_questions
-    from soloist.toolchain.verify.process import probe_of
+    from soloist.toolchain.verify.process import Allowed, prompts_of
     from soloist.toolchain.verify.stage import verify_export
 
     asked = load_questions(questions).questions if questions else ()
     if prompts is None and not asked:
         raise UsageError("nothing to compare on: give --prompts or --questions, a file of held-out questions")
-    probe = probe_of((load_questions(prompts).questions if prompts else asked)[:24])
-    limits: dict[str, Any] = {"limit_s": seconds, "memory_mb": memory_mb}
+    compared = prompts_of((load_questions(prompts).questions if prompts else asked)[:24])
+    allowed = Allowed(seconds, memory_mb)
     failed = []
     with tempfile.TemporaryDirectory() as scratch:
         if student is not None:
             if len(formats) != 1 or asked:
                 raise UsageError("a lone file takes one --format, and accuracy is of the files of an export")
-            _lone(artifact, student, formats[0], probe, Path(scratch), limits)
+            _lone(artifact, student, formats[0], compared, Path(scratch), allowed)
             return
-        options = {"questions": asked, "points": max_accuracy_drop, "entries": tools, **limits}
-        for format, stands in verify_export(artifact, probe, Path(scratch), formats, **options):
-            click.echo(f"{format:18} {stands.verdict:8} {_numbers(stands.facts)}")
-            for note in filter(None, (stands.note, stands.facts.get("note"))):
+        verdicts = verify_export(
+            artifact,
+            compared,
+            Path(scratch),
+            formats,
+            questions=asked,
+            points=max_accuracy_drop,
+            entries=tools,
+            allowed=allowed,
+        )
+        for format, latest in verdicts:
+            click.echo(f"{format:18} {latest.verdict.verdict:8} {_numbers(latest.verdict)}")
+            for note in filter(None, (latest.note, latest.verdict.note)):
                 click.echo(f"{'':18} {note}")
-            if stands.verdict == "fail":
+            if latest.verdict.verdict == "fail":
                 failed.append(format)
     if failed:
         raise GateError(f"{artifact}: no passing verdict on {', '.join(failed)}")
 
 
-def _lone(file: Path, student: Path, format: str, probe: Any, scratch: Path, limits: dict[str, Any]) -> None:
+def _lone(file: Path, student: Path, format: str, prompts: Prompts, scratch: Path, allowed: Allowed) -> None:
     from soloist.kernels.errors import GateError, UsageError
     from soloist.targets.open import parts
     from soloist.targets.tolerances import tolerance_of
-    from soloist.toolchain.verify.fidelity import judge_format
+    from soloist.toolchain.verify.fidelity import judge_models
 
     models = parts(student) or {"": student}
     files = parts(file) or {"": file}
@@ -73,19 +86,19 @@ def _lone(file: Path, student: Path, format: str, probe: Any, scratch: Path, lim
         raise UsageError(
             f"{student} and {file}: a student of two models is compared with a folder of two, and no other"
         )
-    facts = judge_format(models, files, probe, scratch, tolerance_of(format), **limits)
-    if facts["verdict"] != "pass":
-        raise GateError(f"{file}: {facts['reason']}")
-    click.echo(f"{file}: passes. {_numbers(facts)}")
+    verdict = judge_models(models, files, prompts, scratch, tolerance_of(format), allowed)
+    if verdict.verdict != "pass":
+        raise GateError(f"{file}: {verdict.reason}")
+    click.echo(f"{file}: passes. {_numbers(verdict)}")
 
 
-def _numbers(facts: Any) -> str:
-    if "kl_mean" not in facts:
+def _numbers(verdict: Verdict) -> str:
+    if verdict.drift is None:
         return ""
-    said = f"KL {facts['kl_mean']:.4f}, same top-1 {facts['top1']:.1%}"
-    if accuracy := facts.get("accuracy"):
-        said += (
-            f", {accuracy['file']} of {accuracy['questions']} right ({accuracy['points']:+.1f} points, "
-            f"{accuracy['low']:+.1f} to {accuracy['high']:+.1f})"
+    text = f"KL {verdict.drift.kl_mean:.4f}, same top-1 {verdict.drift.top1:.1%}"
+    if accuracy := verdict.accuracy:
+        text += (
+            f", {accuracy.file} of {accuracy.questions} right ({accuracy.points:+.1f} points, "
+            f"{accuracy.low:+.1f} to {accuracy.high:+.1f})"
         )
-    return said
+    return text

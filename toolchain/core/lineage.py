@@ -33,27 +33,37 @@ class Lineage:
     missing: tuple[str, ...] = ()
 
 
-def lineage_of(artifacts: Iterable[Artifact]) -> Lineage:
-    """The lineage of artifacts taken together. A parent given beside its child is not looked for on disk."""
+def ancestors(artifacts: Iterable[Artifact]) -> tuple[list[Artifact], list[str]]:
+    """The artifacts and all they descend from, each once, nearest first; and which of them are not there any more.
+
+    A parent given beside its child is not looked for on disk.
+    """
     waiting = list(artifacts)
     known = {artifact.digest: artifact for artifact in waiting}
-    benchmarks: set[str] = set()
+    found: dict[str, Artifact] = {}
     missing: set[str] = set()
-    done: set[str] = set()
     while waiting:
-        artifact = waiting.pop()
-        if artifact.digest in done:
+        artifact = waiting.pop(0)
+        if artifact.digest in found:
             continue
-        done.add(artifact.digest)
-        benchmarks |= artifact.read(BenchmarkFacts).benchmarks.keys()
+        found[artifact.digest] = artifact
         for parent in artifact.manifest["parents"]:
             place = artifact.path.parent / parent["path"]
-            found = known.get(parent["digest"]) or _open(place, parent["digest"])
-            if found is None:
+            opened = known.get(parent["digest"]) or _open(place, parent["digest"])
+            if opened is None:
                 missing.add(f"{parent['path']} ({parent['digest']})")
             else:
-                waiting.append(found)
-    return Lineage(tuple(sorted(benchmarks)), tuple(sorted(missing)))
+                waiting.append(opened)
+    return list(found.values()), sorted(missing)
+
+
+def lineage_of(artifacts: Iterable[Artifact]) -> Lineage:
+    """The lineage of artifacts taken together."""
+    found, missing = ancestors(artifacts)
+    benchmarks: set[str] = set()
+    for artifact in found:
+        benchmarks |= artifact.read(BenchmarkFacts).benchmarks.keys()
+    return Lineage(tuple(sorted(benchmarks)), tuple(missing))
 
 
 def artifact_around(model: Path) -> Artifact | None:

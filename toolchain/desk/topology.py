@@ -10,7 +10,8 @@
             router's next choice of specialists is asked
     scribe: writes the solution from the worked steps
 
-Agents of role router, reader, critic and scribe; every one of them is a model except the critic, whose
+Agents of role router, reader, critic and scribe; without a critic (and so without a scribe) the first reader's answer
+stands: what a debate adds is measured against that. Every one of them is a model except the critic, whose
 other way is a tool's own check.
 """
 
@@ -97,8 +98,12 @@ class Judged:
 
 def run(session: Session, options: Options) -> Run:
     specialties = load_specialties(options.specialties, options.families)
-    router, critic, scribe = (session.agent(role) for role in ("router", "critic", "scribe"))
+    router = session.agent("router")
     routed, field = _route(session, router, specialties, options, refused=())
+    if not session.agents("critic"):
+        (first, *_) = _read(session, specialties, field, options, routed)
+        return session.finish(first.answer, first.turns if first.answer is not None else ())
+    critic, scribe = session.agent("critic"), session.agent("scribe")
     refused: list[str] = []
     best: Judged | None = None
     for _ in range(options.escalations + 1):

@@ -28,7 +28,7 @@ from soloist.toolchain.distill.train import CHECKPOINTS, STAGE, TrainConfig
 from soloist.toolchain.distill.work import PHASES, Work
 from soloist.toolchain.student.artifact import Mode, StudentFacts, Variant, base_digest
 from soloist.toolchain.tools import arithmetic
-from soloist.toolchain.traces.recording import TRACES
+from soloist.toolchain.traces.recording import TRACES, TraceFacts
 from soloist.toolchain.traces.store import read_runs
 
 
@@ -138,6 +138,9 @@ def distill(
         )
         if processes.main:
             facts.write(folder)
+            known = traces.read(TraceFacts).tools
+            if known is not None and facts.called_tools:
+                known.subset(facts.called_tools).write(folder)
         return facts
 
     def lead(folder: Path) -> StudentFacts:

@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING
 
 from soloist.kernels.errors import UsageError
 from soloist.targets.to_gguf import compile_gguf
-from soloist.toolchain.bench.systems import student_team, student_tools
-from soloist.toolchain.core.artifact import Artifact
-from soloist.toolchain.export.stage import model_folders
 from soloist.toolchain.quantize.matrices import write_quantized
 from soloist.toolchain.quantize.planner import Asks
+from soloist.toolchain.student.ask import ask as ask_team
+from soloist.toolchain.student.ask import student_team
+from soloist.toolchain.student.student import Student
 from soloist.toolchain.tasks.base import Question
-from soloist.toolchain.verify import accuracy
 
 if TYPE_CHECKING:
     from soloist.kernels.layout import Quantized
 
 
-def asker(student: Artifact, questions: Sequence[Question], out: Path, entries: Sequence[str] = ()) -> Asks:
+def asker(student: Student, questions: Sequence[Question], out: Path, entries: Sequence[str] = ()) -> Asks:
     """A function from integers to verdicts on the questions, 1 for right; of None, the float student's.
 
     Args:
@@ -37,7 +36,8 @@ def asker(student: Artifact, questions: Sequence[Question], out: Path, entries: 
     """
     if not questions:
         raise UsageError("an accuracy budget needs at least one question")
-    folder = model_folders(student)[""]
+    folder = student.models[""]
+    trusted = student.entries(entries)
     scratch = out.with_name(out.name + ".asking")
 
     def ask(matrices: Mapping[str, Quantized] | None) -> list[int]:
@@ -49,8 +49,8 @@ def asker(student: Artifact, questions: Sequence[Question], out: Path, entries: 
                 source = scratch / "quantized"
                 write_quantized(folder, source, matrices, dict.fromkeys(matrices, "tried"))
             made = compile_gguf(source, scratch / "gguf")
-            team = student_team(scratch / "gguf" / made["file"], student_tools(student), entries)
-            return accuracy.ask(team, questions)
+            team = student_team(scratch / "gguf" / made["file"], student.called_tools, trusted)
+            return ask_team(team, questions)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

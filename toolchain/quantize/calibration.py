@@ -22,29 +22,16 @@ from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.distill.data import Example, select
 from soloist.toolchain.distill.model import load_base
 from soloist.toolchain.distill.stage import recheck
-from soloist.toolchain.student.artifact import CARD, Mode, read_card
-from soloist.toolchain.traces.recording import TRACES, open_traces
+from soloist.toolchain.student.artifact import Mode
+from soloist.toolchain.student.student import Student
+from soloist.toolchain.traces.recording import TRACES
 from soloist.toolchain.traces.store import read_runs
 
 _LONGEST = 1024
 
 
-def traces_of(student: Artifact) -> Artifact:
-    """The traces a student learned from. Raises ArtifactError where they are gone or others lie in their place."""
-    for parent in student.manifest["parents"]:
-        path = (student.path.parent / parent["path"]).resolve()
-        if (path / TRACES).is_file():
-            found = open_traces(path)
-            if found.digest == parent["digest"]:
-                return found
-    raise ArtifactError(
-        f"{student.path}: the traces it learned from are not where they were; name them with --traces, "
-        "or use a method that needs none (rtn, mse)"
-    )
-
-
 def conversations(
-    student: Artifact,
+    student: Student,
     tokenizer: Any,
     traces: Artifact,
     samples: int | None,
@@ -55,7 +42,7 @@ def conversations(
     Raises:
         DataError: no trace the student could have learned from.
     """
-    mode: Mode = read_card(student.path).mode if (student.path / CARD).is_file() else "tools"
+    mode: Mode = student.card.mode if student.card is not None else "tools"
     runs = read_runs(traces.path / TRACES)
     chosen = select(runs, tokenizer, check_steps=recheck, mode=mode, max_length=_LONGEST)
     drawn = random.Random(f"{seed}/calibration")  # noqa: S311 - not cryptography

@@ -32,11 +32,11 @@ from soloist.toolchain.core.artifact import Artifact, stage
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import write_atomic
-from soloist.toolchain.export.stage import model_folders
 from soloist.toolchain.quantize.matrices import Kernels, Rounding, device_of, read_matrices, write_matrices
 from soloist.toolchain.quantize.plan import FILE, TABLES, Bits, Method, Plan, Rule, model_of, size_of, write_plan
 from soloist.toolchain.quantize.search import Choice, Option, Unit, choose, explain, total
 from soloist.toolchain.quantize.weights import FIRST, Source, architecture, groups_of, read_weights, shapes_of, tied
+from soloist.toolchain.student.student import Student
 
 if TYPE_CHECKING:
     from soloist.kernels.layout import Quantized
@@ -91,7 +91,7 @@ Asks = Callable[[Mapping[str, "Quantized"] | None], Sequence[int]]
 
 def make_plan(
     config: PlanConfig,
-    student: Artifact,
+    student: Student,
     out: Path,
     *,
     traces: Artifact | None = None,
@@ -109,16 +109,14 @@ def make_plan(
             student of two models.
         ArtifactError: traces that are gone, a model that cannot be taken layer by layer, or a plan of another student.
     """
-    from soloist.toolchain.quantize.calibration import traces_of
-
-    models = model_folders(student)
+    models = student.models
     if len(models) > 1:
         raise UsageError("a plan is for one model; quantize a student of two with --bits")
     if config.max_accuracy_drop is not None and ask is None:
         raise UsageError("an accuracy budget needs questions to ask: --questions FILE")
-    traces = traces or traces_of(student)
+    traces = traces or student.traces()
     rounding = Rounding(device_of(device), kernels)
-    known = "" if measured is None else _damages(config, measured, [student, traces])
+    known = "" if measured is None else _damages(config, measured, [student.artifact, traces])
 
     def build(made: Path) -> Mapping[str, Any]:
         if known and not (made / _LOG).is_file():
@@ -126,7 +124,9 @@ def make_plan(
         return _Planning(config, student, models[""], made, rounding, events).run(traces, ask)
 
     scratch = (_BANK, _LOG, _TRIED)
-    return stage(STAGE, out, config.model_dump(mode="json"), [student, traces], build, events=events, scratch=scratch)
+    return stage(
+        STAGE, out, config.model_dump(mode="json"), [student.artifact, traces], build, events=events, scratch=scratch
+    )
 
 
 def _damages(config: PlanConfig, measured: Artifact, parents: Sequence[Artifact]) -> str:
@@ -148,7 +148,7 @@ def _damages(config: PlanConfig, measured: Artifact, parents: Sequence[Artifact]
 @dataclass(frozen=True)
 class _Planning:
     config: PlanConfig
-    student: Artifact
+    student: Student
     folder: Path
     made: Path
     rounding: Rounding

@@ -31,7 +31,6 @@ from soloist.targets.quantized import carry, read_quantized
 from soloist.toolchain.core.artifact import Artifact, stage
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.core.events import QUIET, EventLog
-from soloist.toolchain.export.stage import model_folders
 from soloist.toolchain.quantize.matrices import (
     Kernels,
     Rounding,
@@ -43,6 +42,7 @@ from soloist.toolchain.quantize.matrices import (
 from soloist.toolchain.quantize.plan import CALIBRATED, Bits, Method, Plan, Rule, resolve, uniform
 from soloist.toolchain.quantize.qat import AwareConfig, refine
 from soloist.toolchain.quantize.weights import FIRST, Source, architecture, groups_of, read_weights, shapes_of
+from soloist.toolchain.student.student import QUANTIZE, Student
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from soloist.kernels.layout import Quantized
 
 
-STAGE = "quantize"
+STAGE = QUANTIZE
 _WORK = "layers"
 _PLANNED = ("bits", "group", "method", "embedding_bits", "zeros")
 
@@ -110,7 +110,7 @@ def load_quantized(path: Path) -> dict[str, Quantized]:
 
 def quantize(
     config: QuantizeConfig,
-    student: Artifact,
+    student: Student,
     out: Path,
     *,
     traces: Artifact | None = None,
@@ -125,16 +125,14 @@ def quantize(
         UsageError: a method that cannot be for this student, a device or kernel that is not there.
         DataError: weights that are not finite.
     """
-    models = model_folders(student)
-    parents = [student]
+    models = student.models
+    parents = [student.artifact]
     if config.reads:
         if len(models) > 1:
             raise UsageError(
                 "methods awq and gptq and a refinement are for one model; for a student of two use rtn or mse"
             )
-        from soloist.toolchain.quantize.calibration import traces_of
-
-        traces = traces or traces_of(student)
+        traces = traces or student.traces()
         parents.append(traces)
     rounding = Rounding(device_of(device), kernels, config.order, config.damping)
 
@@ -158,7 +156,7 @@ class _Work:
     """One model at work. `scratch` keeps finished layers."""
 
     config: QuantizeConfig
-    student: Artifact
+    student: Student
     folder: Path
     target: Path
     scratch: Path

@@ -23,6 +23,7 @@ from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.teams.process import Worker
 from soloist.toolchain.teams.team import Team
+from soloist.toolchain.tools.tool_list import ToolList
 from soloist.toolchain.traces.recording import RECORD, TRACES, TraceFacts, summarize
 from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import TraceWriter, read_runs, write_runs
@@ -58,7 +59,8 @@ def record(
         runs = sorted(read_runs(folder / _RAW), key=lambda run: order[run.question.question])
         write_runs(runs, folder / TRACES)
         (folder / _RAW).unlink()
-        return summarize(runs)
+        tools = ToolList.of(config.tools) if config.tools else None
+        return summarize(runs, tools)
 
     return stage(RECORD, out, plan, [], build, events=events)
 

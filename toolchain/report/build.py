@@ -1,8 +1,9 @@
 """From measurements to a report: every average, interval and comparison is taken here, once.
 
-The headline student is the compiled file (or else the torch student) with the highest held-out accuracy,
-the faster one on a tie. That choice looks at the test questions, so the caveats say so. Caveats are
-generated from the numbers, so that none can be forgotten or talked away.
+The headline student is the file that was recommended on other questions than these (`bench/recommend.py`). Where no
+such questions were asked it is the compiled file (or else the torch student) with the highest held-out accuracy, the
+faster one on a tie; that choice looks at the test questions, so the caveats say so. Caveats are generated from the
+numbers, so that none can be forgotten or talked away.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from soloist.kernels.errors import DataError
 from soloist.toolchain.assess.result import Assessment
 from soloist.toolchain.bench.cost import LocalPrice, Spend, break_even
+from soloist.toolchain.bench.recommend import Recommendation
 from soloist.toolchain.bench.records import Answered, Kind, Measurement, TestSplit
 from soloist.toolchain.core.lineage import Lineage, refuse_trained
 from soloist.toolchain.core.statistics import (
@@ -36,6 +38,7 @@ from soloist.toolchain.report.schema import (
     Report,
     Role,
     Share,
+    StageCost,
     System,
     TrainingPoint,
 )
@@ -47,7 +50,7 @@ _UNMEASURED = {
     "fail": "which did not keep to the student",
     "none": "which was never verified",
 }
-ORDER: tuple[Kind, ...] = ("team", "self-consistency", "tool-agent", "base", "student", "artifact")
+ORDER: tuple[Kind, ...] = ("team", "undebated", "self-consistency", "tool-agent", "base", "student", "artifact")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Context:
     simulated: bool = False
     notes: Sequence[str] = ()
     assessment: Assessment | None = None
+    recommended: Recommendation | None = None
+    stages: Sequence[StageCost] = ()
 
 
 def build_report(
@@ -99,7 +104,7 @@ def build_report(
     teams = {m.split: m for m in ordered if m.kind == "team"}
     pairs = {(m.split, m.system_id): _against(m, teams.get(m.split)) for m in ordered}
     systems = tuple(_system(m, pairs[m.split, m.system_id], price) for m in ordered)
-    headline = choose_headline(systems)
+    headline = choose_headline(systems, context.recommended)
     team = next((s for s in systems if s.kind == "team" and s.split == "held-out"), None)
     paid = break_even(spend, _per_question(team), _per_question(headline))
     details = Details(
@@ -119,6 +124,8 @@ def build_report(
         parity=tuple(context.parity),
         anatomy=anatomy,
         assessment=context.assessment,
+        recommended=context.recommended,
+        stages=tuple(context.stages),
     )
     return Report(
         commit=commit,
@@ -131,9 +138,11 @@ def build_report(
     )
 
 
-def choose_headline(systems: Sequence[System]) -> System | None:
-    """The student the first sentence speaks of."""
+def choose_headline(systems: Sequence[System], recommended: Recommendation | None = None) -> System | None:
+    """The student the first sentence speaks of: the file that was recommended, else the most accurate one."""
     held = [s for s in systems if s.split == "held-out"]
+    if recommended is not None:
+        return next((s for s in held if s.id == recommended.system), None)
     students = [s for s in held if s.kind == "artifact"] or [s for s in held if s.kind == "student"]
     return min(students, key=lambda s: (-s.accuracy.value, s.latency_s.p50), default=None)
 
@@ -296,7 +305,7 @@ def _caveats(measurements: Sequence[Measurement], systems: Sequence[System], con
         if files:
             said.append(f"Compiled but not measured: {', '.join(files)}, {words}.")
     choices = sum(s.kind == "artifact" and s.split == "held-out" for s in systems)
-    if choices > 1:
+    if choices > 1 and context.recommended is None:
         said.append(
             f"The file named first is the best of {choices} on these very questions, which flatters it a little."
         )

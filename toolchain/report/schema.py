@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.assess.result import Assessment
+from soloist.toolchain.bench.recommend import Recommendation
 from soloist.toolchain.bench.records import Kind, Label, TestSplit
 from soloist.toolchain.core.config import describe
 from soloist.toolchain.traces.schema import Run
@@ -96,6 +97,15 @@ class Parity(_Part):
     note: str = ""
 
 
+class StageCost(_Part):
+    """What a stage took: wall seconds since its last start, and the peak memory of its processes together."""
+
+    stage: str
+    folder: str
+    seconds: float
+    peak_mb: float | None = None
+
+
 class Family(_Part):
     """One system on one family of questions."""
 
@@ -163,6 +173,8 @@ class Details(_Part):
     parity: tuple[Parity, ...] = ()
     anatomy: Run | None = None
     assessment: Assessment | None = None
+    recommended: Recommendation | None = None
+    stages: tuple[StageCost, ...] = ()
 
 
 class Report(_Part):

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model
 from soloist.toolchain.core.entry_points import resolve_entry_point
 from soloist.toolchain.tasks.math_answers import final_answer, same_answer
 
-Split = Literal["train", "held-out", "unseen-wording", "test"]
+Split = Literal["train", "held-out", "unseen-wording", "test", "selection", "selection-wording"]
 Scorer = Callable[[str, "Question"], bool]
 
 
@@ -66,6 +66,17 @@ def interleave(columns: Sequence[Sequence[T]]) -> list[T]:
     for row in range(max(map(len, columns), default=0)):
         mixed += [column[row] for column in columns if row < len(column)]
     return mixed
+
+
+def spread(questions: Sequence[Question], count: int) -> list[Question]:
+    """`count` questions, evenly over the families, each text once."""
+    families: dict[str, list[Question]] = {}
+    for question in {question_key(q.question): q for q in questions}.values():
+        families.setdefault(question.task, []).append(question)
+    if count < len(families):
+        names = list(families)
+        return [families[names[i * len(names) // count]][0] for i in range(count)]
+    return interleave(list(families.values()))[:count]
 
 
 _MARKED = [

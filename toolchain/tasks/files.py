@@ -1,28 +1,31 @@
 """Users' own questions, one JSON object per line.
 
     {"question": "...", "answer": "...", "scorer": "number", "id": "q7", "task": "...",
-     "choices": ["..."], "pattern": "...", "benchmark": "..."}
+     "choices": ["..."], "pattern": "...", "benchmark": "...", "split": "unseen-wording", "source": "..."}
 
 `question` and `answer` are needed (with scorer `regex`, `pattern` may stand for the answer), the rest
-is optional; `benchmark` names the public benchmark whose test question this is. The file is checked
-strictly and all its faults are reported at once, each with its line and field. A question whose text was
-there before is dropped and counted; the same text with another answer is a fault.
+is optional; `benchmark` names the public benchmark whose test question this is, `split` tells apart wordings that no
+training has seen. A question as our traces and measurements write it (with `gold`) is such a line, too. The file is
+checked strictly and all its faults are reported at once, each with its line and field. A question whose text was there
+before is dropped and counted; the same text with another answer is a fault.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import DataError, UsageError
+from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.tasks.base import Question, Split, question_key, resolve_scorer
 
 MOST_FAULTS_SHOWN = 20
-_TEXTS = ("question", "answer", "scorer", "id", "task", "pattern", "benchmark")
+_MEASURED = ("held-out", "test")
+_TEXTS = ("question", "answer", "scorer", "id", "task", "pattern", "benchmark", "split", "source")
 _FIELDS = (*_TEXTS, "choices")
 
 
@@ -89,7 +92,15 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         except ValueError as error:
             yield number, f"not JSON ({error})"
             continue
-        yield number, row if isinstance(row, dict) else f"must be a JSON object, is {type(row).__name__}"
+        yield number, _as_written(row) if isinstance(row, dict) else f"must be a JSON object, is {type(row).__name__}"
+
+
+def _as_written(row: dict[str, Any]) -> dict[str, Any]:
+    """A question as `Question` dumps itself (in traces and measurements) is a row, too: its gold is the answer."""
+    if "gold" not in row or "answer" in row:
+        return row
+    named = {"answer" if name == "gold" else name: value for name, value in row.items()}
+    return {name: value for name, value in named.items() if value not in (None, "")}
 
 
 def _question(row: dict[str, Any], number: int, path: Path, split: Split) -> Question:
@@ -99,8 +110,8 @@ def _question(row: dict[str, Any], number: int, path: Path, split: Split) -> Que
         question=row["question"].strip(),
         gold=None if answer is None else str(answer).strip(),
         task=row.get("task", ""),
-        split=split,
-        source=path.name,
+        split="unseen-wording" if row.get("split") == "unseen-wording" and split in _MEASURED else split,
+        source=row.get("source", path.name),
         scorer=row.get("scorer", "exact"),
         choices=tuple(row.get("choices", ())),
         pattern=row.get("pattern"),
@@ -141,3 +152,9 @@ def load_questions(path: Path, split: Split = "test") -> Loaded:
         shown = faults[:MOST_FAULTS_SHOWN] + ([f"... and {more} more"] if more > 0 else [])
         raise DataError("\n".join(shown))
     return Loaded(tuple(question for _, question in found.values()), duplicates)
+
+
+def save_questions(path: Path, questions: Sequence[Question]) -> None:
+    """Write a question file that `load_questions` reads back."""
+    lines = [question.model_dump_json(exclude_none=True, exclude_defaults=True) for question in questions]
+    write_atomic(path, "".join(f"{line}\n" for line in lines))

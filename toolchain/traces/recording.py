@@ -13,6 +13,7 @@ from pathlib import Path
 from soloist.kernels.errors import ArtifactError, DataError
 from soloist.toolchain.core.artifact import MANIFEST, Artifact, Facts
 from soloist.toolchain.core.lineage import BenchmarkFacts
+from soloist.toolchain.tools.tool_list import ToolList
 from soloist.toolchain.traces.schema import Run
 
 TRACES = "traces.jsonl.gz"
@@ -28,7 +29,10 @@ class TaskCount(Facts):
 
 
 class TraceFacts(BenchmarkFacts):
-    """What traces hold, counted over their runs; tokens are the models' own counts, seconds the sum of wall times."""
+    """What traces hold, counted over their runs; tokens are the models' own counts, seconds the sum of wall times.
+
+    `tools` are those of the team, where they are known: what a student of it will call.
+    """
 
     runs: int
     correct: int
@@ -39,9 +43,10 @@ class TraceFacts(BenchmarkFacts):
     tokens_cached: int
     tokens_out: int
     seconds: float
+    tools: ToolList | None = None
 
 
-def summarize(runs: Sequence[Run]) -> TraceFacts:
+def summarize(runs: Sequence[Run], tools: ToolList | None = None) -> TraceFacts:
     """Count what a recording holds. A question without a task counts as task `all`."""
     correct: dict[str, int] = {}
     asked: dict[str, int] = {}
@@ -61,6 +66,7 @@ def summarize(runs: Sequence[Run]) -> TraceFacts:
         tokens_out=sum(run.tokens_out for run in runs),
         seconds=round(sum(run.wall for run in runs), 1),
         benchmarks=dict.fromkeys(sorted(benchmarks), "test"),
+        tools=tools,
     )
 
 

@@ -14,38 +14,26 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from soloist.kernels.errors import ArtifactError, DataError, GateError, UsageError
+from soloist.kernels.errors import ArtifactError, GateError, UsageError
+from soloist.targets.compile import compile_format
 from soloist.targets.requantize import cache_folder
 from soloist.targets.tolerances import Tolerance
-from soloist.toolchain.bench.systems import student_team, student_tools
-from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.environment import versions
 from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.core.statistics import paired_difference
+from soloist.toolchain.student.ask import student_team
+from soloist.toolchain.student.student import Student
 from soloist.toolchain.tasks.base import Question
-from soloist.toolchain.teams.config import TeamConfig
-from soloist.toolchain.verify.process import LIMIT_S, memory_for, run_worker, stamp
+from soloist.toolchain.verify.process import DEFAULT, Allowed, memory_for, run_worker, stamp
+from soloist.toolchain.verify.verdict import Accuracy, Verdict
 
 _QUESTION_S = 30  # on top of the limit of a start
 _SHOWN = 5
 
 
-def ask(team: TeamConfig, questions: Sequence[Question]) -> list[int]:
-    """Verdicts of a team on questions, 1 for right. Raises DataError where some could not be asked at all."""
-    from soloist.toolchain.teams.team import Team
-
-    with Team(team) as asked:
-        runs = [asked.try_answer(question) for question in questions]
-    failed = [run.error for run in runs if run.error is not None]
-    if failed:
-        raise DataError(f"{len(failed)} of {len(runs)} questions failed; the first: {json.dumps(failed[0])}")
-    return [int(run.verdict == "correct") for run in runs]
-
-
 @dataclass(frozen=True)
-class Exam:
+class AccuracyCheck:
     """Held-out questions, the tools they are answered with, and which of them the 16-bit student has right."""
 
     questions: tuple[Question, ...]
@@ -53,78 +41,86 @@ class Exam:
     entries: tuple[str, ...]
     right: tuple[int, ...]
 
-    def sit(
-        self, model: Path, out: Path, tolerance: Tolerance, *, limit_s: float = LIMIT_S, memory_mb: int | None = None
-    ) -> dict[str, Any]:
-        """Ask a file in a process of its own; `accuracy`, and a verdict with its reason where it is a refusal."""
+    def run(
+        self,
+        model: Path,
+        out: Path,
+        tolerance: Tolerance,
+        allowed: Allowed = DEFAULT,
+    ) -> Verdict:
+        """Ask a file in a process of its own; `accuracy`, and whether it kept within its points."""
         try:
-            right = _answers(model, self.questions, self.tools, self.entries, out, limit_s, memory_mb)
+            right = _answers(model, self.questions, self.tools, self.entries, out, allowed)
         except GateError as error:
-            return {"verdict": "fail", "reason": f"asked the task's questions, it {error}"}
+            return Verdict(verdict="fail", reason=f"asked the task's questions, it {error}")
         paired = paired_difference([bool(one) for one in right], [bool(one) for one in self.right])
-        points = {key: round(100 * value, 2) for key, value in vars(paired.difference).items()}
-        lost = [q.id for q, new, old in zip(self.questions, right, self.right, strict=True) if old and not new]
-        accuracy = {
-            "questions": len(right),
-            "student": sum(self.right),
-            "file": sum(right),
-            "points": points["value"],
-            "low": points["low"],
-            "high": points["high"],
-            "p_value": paired.p_value,
-            "lost": lost[:_SHOWN],
-        }
-        if -points["value"] <= tolerance.points:
-            return {"verdict": "pass", "accuracy": accuracy}
-        reason = (
-            f"loses {-points['value']:.1f} points of accuracy (at most {tolerance.points:g}): {sum(right)} of "
-            f"{len(right)} right, the 16-bit student {sum(self.right)} (difference {points['low']:+.1f} to "
-            f"{points['high']:+.1f} points at 95 %); lost first: {', '.join(lost[:_SHOWN])}"
+        points, low, high = (
+            round(100 * value, 2) for value in (paired.difference.value, paired.difference.low, paired.difference.high)
         )
-        return {"verdict": "fail", "reason": reason, "accuracy": accuracy}
+        lost = [q.id for q, new, old in zip(self.questions, right, self.right, strict=True) if old and not new]
+        accuracy = Accuracy(
+            questions=len(right),
+            student=sum(self.right),
+            file=sum(right),
+            points=points,
+            low=low,
+            high=high,
+            p_value=paired.p_value,
+            lost=tuple(lost[:_SHOWN]),
+        )
+        if -points <= tolerance.points:
+            return Verdict(verdict="pass", accuracy=accuracy)
+        reason = (
+            f"loses {-points:.1f} points of accuracy (at most {tolerance.points:g}): {sum(right)} of {len(right)} "
+            f"right, the 16-bit student {sum(self.right)} (difference {low:+.1f} to {high:+.1f} points at 95 %); "
+            f"lost first: {', '.join(lost[:_SHOWN])}"
+        )
+        return Verdict(verdict="fail", reason=reason, accuracy=accuracy)
 
 
-def exam_of(student: Artifact, questions: Sequence[Question], scratch: Path, entries: Sequence[str] = ()) -> Exam:
-    """The exam of a float student: its own answers, from the cache if it was asked them before.
+def accuracy_check(
+    student: Student, questions: Sequence[Question], scratch: Path, entries: Sequence[str] = ()
+) -> AccuracyCheck:
+    """The accuracy check of a float student: its own answers, from the cache if it was asked them before.
 
     Args:
         scratch: a folder for its 16-bit file, which is removed.
-        entries: tool entries of its team, where its tools are not built in.
+        entries: tool entries of its team, where its tools do not ship with Soloist.
 
     Raises:
-        UsageError: no questions.
+        UsageError: no questions, or tools that nobody named.
         ArtifactError: the 16-bit student cannot answer them, so nothing can be compared.
     """
     if not questions:
         raise UsageError("accuracy needs at least one question")
-    tools = tuple(student_tools(student))
+    tools = student.called_tools
+    trusted = student.entries(entries)
     asked = [question.model_dump(mode="json") for question in questions]
     runtime = versions().get("llama-cpp-python")
-    text = json.dumps([student.digest, asked, tools, list(entries), runtime], sort_keys=True)
+    text = json.dumps([student.digest, asked, tools, trusted, runtime], sort_keys=True)
     kept = cache_folder() / "answers" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
     if kept.is_file():
         right = json.loads(kept.read_text(encoding="utf-8"))
     else:
         try:
-            model = _whole(student, scratch / "f16")
-            right = _answers(model, questions, tools, entries, scratch / "student", LIMIT_S, None)
+            model = _sixteen_bits(student, scratch / "f16")
+            right = _answers(model, questions, tools, trusted, scratch / "student", DEFAULT)
         except GateError as error:
             raise ArtifactError(f"{student.path}: the 16-bit student cannot be asked ({error})") from error
         finally:
             shutil.rmtree(scratch / "f16", ignore_errors=True)
         write_atomic(kept, json.dumps(right))
-    return Exam(tuple(questions), tools, tuple(entries), tuple(right))
+    return AccuracyCheck(tuple(questions), tools, trusted, tuple(right))
 
 
-def _whole(student: Artifact, out: Path) -> Path:
+def _sixteen_bits(student: Student, out: Path) -> Path:
     """The student in 16 bits: a GGUF file, or torch for a family that has none."""
-    from soloist.toolchain.export.stage import compile_format, knowledge, model_folders
-
     try:
-        made = compile_format(model_folders(student), out, "gguf-f16", "student", knowledge(student.path))
+        made = compile_format(student.models, out, "gguf-f16", "student", graphs=out / "graphs")
     except ArtifactError:
         return student.path
-    return out / str(made["path"])
+    student.write_sidecars(out / "gguf-f16")
+    return out / made.path
 
 
 def _answers(
@@ -133,8 +129,7 @@ def _answers(
     tools: Sequence[str],
     entries: Sequence[str],
     out: Path,
-    limit_s: float,
-    memory_mb: int | None,
+    allowed: Allowed,
 ) -> list[int]:
     job = {
         "what": "ask",
@@ -142,5 +137,5 @@ def _answers(
         "team": student_team(model.resolve(), tools, entries).model_dump(mode="json"),
         "questions": [question.model_dump(mode="json") for question in questions],
     }
-    limit = limit_s + _QUESTION_S * len(questions)
-    return [int(one) for one in run_worker(job, out, limit, memory_mb or memory_for(model))["right"]]
+    limit = allowed.seconds + _QUESTION_S * len(questions)
+    return [int(one) for one in run_worker(job, out, limit, allowed.memory_mb or memory_for(model))["right"]]

@@ -12,19 +12,20 @@ import numpy.typing as npt
 from soloist.kernels.errors import GateError
 from soloist.targets.base import require
 from soloist.targets.tokenizer_cases import TOKENIZER_CASES
+from soloist.toolchain.verify.verdict import Drift, Token, Worst
 
 Rows = npt.NDArray[np.float32]
 
 
-def compare(wanted: Mapping[str, Any], got: Mapping[str, Any], wanted_dir: Path, got_dir: Path) -> dict[str, Any]:
-    """Numbers between two records; `worst` is the answer token with the largest divergence.
+def compare(wanted: Mapping[str, Any], got: Mapping[str, Any], wanted_dir: Path, got_dir: Path) -> Drift:
+    """How far the logits of `got` are from those of `wanted`; `worst` is the token with the largest divergence.
 
     Raises:
         GateError: another chat template, other token ids, another vocabulary, or logits that are no numbers.
     """
     _same_tokens(wanted, got)
     kl, same = [], []
-    worst: dict[str, Any] = {"kl": -1.0}
+    worst: Worst | None = None
     for index in range(len(wanted["rendered"])):
         a = np.load(wanted_dir / f"logits-{index}.npy", allow_pickle=False)
         b = np.load(got_dir / f"logits-{index}.npy", allow_pickle=False)
@@ -35,21 +36,23 @@ def compare(wanted: Mapping[str, Any], got: Mapping[str, Any], wanted_dir: Path,
         kl.append(divergence(a, b))
         same.append(a.argmax(-1) == b.argmax(-1))
         at = int(kl[-1].argmax())
-        if kl[-1][at] > worst["kl"]:
-            worst = {"prompt": index, "position": at, "kl": float(kl[-1][at]), **_likeliest(a[at], b[at])}
+        if worst is None or kl[-1][at] > worst.kl:
+            expected, observed = (_probabilities(int(row.argmax()), a[at], b[at]) for row in (a[at], b[at]))
+            worst = Worst(prompt=index, position=at, kl=float(kl[-1][at]), expected=expected, got=observed)
+    assert worst is not None, "there is at least one prompt"
     every = np.concatenate(kl)
     answers = [a == b for a, b in zip(wanted["answers"], got["answers"], strict=True)]
-    return {
-        "kl_mean": float(every.mean()),
-        "kl_p99": float(np.quantile(every, 0.99)),
-        "kl_first": float(np.mean([one[0] for one in kl])),
-        "top1": float(np.concatenate(same).mean()),
-        "top1_first": float(np.mean([one[0] for one in same])),
-        "same_answers": float(np.mean(answers)),
-        "tokens": len(every),
-        "prompts": len(kl),
-        "worst": worst,
-    }
+    return Drift(
+        kl_mean=float(every.mean()),
+        kl_p99=float(np.quantile(every, 0.99)),
+        kl_first=float(np.mean([one[0] for one in kl])),
+        top1=float(np.concatenate(same).mean()),
+        top1_first=float(np.mean([one[0] for one in same])),
+        same_answers=float(np.mean(answers)),
+        tokens=len(every),
+        prompts=len(kl),
+        worst=worst,
+    )
 
 
 def _same_tokens(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
@@ -63,32 +66,28 @@ def _same_tokens(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
                 raise GateError(f"cuts {what} {index}{shown} into other tokens: {other[:8]} instead of {ids[:8]}")
 
 
-def _likeliest(a: Rows, b: Rows) -> dict[str, Any]:
-    """The next token of the student and that of the file, with what the one and the other give it."""
-    found = {}
-    for name, row in (("expected", a), ("got", b)):
-        token = int(row.argmax())
-        found[name] = {
-            "token": token,
-            "student": round(float(np.exp(_log_softmax(a[None])[0, token])), 4),
-            "file": round(float(np.exp(_log_softmax(b[None])[0, token])), 4),
-        }
-    return found
+def _probabilities(token: int, student: Rows, file: Rows) -> Token:
+    """What student and file give a next token."""
+    return Token(
+        token=token,
+        student=round(float(np.exp(_log_softmax(student[None])[0, token])), 4),
+        file=round(float(np.exp(_log_softmax(file[None])[0, token])), 4),
+    )
 
 
-def in_words(worst: Mapping[str, Any], wanted: Mapping[str, Any], student: Path) -> dict[str, Any]:
+def in_words(worst: Worst, wanted: Mapping[str, Any], student: Path) -> Worst:
     """The worst case with its texts, where the student's tokenizer can be read."""
-    found = {**worst, "prompt_text": wanted["rendered"][worst["prompt"]]}
+    told = worst.model_copy(update={"prompt_text": wanted["rendered"][worst.prompt]})
     try:
         tokenizer = require("tokenizers", "onnx").Tokenizer.from_file(str(student / "tokenizer.json"))
     except Exception:  # the package may be absent, and raises plain Exception for what it cannot read
-        return found
-    before = wanted["answer_ids"][worst["prompt"]][: worst["position"]]
-    found["after"] = tokenizer.decode(before, skip_special_tokens=False)
-    for name in ("expected", "got"):
-        text = tokenizer.decode([worst[name]["token"]], skip_special_tokens=False)
-        found[name] = {**worst[name], "text": text}
-    return found
+        return told
+    before = wanted["answer_ids"][worst.prompt][: worst.position]
+    texts: dict[str, Any] = {"after": tokenizer.decode(before, skip_special_tokens=False)}
+    for name, token in (("expected", worst.expected), ("got", worst.got)):
+        text = tokenizer.decode([token.token], skip_special_tokens=False)
+        texts[name] = token.model_copy(update={"text": text})
+    return told.model_copy(update=texts)
 
 
 def divergence(reference: Rows, other: Rows) -> npt.NDArray[np.float64]:

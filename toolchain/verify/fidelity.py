@@ -4,123 +4,166 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from soloist.kernels.errors import ArtifactError, GateError
+from soloist.kernels.gpu import capability
+from soloist.targets.compile import files_of, graphs_of
+from soloist.targets.formats import ENGINES, parse
 from soloist.targets.tensorrt.build_engine import SIDECAR
 from soloist.targets.tolerances import Tolerance
-from soloist.toolchain.core.environment import _capability, device
+from soloist.toolchain.core.environment import device
+from soloist.toolchain.verify.accuracy import AccuracyCheck
 from soloist.toolchain.verify.differences import compare, in_words
-from soloist.toolchain.verify.process import LIMIT_S, Probe, memory_for, observe
+from soloist.toolchain.verify.process import DEFAULT, Allowed, Prompts, memory_for, observe
+from soloist.toolchain.verify.verdict import Bounds, Drift, FormatFacts, Limits, Verdict
 
 _GRAPH = "its graph in ONNX Runtime against the student"
 _RESTORED = f"{_GRAPH}, our kernels written out in standard operators"
 _UNSEEN = "our kernels inside TensorRT"
 
-if TYPE_CHECKING:
-    from soloist.toolchain.verify.accuracy import Exam
-
-
-def verify(
-    student: Path,
-    file: Path,
-    probe: Probe,
-    out: Path,
-    tolerance: Tolerance,
-    *,
-    limit_s: float = LIMIT_S,
-) -> dict[str, Any]:
-    """Compare a compiled file with its student; `out` is a scratch folder that keeps the student's record.
-
-    Raises:
-        GateError: the file does not load, crashes, hangs, or drifts past its tolerance.
-    """
-    facts = judge(student, file, probe, out, tolerance, limit_s=limit_s)
-    if facts["verdict"] != "pass":
-        raise GateError(f"{file}: {facts['reason']}")
-    return facts
-
 
 def judge(
-    student: Path,
-    file: Path,
-    probe: Probe,
-    out: Path,
-    tolerance: Tolerance,
-    *,
-    limit_s: float = LIMIT_S,
-    memory_mb: int | None = None,
-) -> dict[str, Any]:
-    """Like `verify`, with the refusal as `verdict` "fail" and `reason` instead of an exception.
+    student: Path, file: Path, prompts: Prompts, scratch: Path, tolerance: Tolerance, allowed: Allowed = DEFAULT
+) -> Verdict:
+    """Compare a model file or folder with its student; `scratch` keeps the student's record.
 
     Raises:
         ArtifactError: the student itself does not run; that is no verdict on the file.
     """
     try:
-        wanted = observe(student, probe, out / "student", limit_s=limit_s, memory_mb=memory_mb)
+        expected = observe(student, prompts, scratch / "student", allowed)
     except GateError as error:
         raise ArtifactError(f"{student}: the student cannot be run, so nothing can be compared ({error})") from error
-    said = {"tolerance": asdict(tolerance), "limits": {"seconds": limit_s, "memory_mb": memory_mb or memory_for(file)}}
-    probe = replace(probe, references=wanted["references"])
+    verdict = Verdict(
+        tolerance=Bounds.of(tolerance),
+        limits=Limits(seconds=allowed.seconds, memory_mb=allowed.memory_mb or memory_for(file)),
+    )
+    prompts = replace(prompts, references=expected["references"])
     try:
-        got = observe(file, probe, out / "file", limit_s=limit_s, memory_mb=memory_mb)
-        numbers = compare(wanted, got, out / "student", out / "file")
+        observed = observe(file, prompts, scratch / "file", allowed)
+        drift = compare(expected, observed, scratch / "student", scratch / "file")
     except GateError as error:
-        return {"verdict": "fail", "reason": str(error), **said}
-    numbers["worst"] = in_words(numbers["worst"], wanted, student)
-    facts = {**numbers, "load_s": got["load_s"], "peak_mb": got["peak_mb"], **said}
-    facts |= {"note": got["note"]} if got["note"] else {}
-    reason = _drift(numbers, tolerance)
-    return facts | ({"verdict": "fail", "reason": reason} if reason else {"verdict": "pass"})
+        return verdict.model_copy(update={"verdict": "fail", "reason": str(error)})
+    drift = drift.model_copy(update={"worst": in_words(drift.worst, expected, student)})
+    reason = _past_tolerance(drift, tolerance)
+    return verdict.model_copy(
+        update={
+            "verdict": "fail" if reason else "pass",
+            "reason": reason,
+            "note": observed["note"] or None,
+            "drift": drift,
+            "load_s": observed["load_s"],
+            "peak_mb": observed["peak_mb"],
+        }
+    )
 
 
-def _drift(numbers: Mapping[str, Any], tolerance: Tolerance) -> str | None:
+def _past_tolerance(drift: Drift, tolerance: Tolerance) -> str | None:
     """Every number that is past its tolerance, and where it is worst; None if all are within."""
-    past = [
-        f"{what} {numbers[key]:.4g} (at {side} {limit:g})"
-        for what, key, side, limit, wrong in (
-            ("mean KL", "kl_mean", "most", tolerance.kl, numbers["kl_mean"] > tolerance.kl),
-            ("99th percentile of KL", "kl_p99", "most", tolerance.p99, numbers["kl_p99"] > tolerance.p99),
-            ("KL of first tokens", "kl_first", "most", tolerance.first, numbers["kl_first"] > tolerance.first),
-            ("same top-1", "top1", "least", tolerance.top1, numbers["top1"] < tolerance.top1),
-        )
-        if wrong
-    ]
+    numbers = (
+        ("mean KL", drift.kl_mean, "most", tolerance.kl),
+        ("99th percentile of KL", drift.kl_p99, "most", tolerance.p99),
+        ("KL of first tokens", drift.kl_first, "most", tolerance.first),
+        ("same top-1", drift.top1, "least", tolerance.top1),
+    )
+    past = []
+    for name, value, side, limit in numbers:
+        if value > limit if side == "most" else value < limit:
+            past.append(f"{name} {value:.4g} (at {side} {limit:g})")
     if not past:
         return None
-    worst = numbers["worst"]
-    expected, got = (worst[name].get("text", worst[name]["token"]) for name in ("expected", "got"))
-    where = f"worst at prompt {worst['prompt']}, answer token {worst['position']}: {got!r} instead of {expected!r}"
-    return f"drifted from the student: {', '.join(past)} over {numbers['tokens']} answer tokens; {where}"
+    worst = drift.worst
+    expected = worst.expected.token if worst.expected.text is None else worst.expected.text
+    got = worst.got.token if worst.got.text is None else worst.got.text
+    where = f"worst at prompt {worst.prompt}, answer token {worst.position}: {got!r} instead of {expected!r}"
+    return f"drifted from the student: {', '.join(past)} over {drift.tokens} answer tokens; {where}"
 
 
-def judge_format(
+def judge_models(
     students: Mapping[str, Path],
     files: Mapping[str, Path],
-    probe: Probe,
+    prompts: Prompts,
     scratch: Path,
     tolerance: Tolerance,
-    exam: tuple[Exam, Path] | None = None,
-    **limits: Any,
-) -> dict[str, Any]:
-    """The verdict on all models of a format by the name of the part, and on its accuracy where there is an exam.
-
-    Args:
-        exam: and who sits it: the file, or the folder of a pair.
+    allowed: Allowed = DEFAULT,
+) -> Verdict:
+    """The verdict on all models of a format by the name of the part: the first refusal, else the one that drifted most.
 
     Raises:
         ArtifactError: a student itself does not run.
     """
-    judged = {
-        part: judge(folder, files[part], probe, scratch / part, tolerance, **limits)
-        for part, folder in students.items()
-    }
-    facts = _worse(judged)
-    if exam is None or facts["verdict"] != "pass":
-        return facts
-    return facts | exam[0].sit(exam[1], scratch / "exam", tolerance, **limits)
+    verdicts = {}
+    for part, folder in students.items():
+        verdicts[part] = judge(folder, files[part], prompts, scratch / part, tolerance, allowed)
+    if len(verdicts) == 1:
+        return next(iter(verdicts.values()))
+    for part, verdict in verdicts.items():
+        if verdict.verdict != "pass":
+            return verdict.model_copy(update={"reason": f"{part}: {verdict.reason}"})
+    drifts = {part: verdict.drift for part, verdict in verdicts.items() if verdict.drift is not None}
+    worst = max(drifts, key=lambda part: drifts[part].kl_mean)
+    drift = drifts[worst].model_copy(update={"top1": min(one.top1 for one in drifts.values())})
+    return verdicts[worst].model_copy(update={"drift": drift, "parts": verdicts})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the formats of a student are held against, the same for all of them.
+
+    Args:
+        students: the float models by the name of the part.
+        scratch: keeps what was observed of the students from format to format.
+        graphs: where graphs lie that engines were built from; None where nobody kept them.
+        accuracy: held-out questions whose right answers must stay, if any.
+    """
+
+    students: Mapping[str, Path]
+    prompts: Prompts
+    scratch: Path
+    graphs: Mapping[str, Path] | None = None
+    accuracy: AccuracyCheck | None = None
+    allowed: Allowed = DEFAULT
+
+    def verdict_on(self, export: Path, format: str, made: FormatFacts, tolerance: Tolerance) -> Verdict:
+        """The verdict on a compiled format inside the folder `export`.
+
+        Of an engine that cannot run here its graph is compared, which is no pass of its own. One whose graph nobody
+        kept has the verdict it had.
+
+        Raises:
+            ArtifactError: a student itself does not run.
+        """
+        folder, model = export / format, export / made.path
+        target = parse(format).target
+        if target not in ENGINES or runs_here(folder):
+            files = files_of(folder, model, self.students)
+            verdict = judge_models(self.students, files, self.prompts, self.scratch, tolerance, self.allowed)
+            return self._with_accuracy(verdict, model, tolerance)
+        if target == "tensorrt":
+            files = graphs_of(folder, self.students, self.scratch)
+        elif self.graphs is not None:
+            files = dict(self.graphs)
+        else:
+            return made.verdict
+        verdict = judge_models(self.students, files, self.prompts, self.scratch, tolerance, self.allowed)
+        if target == "tensorrt":
+            graph = next(iter(files.values()))
+            verdict = self._with_accuracy(verdict, graph if len(files) == 1 else graph.parent, tolerance)
+        return without_device(verdict, made) if verdict.verdict == "pass" else verdict
+
+    def _with_accuracy(self, verdict: Verdict, model: Path, tolerance: Tolerance) -> Verdict:
+        if self.accuracy is None or verdict.verdict != "pass":
+            return verdict
+        checked = self.accuracy.run(
+            model,
+            self.scratch / "accuracy",
+            tolerance,
+            self.allowed,
+        )
+        found = {"verdict": checked.verdict, "reason": checked.reason, "accuracy": checked.accuracy}
+        return verdict.model_copy(update=found)
 
 
 def runs_here(folder: Path) -> bool:
@@ -128,32 +171,23 @@ def runs_here(folder: Path) -> bool:
     cards = [*folder.glob(SIDECAR), *folder.glob(f"*/{SIDECAR}")]
     if not cards or device()["gpu"] is None:
         return False
-    targets = [json.loads(card.read_text(encoding="utf-8")).get("target", {}) for card in cards]
-    wanted = [target["capabilities"] for target in targets if target.get("capabilities")]
-    return not wanted or all(_capability() in one for one in wanted)
+    for card in cards:
+        wanted = json.loads(card.read_text(encoding="utf-8")).get("target", {}).get("capabilities")
+        if wanted and capability() not in wanted:
+            return False
+    return True
 
 
-def without_device(found: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+def without_device(verdict: Verdict, made: FormatFacts) -> Verdict:
     """What is said of an engine that cannot run here: its graph passed, and that is not a pass of its own.
 
     Args:
-        found: the verdict on the graph.
-        made: what was said when it was compiled: `checked`, and `kernels` where ours are in it.
+        verdict: the one on the graph.
+        made: what was said when it was compiled.
     """
-    graph = _RESTORED if "kernels" in made else _GRAPH
-    checked = list(dict.fromkeys([graph, *made.get("checked", [])]))
+    graph = _GRAPH if made.kernels is None else _RESTORED
+    checked = tuple(dict.fromkeys([graph, *made.checked]))
     reason = f"runs where its GPU is; checked without it: {', '.join(checked)}"
-    if "kernels" in made:
+    if made.kernels is not None:
         reason += f"; not checked: {_UNSEEN}"
-    return {**found, "verdict": "not run", "reason": reason, "checked": checked}
-
-
-def _worse(judged: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The verdict on all parts: the first refusal, else the numbers of the part that drifted most."""
-    if len(judged) == 1:
-        return next(iter(judged.values()))
-    for part, facts in judged.items():
-        if facts["verdict"] != "pass":
-            return {**facts, "reason": f"{part}: {facts['reason']}"}
-    worst = max(judged.values(), key=lambda facts: float(facts["kl_mean"]))
-    return {**worst, "top1": min(facts["top1"] for facts in judged.values()), "parts": dict(judged)}
+    return verdict.model_copy(update={"verdict": "not run", "reason": reason, "checked": checked})

@@ -40,7 +40,7 @@ _NO_MEMORY = re.compile(
 
 
 @dataclass(frozen=True)
-class Probe:
+class Prompts:
     """Held-out prompts, and for each the answer over whose tokens distributions are compared.
 
     An empty reference stands for what the student itself answers.
@@ -52,41 +52,44 @@ class Probe:
     def __post_init__(self) -> None:
         if not self.prompts or len(self.prompts) != len(self.references):
             raise DataError(
-                f"the gate needs one reference answer for each prompt, "
+                f"comparing needs one reference answer for each prompt, "
                 f"has {len(self.references)} for {len(self.prompts)}"
             )
 
 
-def probe_of(questions: Sequence[Question]) -> Probe:
+def prompts_of(questions: Sequence[Question]) -> Prompts:
     """Questions as prompts, the student's own answers as references."""
-    return Probe([[{"role": "user", "content": q.question}] for q in questions], [""] * len(questions))
+    return Prompts([[{"role": "user", "content": q.question}] for q in questions], [""] * len(questions))
 
 
-def observe(
-    model: Path,
-    probe: Probe,
-    out: Path,
-    *,
-    limit_s: float = LIMIT_S,
-    memory_mb: int | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Allowed:
+    """Seconds and megabytes a file may take to be observed; without `memory_mb` what its size makes likely."""
+
+    seconds: float = LIMIT_S
+    memory_mb: int | None = None
+
+
+DEFAULT = Allowed()
+
+
+def observe(model: Path, prompts: Prompts, out: Path, allowed: Allowed = DEFAULT) -> dict[str, Any]:
     """Run a model over the prompts in a subprocess; its record, logits beside it in `out`.
 
-    A record that is there already is used again if model and prompts are the same. Without `memory_mb` a model gets
-    what its size makes likely.
+    A record that is there already is used again if model and prompts are the same.
 
     Raises:
-        GateError: it does not load, crashes, takes longer than `limit_s` or more than `memory_mb` MB.
+        GateError: it does not load, crashes, or takes more time or memory than it is allowed.
     """
     job = {
         "what": "observe",
         "model": str(model.resolve()),
         "files": stamp(model),
-        "prompts": [list(messages) for messages in probe.prompts],
-        "references": list(probe.references),
+        "prompts": [list(messages) for messages in prompts.prompts],
+        "references": list(prompts.references),
         "tokenizer_cases": list(TOKENIZER_CASES),
     }
-    return run_worker(job, out, limit_s, memory_mb or memory_for(model))
+    return run_worker(job, out, allowed.seconds, allowed.memory_mb or memory_for(model))
 
 
 def stamp(model: Path) -> list[tuple[str, int, int]]:

@@ -72,9 +72,9 @@ def _answers(model: Runtime, job: Mapping[str, Any]) -> tuple[list[str], list[st
 
 
 def _ask(job: Mapping[str, Any], _: Path) -> dict[str, Any]:
+    from soloist.toolchain.student.ask import ask
     from soloist.toolchain.tasks.base import Question
     from soloist.toolchain.teams.config import TeamConfig
-    from soloist.toolchain.verify.accuracy import ask
 
     return {
         "right": ask(TeamConfig.model_validate(job["team"]), [Question.model_validate(q) for q in job["questions"]])
