@@ -119,7 +119,7 @@ def tiny_onnx(tiny, warmed, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_portable(tiny, one_thread, tmp_path_factory) -> Path:
     """The tiny student as a portable ONNX folder, float32."""
-    for package in ("onnxruntime", "onnxscript", "onnx_ir", "optimum"):
+    for package in ("onnxruntime", "onnxscript", "onnx_ir"):
         pytest.importorskip(package)
     from soloist.targets.portable.export import compile_portable
 

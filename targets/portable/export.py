@@ -2,9 +2,10 @@
 
 torch's exporter traces the model through a wrapper of flat tensors (`flat`); a quantized student is traced with the
 weights its integers stand for, which are then replaced by the integers (`weights`). The graph is walked before the
-folder gets its name, so a folder that exists is portable. optimum's own ONNX exporter cannot be used with
-transformers 5; its normalized configurations can, and are (`shapes`). The tokenizer is written as transformers loads
-it, not copied: what the classes of older models change at load stands in no file of theirs.
+folder gets its name, so a folder that exists is portable. optimum's ONNX exporter cannot be used with transformers 5.
+A configuration whose graph would be wrong in silence is refused: rotary frequencies that change with the length (they
+would be frozen at the length of the trace), soft-capped scores, attention in both directions. The tokenizer is written
+as transformers loads it, not copied: what the classes of older models change at load stands in no file of theirs.
 
 float32 is for ONNX Runtime on a CPU, which computes in nothing else; float16 for TensorRT and CUDA. Left out: bfloat16
 (TensorRT on Orin has none), and students that do not fit in memory as float32.
@@ -18,15 +19,26 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import first_line, require
-from soloist.targets.portable.facts import DATA, DTYPES, GRAPH, TEMPLATE, TOKENIZER, Facts, input_names, output_names
+from soloist.targets.families import FAMILIES, sizes
+from soloist.targets.portable.facts import (
+    DATA,
+    DTYPES,
+    GRAPH,
+    TEMPLATE,
+    TOKENIZER,
+    Facts,
+    Shapes,
+    input_names,
+    output_names,
+)
 from soloist.targets.portable.graph import OPSET, check_portable, save, tidy
-from soloist.targets.portable.shapes import Shapes, read_shapes
 from soloist.targets.portable.weights import EMBEDDING, Integers, put_integers
 from soloist.targets.quantized import is_quantized, read_quantized, write_dequantized
 from soloist.targets.to_gguf import read_config
@@ -36,6 +48,7 @@ from soloist.targets.to_gguf import read_config
 # 8-bit weights on a CPU and unpacks all of them for every token. Level 1 is for graphs of 4-bit weights alone (2.6
 # times slower than 4, as exact as float32).
 ACCURACY_LEVEL = 4
+_ROPES = ("default", "linear", "llama3", "yarn")  # whose frequencies do not change with the length of the text
 
 
 def compile_portable(student: Path, out: Path, dtype: str = "float32") -> dict[str, Any]:
@@ -46,7 +59,7 @@ def compile_portable(student: Path, out: Path, dtype: str = "float32") -> dict[s
     """
     if dtype not in DTYPES:
         raise ArtifactError(f"portable ONNX in '{dtype}' is not one of {', '.join(DTYPES)}")
-    for package in ("torch", "transformers", "onnxscript", "onnx_ir", "onnx", "optimum"):
+    for package in ("torch", "transformers", "onnxscript", "onnx_ir", "onnx"):
         require(package, "compile")
     quantized = is_quantized(student)
     config = _configuration(student, quantized)
@@ -60,16 +73,9 @@ def compile_portable(student: Path, out: Path, dtype: str = "float32") -> dict[s
         operators = check_portable(temporary / GRAPH)
         sizes = {name: (temporary / name).stat().st_size for name in (GRAPH, DATA, TOKENIZER, TEMPLATE)}
         Facts(
-            family=shapes.family,
+            **asdict(shapes),
             dtype=dtype,
             opset=OPSET,
-            layers=shapes.layers,
-            heads=shapes.heads,
-            kv_heads=shapes.kv_heads,
-            head_dim=shapes.head_dim,
-            hidden=shapes.hidden,
-            vocabulary=shapes.vocabulary,
-            context=shapes.context,
             stop_ids=stop,
             special=special,
             bits=dict(done.bits),
@@ -91,6 +97,35 @@ def _configuration(student: Path, quantized: bool) -> Any:
         return require("transformers", "compile").AutoConfig.from_pretrained(str(student), local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
         raise ArtifactError(f"{student}: transformers does not know this architecture ({first_line(error)})") from error
+
+
+def read_shapes(config: Any) -> Shapes:
+    """The shapes of a transformers configuration. Raises ArtifactError: a family or variant without a graph."""
+    family = str(config.model_type)
+    if family not in FAMILIES:
+        raise ArtifactError(f"architecture '{family}' has no portable ONNX graph; there are {', '.join(FAMILIES)}")
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in [value for value in ropes.values() if isinstance(value, Mapping)] or [ropes]:
+        kind = str(rope.get("rope_type", "default"))
+        if kind not in _ROPES:
+            raise ArtifactError(
+                f"rotary embedding '{kind}' changes with the length of the text and cannot stand in a fixed graph; "
+                f"there are {', '.join(_ROPES)}"
+            )
+    for name in ("attn_logit_softcapping", "use_bidirectional_attention"):
+        if getattr(config, name, None):
+            raise ArtifactError(f"{family} with '{name}' has no portable ONNX graph")
+    size = sizes(config.to_dict(), family)
+    return Shapes(
+        family=family,
+        layers=size["layers"],
+        heads=size["heads"],
+        kv_heads=size["kv_heads"],
+        head_dim=size["head"],
+        hidden=size["hidden"],
+        vocabulary=size["vocabulary"],
+        context=int(config.max_position_embeddings),
+    )
 
 
 def _tokenizer(student: Path, out: Path, config: Any) -> tuple[dict[str, str], tuple[int, ...]]:

@@ -30,24 +30,15 @@ DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
-class Facts:
-    """A portable model, without its weights.
+class Shapes:
+    """The numbers of an architecture.
 
     Args:
         family: `model_type` of the student's configuration.
-        dtype: of weights, activations and cache; logits are float32.
         context: positions the model was made for.
-        stop_ids: tokens that end an answer.
-        special: the special tokens a chat template may name ("bos_token" …).
-        bits: how many matrices there are of each width; empty for a float model.
-        accuracy_level: what ONNX Runtime is told for the products of quantized weights.
-        operators: how often each operator stands in the graph.
-        sizes: bytes of the files beside this one.
     """
 
     family: str
-    dtype: str
-    opset: int
     layers: int
     heads: int
     kv_heads: int
@@ -55,6 +46,24 @@ class Facts:
     hidden: int
     vocabulary: int
     context: int
+
+
+@dataclass(frozen=True)
+class Facts(Shapes):
+    """A portable model, without its weights.
+
+    Args:
+        dtype: of weights, activations and cache; logits are float32.
+        stop_ids: tokens that end an answer.
+        special: the special tokens a chat template may name ("bos_token" …).
+        bits: how many matrices there are of each number of bits; empty for a float model.
+        accuracy_level: what ONNX Runtime is told for the products of quantized weights.
+        operators: how often each operator stands in the graph.
+        sizes: bytes of the files beside this one.
+    """
+
+    dtype: str
+    opset: int
     stop_ids: tuple[int, ...]
     special: Mapping[str, str]
     bits: Mapping[str, int]
@@ -70,7 +79,10 @@ class Facts:
 
 def cache_names(layers: int, prefix: str) -> list[str]:
     """Keys and values of every layer; `prefix` is "past_key_values" or "present"."""
-    return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    names = []
+    for layer in range(layers):
+        names += [f"{prefix}.{layer}.key", f"{prefix}.{layer}.value"]
+    return names
 
 
 def input_names(layers: int) -> list[str]:

@@ -14,8 +14,7 @@ from typing import Any
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import require
-from soloist.targets.portable.facts import DATA, GRAPH, cache_names
-from soloist.targets.portable.shapes import Shapes
+from soloist.targets.portable.facts import DATA, GRAPH, Shapes, cache_names
 
 OPSET = 21  # the first with INT4 and with DequantizeLinear in blocks
 IR_VERSION = 10  # of opset 21; TensorRT 10.3 reads no newer file

@@ -78,7 +78,7 @@ def _other_cut_of_texts(folder):
 
 @pytest.mark.parametrize("format", ["gguf", "gguf-q4_k_m", "onnx-portable", "tensorrt-7.2"])
 def test_weights_that_are_cut_off_become_no_file(cannot, student_with, format):
-    for needed in ("llama_cpp", "onnxscript", "onnx_ir", "optimum"):
+    for needed in ("llama_cpp", "onnxscript", "onnx_ir"):
         pytest.importorskip(needed)
     student = student_with(_cut_weights)
     said = cannot(ARTIFACT, "export", student, "--formats", format)
@@ -101,7 +101,7 @@ def test_weights_that_are_cut_off_are_not_quantized(cannot, student_with):
     ],
 )
 def test_an_architecture_no_target_knows_is_named(cannot, student_with, monkeypatch, format, reason):
-    for needed in ("onnxscript", "onnx_ir", "optimum"):
+    for needed in ("onnxscript", "onnx_ir"):
         pytest.importorskip(needed)
 
     def builder(folder, *_, device):

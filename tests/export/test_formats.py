@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-for package in ("torch", "transformers", "gguf", "llama_cpp", "onnxruntime_genai", "onnx_ir", "onnx", "optimum"):
+for package in ("torch", "transformers", "gguf", "llama_cpp", "onnxruntime_genai", "onnx_ir", "onnx"):
     pytest.importorskip(package)
 
 import gguf  # noqa: E402

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-for package in ("torch", "transformers", "gguf", "triton", "onnxscript", "onnx_ir", "onnx", "optimum"):
+for package in ("torch", "transformers", "gguf", "triton", "onnxscript", "onnx_ir", "onnx"):
     pytest.importorskip(package)
 
 from soloist.kernels.errors import ArtifactError, GateError, UsageError  # noqa: E402

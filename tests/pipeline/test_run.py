@@ -46,9 +46,9 @@ def test_every_format_has_its_packages_and_its_name():
     ("formats", "wanted", "spared"),
     [
         (["gguf-q4_k_m"], ("llama_cpp", "gguf"), {"onnx", "onnxruntime", "onnxruntime_genai"}),
-        (["onnx"], ("onnxruntime_genai", "onnx"), {"optimum", "tensorrt_rtx"}),
+        (["onnx"], ("onnxruntime_genai", "onnx"), {"onnxscript", "tensorrt_rtx"}),
         (["onnx-portable-fp16"], ("onnxscript", "compile"), {"onnxruntime_genai", "tensorrt_rtx"}),
-        (["tensorrt-7.2"], ("optimum", "compile"), {"onnxruntime_genai", "tensorrt_rtx"}),
+        (["tensorrt-7.2"], ("onnx_ir", "compile"), {"onnxruntime_genai", "tensorrt_rtx"}),
         (["gguf", "tensorrt-rtx"], ("tensorrt_rtx", "rtx"), {"onnxruntime_genai"}),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_file_that_failed_since_is_no_longer_measured(whole_job, with_engine):
 
 @pytest.mark.slow
 def test_a_job_with_a_graph_and_an_engine_ends_in_a_report(whole_job, tmp_path):
-    for package in ("onnxruntime", "onnxscript", "onnx_ir", "onnx", "optimum", "tokenizers", "jinja2"):
+    for package in ("onnxruntime", "onnxscript", "onnx_ir", "onnx", "tokenizers", "jinja2"):
         pytest.importorskip(package)
     out = shutil.copytree(whole_job.out, tmp_path / "job")
     formats = ("gguf-q4_k_m", "onnx-portable", "tensorrt")

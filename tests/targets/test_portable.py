@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-for package in ("torch", "transformers", "onnxruntime", "onnxscript", "onnx_ir", "onnx", "optimum", "safetensors"):
+for package in ("torch", "transformers", "onnxruntime", "onnxscript", "onnx_ir", "onnx", "safetensors"):
     pytest.importorskip(package)
 
 import onnx  # noqa: E402

@@ -34,7 +34,7 @@ LENGTHS = Lengths(64, 8)
 @pytest.fixture(scope="module")
 def quantized(tiny, tmp_path_factory):
     """A portable folder: float16, 4-bit layers, an 8-bit embedding that is the head."""
-    for needed in ("onnxscript", "onnx_ir", "optimum"):
+    for needed in ("onnxscript", "onnx_ir"):
         pytest.importorskip(needed)
     from soloist.targets.portable.export import compile_portable
 

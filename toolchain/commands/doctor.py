@@ -12,7 +12,7 @@ EXTRAS = {
     "api": ("openai",),
     "prices": ("genai_prices",),
     "train": ("torch", "transformers", "accelerate", "peft", "gguf", "safetensors", "networkx"),
-    "compile": ("onnx", "onnx_ir", "onnxscript", "optimum"),
+    "compile": ("onnx", "onnx_ir", "onnxscript"),
     "kernels": ("triton",),
     "rtx": ("tensorrt_rtx",),
     "rl": ("trl",),
