@@ -24,7 +24,6 @@ import os
 import queue
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -34,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soloist.kernels.child import Child, ChildDied, Parent
 from soloist.kernels.choose import ARCHITECTURES, Impl
 from soloist.kernels.errors import ArtifactError, GateError, MissingExtraError, ResourceError, UsageError
 from soloist.kernels.listing import Listing, read_ptx
@@ -159,69 +159,61 @@ def _installed() -> bool:
 
 def _answers(order: Mapping[str, Any], workers: int) -> Iterator[Record]:
     """Answers of the workers as they come. Raises ResourceError where one of them died."""
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[Record | ChildDied | None] = queue.SimpleQueue()
 
-    def drain(process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        with process.stdout as said:
-            for line in said:
-                lines.put(line)
-        lines.put(None)
+    def drain(child: Child, share: int) -> None:
+        with child:
+            try:
+                child.send({**order, "share": [share, workers]})
+                for answer in child.answers():
+                    answers.put(answer)
+            except ChildDied as error:
+                answers.put(error)
+        answers.put(None)
 
+    died: list[ChildDied] = []
     with tempfile.TemporaryDirectory() as scratch:
-        processes = [_start({**order, "share": [i, workers]}, Path(scratch) / f"{i}") for i in range(workers)]
+        children = [Child("soloist.kernels.aot", _environment(Path(scratch) / f"{i}")) for i in range(workers)]
+        threads = [threading.Thread(target=drain, args=(child, i)) for i, child in enumerate(children)]
+        for thread in threads:
+            thread.start()
         try:
-            for process in processes:
-                threading.Thread(target=drain, args=(process,), daemon=True).start()
             running = workers
             while running:
-                if (line := lines.get()) is None:
+                answer = answers.get()
+                if answer is None:
                     running -= 1
+                elif isinstance(answer, ChildDied):
+                    died.append(answer)
                 else:
-                    yield json.loads(line)
-            codes = [process.wait() for process in processes]
+                    yield answer
         finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        for i, code in enumerate(codes):
-            if code:
-                said = (Path(scratch) / f"{i}" / "stderr").read_text(errors="replace").strip().splitlines()[-1:]
-                raise ResourceError(f"a compiling process ended with {code}: {' '.join(said)}")
+            for child, thread in zip(children, threads, strict=True):
+                child.process.kill()
+                thread.join()
+    if died:
+        raise ResourceError(f"a compiling process {died[0]}") from died[0]
 
 
-def _start(order: Mapping[str, Any], scratch: Path) -> subprocess.Popen[str]:
-    scratch.mkdir()
-    environment = {
-        **{key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"},
-        "TRITON_CACHE_DIR": str(scratch / "triton"),
+def _environment(cache: Path) -> dict[str, str | None]:
+    return {
+        "TRITON_INTERPRET": None,
+        "TRITON_CACHE_DIR": str(cache),
         "TRITON_ALWAYS_COMPILE": "1",
         "TRITON_DUMP_PTXAS_LOG": "1",
         "TRITON_DEFAULT_FP_FUSION": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    with (scratch / "stderr").open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "soloist.kernels.aot"],
-            text=True,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(json.dumps(order))
-    return process
 
 
 # --- worker ---------------------------------------------------------------------------------------------------------
 
 
 def work() -> None:
-    """Compile this worker's share of the order on stdin; one JSON line per build on stdout."""
-    order = json.load(sys.stdin)
-    out = sys.stdout  # Triton prints to stdout while it compiles
+    """Compile this worker's share of the parent's order; an answer a build."""
+    parent = Parent()
+    order = parent.receive()
+    assert order is not None
     share, workers = order["share"]
     impls = [Impl(name, module) for name, module in order["impls"].items()]
     jobs = [(sm, build) for impl in impls for build in impl.load().builds() for sm in order["targets"]]
@@ -234,7 +226,7 @@ def work() -> None:
             answer["record"] = _make(build, sm, order["ptx"] or LIMITS[sm].ptx, Path(order["cache"]), order["folder"])
         except Exception as error:  # Triton raises many kinds; all faults are told at once
             answer["fault"] = f"{answer['name']}: {type(error).__name__}: {' '.join(str(error).split())[-300:]}"
-        print(json.dumps(answer), file=out, flush=True)
+        parent.send(answer)
 
 
 def _make(build: Build, sm: int, ptx: int, cache: Path, folder: str) -> Record:

@@ -8,15 +8,12 @@ On the CPU the process has TRITON_INTERPRET=1, on a GPU it has not, whatever the
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from soloist.kernels.child import Child, ChildDied, Parent
 from soloist.kernels.choose import Impl
 from soloist.kernels.errors import MissingExtraError, ResourceError
 
@@ -60,33 +57,14 @@ def run_cases(impls: Sequence[Impl], device: Literal["cpu", "cuda"], *, seed: in
     if device == "cuda":
         _demand_gpu()
     order = {"impls": {impl.name: impl.module for impl in impls}, "device": device, "seed": seed, "slow": slow}
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    if device == "cpu":
-        environment["TRITON_INTERPRET"] = "1"
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "soloist.kernels.check"],
-            text=True,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-        assert process.stdin is not None and process.stdout is not None
+    interpreter = {"TRITON_INTERPRET": "1" if device == "cpu" else None}
+    with Child("soloist.kernels.check", interpreter) as child:
+        child.send(order)
         try:
-            with process.stdin:
-                process.stdin.write(json.dumps(order))
-            with process.stdout:
-                for line in process.stdout:
-                    yield Result(**json.loads(line))
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
-        if code:
-            errors.seek(0)
-            last = errors.read().strip().splitlines()[-1:]
-            raise ResourceError(f"the checking process ended with {code}: {' '.join(last)}")
+            for answer in child.answers():
+                yield Result(**answer)
+        except ChildDied as error:
+            raise ResourceError(f"the checking process {error}") from error
 
 
 def _demand_gpu() -> None:
@@ -99,9 +77,10 @@ def _demand_gpu() -> None:
 
 
 def work() -> None:
-    """Run the order on stdin, one JSON line a case on stdout."""
-    order = json.load(sys.stdin)
-    out, sys.stdout = sys.stdout, sys.stderr  # whatever a kernel prints is not an answer
+    """Do the parent's order; an answer a case."""
+    parent = Parent()
+    order = parent.receive()
+    assert order is not None
     kernels = [Impl(name, module).load() for name, module in order["impls"].items()]
     chosen = [(kernel, case) for kernel in kernels for case in kernel.cases if order["slow"] or not case.slow]
     for kernel, case in chosen:
@@ -112,7 +91,7 @@ def work() -> None:
         except Exception as error:  # one broken case must not hide the others
             said = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
             answer |= {"worst": float("inf"), "absolute": float("inf"), "said": said}
-        print(json.dumps(answer), file=out, flush=True)
+        parent.send(answer)
 
 
 if __name__ == "__main__":

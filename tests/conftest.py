@@ -223,8 +223,7 @@ def warmed(warm_python) -> Callable[[], contextlib.AbstractContextManager[None]]
     @contextlib.contextmanager
     def block() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("toolchain.verify.process", "toolchain.teams.process", "targets.to_onnx"):
-                patch.setattr(f"soloist.{module}.sys", SimpleNamespace(executable=warm_python))
+            patch.setattr("soloist.kernels.child.PYTHON", warm_python)
             yield
 
     return block

@@ -21,12 +21,10 @@ KILLS = {"record": ("traces", 9), "distill": ("student", 3), "export": ("compile
 STARTER = """
 import os, sys, time
 from pathlib import Path
-from types import SimpleNamespace
-from soloist.toolchain.bench import process as bench
+from soloist.kernels import child as children
 from soloist.toolchain.distill import train
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.pipeline.run import run
-from soloist.toolchain.verify import process as gate
 from sums_team import job
 
 def often(self, base, config, accelerator=None, begin=train.Trainer.__init__):
@@ -45,7 +43,7 @@ else:
     sys.exit()
 train.Trainer.__init__ = often
 base, model, out = map(Path, sys.argv[2:])
-bench.sys = gate.sys = SimpleNamespace(executable=sys.argv[1])
+children.PYTHON = sys.argv[1]
 with EventLog(out / "events.jsonl", (slowly,)) as events:
     run(job(base, model, out), events)
 os._exit(0)

@@ -168,8 +168,8 @@ def test_a_worker_explains_why_it_ended(sums, one_thread, tiny_smollm2_gguf, tmp
         worker.ask(sums.questions(1)[0], 0)
     worker.close()
     worker = Worker("x", team)
-    worker.process.send_signal(signal.SIGKILL)
-    worker.process.wait()
+    worker.child.process.send_signal(signal.SIGKILL)
+    worker.child.process.wait()
     with pytest.raises(EngineError, match=r"^'x': its process was killed \(SIGKILL\); is there enough memory\?$"):
         worker.ask(sums.questions(1)[0], 0)
     worker.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def row_dot(monkeypatch, tmp_path):
     """The tests' own kernel as the only one, and a cache of its own."""
     pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.syspath_prepend(str(FOLDER))
-    monkeypatch.setenv("PYTHONPATH", str(FOLDER))
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER), prepend=os.pathsep)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in list(REGISTRY):
         monkeypatch.delitem(REGISTRY, name)

@@ -24,7 +24,7 @@ ROW_DOT = [Impl("row_dot", "row_dot")]
 def importable():
     """`row_dot`, importable in the compiling processes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         yield patch
 
 
@@ -127,7 +127,10 @@ def test_what_does_not_compile_is_named(importable, tmp_path):
 
 
 def test_a_process_that_dies_is_told(importable, tmp_path):
-    with pytest.raises(ResourceError, match="ended with 1: ModuleNotFoundError: No module named 'no_such_module'"):
+    with pytest.raises(
+        ResourceError,
+        match="a compiling process ended with code 1: ModuleNotFoundError: No module named 'no_such_module'",
+    ):
         build_kernels([Impl("ghost", "no_such_module")], (87,), tmp_path, tmp_path / "cache")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ ROW_DOT = [Impl("row_dot", "row_dot")]
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     """`row_dot`, importable in the checking process."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
 
 
 def test_cases_pass_in_the_interpreter_whatever_the_environment_says(monkeypatch):
@@ -43,7 +44,9 @@ def test_a_case_that_breaks_off_says_why_and_fails():
 
 
 def test_a_process_that_dies_is_told():
-    with pytest.raises(ResourceError, match="No module named 'no_such_module'"):
+    with pytest.raises(
+        ResourceError, match=r"the checking process ended with code 1: .*No module named 'no_such_module'"
+    ):
         list(run_cases([Impl("ghost", "no_such_module")], "cpu", seed=0, slow=False))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -250,7 +251,7 @@ def test_the_builder_keeps_to_its_memory(graph, there, monkeypatch, tmp_path):
     folder = graph(identity())
     hog = "import resource; print(resource.getrlimit(resource.RLIMIT_DATA)); bytearray(1 << 30)"
     (tmp_path / "tensorrt_rtx.py").write_text(hog)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(ResourceError, match="ran out of the memory it may use"):
         rtx.build_rtx(folder, tmp_path / "engine", ("8.9",), lengths=LENGTHS, memory_mb=400)
 

@@ -1,29 +1,23 @@
 """The parent's side of `worker.py`: a model is opened in a process of its own, with limits of time and memory.
 
 A subprocess, because a broken file may take its runtime down with it; a crash, a hang or an error becomes the reason
-in the verdict; it ends with the process that started it. Memory is limited by the system: on Linux the worker's
-private memory (RLIMIT_DATA: heap, stacks, buffers; a mapped model file does not count, which RLIMIT_AS would count,
-together with the many gigabytes that runtimes only reserve), on other Unix systems the same limit, which there counts
-the heap alone. Windows has no such limit for a process by itself: there only time is limited.
+in the verdict. Memory is limited where the system can (`limit_memory`); on Windows only time is.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soloist.kernels.child import run_module
 from soloist.kernels.errors import DataError, GateError
 from soloist.targets.base import Message
 from soloist.targets.tokenizer_cases import TOKENIZER_CASES
 from soloist.toolchain.core.files import write_atomic
-from soloist.toolchain.core.lifeline import lifeline
 from soloist.toolchain.tasks.base import Question
 
 RECORD = "record.json"
@@ -116,19 +110,14 @@ def run_worker(job: Mapping[str, Any], out: Path, limit_s: float, memory_mb: int
 
 
 def _start(job: Path, limit_s: float, memory_mb: int) -> None:
-    command = [sys.executable, "-P", "-m", "soloist.toolchain.verify.worker", str(job)]
     try:
-        with lifeline() as stdin:
-            done = subprocess.run(
-                command, stdin=stdin, capture_output=True, text=True, errors="replace", timeout=limit_s, check=False
-            )
-    except subprocess.TimeoutExpired as error:
+        ended = run_module("soloist.toolchain.verify.worker", [str(job)], limit_s=limit_s, memory_mb=memory_mb)
+    except TimeoutError as error:
         raise GateError(f"did not finish within {limit_s:g} s in its runtime") from error
-    if done.returncode == 0 and (job.parent / RECORD).is_file():
+    if ended.code == 0 and (job.parent / RECORD).is_file():
         return
-    if _NO_MEMORY.search(done.stderr):
+    if _NO_MEMORY.search(ended.stderr):
         raise GateError(f"needs more than the {memory_mb} MB of memory it may use")
-    if done.returncode < 0:
-        raise GateError(f"crashed its runtime ({signal.Signals(-done.returncode).name})")
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    raise GateError(f"does not run: {lines[-1] if lines else f'exit code {done.returncode}'}")
+    if ended.signal_name:
+        raise GateError(f"crashed its runtime ({ended.signal_name})")
+    raise GateError(f"does not run: {ended.last or f'exit code {ended.code}'}")

@@ -20,10 +20,8 @@ import numpy as np
 from soloist.kernels.errors import SoloistError
 from soloist.targets.base import Runtime, Sampling
 from soloist.targets.open import open_runtime
-from soloist.targets.tensorrt.build_engine import limit_memory
 from soloist.toolchain.core.environment import peak_mb
 from soloist.toolchain.core.files import write_atomic
-from soloist.toolchain.core.lifeline import Parent
 from soloist.toolchain.verify.process import RECORD
 
 _GREEDY, _NEW_TOKENS = 4, 64  # whole answers are drawn for the first prompts only: they take most of the time
@@ -32,7 +30,6 @@ _GREEDY, _NEW_TOKENS = 4, 64  # whole answers are drawn for the first prompts on
 def work(job_file: Path) -> None:
     """Do the job and write its record."""
     job = json.loads(job_file.read_text(encoding="utf-8"))
-    limit_memory(job["memory_mb"])
     record = {"observe": _observe, "ask": _ask}[job["what"]](job, job_file.parent)
     write_atomic(job_file.parent / RECORD, json.dumps({**record, "peak_mb": peak_mb()}, ensure_ascii=False))
 
@@ -82,7 +79,6 @@ def _ask(job: Mapping[str, Any], _: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    Parent()
     try:
         work(Path(sys.argv[1]))
     except SoloistError as problem:
