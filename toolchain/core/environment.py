@@ -1,4 +1,4 @@
-"""TO BE DESCRIBED."""
+"""Where a result came from: versions, machine, commit, and how much memory this process took."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from soloist.kernels.gpu import names as gpu_names
 
 _PACKAGES = (
     "soloist",
@@ -48,20 +49,13 @@ def device() -> dict[str, Any]:
     memory = None
     with contextlib.suppress(ValueError, OSError):
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    return {"cpu": model, "cores": os.cpu_count(), "memory_gb": memory, "system": platform.system(), "gpu": _gpu()}
-
-
-def _gpu() -> str | None:
-    if shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    return answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else None
+    gpu = next(iter(gpu_names()), None)
+    return {"cpu": model, "cores": os.cpu_count(), "memory_gb": memory, "system": platform.system(), "gpu": gpu}
 
 
 def commit() -> str | None:
     """The commit of the source tree this runs from, `-dirty` appended; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -78,10 +72,3 @@ def peak_mb() -> float | None:
     except OSError:
         pass
     return None
-
-
-def _capability() -> str:
-    """The compute capability of the first GPU, such as "8.9"."""
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    return (answer.stdout.splitlines() or [""])[0].strip()

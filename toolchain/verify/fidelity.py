@@ -13,7 +13,6 @@ from soloist.targets.compile import files_of, graphs_of
 from soloist.targets.formats import ENGINES, parse
 from soloist.targets.tensorrt.build_engine import SIDECAR
 from soloist.targets.tolerances import Tolerance
-from soloist.toolchain.core.environment import device
 from soloist.toolchain.verify.accuracy import AccuracyCheck
 from soloist.toolchain.verify.differences import compare, in_words
 from soloist.toolchain.verify.process import DEFAULT, Allowed, Prompts, memory_for, observe
@@ -169,11 +168,12 @@ class Comparison:
 def runs_here(folder: Path) -> bool:
     """Whether a folder (or the two of a pair) holds engines that were built, for a GPU that is here."""
     cards = [*folder.glob(SIDECAR), *folder.glob(f"*/{SIDECAR}")]
-    if not cards or device()["gpu"] is None:
+    here = capability()
+    if not cards or here is None:
         return False
     for card in cards:
         wanted = json.loads(card.read_text(encoding="utf-8")).get("target", {}).get("capabilities")
-        if wanted and capability() not in wanted:
+        if wanted and here not in wanted:
             return False
     return True
 
