@@ -45,9 +45,9 @@ class Hang:
 GATE = """
 import sys
 from pathlib import Path
-from soloist.toolchain.verify import Probe, observe
+from soloist.toolchain.verify.process import Prompts, observe
 
-observe(Path(sys.argv[1]), Probe([[{"role": "user", "content": "hi"}]], ["ho"]), Path(sys.argv[1]) / "out")
+observe(Path(sys.argv[1]), Prompts([[{"role": "user", "content": "hi"}]], ["ho"]), Path(sys.argv[1]) / "out")
 """
 BENCH = """
 from soloist.toolchain.teams.process import Worker
