@@ -15,7 +15,6 @@ the same. Advice follows `verdict` unless the config says otherwise, and only ev
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -45,7 +44,7 @@ from soloist.toolchain.core.artifact import MANIFEST, Artifact, Facts, stage
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import sha256_file, write_atomic
 from soloist.toolchain.record.repeats import Sampled, record_repeats
-from soloist.toolchain.tasks.base import Question, question_key
+from soloist.toolchain.tasks.base import Question, question_key, questions_digest
 from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.teams.engines.base import Embedder, Engine
 from soloist.toolchain.teams.team import open_engine
@@ -106,10 +105,9 @@ def assess(
         raise DataError("nothing to look at: give recorded runs, or a team and questions to put to it")
     if files and config.distance == "embedding":
         raise UsageError("distance 'embedding' needs a team that is run: recorded runs have no engine")
-    asked = hashlib.sha256("\n".join(question.model_dump_json() for question in questions).encode()).hexdigest()
     plan = config.model_dump(mode="json") | {
         "team": team.model_dump(mode="json") if team else None,
-        "questions": None if files else asked[:16],
+        "questions": None if files else questions_digest(questions),
         "recordings": [sha256_file(file)[:16] for file in files],
         "known": [sha256_file(file)[:16] for file in extra],
     }

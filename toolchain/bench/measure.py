@@ -9,7 +9,6 @@ systems rotate their order from question to question, so that none is always the
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from soloist.toolchain.bench.systems import System
 from soloist.toolchain.core.artifact import Artifact, Facts, stage
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import write_atomic
-from soloist.toolchain.tasks.base import Question
+from soloist.toolchain.tasks.base import Question, questions_digest
 from soloist.toolchain.teams.process import Worker
 from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import TraceWriter, read_runs
@@ -60,9 +59,8 @@ def measure(
     events: EventLog = QUIET,
 ) -> Artifact:
     """Ask every system every question of its share. Questions carry their split. Raises EngineError."""
-    asked = hashlib.sha256("\n".join(q.model_dump_json() for q in questions).encode()).hexdigest()[:16]
     described = [_without_paths(system) for system in systems]
-    plan = {"systems": described, "questions": asked, "count": len(questions), "seed": seed}
+    plan = {"systems": described, "questions": questions_digest(questions), "count": len(questions), "seed": seed}
 
     def build(folder: Path) -> BenchFacts:
         writers = {system.id: TraceWriter(folder / f"{system.id}.jsonl") for system in systems}

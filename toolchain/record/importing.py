@@ -37,8 +37,7 @@ from soloist.toolchain.traces.store import format_line, write_runs
 IMPORTERS: Mapping[str, Importer] = {
     module.IMPORTER.name: module.IMPORTER for module in (dylan, du, agentark, magdi, who_and_when, fireact)
 }
-_READ = (".json", ".jsonl")
-_PICKLES = (".p", ".pkl", ".pickle")
+_SEARCHED = (".json", ".jsonl", ".p", ".pkl", ".pickle")  # pickles to refuse them
 
 
 class FormatCounts(Facts):
@@ -73,23 +72,27 @@ class ImportOptions:
 
 
 def find_files(paths: Sequence[Path], options: ImportOptions) -> list[Path]:
-    """The files to read: those named, and of a folder its JSON files (and pickles, to refuse them aloud)."""
-    found: list[Path] = []
+    """The files to read: those named, and of a folder its JSON files, and pickles so that they are refused by name."""
+    files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [f for f in sorted(path.rglob("*")) if f.is_file() and f.suffix in (*_READ, *_PICKLES)]
-            found += [f for f in inside if options.questions is None or not _same_place(f, options.questions)]
+            inside = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix in _SEARCHED]
             if not inside:
                 raise DataError(f"{path}: no .json or .jsonl file in it; name the files, or another folder")
+            files += [file for file in inside if not _holds_questions(file, options)]
         elif path.exists():
-            found.append(path)
+            files.append(path)
         else:
             raise DataError(f"{path}: no such file or folder; check the name")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(files))
 
 
-def _same_place(file: Path, questions: Path) -> bool:
-    return file.resolve() == questions.resolve() or questions.resolve() in file.resolve().parents
+def _holds_questions(file: Path, options: ImportOptions) -> bool:
+    """Whether a file is what --questions names, or in the folder that it names."""
+    if options.questions is None:
+        return False
+    questions = options.questions.resolve()
+    return questions in (file.resolve(), *file.resolve().parents)
 
 
 def detect(document: Document) -> Importer:

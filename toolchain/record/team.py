@@ -8,7 +8,6 @@ the next one. A question that the engine failed on is recorded with its error an
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from threading import Lock
 from soloist.kernels.errors import DataError
 from soloist.toolchain.core.artifact import Artifact, stage
 from soloist.toolchain.core.events import QUIET, EventLog
-from soloist.toolchain.tasks.base import Question
+from soloist.toolchain.tasks.base import Question, questions_digest
 from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.teams.process import Worker
 from soloist.toolchain.teams.team import Team
@@ -46,8 +45,12 @@ def record(
     """
     if not questions:
         raise DataError("no questions to record: give at least one")
-    asked = hashlib.sha256("\n".join(question.model_dump_json() for question in questions).encode()).hexdigest()
-    plan = {"team": config.model_dump(mode="json"), "questions": asked[:16], "count": len(questions), "seed": seed}
+    plan = {
+        "team": config.model_dump(mode="json"),
+        "questions": questions_digest(questions),
+        "count": len(questions),
+        "seed": seed,
+    }
 
     def build(folder: Path) -> TraceFacts:
         with TraceWriter(folder / _RAW) as writer:

@@ -57,6 +57,11 @@ def question_key(text: str) -> str:
     return hashlib.sha256(folded.encode()).hexdigest()[:16]
 
 
+def questions_digest(questions: Sequence[Question]) -> str:
+    """Which questions a stage was given, in which order: 16 hex digits for its plan."""
+    return hashlib.sha256("\n".join(question.model_dump_json() for question in questions).encode()).hexdigest()[:16]
+
+
 T = TypeVar("T")
 
 

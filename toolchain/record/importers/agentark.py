@@ -89,26 +89,26 @@ def split_solutions(response: str) -> list[str]:
     if not response.strip():
         raise DataError("an empty response")
     for pattern in _HEADERS.values():
-        found = list(pattern.finditer(response))
-        if not found or response[: found[0].start()].strip():
+        headers = list(pattern.finditer(response))
+        if not headers or response[: headers[0].start()].strip():
             continue  # what begins with something else only quotes solutions
-        taken = [found[0]]
-        for match in found[1:]:
+        taken = [headers[0]]
+        for match in headers[1:]:
             number, expected = int(match[1]), len(taken) + 1
             if number == expected:
                 taken.append(match)
-            elif number == expected - 1 and number > 1 and _goes_on(found, match, expected):
+            elif number == expected - 1 and number > 1 and _goes_on(headers, match, expected):
                 raise DataError(f"the header 'Solution {number}' stands twice: one of the two is a quote")
-        if int(found[0][1]) != 1 or len(taken) < 2:
+        if int(headers[0][1]) != 1 or len(taken) < 2:
             continue
         ends = [match.start() for match in taken[1:]] + [len(response)]
         return [response[match.end() : end].strip("\n") for match, end in zip(taken, ends, strict=True)]
     return [response]
 
 
-def _goes_on(found: list[re.Match[str]], match: re.Match[str], expected: int) -> bool:
+def _goes_on(headers: list[re.Match[str]], match: re.Match[str], expected: int) -> bool:
     """Whether a header with the next number still follows: then the repeated one may be the real one."""
-    return any(int(other[1]) == expected for other in found if other.start() > match.start())
+    return any(int(other[1]) == expected for other in headers if other.start() > match.start())
 
 
 def _labeled(record: dict[str, Any], question: Question, reading: Reading) -> Run:
@@ -141,13 +141,11 @@ def _count_tokens(record: dict[str, Any], reading: Reading) -> str:
     stats = record.get("token_stats")
     if not isinstance(stats, dict) or not stats:
         return UNRECORDED
-    total = sum(
-        int(value)
-        for counts in stats.values()
-        if isinstance(counts, dict)
-        for key, value in counts.items()
-        if key.endswith("_tokens") and isinstance(value, int | float)
-    )
+    total = 0
+    for counts in stats.values():
+        for key, value in counts.items() if isinstance(counts, dict) else ():
+            if key.endswith("_tokens") and isinstance(value, int | float):
+                total += int(value)
     reading.tally.noted[_TOKENS] = max(total, reading.tally.noted[_TOKENS])
     return str(next(iter(stats))) if len(stats) == 1 else UNRECORDED
 

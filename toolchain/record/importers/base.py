@@ -174,11 +174,11 @@ def _parse(text: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         names = Counter(key for key, _ in pairs)
         raise ValueError(f"the key {names.most_common(1)[0][0][:60]!r} stands twice in one object")
-    return found
+    return record
 
 
 def _no_constant(name: str) -> None:
@@ -315,12 +315,12 @@ class Graph:
 
     def voted(self, team: str, voters: Sequence[int]) -> Run:
         """The run whose answer is that of most `voters` (the first spoken on a tie); its path is their first."""
-        said = [(self._key(turn), turn) for turn in voters if self.turns[turn].answer is not None]
-        if not said:
+        votes = {turn: self._key(turn) for turn in voters if self.turns[turn].answer is not None}
+        if not votes:
             return self.run(team, answer=None)
-        counts = Counter(key for key, _ in said)
-        best = max(said, key=lambda pair: (counts[pair[0]], -pair[1]))[0]
-        winner = next(turn for key, turn in said if key == best)
+        counts = Counter(votes.values())
+        first = max(votes, key=lambda turn: (counts[votes[turn]], -turn))
+        winner = next(turn for turn, vote in votes.items() if vote == votes[first])
         return self.run(team, answer=self.turns[winner].answer, path=[winner])
 
     def _key(self, turn: int) -> str:
@@ -337,11 +337,11 @@ def chat(value: object) -> list[ChatMessage]:
     """A conversation: an optional system message, then user and assistant in turn."""
     if not isinstance(value, list) or not value:
         raise DataError("a context is no list of messages")
-    found = []
+    messages = []
     for item in value:
         record = mapping(item, "a message")
-        found.append(ChatMessage(role=text_of(record, "role"), content=text_of(record, "content")))
-    spoken = found[1:] if found[0].role == "system" else found
+        messages.append(ChatMessage(role=text_of(record, "role"), content=text_of(record, "content")))
+    spoken = messages[1:] if messages[0].role == "system" else messages
     if len(spoken) % 2 or any(m.role != ("user", "assistant")[i % 2] for i, m in enumerate(spoken)):
         raise DataError("a context is not user and assistant in turn")
-    return found
+    return messages

@@ -20,11 +20,13 @@ from soloist.toolchain.traces.schema import ChatMessage, Run
 
 
 def _are_contexts(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(isinstance(c, list) and c and all(isinstance(m, dict) and "role" in m for m in c) for c in value)
-    )
+    return isinstance(value, list) and bool(value) and all(map(_is_context, value))
+
+
+def _is_context(value: object) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(message, dict) and "role" in message for message in value)
 
 
 def _parts(value: object) -> tuple[Any, Any] | None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from soloist.kernels.errors import DataError
 from soloist.toolchain.record.importers.base import Document, Graph, Importer, Reading, Row, chat, quoted
 from soloist.toolchain.tasks.base import Question
+from soloist.toolchain.tasks.files import load_questions
 from soloist.toolchain.traces.schema import Run
 
 MODEL = "gpt-3.5-turbo"
@@ -45,14 +46,13 @@ def _is_math(value: object) -> bool:
 
 
 def _is_mmlu(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(
-            isinstance(agent, list) and len(agent) > 0 and all(text is None or isinstance(text, str) for text in agent)
-            for agent in value
-        )
-    )
+    return isinstance(value, list) and bool(value) and all(map(_are_rounds, value))
+
+
+def _are_rounds(value: object) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    return all(text is None or isinstance(text, str) for text in value)
 
 
 def _mmlu_rows(document: Document) -> list[Row]:
@@ -152,12 +152,16 @@ def _quoted_turns(
     shown: str, agent: int, number: int, agents: int, graph: Graph, spoken: dict[tuple[int, int], int]
 ) -> list[int]:
     """The turns that a prompt quotes: of the agents before this one in this round, of the others in the last."""
-    found = []
+    turns = []
     for other in range(agents):
-        rounds = (number, number - 1) if other < agent else (number - 1,)
-        turns = [spoken[other, r] for r in rounds if other != agent and (other, r) in spoken]
-        found += next(([turn] for turn in turns if quoted(shown, graph.turns[turn].text)), [])
-    return found
+        if other == agent:
+            continue
+        for round_ in (number, number - 1) if other < agent else (number - 1,):
+            turn = spoken.get((other, round_))
+            if turn is not None and quoted(shown, graph.turns[turn].text):
+                turns.append(turn)
+                break
+    return turns
 
 
 # ---------------------------------------------------------------- MMLU
@@ -185,8 +189,6 @@ def _mmlu_run(row: Row, reading: Reading) -> Run:
 
 def _questions(reading: Reading) -> list[Question]:
     """The user's questions: a file, or a folder of one file per subject."""
-    from soloist.toolchain.tasks.files import load_questions
-
     path = reading.questions
     if path is None:
         raise DataError("no questions were given (--questions)")
@@ -202,13 +204,13 @@ def _questions(reading: Reading) -> list[Question]:
 
 def _flags(path: Path) -> list[bool] | None:
     """The flags of the `.txt` beside a file; None where there is none."""
-    beside = path.with_suffix(".txt")
-    if not beside.is_file():
+    file = path.with_suffix(".txt")
+    if not file.is_file():
         return None
-    first = re.match(r"\s*\[([^\]]*)\]", beside.read_text(encoding="utf-8", errors="replace"))
+    first = re.match(r"\s*\[([^\]]*)\]", file.read_text(encoding="utf-8", errors="replace"))
     words = first[1].replace(",", " ").split() if first else []
     if not words or set(words) - {"True", "False"}:
-        raise DataError(f"{beside}: does not begin with a list of True and False")
+        raise DataError(f"{file}: does not begin with a list of True and False")
     return [word == "True" for word in words]
 
 

@@ -102,16 +102,16 @@ def split_steps(output: str) -> list[Step]:
             spans[-1][1].append(line)
         elif line.strip():
             raise DataError("an episode begins with neither a thought nor an action")
-    steps, said = [], list[str]()
+    steps, written = [], list[str]()
     for kind, lines in spans:
         if kind != "observation":
-            said += lines
+            written += lines
             continue
         seen = "\n".join(lines).removeprefix(_SEEN)
-        steps.append(Step("\n".join(said), seen.removeprefix(" ")))
-        said = []
-    if said:
-        steps.append(Step("\n".join(said), ""))
+        steps.append(Step("\n".join(written), seen.removeprefix(" ")))
+        written = []
+    if written:
+        steps.append(Step("\n".join(written), ""))
     if not steps:
         raise DataError("an episode without a step")
     return steps
@@ -132,8 +132,8 @@ def _chat_steps(record: dict[str, Any]) -> tuple[str, list[Step]]:
     if len(spoken) < 2 or any(role != ("user", "assistant")[i % 2] for i, (role, _) in enumerate(spoken)):
         raise DataError("the messages are not user and assistant in turn")
     shown = [content.removeprefix(_SEEN).removeprefix(" ") for _, content in spoken[2::2]]
-    said = [content for _, content in spoken[1::2]]
-    return spoken[0][1], [Step(text, seen) for text, seen in zip(said, [*shown, ""], strict=False)]
+    written = [content for _, content in spoken[1::2]]
+    return spoken[0][1], [Step(text, seen) for text, seen in zip(written, [*shown, ""], strict=False)]
 
 
 def _use(step: Step) -> ToolUse:
@@ -150,8 +150,8 @@ def _use(step: Step) -> ToolUse:
 
 
 def _verdict(observation: str) -> Verdict:
-    found = _REWARD.search(observation)
-    return _REWARDS.get(found[1], "unknown") if found else "unknown"
+    reward = _REWARD.search(observation)
+    return _REWARDS.get(reward[1], "unknown") if reward else "unknown"
 
 
 IMPORTER = Importer(

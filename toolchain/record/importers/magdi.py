@@ -50,10 +50,11 @@ def convert(row: Row, reading: Reading) -> Run:
         match = _OUTPUT.fullmatch(key)
         if match is None:
             continue
-        said = _said(value, key)
-        absent += said is None
-        if said is not None:
-            spoken.setdefault(int(match[2]), []).append((match[1], *said))
+        output = _output(value, key)
+        if output is None:
+            absent += 1
+        else:
+            spoken.setdefault(int(match[2]), []).append((match[1], *output))
     reading.noted("outputs of agents that were absent", absent)
     graph, before = Graph(question), list[int]()
     for number in sorted(spoken):
@@ -71,7 +72,7 @@ def convert(row: Row, reading: Reading) -> Run:
     return graph.voted("magdi", before)
 
 
-def _said(value: object, key: str) -> tuple[str, str | None] | None:
+def _output(value: object, key: str) -> tuple[str, str | None] | None:
     """Text and answer of an output; None where the agent was absent."""
     if value is None or value in ("", {}):
         return None
@@ -79,11 +80,11 @@ def _said(value: object, key: str) -> tuple[str, str | None] | None:
     reasoning, answer = output.get("reasoning") or "", output.get("answer")
     if not isinstance(reasoning, str) or isinstance(answer, dict | list | bool):
         raise DataError(f"'{key}': reasoning and answer must be texts")
-    said = "" if answer is None else str(answer).strip()
-    if not reasoning.strip() and not said:
+    final = "" if answer is None else str(answer).strip()
+    if not reasoning.strip() and not final:
         return None
-    closing = f"The answer is {said}." if said else ""
-    return "\n".join(filter(None, (reasoning.strip("\n"), closing))), said or None
+    closing = f"The answer is {final}." if final else ""
+    return "\n".join(filter(None, (reasoning.strip("\n"), closing))), final or None
 
 
 IMPORTER = Importer(
