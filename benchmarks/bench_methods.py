@@ -87,7 +87,7 @@ def team_answers(work, asked, key):
     return json.loads(path.read_text(encoding="utf-8"))["right"]
 
 
-def spend_of(setting, options, traces, work):
+def budget_of(setting, options, traces, work):
     """How many tokens every method reads in a setting: the passes of what sft takes from the setting's traces."""
     from soloist.toolchain.core.files import write_atomic
     from soloist.toolchain.distill.data import prepare_tokenizer, select
@@ -108,7 +108,7 @@ def spend_of(setting, options, traces, work):
     return passes * json.loads(path.read_text(encoding="utf-8"))["tokens"]
 
 
-def student_of(setting, method, seed, spend, options, traces, work, name, **extra):
+def student_of(setting, method, seed, budget, options, traces, work, name, **extra):
     """The student of one cell, trained unless it is there."""
     from soloist.toolchain.distill.stage import DistillConfig, distill
 
@@ -119,7 +119,7 @@ def student_of(setting, method, seed, spend, options, traces, work, name, **extr
             "mode": mode,
             "limit": limit,
             "options": extra,
-            "train": {"seed": seed, "spend": spend, "part_tokens": 1024},
+            "train": {"seed": seed, "max_train_tokens": budget, "part_tokens": 1024},
         }
     )
     return distill(config, traces, base_of(options), work / name)
@@ -135,7 +135,7 @@ def cost_of(student):
     return {"tokens_read": sum(one.tokens for one in passes), "train_seconds": round(seconds, 1)}
 
 
-def cell(setting, method, seed, spend, options, traces, work, asked):
+def cell(setting, method, seed, budget, options, traces, work, asked):
     """Train, compile, ask: one row."""
     from soloist.toolchain.bench.systems import student_team, student_tools
     from soloist.toolchain.core.environment import commit, device, versions
@@ -145,10 +145,10 @@ def cell(setting, method, seed, spend, options, traces, work, asked):
 
     extra, costs = dict(OPTIONS.get(method, {}).get(setting, {})), []
     if method in TEACHER:
-        made = student_of(setting, "sft", TEACHER_SEED, spend, options, traces, work, f"{setting}-teacher")
+        made = student_of(setting, "sft", TEACHER_SEED, budget, options, traces, work, f"{setting}-teacher")
         extra["teacher"] = str(made.path)
         costs.append(cost_of(made))
-    student = student_of(setting, method, seed, spend, options, traces, work, f"{setting}-{method}-{seed}", **extra)
+    student = student_of(setting, method, seed, budget, options, traces, work, f"{setting}-{method}-{seed}", **extra)
     costs.append(cost_of(student))
     gc.collect()
     compiled = work / f"{student.path.name}-gguf"
@@ -162,7 +162,7 @@ def cell(setting, method, seed, spend, options, traces, work, asked):
         "setting": setting,
         "method": method,
         "seed": seed,
-        "spend": spend,
+        "max_train_tokens": budget,
         "traces": traces.digest,
         "data": facts.data.model_dump(),
         "options": facts.options,
@@ -176,7 +176,7 @@ def cell(setting, method, seed, spend, options, traces, work, asked):
     }
 
 
-def agent_cell(setting, spend, options, traces, asked):
+def agent_cell(setting, budget, options, traces, asked):
     """The row of one agent with a skill card: nothing trained, asked greedily."""
     from soloist.toolchain.core.environment import commit, device, versions
     from soloist.toolchain.teams.config import load_team
@@ -187,7 +187,7 @@ def agent_cell(setting, spend, options, traces, asked):
         "setting": setting,
         "method": AGENT,
         "seed": options.seeds[0],
-        "spend": spend,
+        "max_train_tokens": budget,
         "traces": traces.digest,
         "data": {},
         "options": {},
@@ -205,7 +205,9 @@ def agent_cell(setting, spend, options, traces, asked):
 def done(path):
     """The cells that are in the results already."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    return {tuple(row[key] for key in ("setting", "method", "seed", "spend", "traces", "asked")) for row in rows}
+    return {
+        tuple(row[key] for key in ("setting", "method", "seed", "max_train_tokens", "traces", "asked")) for row in rows
+    }
 
 
 def measure(options, traces, asked):
@@ -220,20 +222,20 @@ def measure(options, traces, asked):
     team = team_answers(work, asked, key)
     print(f"{load_team('desk').name}: {sum(team)} of {len(team)} right", flush=True)
     wanted = {*options.settings, *(["few"] if options.agent else [])}
-    spends = {setting: spend_of(setting, options, traces, work) for setting in sorted(wanted)}
+    budgets = {setting: budget_of(setting, options, traces, work) for setting in sorted(wanted)}
     cells = [(s, m, n) for n in options.seeds for s in options.settings for m in options.methods]
     if options.agent:
         cells = [("few", AGENT, options.seeds[0]), *cells]
     for setting, method, seed in cells:
-        spend = spends[setting]
-        if (setting, method, seed, spend, traces.digest, key) in known:
+        budget = budgets[setting]
+        if (setting, method, seed, budget, traces.digest, key) in known:
             continue
-        print(f"{setting} {method} seed {seed}, {spend} tokens", flush=True)
+        print(f"{setting} {method} seed {seed}, {budget} tokens", flush=True)
         try:
             if method == AGENT:
-                row = agent_cell(setting, spend, options, traces, asked)
+                row = agent_cell(setting, budget, options, traces, asked)
             else:
-                row = cell(setting, method, seed, spend, options, traces, work, asked)
+                row = cell(setting, method, seed, budget, options, traces, work, asked)
         except SoloistError as error:  # it finds nothing to learn from here, or lacks a package: the others go on
             failed.append(f"{setting} {method} seed {seed}: {error}")
             print(f"    {error}", flush=True)

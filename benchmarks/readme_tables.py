@@ -99,8 +99,8 @@ def comparable(rows: list[dict]) -> list[dict]:
     """The rows that belong in one table: those with the most questions; of each setting the newest run of it."""
     most = max((len(row["right"]) for row in rows), default=0)
     rows = [row for row in rows if len(row["right"]) == most]
-    newest = {row["setting"]: (row["spend"], row["asked"], row["traces"]) for row in rows}
-    return [row for row in rows if newest[row["setting"]] == (row["spend"], row["asked"], row["traces"])]
+    newest = {row["setting"]: (row["max_train_tokens"], row["asked"], row["traces"]) for row in rows}
+    return [row for row in rows if newest[row["setting"]] == (row["max_train_tokens"], row["asked"], row["traces"])]
 
 
 def verdicts(rows: list[dict], split: str, key: str = "right") -> np.ndarray:
@@ -213,14 +213,14 @@ def methods_note(rows: list[dict]) -> str:
     few = ", ".join(f"`{name}` {n}" for name, n in fewer.items())
     few = f" (fewer: {few}; their intervals know less of chance)" if few else ""
     asked = rows[0]["splits"]
-    spends = {row["setting"]: f"{row['spend']:,}" for row in rows}
+    budgets = {row["setting"]: f"{row['max_train_tokens']:,}" for row in rows}
     card = "`adaskill` is one agent with the skill card of `soloist assess`, on the team's model: nothing is trained. "
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     card = card if any(row["method"] == "adaskill" for row in rows) else ""
     return (
         f"{asked.count('held-out')} held-out questions and {asked.count('unseen-wording')} unseen wordings, seeds "
         f"{', '.join(map(str, seeds))}{few}; the traces are the same at every seed. Every method reads as many tokens, "
-        f"to within one step: {' and '.join(f'{spend} ({setting})' for setting, spend in spends.items())}, which a "
+        f"to within one step: {' and '.join(f'{budget} ({setting})' for setting, budget in budgets.items())}, which a "
         "method that trains several times divides among its passes; what `pad` samples in its practice (19 updates, 6 "
         "without tools), and what the teacher of `gkd` read, is not in it, but in the tokens and minutes shown. All "
         "options but these updates, and the 20 questions whose attempts `pad` labels without tools, are the defaults. "

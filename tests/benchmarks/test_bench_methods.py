@@ -24,25 +24,25 @@ def bench(tmp_path, monkeypatch):
     found = SimpleNamespace(**runpy.run_path(str(SCRIPT)), trained=[])
     spaces = found.measure.__globals__
 
-    def student_of(setting, method, seed, spend, options, traces, work, name, **extra):
-        found.trained.append((name, method, seed, spend, extra))
+    def student_of(setting, method, seed, budget, options, traces, work, name, **extra):
+        found.trained.append((name, method, seed, budget, extra))
         (work / name).mkdir(exist_ok=True)
         if method == "pad":
             raise DataError("no question with both a right and a wrong attempt")
-        training = SimpleNamespace(passes=(SimpleNamespace(tokens=spend, seconds=2.0),))
+        training = SimpleNamespace(passes=(SimpleNamespace(tokens=budget, seconds=2.0),))
         return SimpleNamespace(
             path=work / name, read=lambda _: SimpleNamespace(training=training), manifest={"seconds": 9.0}
         )
 
-    def cell(setting, method, seed, spend, options, traces, work, asked):
+    def cell(setting, method, seed, budget, options, traces, work, asked):
         student = spaces["student_of"](
-            setting, method, seed, spend, options, traces, work, f"{setting}-{method}-{seed}"
+            setting, method, seed, budget, options, traces, work, f"{setting}-{method}-{seed}"
         )
         return {
             "setting": setting,
             "method": method,
             "seed": seed,
-            "spend": spend,
+            "max_train_tokens": budget,
             "traces": traces.digest,
             "right": [1, 0, 1],
             **found.cost_of(student),
@@ -100,7 +100,7 @@ def test_an_agent_with_a_skill_card_is_asked_once_beside_the_students(bench, tmp
     bench.options.agent, bench.options.methods = str(team), []
     assert bench.measure(bench.options, TRACES, ASKED) == [] and bench.measure(bench.options, TRACES, ASKED) == []
     (row,) = bench.rows()
-    assert (row["setting"], row["method"], row["spend"], row["tokens_read"]) == ("few", "adaskill", 100, 0)
+    assert (row["setting"], row["method"], row["max_train_tokens"], row["tokens_read"]) == ("few", "adaskill", 100, 0)
     assert row["right"] == [0, 1, 0] and row["team_right"] == [1, 1, 0] and asked_of == ["card"] and bench.trained == []
 
 
@@ -117,8 +117,8 @@ def test_students_are_removed_only_once_their_row_is_written(bench, tmp_path, mo
 
 def test_other_questions_traces_or_tokens_are_another_comparison(bench):
     bench.options.methods, bench.options.seeds = ["sft"], [0]
-    for asked, traces, spend in ((ASKED, "t", 100), (ASKED[:2], "t", 100), (ASKED, "u", 100), (ASKED, "t", 101)):
-        bench.options.max_train_tokens = spend
+    for asked, traces, budget in ((ASKED, "t", 100), (ASKED[:2], "t", 100), (ASKED, "u", 100), (ASKED, "t", 101)):
+        bench.options.max_train_tokens = budget
         bench.measure(bench.options, SimpleNamespace(digest=traces), asked)
     assert len(bench.rows()) == 2 * 4
 

@@ -20,18 +20,20 @@ def tables():
     return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
-def row(method, right, *, setting="few", seed=0, spend=100, asked="a", traces="t", splits=SPLITS, seconds=60.0):
+def row(
+    method, right, *, setting="few", seed=0, max_train_tokens=100, asked="a", traces="t", splits=SPLITS, seconds=60.0
+):
     return {
         "setting": setting,
         "method": method,
         "seed": seed,
-        "spend": spend,
+        "max_train_tokens": max_train_tokens,
         "asked": asked,
         "traces": traces,
         "splits": splits,
         "right": right,
         "team_right": [1] * len(splits),
-        "tokens_read": spend,
+        "tokens_read": max_train_tokens,
         "train_seconds": seconds,
         "commit": "c",
         "device": {"cpu": "x", "cores": 2},
@@ -69,8 +71,8 @@ def test_a_difference_is_paired_by_question(tables):
 
 def test_only_rows_of_one_comparison_stand_together(tables):
     small = row("sft", answers(5)[:40], splits=SPLITS[:40])
-    old, new = row("sft", answers(5), spend=50), row("sft", answers(5))
-    elsewhere = row("sft", answers(5), setting="cot", spend=7)
+    old, new = row("sft", answers(5), max_train_tokens=50), row("sft", answers(5))
+    elsewhere = row("sft", answers(5), setting="cot", max_train_tokens=7)
     assert tables.comparable([old, elsewhere, new, small]) == [elsewhere, new]
     assert tables.comparable([new, row("da", answers(5), traces="other")])[0]["traces"] == "other"
     assert tables.comparable([]) == []

@@ -60,32 +60,32 @@ def test_a_student_that_is_there_is_not_trained_again(tiny_base, traces, tmp_pat
 def test_a_budget_of_tokens_is_kept_and_is_part_of_the_plan(tiny_base, traces, tmp_path):
     whole = distill(CONFIG, traces, tiny_base, tmp_path / "whole")
     budget = whole.read(StudentFacts).data.trained_tokens // 2
-    config = CONFIG.model_copy(update={"tokens": budget})
+    config = CONFIG.model_copy(update={"max_target_tokens": budget})
     half = distill(config, traces, tiny_base, tmp_path / "half")
     taken = half.read(StudentFacts)
     assert 0.7 * budget < taken.data.trained_tokens <= budget
     assert taken.training.trained_tokens == taken.data.trained_tokens
     assert taken.data.rejected[f"over the budget of {budget} trained tokens"] > 0
     assert half.digest != whole.digest
-    assert "tokens" not in whole.manifest["config"]
+    assert whole.manifest["config"]["max_target_tokens"] is None
 
 
 @pytest.mark.parametrize(("method", "passes"), [("sft", 1), ("tdpo", 2)])
-def test_a_spend_is_shared_by_the_passes_of_a_method(tiny_base, tmp_path, method, passes):
+def test_the_tokens_to_read_are_shared_by_the_passes_of_a_method(tiny_base, tmp_path, method, passes):
     work = Work(
         load(method),
         [],
         tiny_base,
         tmp_path,
         "tools",
-        CONFIG.train.model_copy(update={"spend": 1000}),
+        CONFIG.train.model_copy(update={"max_train_tokens": 1000}),
         "paper",
         None,
         recheck,
         QUIET,
     )
-    assert work.trainer().config.spend == 1000 // passes
-    assert work.trainer(learning_rate=1e-5).config.spend == 1000 // passes
+    assert work.trainer().config.max_train_tokens == 1000 // passes
+    assert work.trainer(learning_rate=1e-5).config.max_train_tokens == 1000 // passes
 
 
 def test_every_method_with_phases_says_in_how_many_it_trains():

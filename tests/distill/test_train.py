@@ -212,7 +212,7 @@ def test_every_conversation_is_seen_once_an_epoch():
 
 
 def test_a_number_of_tokens_is_spent_whatever_the_number_of_groups():
-    config = TrainConfig(spend=100, batch_size=2, epochs=7)
+    config = TrainConfig(max_train_tokens=100, batch_size=2, epochs=7)
     few = plan(3, config, [10, 10, 10])
     assert [len(step) for step in few] == [2, 1, 2, 1, 2, 1, 2]  # 20 + 10 + … until 100 are reached
     assert [len(step) for step in plan(1000, config, [25] * 1000)] == [2, 2]

@@ -55,18 +55,25 @@ def command(
 
     if epochs and max_train_tokens:
         raise UsageError("--epochs and --max-train-tokens both say how much is read: give one of them")
-    given = {"tuning": tuning, "epochs": epochs, "spend": max_train_tokens, "learning_rate": learning_rate}
-    train = {"seed": seed, **{key: value for key, value in given.items() if value is not None}}
-    told = {
+    train: dict[str, object] = {"seed": seed}
+    for name, value in (
+        ("tuning", tuning),
+        ("epochs", epochs),
+        ("max_train_tokens", max_train_tokens),
+        ("learning_rate", learning_rate),
+    ):
+        if value is not None:  # else the method's own
+            train[name] = value
+    settings = {
         "method": method,
         "variant": variant,
         "options": method_options(chosen),
         "mode": mode,
         "train": train,
         "limit": limit,
-        "tokens": max_target_tokens,
+        "max_target_tokens": max_target_tokens,
     }
-    config = validated(DistillConfig, told, "distill")
+    config = validated(DistillConfig, settings, "distill")
     source = Path(base) if Path(base).exists() else find_base(base)
     if follows():  # one of several processes: the first shows, logs and writes for all of them
         distill(config, open_traces(traces), source, output)

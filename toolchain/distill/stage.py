@@ -34,7 +34,7 @@ from soloist.toolchain.traces.store import read_runs
 
 class DistillConfig(Config):
     """By which `method` the student learns, in which `mode`, and how it is trained. `limit`: only the first traces.
-    `tokens`: at most so many trained tokens, of groups drawn at random, so that methods can be compared.
+    `max_target_tokens`: at most so many trained tokens, of groups drawn at random, so that methods can be compared.
 
     `options` are the method's own; `variant` "released" follows a paper's published code where there is such a
     variant.
@@ -47,7 +47,7 @@ class DistillConfig(Config):
     train: TrainConfig = TrainConfig()
     tools: tuple[str, ...] = ()
     limit: int | None = Field(default=None, ge=1)
-    tokens: int | None = Field(default=None, ge=1)
+    max_target_tokens: int | None = Field(default=None, ge=1)
 
     def settled(self) -> DistillConfig:
         """With the method's own defaults filled in.
@@ -112,7 +112,7 @@ def distill(
             options,
             check_steps,
             events,
-            config.tokens,
+            config.max_target_tokens,
             processes,
         )
         made = method.train(work) if method.train else work.once()
@@ -159,11 +159,7 @@ def _plan(config: DistillConfig, files: Mapping[str, Path], base: Path) -> dict[
     """What decides what is learned; paths count by what lies there."""
     digests = {name: base_digest(path) for name, path in files.items()}
     plan = {**config.model_dump(mode="json"), "base": base_digest(base), "options": {**config.options, **digests}}
-    if config.train.order == "shuffled":
-        del plan["train"]["order"]  # nor was there an order
     del plan["train"]["checkpoint_seconds"]  # when it was saved does not change what was learned
-    if config.tokens is None:
-        del plan["tokens"]  # students made before there was a budget stay what they are
     return plan
 
 

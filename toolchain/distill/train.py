@@ -54,16 +54,16 @@ STAGE = "distill"
 class TrainConfig(Config):
     """How to train. `batch_size` counts groups per update; `part_tokens` bounds memory, not results.
 
-    `order` "given" takes the groups as a method has sorted them, in every epoch. `spend`: read so many tokens
-    of conversations, however many or few epochs that makes, so that methods with more and with less data can
-    be compared at one cost.
+    `order` "given" takes the groups as a method has sorted them, in every epoch. `max_train_tokens` reads so many
+    tokens of conversations in place of `epochs`, so that methods with more and with less data can be compared at
+    one cost.
     """
 
     tuning: Literal["full", "lora"] = "full"
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: float = Field(default=32.0, gt=0)
     epochs: int = Field(default=1, ge=1)
-    spend: int | None = Field(default=None, ge=1)
+    max_train_tokens: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
     part_tokens: int = Field(default=2048, ge=64)
     learning_rate: float = Field(default=2e-4, gt=0)
@@ -117,19 +117,19 @@ class Trained:
 def plan(count: int, config: TrainConfig, tokens: Sequence[int] = ()) -> list[list[int]]:
     """The groups of each step: every epoch its own shuffle of all of them, or the order they have.
 
-    `tokens` of each group are needed only where `config.spend` says how many to read in all.
+    `tokens` of each group are needed only where `config.max_train_tokens` bounds what is read in all.
     """
     steps: list[list[int]] = []
     read = 0
-    for epoch in itertools.count() if config.spend else range(config.epochs):
+    for epoch in itertools.count() if config.max_train_tokens else range(config.epochs):
         order = list(range(count))
         if config.order == "shuffled":
             random.Random(f"{config.seed}/{epoch}").shuffle(order)  # noqa: S311 - not cryptography
         for start in range(0, count, config.batch_size):
-            if config.spend and read >= config.spend:
+            if config.max_train_tokens and read >= config.max_train_tokens:
                 return steps
             steps.append(order[start : start + config.batch_size])
-            read += sum(tokens[i] for i in steps[-1]) if config.spend else 0
+            read += sum(tokens[i] for i in steps[-1]) if config.max_train_tokens else 0
     return steps
 
 

@@ -40,7 +40,7 @@ P = TypeVar("P", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Setup:
-    """All that selecting and optimizing may depend on. What exceeds `tokens` trained tokens is cut by `Work.chosen`."""
+    """All that selecting and optimizing may depend on. `Work.chosen` cuts what exceeds the target tokens."""
 
     tokenizer: Any
     check_steps: CheckSteps
@@ -49,7 +49,7 @@ class Setup:
     seed: int = 0
     variant: Variant = "paper"
     options: Config = field(default_factory=Config)
-    tokens: int | None = None
+    max_target_tokens: int | None = None
 
 
 Select = Callable[[Sequence[Run], Setup], Selection]
@@ -78,8 +78,8 @@ class Method:
     """A way to distill. `defaults` are its own settings of TrainConfig where the user gives none.
 
     `objective` gets the student, so that it can build what depends on its width. `train`, where given,
-    replaces the single pass of select and fit. `passes` says over how many trainings a `spend` of TrainConfig is
-    divided. `released`: there is a variant of that name. `check` refuses options, or a machine, that cannot work,
+    replaces the single pass of select and fit. `passes` says over how many trainings `max_train_tokens` of TrainConfig
+    are divided. `released`: there is a variant of that name. `check` refuses options, or a machine, that cannot work,
     before anything is recorded or loaded.
     """
 
@@ -97,7 +97,7 @@ class Method:
 class Work:
     """The inputs of one distillation. `folder` becomes the student's artifact; `scratch` is deleted at the end.
 
-    `tokens` is how many trained tokens any one pass may be given.
+    `max_target_tokens` bounds the trained tokens of each pass.
     """
 
     method: Method
@@ -110,7 +110,7 @@ class Work:
     options: Any
     check_steps: CheckSteps
     events: EventLog
-    tokens: int | None = None
+    max_target_tokens: int | None = None
     processes: Processes = ALONE
 
     @property
@@ -120,10 +120,10 @@ class Work:
     def trainer(self, base: Path | None = None, **changes: Any) -> Trainer:
         """A trainer on the base model, or on what an earlier phase left; `changes` to the training settings.
 
-        Of a number of tokens to spend each of the method's passes gets an equal share.
+        Each of the method's passes gets an equal share of `max_train_tokens`.
         """
-        if self.train.spend is not None:
-            changes = {"spend": max(1, self.train.spend // self.method.passes), **changes}
+        if self.train.max_train_tokens is not None:
+            changes = {"max_train_tokens": max(1, self.train.max_train_tokens // self.method.passes), **changes}
         return Trainer(base or self.base, self.train.model_copy(update=changes), self.processes)
 
     def setup(self, tokenizer: Any) -> Setup:
@@ -135,12 +135,12 @@ class Work:
             self.train.seed,
             self.variant,
             self.options,
-            self.tokens,
+            self.max_target_tokens,
         )
 
     def chosen(self, setup: Setup, select: Select | None = None) -> Selection:
         """What the method (or `select`, of one of its phases) takes from the runs, within the budget of tokens."""
-        found = within((select or self.method.select)(self.runs, setup), self.tokens, setup.seed)
+        found = within((select or self.method.select)(self.runs, setup), self.max_target_tokens, setup.seed)
         counts = found.counts
         rejected = ", ".join(f"{count} {reason}" for reason, count in counts.rejected.items())
         self.note(f"{counts.kept} kept" + (f"; rejected: {rejected}" if rejected else ""), **counts.model_dump())

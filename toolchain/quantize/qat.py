@@ -130,9 +130,10 @@ def _training(config: AwareConfig, examples: Sequence[Example], new_tokens: int,
     from soloist.toolchain.distill.train import TrainConfig
 
     longest = max(len(example.ids) for example in examples) + new_tokens
-    shared = ("spend", "batch_size", "learning_rate", "seed", "checkpoint_seconds")
+    shared = ("batch_size", "learning_rate", "seed", "checkpoint_seconds")
     return TrainConfig(
         **{name: getattr(config, name) for name in shared},
+        max_train_tokens=config.spend,
         precision="fp32",
         max_length=max(16, longest),
         device="cpu" if device == "cpu" else "auto",

@@ -110,7 +110,7 @@ def test_the_strongest_agent_is_right_first_most_often(setup, debate_of):
     ]
     assert strongest(runs) == "b"
     assert strongest([debate_of([[WRONG, ADD, MUL]])]) == "b", "of two equals the first by name"
-    chosen = single(runs, replace(setup, tokens=10_000))
+    chosen = single(runs, replace(setup, max_target_tokens=10_000))
     assert set(last(chosen)) == {"add(5+7)"}
     assert chosen.notes["agent"] == "b"
 
@@ -133,7 +133,7 @@ def test_as_many_tokens_as_sft_takes(setup, debate_of):
     assert chosen.notes == {"agent": "b", "budget": budget, "distinct": 4, "repeated": 4}
     assert set(Counter(e.question_id for e in chosen.examples).values()) == {2}, "whole rounds repeat"
     size = chosen.examples[0].targets
-    smaller = single(runs, replace(setup, tokens=3 * size + 1))
+    smaller = single(runs, replace(setup, max_target_tokens=3 * size + 1))
     assert len({e.question_id for e in smaller.examples}) == len(smaller.examples) == 3
 
 

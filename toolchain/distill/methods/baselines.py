@@ -8,7 +8,7 @@
 
 `random-trace` measures what verification is worth, or with `right=true` what choosing among right traces is
 worth. `single-agent` measures what the team is worth: by default its agent is the one whose first attempts are
-right most often. Its budget is the job's `tokens`, else what `sft` selects from the same runs: other questions
+right most often. Its budget is `max_target_tokens`, else what `sft` selects from the same runs: other questions
 than `sft`'s may be among its traces. All its different traces are taken before any is taken twice; where they
 are fewer than the budget, whole rounds of them repeat in a new order each, as more epochs would.
 `majority-vote` breaks a tie in favor of the answer spoken first, and teaches the first attempt that gives it.
@@ -148,7 +148,7 @@ def single(runs: Sequence[Run], setup: Setup) -> Selection:
         return mine[0].example if mine else f"{agent}'s first attempt is not right"
 
     pool = _one_each(runs, own)
-    budget = setup.tokens if setup.tokens is not None else _tokens_of_sft(runs, setup)
+    budget = setup.max_target_tokens if setup.max_target_tokens is not None else _tokens_of_sft(runs, setup)
     groups = fill(pool.groups, budget, setup.seed)
     distinct = len({group.examples[0].ids for group in groups})
     notes = {"agent": agent, "budget": budget, "distinct": distinct, "repeated": len(groups) - distinct}
