@@ -11,7 +11,7 @@ from pathlib import Path
 
 from soloist.kernels.errors import EngineError
 from soloist.toolchain.core.config import Config
-from soloist.toolchain.pipeline.run import Job
+from soloist.toolchain.pipeline.job import Job, Task
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import Demonstration, TeamConfig
 from soloist.toolchain.teams.session import Say, messages_for
@@ -91,10 +91,8 @@ def questions(count: int, split: str = "train", start: int = 0, words: str = "")
 
 def job(base: Path, model: Path, out: Path) -> Job:
     """The whole way in miniature: 24 questions to learn from, 8 held out, of which the team leaves one unanswered."""
-    return Job(
+    task = Task(
         team=team(model),
-        base=str(base),
-        out=out,
         train=questions(24),
         test=[
             *questions(5, "held-out", 100),
@@ -103,6 +101,5 @@ def job(base: Path, model: Path, out: Path) -> Job:
         ],
         examples=[Demonstration(question="What is 1 + 2?", reply="calc(1 + 2)")],
         warmup=questions(1, "train", 300),
-        formats=FORMATS,
-        epochs=3,
     )
+    return Job(task=task, base=str(base), out=out, formats=FORMATS, epochs=3)

@@ -109,7 +109,7 @@ def test_a_job_asks_first_and_reports_what_was_said(whole_job, tmp_path):
     assert 'id="assessment"' in (out / "report.html").read_text()
     card = json.loads((out / "assess" / "skill_card.json").read_text())
     assert card["runs"] == 36 + 24, "the recording adds to the card"
-    assert {question.question for question in found.freedom[0].questions} <= {q.id for q in job.train}
+    assert {question.question for question in found.freedom[0].questions} <= {q.id for q in job.task.train}
 
 
 def test_an_assessment_with_nothing_to_compare_does_not_stop_the_job(whole_job, tmp_path, monkeypatch):
