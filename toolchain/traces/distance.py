@@ -1,4 +1,4 @@
-"""TO BE DESCRIBED."""
+"""How far two texts or two sequences are apart: edits over the longer length, on case-folded tokens."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from soloist.toolchain.traces.schema import Run, ToolUse, Turn, Verdict
+from soloist.toolchain.traces.schema import Run, ToolUse, Turn, Verdict, uses_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Node:
 
     @property
     def uses(self) -> tuple[ToolUse, ...]:
-        return tuple(use for turn in self.turns for use in turn.tools)
+        return uses_of(self.turns)
 
     @property
     def text(self) -> str:
@@ -74,42 +74,48 @@ class Graph:
     def corrective(self, index: int) -> bool:
         """Whether this node is right and the same agent was wrong before: it changed its mind for the better."""
         node = self.nodes[index]
-        earlier = [n for n in self.nodes if n.agent == node.agent and n.attempt < node.attempt]
-        return node.verdict == "correct" and any(n.verdict == "wrong" for n in earlier)
+        if node.verdict != "correct":
+            return False
+        return any(n.agent == node.agent and n.attempt < node.attempt and n.verdict == "wrong" for n in self.nodes)
 
 
 def graph_of(run: Run) -> Graph:
     """The interaction graph of a run. A run in which nobody tried gives an empty one."""
     role = _peer_role(run)
-    turns = [turn for turn in run.turns if turn.model is not None and (turn.role == role or role is None)]
-    attempts: list[list[Turn]] = []
     continued = {(edge.source, edge.target) for edge in run.edges if edge.kind == "continuity"}
-    open_at: dict[str, int] = {}
-    for turn in turns:
-        last = attempts[open_at[turn.agent]] if turn.agent in open_at else None
-        if last is not None and last[-1].round == turn.round and (last[-1].id, turn.id) in continued:
-            last.append(turn)
+    attempts: list[list[Turn]] = []
+    latest: dict[str, list[Turn]] = {}  # of each agent
+    for turn in run.calls:
+        if role is not None and turn.role != role:
             continue
-        open_at[turn.agent] = len(attempts)
-        attempts.append([turn])
-    if role is None:  # all who tried are peers, so who only spoke is none
-        attempts = [tried for tried in attempts if _tried(tried[-1])]
-    attempts.sort(key=lambda tried: tried[-1].id)
+        own = latest.get(turn.agent)
+        if own and own[-1].round == turn.round and (own[-1].id, turn.id) in continued:
+            own.append(turn)
+        else:
+            latest[turn.agent] = [turn]
+            attempts.append(latest[turn.agent])
+    attempts.sort(key=lambda turns: turns[-1].id)
     count: Counter[str] = Counter()
     nodes = []
-    for tried in attempts:
-        nodes.append(Node(tried[0].agent, count[tried[0].agent], tuple(tried)))
-        count[tried[0].agent] += 1
+    for turns in attempts:
+        if role is None and not _tried(turns[-1]):
+            continue  # all who tried are peers, so who only spoke is none
+        agent = turns[0].agent
+        nodes.append(Node(agent, count[agent], tuple(turns)))
+        count[agent] += 1
     return Graph(tuple(nodes), _links(run, nodes))
 
 
 def _peer_role(run: Run) -> str | None:
     """The role that most agents have, of those in which somebody tried; None where each has one agent."""
-    spoke = [turn for turn in run.turns if turn.model is not None]
-    tried = {turn.role for turn in spoke if _tried(turn)}
-    agents = dict.fromkeys((turn.agent, turn.role) for turn in spoke if turn.role in tried)
-    most = Counter(role for _, role in agents).most_common(1)  # of equally many the role that spoke first
-    return most[0][0] if most and most[0][1] > 1 else None
+    agents: dict[str, set[str]] = {}  # of each role, the role that spoke first in front
+    tried = set()
+    for turn in run.calls:
+        agents.setdefault(turn.role, set()).add(turn.agent)
+        if _tried(turn):
+            tried.add(turn.role)
+    most = max((role for role in agents if role in tried), key=lambda role: len(agents[role]), default=None)
+    return most if most is not None and len(agents[most]) > 1 else None
 
 
 def _tried(turn: Turn) -> bool:
@@ -117,7 +123,9 @@ def _tried(turn: Turn) -> bool:
 
 
 def _links(run: Run, nodes: list[Node]) -> tuple[Link, ...]:
-    at = {turn.id: index for index, node in enumerate(nodes) for turn in node.turns}
+    at: dict[int, int] = {}
+    for index, node in enumerate(nodes):
+        at |= dict.fromkeys((turn.id for turn in node.turns), index)
     links: dict[tuple[int, int], Link] = {}
     for edge in run.edges:
         if edge.kind not in ("continuity", "influence") or edge.source not in at or edge.target not in at:

@@ -7,6 +7,7 @@ Every stage that reads traces finds them through this module, so that the two ki
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,25 +49,29 @@ class TraceFacts(BenchmarkFacts):
 
 def summarize(runs: Sequence[Run], tools: ToolList | None = None) -> TraceFacts:
     """Count what a recording holds. A question without a task counts as task `all`."""
-    correct: dict[str, int] = {}
-    asked: dict[str, int] = {}
+    correct: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    totals = Counter(errors=0, calls=0, tokens_in=0, tokens_cached=0, tokens_out=0)
+    benchmarks = set()
     for run in runs:
         task = run.question.task or "all"
-        asked[task] = asked.get(task, 0) + 1
-        correct[task] = correct.get(task, 0) + (run.verdict == "correct")
-    benchmarks = {run.question.benchmark for run in runs if run.question.benchmark}
+        asked[task] += 1
+        correct[task] += run.verdict == "correct"
+        totals["errors"] += run.error is not None
+        totals["calls"] += len(run.calls)
+        totals["tokens_in"] += run.tokens_in
+        totals["tokens_cached"] += run.tokens_cached
+        totals["tokens_out"] += run.tokens_out
+        if run.question.benchmark:
+            benchmarks.add(run.question.benchmark)
     return TraceFacts(
         runs=len(runs),
-        correct=sum(correct.values()),
-        errors=sum(run.error is not None for run in runs),
+        correct=correct.total(),
         tasks={task: TaskCount(correct=correct[task], n=n) for task, n in asked.items()},
-        calls=sum(len(run.calls) for run in runs),
-        tokens_in=sum(run.tokens_in for run in runs),
-        tokens_cached=sum(run.tokens_cached for run in runs),
-        tokens_out=sum(run.tokens_out for run in runs),
         seconds=round(sum(run.wall for run in runs), 1),
         benchmarks=dict.fromkeys(sorted(benchmarks), "test"),
         tools=tools,
+        **totals,
     )
 
 

@@ -11,7 +11,7 @@ Times are seconds since the run began. Tokens are counted on the turns a model a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -128,7 +128,7 @@ class Run(_Record):
     @property
     def trajectory(self) -> tuple[ToolUse, ...]:
         """The tool calls along `path`: what a student that acts has to learn."""
-        return tuple(use for step in self.path for use in self.turns[step].tools)
+        return uses_of(self.turns[step] for step in self.path)
 
     @property
     def calls(self) -> tuple[Turn, ...]:
@@ -155,8 +155,18 @@ class Run(_Record):
     @property
     def time_to_first_token(self) -> float | None:
         """Seconds to the first token of the turn that gave the answer: what a waiting user sees."""
-        said = [turn for turn in self.calls if turn.first_token is not None]
-        return said[-1].first_token if said else None
+        for turn in reversed(self.calls):
+            if turn.first_token is not None:
+                return turn.first_token
+        return None
+
+
+def uses_of(turns: Iterable[Turn]) -> tuple[ToolUse, ...]:
+    """The tool calls of turns, in order."""
+    uses: list[ToolUse] = []
+    for turn in turns:
+        uses += turn.tools
+    return tuple(uses)
 
 
 def critical_path(turns: Sequence[Turn], edges: Sequence[Edge]) -> float:
