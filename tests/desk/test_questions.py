@@ -88,9 +88,9 @@ def test_reference_calls_give_the_gold_and_fit_the_grammar(family, pool):
 @needs_gym
 @pytest.mark.parametrize("family", desk.FAMILIES)
 def test_a_family_has_hundreds_of_distinct_questions(family):
-    texts = {question_key(q.question) for q in desk.generate(family, "train", 400)}
+    texts = {question_key(q.question) for q in desk.questions("train", 400, families=(family,))}
     assert len(texts) == 400
-    assert len(desk.generate(family, "held-out", 60)) == 60
+    assert len(desk.questions("held-out", 60, families=(family,))) == 60
 
 
 @needs_gym
@@ -126,7 +126,7 @@ def test_questions_are_balanced_interleaved_repeatable_and_distinct():
 
 @needs_gym
 def test_both_our_wordings_and_those_of_reasoning_gym_occur():
-    texts = [q.question for q in desk.generate("products", "train", 100)]
+    texts = [q.question for q in desk.questions("train", 100, families=("products",))]
     theirs = sum(text.startswith("Solve the following multiplication") for text in texts)
     assert 25 <= theirs <= 75
 
@@ -134,7 +134,7 @@ def test_both_our_wordings_and_those_of_reasoning_gym_occur():
 @needs_gym
 def test_too_many_or_unknown_are_refused(monkeypatch):
     with pytest.raises(DataError, match="no question family 'poems'"):
-        desk.generate("poems", "train", 3)
+        desk.questions("train", 3, families=("poems",))
     with pytest.raises(DataError, match="no question family chosen"):
         desk.questions("train", 3, families=())
     few = desk.Family(

@@ -18,6 +18,7 @@ from random import Random
 from typing import Any
 
 from soloist.kernels.errors import MissingExtraError
+from soloist.toolchain.desk.tools_world import PLURALS, UNIT_WORDS
 from soloist.toolchain.desk.wordings import STORIES, WORDINGS
 from soloist.toolchain.tools.arithmetic import show
 
@@ -147,13 +148,13 @@ def _hhmm(minutes: int) -> str:
 def clock(rng: Random, seed: int) -> Draft | None:
     start, span = rng.randrange(24 * 60), rng.randint(5, 400)
     sign = rng.choice("+-")
-    said, written = f"{span} minutes", str(span)
+    spoken, written = f"{span} minutes", str(span)
     if span > 60 and span % 60 and rng.random() < 0.5:
-        said = f"{span // 60} hour{'s' if span >= 120 else ''} and {span % 60} minutes"
+        spoken = f"{span // 60} hour{'s' if span >= 120 else ''} and {span % 60} minutes"
         written = _hhmm(span)
     end = start + span if sign == "+" else start - span
     call = f"later({_hhmm(start)} | {'' if sign == '+' else '-'}{written})"
-    return Draft(_say(rng, f"clock{sign}", start=_hhmm(start), span=said), _hhmm(end % 1440), (call,))
+    return Draft(_say(rng, f"clock{sign}", start=_hhmm(start), span=spoken), _hhmm(end % 1440), (call,))
 
 
 def weekdays(rng: Random, seed: int) -> Draft | None:
@@ -175,31 +176,23 @@ def weekdays(rng: Random, seed: int) -> Draft | None:
     return Draft(text, item["answer"], (f"weekday({written})",))
 
 
-_PLURALS = {
-    "sheep": "sheep",
-    "deer": "deer",
-    "jellyfish": "jellyfish",
-    "starfish": "starfish",
-    "leech": "leeches",
-    "butterfly": "butterflies",
-    "firefly": "fireflies",
-    "cockroach": "cockroaches",
-    "praying mantis": "praying mantises",
-    "woodlouse": "woodlice",
-}
+_PLURALS = {**PLURALS, "human": "humans"}
 
 
 def _herd(rng: Random, animals: Mapping[str, int]) -> tuple[str, str]:
     """The animals as people say them, and as the call writes them."""
-    said = [f"{n} {a if n == 1 else _PLURALS.get(a, a + 's')}" for a, n in animals.items()]
-    return _listed(rng, said), f"legs({', '.join(f'{n} {a}' for a, n in animals.items())})"
+    spoken, written = [], []
+    for animal, count in animals.items():
+        spoken.append(f"{count} {animal if count == 1 else _PLURALS.get(animal, animal + 's')}")
+        written.append(f"{count} {animal}")
+    return _listed(rng, spoken), f"legs({', '.join(written)})"
 
 
 def legs(rng: Random, seed: int) -> Draft | None:
     item = _gym("leg_counting", seed, min_animals=2, max_animals=3, max_instances=12)
-    said, call = _herd(rng, item["metadata"]["animals"])
+    animals, call = _herd(rng, item["metadata"]["animals"])
     original = item["question"].split("Now, ")[-1].strip()
-    text = _say(rng, "legs", original[0].upper() + original[1:], animals=said)
+    text = _say(rng, "legs", original[0].upper() + original[1:], animals=animals)
     return Draft(text, item["answer"], (call,))
 
 
@@ -279,30 +272,7 @@ def primes(rng: Random, seed: int) -> Draft | None:
     return Draft(text, item["answer"], (f"primes({low} | {high})",))
 
 
-_SPOKEN = {
-    "mm": "millimeters",
-    "cm": "centimeters",
-    "m": "meters",
-    "km": "kilometers",
-    "in": "inches",
-    "ft": "feet",
-    "yd": "yards",
-    "mg": "milligrams",
-    "g": "grams",
-    "kg": "kilograms",
-    "t": "tonnes",
-    "oz": "ounces",
-    "lb": "pounds",
-    "s": "seconds",
-    "min": "minutes",
-    "h": "hours",
-    "day": "days",
-    "week": "weeks",
-    "ml": "milliliters",
-    "cl": "centiliters",
-    "dl": "deciliters",
-    "l": "liters",
-}
+_SPOKEN = {unit: word for word, unit in UNIT_WORDS.items()}
 # larger unit, smaller unit, how many of the smaller make one of the larger
 _PAIRS = (
     ("km", "m", 1000),
@@ -381,9 +351,9 @@ def legs_then(rng: Random, seed: int) -> Draft | None:
     if total == 0 or (sign == "/" and not dividers):
         return None
     k = rng.choice(dividers) if sign == "/" else rng.randint(2, 9)
-    said, call = _herd(rng, item["metadata"]["animals"])
+    animals, call = _herd(rng, item["metadata"]["animals"])
     gold = {"*": total * k, "+": total + k, "/": total // k}[sign]
-    return Draft(_say(rng, f"legs-then{sign}", animals=said, k=k), str(gold), (call, f"calc({total} {sign} {k})"))
+    return Draft(_say(rng, f"legs-then{sign}", animals=animals, k=k), str(gold), (call, f"calc({total} {sign} {k})"))
 
 
 def discounts(rng: Random, seed: int) -> Draft | None:

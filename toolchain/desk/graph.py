@@ -18,7 +18,6 @@ from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.triples import Aliases, Triple
 from soloist.toolchain.tools.arithmetic import show
 
-_PLURALS = {"woodlouse": "woodlice", "praying mantis": "praying mantises", "human": "people"}
 _SINGULARS = {"feet": "foot", "inches": "inch"}
 
 
@@ -44,14 +43,9 @@ def _units() -> Iterator[Triple]:
 
 def _alias_groups() -> Iterator[tuple[str, ...]]:
     for animal in world.LEGS:
-        yield tuple(dict.fromkeys((animal, _plural(animal), f"{animal}s")))  # generated questions add a bare s
+        plural = world.PLURALS.get(animal, f"{animal}s")
+        yield tuple(dict.fromkeys((animal, plural, f"{animal}s")))  # generated questions add a bare s to any animal
     for word, unit in world.UNIT_WORDS.items():
         names = [word, _SINGULARS.get(word, word.removesuffix("s"))]
         spelled = [name.replace("meter", "metre").replace("liter", "litre") for name in names]
         yield tuple(dict.fromkeys([unit, *names, *spelled]))
-
-
-def _plural(animal: str) -> str:
-    if animal in _PLURALS:
-        return _PLURALS[animal]
-    return animal[:-1] + "ies" if animal.endswith("y") else animal + ("es" if animal.endswith("ch") else "s")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
@@ -125,8 +125,11 @@ def _pool(calls: Sequence[str]) -> str:
 def read_calls(written: Sequence[str]) -> tuple[Call, ...]:
     """Calls from their texts; all but the last are marked as followed by another."""
     last = len(written) - 1
-    parsed = (parse_call(text, toolbox()) for text in written)
-    return tuple(Call(call.name, call.arguments, more=i < last) for i, call in enumerate(parsed))
+    calls = []
+    for index, text in enumerate(written):
+        call = parse_call(text, toolbox())
+        calls.append(Call(call.name, call.arguments, more=index < last))
+    return tuple(calls)
 
 
 def _case(family: Family, draft: make.Draft, pool: str, name: str) -> Case:
@@ -147,44 +150,36 @@ def cases(family: str, pool: Pool, n: int, seed: int = 0, kind: str = "") -> lis
     """`n` distinct cases of one family, or of one kind within it. Raises DataError if there are not so many."""
     if family not in FAMILIES:
         raise DataError(f"no question family '{family}'; there are: {', '.join(FAMILIES)}")
-    chosen, found, keys = FAMILIES[family], list[Case](), set[str]()
+    chosen = FAMILIES[family]
+    made: dict[str, Case] = {}
     if kind and kind not in chosen.kinds:
         raise DataError(f"family '{family}' has no kind '{kind}'; it has: {', '.join(chosen.kinds) or 'none'}")
     sign = chosen.kinds[kind] if kind else ""
     first = _SEEDS[pool] + list(FAMILIES).index(family) * 37_000_000 + seed * 1_000_000
     for item_seed in range(first, first + 2000 + 100 * n):
-        if len(found) == n:
+        if len(made) == n:
             break
         draft = chosen.make(Random(f"{family} {item_seed}"), item_seed)  # noqa: S311 - data, no secrets
-        if draft is None or _pool(draft.calls) != pool or question_key(draft.text) in keys:
+        if draft is None or _pool(draft.calls) != pool or sign not in draft.calls[-1]:
             continue
-        if sign not in draft.calls[-1]:
-            continue
-        keys.add(question_key(draft.text))
-        found.append(_case(chosen, draft, pool, f"{family}-{pool}-{seed}-{len(found):05d}"))
-    if len(found) < n:
-        raise DataError(f"family '{family}' has only {len(found)} distinct {pool} questions at seed {seed}, {n} asked")
-    return found
-
-
-def generate(family: str, split: Literal["train", "held-out"], n: int, seed: int = 0) -> list[Question]:
-    """`n` distinct questions of one family."""
-    return [case.question for case in cases(family, split, n, seed)]
-
-
-def _interleave(n: int, families: Sequence[str]) -> Iterator[tuple[str, int]]:
-    for index, family in enumerate(families):
-        yield family, n // len(families) + (index < n % len(families))
+        key = question_key(draft.text)
+        if key not in made:
+            made[key] = _case(chosen, draft, pool, f"{family}-{pool}-{seed}-{len(made):05d}")
+    if len(made) < n:
+        raise DataError(f"family '{family}' has only {len(made)} distinct {pool} questions at seed {seed}, {n} asked")
+    return list(made.values())
 
 
 def mixed_cases(pool: Pool, n: int, seed: int = 0, families: Sequence[str] = tuple(FAMILIES)) -> list[Case]:
     """`n` cases, balanced over the families and interleaved, no text twice."""
     if not families:
         raise DataError("no question family chosen")
-    columns = [cases(family, pool, count, seed) for family, count in _interleave(n, families)]
+    columns = []
+    for index, family in enumerate(families):
+        share = n // len(families) + (index < n % len(families))
+        columns.append(cases(family, pool, share, seed))
     mixed = interleave(columns)
-    keys = [question_key(case.question.question) for case in mixed]
-    if len(set(keys)) != len(keys):  # two families that word the same thing alike
+    if len({question_key(case.question.question) for case in mixed}) < n:  # two families that word the same alike
         raise DataError("two families made the same question; their wordings must tell them apart")
     return mixed
 
@@ -213,7 +208,7 @@ def assert_disjoint(train: Sequence[Question], held_out: Sequence[Question]) -> 
 def unseen_cases() -> list[Case]:
     """The unseen-wording set: written one by one for this project, see `unseen.jsonl`."""
     text = resources.files("soloist.toolchain.desk").joinpath("unseen.jsonl").read_text(encoding="utf-8")
-    found = []
+    made = []
     for number, line in enumerate(text.splitlines(), 1):
         row = json.loads(line)
         family = FAMILIES[row["task"]]
@@ -226,8 +221,8 @@ def unseen_cases() -> list[Case]:
             source="desk/unseen.jsonl",
             scorer=family.scorer,
         )
-        found.append(Case(question, read_calls(row["calls"])))
-    return found
+        made.append(Case(question, read_calls(row["calls"])))
+    return made
 
 
 def unseen_questions() -> list[Question]:

@@ -38,11 +38,10 @@ class Specialties:
     def __init__(self, module: Any, toolbox: Toolbox, names: Sequence[str] = ()) -> None:
         self._module = module
         self._toolbox = toolbox
-        self.names: tuple[str, ...] = tuple(
-            f"{name}:{kind}" if kind else name
-            for name in names or module.FAMILIES
-            for kind in module.FAMILIES[name].kinds or ("",)
-        )
+        fields: list[str] = []
+        for name in names or module.FAMILIES:
+            fields += [f"{name}:{kind}" for kind in module.FAMILIES[name].kinds] or [name]
+        self.names = tuple(fields)
         self._shown: dict[tuple[str, int, int, int], list[Message]] = {}
         self._discriminants: dict[tuple[str, int], Discriminant] = {}
 
@@ -52,8 +51,8 @@ class Specialties:
 
     def _cases(self, field: str, count: int, seed: int) -> Sequence[Any]:
         family, _, kind = field.partition(":")
-        found: Sequence[Any] = self._module.demonstrations(family, count, seed=seed, kind=kind)
-        return found
+        cases: Sequence[Any] = self._module.demonstrations(family, count, seed=seed, kind=kind)
+        return cases
 
     def routing(self, count: int) -> list[Message]:
         """`count` questions of every field with the field's name as the reply, fields interleaved."""
@@ -69,10 +68,10 @@ class Specialties:
     def discriminant(self, embed: Callable[[str], npt.NDArray[np.float32]], count: int, *, model: str) -> Discriminant:
         """What tells the fields' hidden states apart, from `count` demonstrations of each; made once for a `model`."""
         if (model, count) not in self._discriminants:
-            texts = {
-                name: [case.question.question for case in self._cases(name, count, ROUTING_SEED)] for name in self.names
-            }
-            states = {name: np.stack([embed(text) for text in those]) for name, those in texts.items()}
+            states = {}
+            for name in self.names:
+                cases = self._cases(name, count, ROUTING_SEED)
+                states[name] = np.stack([embed(case.question.question) for case in cases])
             self._discriminants[model, count] = Discriminant(states)
         return self._discriminants[model, count]
 
@@ -84,34 +83,31 @@ class Specialties:
         told = field if step + 1 == len(self.tools(field)) else _family(field)
         key = (told, step, source.count, source.seed)
         if key not in self._shown:
-            cases = self._cases(told, source.count, source.seed)
-            self._shown[key] = [message for case in cases for message in self._show(case, step)]
+            messages: list[Message] = []
+            for case in self._cases(told, source.count, source.seed):
+                results = [run_call(call, self._toolbox).value for call in case.calls[:step]]
+                messages.append({"role": "user", "content": asked(case.question.question, results)})
+                messages.append({"role": "assistant", "content": self._written(case, step)})
+            self._shown[key] = messages
         return self._shown[key]
 
     def examples(self, count: int, seed: int = 0) -> tuple[Demonstration, ...]:
         """`count` whole worked examples of every family, for an agent that has to know them all."""
-        families = dict.fromkeys(map(_family, self.names))
-        return tuple(self._example(case) for family in families for case in self._cases(family, count, seed))
+        examples = []
+        for family in dict.fromkeys(map(_family, self.names)):
+            for case in self._cases(family, count, seed):
+                first, *replies = [self._written(case, step) for step in range(len(case.calls))]
+                followups = []
+                for call, reply in zip(case.calls[:-1], replies, strict=True):
+                    followups.append(Followup(result=run_call(call, self._toolbox).value, reply=reply))
+                question = case.question.question
+                examples.append(Demonstration(question=question, reply=first, then=tuple(followups)))
+        return tuple(examples)
 
-    def _example(self, case: Any) -> Demonstration:
-        last = len(case.calls) - 1
-        written = [
-            render_call(call.name, call.arguments, self._toolbox, more=i < last) for i, call in enumerate(case.calls)
-        ]
-        results = [run_call(call, self._toolbox).value for call in case.calls[:-1]]
-        followups = tuple(
-            Followup(result=result, reply=reply) for result, reply in zip(results, written[1:], strict=True)
-        )
-        return Demonstration(question=case.question.question, reply=written[0], then=followups)
-
-    def _show(self, case: Any, step: int) -> list[Message]:
-        results = [run_call(call, self._toolbox).value for call in case.calls[:step]]
-        call, more = case.calls[step], step + 1 < len(case.calls)
-        written = render_call(call.name, call.arguments, self._toolbox, more=more)
-        return [
-            {"role": "user", "content": asked(case.question.question, results)},
-            {"role": "assistant", "content": written},
-        ]
+    def _written(self, case: Any, step: int) -> str:
+        """A call of a case as a model writes it."""
+        call = case.calls[step]
+        return render_call(call.name, call.arguments, self._toolbox, more=step + 1 < len(case.calls))
 
 
 def asked(question: str, results: Sequence[str]) -> str:

@@ -160,18 +160,19 @@ def _check_percent(arguments: Arguments, value: str) -> bool:
 
 
 def _sort(order: str, numbers: Sequence[Number]) -> Result:
-    found = sorted((exact(v) for v in numbers), reverse=order == "desc")
-    word = "largest" if order == "desc" else "smallest"
-    steps = [f"{word} first: {show(found[0])}"] if found else []
-    steps += [f"then {show(v)}" for v in found[1:]]
-    return Result(_join(found), tuple(steps))
+    ordered = sorted(map(exact, numbers), reverse=order == "desc")
+    word = "largest first:" if order == "desc" else "smallest first:"
+    steps = []
+    for value in ordered:
+        steps.append(f"{'then' if steps else word} {show(value)}")
+    return Result(_join(ordered), tuple(steps))
 
 
 def _check_sort(arguments: Arguments, value: str) -> bool:
-    got, given = _split(value), [exact(v) for v in arguments["numbers"]]
-    pairs = list(itertools.pairwise(got))
-    ordered = all(a >= b for a, b in pairs) if arguments["order"] == "desc" else all(a <= b for a, b in pairs)
-    return ordered and Counter(got) == Counter(given)
+    got = _split(value)
+    rising = got[::-1] if arguments["order"] == "desc" else got
+    in_order = all(a <= b for a, b in itertools.pairwise(rising))
+    return in_order and Counter(got) == Counter(map(exact, arguments["numbers"]))
 
 
 def _holds(action: str, side: str, value: Fraction, limit: Fraction) -> bool:
@@ -185,16 +186,18 @@ def _filter(action: str, side: str, limit: Number, numbers: Sequence[Number]) ->
         stays = _holds(action, side, value, bound)
         sign = ">" if value > bound else "<" if value < bound else "equals"
         steps.append(f"{show(value)} {sign} {show(bound)}: {'keep' if stays else 'remove'}")
-        kept += [value] if stays else []
+        if stays:
+            kept.append(value)
     return Result(_join(kept), tuple(steps))
 
 
 def _check_filter(arguments: Arguments, value: str) -> bool:
     opposite = "remove" if arguments["action"] == "keep" else "keep"
     dropped = _split(_filter(opposite, arguments["side"], arguments["limit"], arguments["numbers"]).value)
-    given, got = [exact(v) for v in arguments["numbers"]], _split(value)
-    at = iter(given)
-    return Counter(got) + Counter(dropped) == Counter(given) and all(v in at for v in got)
+    given, got = list(map(exact, arguments["numbers"])), _split(value)
+    rest = iter(given)
+    in_order = all(number in rest for number in got)
+    return in_order and Counter(got) + Counter(dropped) == Counter(given)
 
 
 def _simplify(fraction: str) -> Result:
@@ -248,19 +251,19 @@ def _gcd(numbers: Sequence[int]) -> Result:
 
 
 def _check_gcd(arguments: Arguments, value: str) -> bool:
-    found = 0
+    divisor = 0
     for number in arguments["numbers"]:
-        found = binary_gcd(found, number)
-    return found == int(value)
+        divisor = binary_gcd(divisor, number)
+    return divisor == int(value)
 
 
 def _lcm(numbers: Sequence[int]) -> Result:
     first, *rest = _whole(numbers)
     steps = []
     for value in rest:
-        shared, found = math.gcd(first, value), math.lcm(first, value)
-        steps.append(f"{first} * {value} / {shared} = {found}")
-        first = found
+        multiple = math.lcm(first, value)
+        steps.append(f"{first} * {value} / {math.gcd(first, value)} = {multiple}")
+        first = multiple
     return Result(str(first), tuple(steps))
 
 
@@ -308,14 +311,16 @@ def _primes(low: int, high: int) -> Result:
     for n in range(2, math.isqrt(high) + 1):
         if sieve[n]:
             sieve[n * n :: n] = bytes(len(range(n * n, len(sieve), n)))
-    found = [n for n in range(low, high + 1) if sieve[n]]
-    listed = ", ".join(map(str, found[:40])) + (", ..." if len(found) > 40 else "")
-    return Result(str(len(found)), (f"primes: {listed or 'none'}",))
+    primes = [n for n in range(low, high + 1) if sieve[n]]
+    listed = ", ".join(map(str, primes[:40])) + (", ..." if len(primes) > 40 else "")
+    return Result(str(len(primes)), (f"primes: {listed or 'none'}",))
 
 
 def _check_primes(arguments: Arguments, value: str) -> bool:
-    span = range(max(2, arguments["low"]), arguments["high"] + 1)
-    return sum(all(n % d for d in range(2, math.isqrt(n) + 1)) for n in span) == int(value)
+    count = 0
+    for number in range(max(2, arguments["low"]), arguments["high"] + 1):
+        count += all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
+    return count == int(value)
 
 
 def number_tools() -> list[Tool]:

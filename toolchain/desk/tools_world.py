@@ -52,7 +52,9 @@ UNITS: Mapping[str, Mapping[str, Fraction]] = {
     },
     "volume": {"ml": Fraction(1, 1000), "cl": Fraction(1, 100), "dl": Fraction(1, 10), "l": Fraction(1)},
 }
-_KIND = {unit: kind for kind, units in UNITS.items() for unit in units}
+_KIND: dict[str, str] = {}  # of each unit
+for _kind, _units in UNITS.items():
+    _KIND |= dict.fromkeys(_units, _kind)
 # A reader copies the unit as the question says it; that is what a small model does well.
 UNIT_WORDS: Mapping[str, str] = {
     "millimeters": "mm",
@@ -105,15 +107,20 @@ LEGS: Mapping[str, int] = {
     **dict.fromkeys(("crab", "lobster", "shrimp"), 10),
     "woodlouse": 14,
 }
-_PLURALS = {
-    "butterflies": "butterfly",
-    "fireflies": "firefly",
-    "woodlice": "woodlouse",
-    "praying mantises": "praying mantis",
-    "leeches": "leech",
-    "cockroaches": "cockroach",
-    "people": "human",
+PLURALS: Mapping[str, str] = {  # those that are not the animal with an s
+    "sheep": "sheep",
+    "deer": "deer",
+    "jellyfish": "jellyfish",
+    "starfish": "starfish",
+    "leech": "leeches",
+    "butterfly": "butterflies",
+    "firefly": "fireflies",
+    "cockroach": "cockroaches",
+    "praying mantis": "praying mantises",
+    "woodlouse": "woodlice",
+    "human": "people",
 }
+_SINGULARS = {plural: animal for animal, plural in PLURALS.items()}
 ANIMAL_GRAMMAR = DIGITS + ' " " (' + " | ".join(f'"{animal}"' for animal in LEGS) + ")"
 
 
@@ -206,15 +213,20 @@ _DATES = (
 )
 
 
+def _month(text: str) -> int:
+    """Number of a month by its number or the beginning of its name; 0, which no date has, for anything else."""
+    if text.isdigit():
+        return int(text)
+    return next((number for number, name in enumerate(_MONTHS, 1) if name.startswith(text)), 0)
+
+
 def read_date(text: str) -> datetime.date:
     """2022-10-28, October 28, 2022, 28 Oct 2022, 10/28/2022 (month first). Raises ValueError."""
     for pattern in _DATES:
         match = pattern.fullmatch(text.strip().lower())
         if match is None:
             continue
-        months = [m for m, name in enumerate(_MONTHS, 1) if name.startswith(match["month"])]
-        number = int(match["month"]) if match["month"].isdigit() else months[0] if months else 0
-        return datetime.date(int(match["year"]), number, int(match["day"]))
+        return datetime.date(int(match["year"]), _month(match["month"]), int(match["day"]))
     raise ValueError(f"'{text}' is not a date")
 
 
@@ -238,8 +250,8 @@ def _check_weekday(arguments: Arguments, value: str) -> bool:
     year, month, day = date.year, date.month, date.day
     if month < 3:
         year, month = year - 1, month + 12
-    found = (day + 13 * (month + 1) // 5 + year + year // 4 - year // 100 + year // 400) % 7
-    return WEEKDAYS[(found + 5) % 7] == value
+    from_saturday = (day + 13 * (month + 1) // 5 + year + year // 4 - year // 100 + year // 400) % 7
+    return WEEKDAYS[(from_saturday + 5) % 7] == value
 
 
 def _convert(value: Number, source: str, target: str) -> Result:
@@ -247,12 +259,12 @@ def _convert(value: Number, source: str, target: str) -> Result:
         raise ValueError(f"{source} is a {_KIND[source]}, {target} a {_KIND[target]}")
     units = UNITS[_KIND[source]]
     amount, ratio = exact(value), units[source] / units[target]
-    found = amount * ratio
+    result = amount * ratio
     if ratio >= 1:
-        steps = (f"1 {source} is {show(ratio)} {target}", f"{show(amount)} * {operand(ratio)} = {show(found)}")
+        steps = (f"1 {source} is {show(ratio)} {target}", f"{show(amount)} * {operand(ratio)} = {show(result)}")
     else:
-        steps = (f"1 {target} is {show(1 / ratio)} {source}", f"{show(amount)} / {operand(1 / ratio)} = {show(found)}")
-    return Result(show(found), steps)
+        steps = (f"1 {target} is {show(1 / ratio)} {source}", f"{show(amount)} / {operand(1 / ratio)} = {show(result)}")
+    return Result(show(result), steps)
 
 
 _UNIT_STEP = re.compile(r"1 ([a-z]+) is ([\d./]+ [a-z]+)")
@@ -283,7 +295,7 @@ def _animal(item: str) -> tuple[int, str]:
     match = re.fullmatch(r"\s*(\d{1,6})\s+([a-z ]+?)\s*", item.lower())
     if match is None:
         raise ValueError(f"'{item}' is not a count and an animal")
-    name = _PLURALS.get(match[2], match[2])
+    name = _SINGULARS.get(match[2], match[2])
     name = name if name in LEGS else name.removesuffix("s")
     if name not in LEGS:
         raise ValueError(f"no animal '{match[2]}'")

@@ -31,7 +31,7 @@ from soloist.toolchain.desk.specialties import QUESTIONS, Specialties, asked, lo
 from soloist.toolchain.tasks.base import extract
 from soloist.toolchain.teams.config import AgentConfig
 from soloist.toolchain.teams.engines.base import Embedder
-from soloist.toolchain.teams.session import Say, Session, messages_for
+from soloist.toolchain.teams.session import Say, Session, Spoken, messages_for
 from soloist.toolchain.teams.voting import fold_answer
 from soloist.toolchain.tools.arithmetic import check_steps
 from soloist.toolchain.tools.calls import copied, grammar, numbers_in
@@ -58,9 +58,13 @@ class Options(Config):
 
 @dataclass
 class Proposal:
-    """One reader's calls, their turns, and the answer they give (None after a call that failed)."""
+    """One reader's calls, their turns, and the answer they give (None after a call that failed).
+
+    `earlier` is what the same reader proposed in the round before.
+    """
 
     reader: AgentConfig
+    earlier: Proposal | None = None
     turns: list[int] = field(default_factory=list)
     uses: list[ToolUse] = field(default_factory=list)
 
@@ -79,6 +83,10 @@ class Proposal:
     @property
     def results(self) -> list[str]:
         return [use.result for use in self.uses if use.result is not None]
+
+    @property
+    def spoken(self) -> Spoken:
+        return self.turns[-1], self.key
 
 
 @dataclass
@@ -153,12 +161,12 @@ def _read(session: Session, specialties: Specialties, field: str, options: Optio
     _propose(session, specialties, field, proposals, 0, [routed])
     everything = proposals
     for number in range(1, options.rounds):
-        _mark(session, proposals)
+        session.mark_agreement([proposal.spoken for proposal in proposals])
         if len({proposal.key for proposal in proposals}) == 1:
             break
-        before, proposals = proposals, [Proposal(proposal.reader) for proposal in proposals]
-        _propose(session, specialties, field, proposals, number, [p.turns[-1] for p in before], before)
-        _mark_changes(session, before, proposals)
+        before, proposals = proposals, [Proposal(proposal.reader, proposal) for proposal in proposals]
+        _propose(session, specialties, field, proposals, number, [proposal.turns[-1] for proposal in before])
+        session.mark_corrections([one.spoken for one in before], [one.spoken for one in proposals])
         everything = [*everything, *proposals]
     return everything
 
@@ -170,26 +178,30 @@ def _propose(
     proposals: Sequence[Proposal],
     number: int,
     after: Sequence[int],
-    before: Sequence[Proposal] = (),
 ) -> None:
     """One round: every reader writes the field's calls, all readers together, one call after the other."""
     tools = specialties.tools(field)
     question = session.question.question
     for step, tool in enumerate(tools):
         rules = grammar(session.tools, [tool], more=step + 1 < len(tools))
-        going = [p for p in proposals if len(p.results) == step]
+        going = [proposal for proposal in proposals if len(proposal.results) == step]
         says = []
         for proposal in going:
-            own = next((p for p in before if p.reader is proposal.reader), None)
-            text = asked(question, proposal.results) + (_others(before, own, step) if own else "")
+            system: list[Message] = []
+            if proposal.reader.prompt:
+                system.append({"role": "system", "content": proposal.reader.prompt})
+            shown = specialties.demonstrations(proposal.reader, field, step)
+            text = asked(question, proposal.results) + _others(proposals, proposal, step)
+            own = proposal if step else proposal.earlier
+            continues = own.turns[-1] if own else None
             says.append(
                 Say(
                     proposal.reader,
-                    [*_prompt(proposal.reader, specialties, field, step), {"role": "user", "content": text}],
+                    [*system, *shown, {"role": "user", "content": text}],
                     round=number,
                     grammar=copied(rules, " ".join([question, *proposal.results])),
-                    after=[turn for turn in after if own is None or turn != own.turns[-1]] if step == 0 else (),
-                    continues=proposal.turns[-1] if step else own.turns[-1] if own else None,
+                    after=[] if step else [turn for turn in after if turn != continues],
+                    continues=continues,
                 )
             )
         for proposal, turn in zip(going, session.say(says), strict=True):
@@ -199,37 +211,18 @@ def _propose(
             proposal.uses.append(use)
 
 
-def _prompt(reader: AgentConfig, specialties: Specialties, field: str, step: int) -> list[Message]:
-    system: list[Message] = [{"role": "system", "content": reader.prompt}] if reader.prompt else []
-    return [*system, *specialties.demonstrations(reader, field, step)]
-
-
 def _others(proposals: Sequence[Proposal], mine: Proposal, step: int) -> str:
-    """What the other readers wrote at this step, each different call once."""
-    lines = [
-        f"{p.uses[step].call} gives {p.uses[step].result}"
-        for p in proposals
-        if p is not mine and len(p.uses) > step and p.uses[step].result is not None
-    ]
-    return "\n(Others wrote: " + " / ".join(dict.fromkeys(lines)) + ")" if lines else ""
-
-
-def _mark(session: Session, proposals: Sequence[Proposal]) -> None:
-    """Who agrees with whom, earlier speaker first."""
-    for i, first in enumerate(proposals):
-        for second in proposals[i + 1 :]:
-            low, high = sorted((first.turns[-1], second.turns[-1]))
-            session.edge(low, high, "agrees" if first.key == second.key else "disputes")
-
-
-def _mark_changes(session: Session, before: Sequence[Proposal], after: Sequence[Proposal]) -> None:
-    """Who changed to another's answer was corrected by that other."""
-    for old, new in zip(before, after, strict=True):
-        if new.key is None or new.key == old.key:
+    """What the other readers wrote at this step in the round before, each different call once."""
+    lines = []
+    for proposal in proposals:
+        earlier = proposal.earlier
+        if proposal is mine or earlier is None or len(earlier.uses) <= step:
             continue
-        for other in before:
-            if other is not old and other.key == new.key:
-                session.edge(other.turns[-1], new.turns[-1], "corrects")
+        use = earlier.uses[step]
+        line = f"{use.call} gives {use.result}"
+        if use.result is not None and line not in lines:
+            lines.append(line)
+    return "\n(Others wrote: " + " / ".join(lines) + ")" if lines else ""
 
 
 def _criticize(session: Session, critic: AgentConfig, proposals: Sequence[Proposal]) -> tuple[Judged | None, int]:
@@ -244,11 +237,13 @@ def _criticize(session: Session, critic: AgentConfig, proposals: Sequence[Propos
         distinct[proposal.key].votes += 1 if _round(session, proposal) == 0 else _LATER_VOTE
     ranked = sorted(distinct.values(), key=lambda judged: judged.rank, reverse=True)
     best = ranked[0] if ranked else None
-    lines = [
-        f"{judged.proposal.calls} gives {judged.proposal.answer}: {'holds' if judged.holds else 'does not hold'}, "
-        f"{judged.votes:g} votes, {judged.coverage:.0%} of the question's numbers used"
-        for judged in ranked
-    ]
+    lines = []
+    for judged in ranked:
+        verdict = "holds" if judged.holds else "does not hold"
+        lines.append(
+            f"{judged.proposal.calls} gives {judged.proposal.answer}: {verdict}, {judged.votes:g} votes, "
+            f"{judged.coverage:.0%} of the question's numbers used"
+        )
     check = session.note(
         critic,
         "\n".join(lines) or "no proposal could be computed",
@@ -294,8 +289,11 @@ def _bare(number: str) -> str:
 
 def _write(session: Session, scribe: AgentConfig, proposal: Proposal, check: int) -> None:
     """The scribe writes the solution out; what it wrote is kept with a verdict of its own."""
-    steps = [step for use in proposal.uses for step in use.steps] or [use.call for use in proposal.uses]
-    notes = "\n".join([*steps, f"Result: {proposal.answer}"])
+    steps: list[str] = []
+    for use in proposal.uses:
+        steps += use.steps
+    worked = steps or [use.call for use in proposal.uses]
+    notes = "\n".join([*worked, f"Result: {proposal.answer}"])
     task = f"{session.question.question}\n\nNotes:\n{notes}"
     (turn,) = session.say([Say(scribe, messages_for(scribe, task), after=[check])])
     text = session.turns[turn]["text"]

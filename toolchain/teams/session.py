@@ -7,6 +7,7 @@ graded at the end.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,9 @@ class Say:
     continues: int | None = None
     max_tokens: int | None = None
     seed: int = 0
+
+
+Spoken = tuple[int, str | None]  # a turn, and its answer folded so that equal answers are equal texts
 
 
 @dataclass
@@ -130,6 +134,20 @@ class Session:
 
     def edge(self, source: int, target: int, kind: EdgeKind) -> None:
         self.edges[(source, target, kind)] = None
+
+    def mark_agreement(self, spoken: Sequence[Spoken]) -> None:
+        """Who agrees with whom, the earlier turn first."""
+        for (one, first), (other, second) in itertools.combinations(spoken, 2):
+            self.edge(min(one, other), max(one, other), "agrees" if first == second else "disputes")
+
+    def mark_corrections(self, before: Sequence[Spoken], after: Sequence[Spoken]) -> None:
+        """Who changed to another's answer of the round before was corrected by that other; speakers in one order."""
+        for (old, was), (new, now) in zip(before, after, strict=True):
+            if now is None or now == was:
+                continue
+            for other, answer in before:
+                if other != old and answer == now:
+                    self.edge(other, new, "corrects")
 
     def run_tool(self, turn: int, text: str) -> ToolUse:
         """Run the call written in `text`, record it on the turn. A bad call is recorded as its error."""

@@ -14,7 +14,7 @@ from soloist.kernels.errors import UsageError
 from soloist.targets.base import Message
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.tasks.base import extract
-from soloist.toolchain.teams.session import Say, Session, messages_for
+from soloist.toolchain.teams.session import Say, Session, Spoken, messages_for
 from soloist.toolchain.teams.voting import fold_answer, majority
 from soloist.toolchain.traces.schema import Run
 
@@ -35,39 +35,33 @@ def run(session: Session, options: Options) -> Run:
         raise UsageError(f"team '{session.team.name}': end 'judge' needs an agent of role 'judge'")
     question = session.question.question
     histories: list[list[Message]] = [[] for _ in debaters]
-    turns = session.say([Say(agent, messages_for(agent, question)) for agent in debaters])
-    answers = _grade(session, turns)
+    spoken = _grade(session, session.say([Say(agent, messages_for(agent, question)) for agent in debaters]))
     for number in range(1, options.rounds):
-        if options.stop_on_consensus and len({fold_answer(a) if a else None for a in answers}) == 1:
+        if options.stop_on_consensus and len({answer for _, answer in spoken}) == 1:
             break
         says = []
-        for i, agent in enumerate(debaters):
-            others = [turn for j, turn in enumerate(turns) if j != i]
-            histories[i] += [
-                {"role": "assistant", "content": session.turns[turns[i]]["text"]},
+        for agent, history, (own, _) in zip(debaters, histories, spoken, strict=True):
+            others = [turn for turn, _ in spoken if turn != own]
+            history += [
+                {"role": "assistant", "content": session.turns[own]["text"]},
                 {"role": "user", "content": _others_text(session, others)},
             ]
-            messages = messages_for(agent, question, history=histories[i])
-            says.append(Say(agent, messages, round=number, after=others, continues=turns[i]))
-        before, before_answers = turns, answers
-        turns = session.say(says)
-        answers = _grade(session, turns)
-        _mark_changes(session, before, before_answers, turns, answers)
-    return _close(session, options, turns, answers)
+            messages = messages_for(agent, question, history=history)
+            says.append(Say(agent, messages, round=number, after=others, continues=own))
+        before, spoken = spoken, _grade(session, session.say(says))
+        session.mark_corrections(before, spoken)
+    return _close(session, options, spoken)
 
 
-def _grade(session: Session, turns: Sequence[int]) -> list[str | None]:
-    """Extract answers and mark who agrees with whom, earlier speaker first."""
-    answers = [extract(session.turns[turn]["text"]) for turn in turns]
-    for turn, answer in zip(turns, answers, strict=True):
+def _grade(session: Session, turns: Sequence[int]) -> list[Spoken]:
+    """Extract the answers of a round and mark who agrees with whom."""
+    spoken: list[Spoken] = []
+    for turn in turns:
+        answer = extract(session.turns[turn]["text"])
         session.answer(turn, answer)
-    for i, first in enumerate(answers):
-        for j in range(i + 1, len(answers)):
-            second = answers[j]
-            if first and second:
-                same = fold_answer(first) == fold_answer(second)
-                session.edge(turns[i], turns[j], "agrees" if same else "disputes")
-    return answers
+        spoken.append((turn, fold_answer(answer) if answer else None))
+    session.mark_agreement([one for one in spoken if one[1] is not None])
+    return spoken
 
 
 def _others_text(session: Session, turns: Sequence[int]) -> str:
@@ -78,29 +72,18 @@ def _others_text(session: Session, turns: Sequence[int]) -> str:
     )
 
 
-def _mark_changes(
-    session: Session, old: Sequence[int], was: Sequence[str | None], new: Sequence[int], now: Sequence[str | None]
-) -> None:
-    """Who changed to another's answer was corrected by that other."""
-    for i, turn in enumerate(new):
-        mine, then = now[i], was[i]
-        if mine is None or (then is not None and fold_answer(mine) == fold_answer(then)):
-            continue
-        for j, answer in enumerate(was):
-            if j != i and answer is not None and fold_answer(answer) == fold_answer(mine):
-                session.edge(old[j], turn, "corrects")
-
-
-def _close(session: Session, options: Options, turns: Sequence[int], answers: Sequence[str | None]) -> Run:
+def _close(session: Session, options: Options, spoken: Sequence[Spoken]) -> Run:
+    turns = [turn for turn, _ in spoken]
     if options.end == "judge":
         judge = session.agents("judge")[0]
         text = f"{session.question.question}\n\n{_others_text(session, turns)}"
-        (turn,) = session.say(
-            [Say(judge, messages_for(judge, text), round=session.turns[turns[0]]["round"] + 1, after=turns)]
-        )
+        number = session.turns[turns[0]]["round"] + 1
+        (turn,) = session.say([Say(judge, messages_for(judge, text), round=number, after=turns)])
         answer = extract(session.turns[turn]["text"])
         session.answer(turn, answer)
         return session.finish(answer, [turn])
-    answer, _ = majority(answers)
-    path = [t for t, a in zip(turns, answers, strict=True) if a and answer and fold_answer(a) == fold_answer(answer)]
-    return session.finish(answer, path[:1])
+    answer, _ = majority([session.turns[turn]["answer"] for turn in turns])
+    if answer is None:
+        return session.finish(None)
+    winner = next(turn for turn, folded in spoken if folded == fold_answer(answer))
+    return session.finish(answer, [winner])
