@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -36,6 +37,13 @@ Json = dict[str, Any]
 _PATIENCE_S = 20  # for a child that was told to end
 _CHUNK = 65536
 _END = "null"  # the line that asks a child to end in order
+# as Python, C++, Rust, torch, threads, TensorRT, the loader of shared libraries and llama.cpp say it; last, what Python
+# says of an extension that failed and gave no reason, as extensions do that do not expect to run out
+_NO_MEMORY = re.compile(
+    r"MemoryError|bad_alloc|OutOfMemory|can(?:no|')t (?:allocate|start new thread)|temporarily unavailable"
+    r"|failed to (?:map segment|allocate)|memory allocation of|without (?:setting an )?exception(?: set)?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,11 @@ class Ended:
         """The last line it wrote, to stderr if it wrote there; it says why, most of the time."""
         lines = [line.strip() for line in (self.stderr.strip() or self.stdout).splitlines() if line.strip()]
         return lines[-1][:300] if lines else ""
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether what it wrote says so; a SIGKILL says nothing."""
+        return _NO_MEMORY.search(self.stderr) is not None
 
     def __str__(self) -> str:
         if self.signal_name == "SIGKILL":

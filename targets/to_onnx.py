@@ -17,15 +17,13 @@ that `soloist quantize` made keeps its own integers (`quantized_onnx`). Left out
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from soloist.kernels.child import run_module
 from soloist.kernels.errors import ArtifactError, ResourceError
 from soloist.targets.base import require
 from soloist.targets.pretokenizers import PRE_TOKENIZERS, name_of
@@ -92,37 +90,22 @@ def _write(student: Path, out: Path, options: Mapping[str, str], *, device: str,
 
 
 def _build(student: Path, out: Path, precision: str, options: Mapping[str, str], device: str, limit_s: int) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "onnxruntime_genai.models.builder",
-        "-m",
-        student.name,
-        "-i",
-        str(student),
-        "-o",
-        str(out),
-        "-c",
-        str(out / "cache"),
-        "-p",
-        precision,
-        "-e",
-        device,
-        "--extra_options",
-        *(f"{key}={value}" for key, value in {**options, "hf_token": "false"}.items()),
-    ]
+    arguments = ["-m", student.name, "-i", str(student), "-o", str(out), "-c", str(out / "cache"), "-p", precision]
+    extra = [f"{key}={value}" for key, value in {**options, "hf_token": "false"}.items()]
     # without these the builder asks the hub about a model that lies on this disk
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=limit_s, check=False, env=environment
+        ended = run_module(
+            "onnxruntime_genai.models.builder",
+            [*arguments, "-e", device, "--extra_options", *extra],
+            limit_s=limit_s,
+            environment=offline,
         )
-    except subprocess.TimeoutExpired as error:
+    except TimeoutError as error:
         raise ResourceError(f"{student}: the ONNX builder took longer than {limit_s} s; give it more time") from error
     shutil.rmtree(out / "cache", ignore_errors=True)
-    if done.returncode != 0 or not (out / "model.onnx").is_file():
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise ArtifactError(f"{student}: the ONNX builder failed ({lines[-1] if lines else done.returncode})")
+    if ended.code != 0 or not (out / "model.onnx").is_file():
+        raise ArtifactError(f"{student}: the ONNX builder failed ({ended.last or ended})")
 
 
 def _carry(student: Path, out: Path) -> None:

@@ -278,14 +278,6 @@ def write_engine(trt: Any, plan: Json, blob: bytes, report: Json, options: argpa
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
-def limit_memory(megabytes: int) -> None:
-    """A ceiling for this process, where the system has one: a parser that goes astray must not take the machine."""
-    if sys.platform != "win32" and megabytes:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (megabytes << 20, megabytes << 20))
-
-
 def arguments(given: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     here = Path(__file__).resolve().parent
@@ -297,7 +289,6 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     reader.add_argument("--check", action="store_true", help="only parse")
     reader.add_argument("--timing-cache", type=Path)
     reader.add_argument("--workspace-mb", type=int, default=0, help="0: what the device has")
-    reader.add_argument("--memory-mb", type=int, default=0, help="ceiling of this process's own memory; 0: none")
     reader.add_argument("--level", type=int, choices=range(6), help="how long the builder searches")
     reader.add_argument("--refittable", action="store_true")
     reader.add_argument("--strip", action="store_true")
@@ -312,7 +303,6 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> Json:
     """Do what the command line says. Raises Refused."""
-    limit_memory(options.memory_mb)
     plan = read_plan(options.plan, options.folder)
     student, graph = plan["student"], plan["files"][plan["graph"]]
     print(f"student {student['name']} {student['digest'][:16]}, graph {graph[:16]}")

@@ -14,11 +14,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from soloist.kernels.child import run_module
 from soloist.kernels.errors import ArtifactError, MissingExtraError, ResourceError
 from soloist.targets.portable.facts import TEMPLATE, TOKENIZER, read_facts
 from soloist.targets.tensorrt import build_engine
@@ -85,7 +84,7 @@ def build_rtx(
     temporary.mkdir(parents=True)
     try:
         options = ["--folder", portable, "--plan", write_plan(plan, temporary), "--out", temporary / ENGINE]
-        run_builder([*map(str, options), "--memory-mb", str(memory_mb)], temporary / "report.json", seconds)
+        run_builder(list(map(str, options)), temporary / "report.json", seconds, memory_mb)
         for name in (TOKENIZER, TEMPLATE):
             shutil.copy2(portable / name, temporary / name)
         for name in (build_engine.PLAN, "report.json"):
@@ -113,7 +112,7 @@ def check_rtx(portable: Path, *, seconds: float = 600, memory_mb: int = 16384) -
         options = ["--folder", str(portable), "--plan", str(write_plan(plan, scratch)), "--check"]
         report = scratch / "report.json"
         try:
-            run_builder([*options, "--memory-mb", str(memory_mb)], report, seconds)
+            run_builder(options, report, seconds, memory_mb)
         except ArtifactError:
             errors = _read(report).get("errors", [])
             if not errors:
@@ -124,30 +123,31 @@ def check_rtx(portable: Path, *, seconds: float = 600, memory_mb: int = 16384) -
     return []
 
 
-def run_builder(options: list[str], report: Path, seconds: float) -> dict[str, Any]:
+def run_builder(options: list[str], report: Path, seconds: float, memory_mb: int) -> dict[str, Any]:
     """Run `build_engine` in a process of its own; its report.
 
     Raises:
         ArtifactError: it refused, or it died.
         ResourceError: it took longer than `seconds`, or more memory than it may.
     """
-    command = [sys.executable, "-P", str(Path(build_engine.__file__)), *options, "--report", str(report)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
-    except subprocess.TimeoutExpired as error:
+        ended = run_module(
+            build_engine.__name__, [*options, "--report", str(report)], limit_s=seconds, memory_mb=memory_mb
+        )
+    except TimeoutError as error:
         raise ResourceError(
             f"the engine was not built within {seconds:g} s; allow more, or a smaller student"
         ) from error
-    found = _read(report)
-    if done.returncode == 0 and found:
-        return found
-    if said := found.get("refused"):
-        raise ArtifactError(str(said))
-    last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
-    if any(word in done.stderr for word in ("MemoryError", "bad_alloc", "OutOfMemory")):
-        raise ResourceError(f"the builder ran out of the memory it may use ({last}); allow more, or a smaller student")
-    how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-    raise ArtifactError(f"the builder of the engine died ({how}: {last}); check the graph, or export it again")
+    facts = _read(report)
+    if ended.code == 0 and facts:
+        return facts
+    if "refused" in facts:
+        raise ArtifactError(str(facts["refused"]))
+    if ended.out_of_memory:
+        raise ResourceError(
+            f"the builder ran out of the memory it may use ({ended.last}); allow more, or a smaller student"
+        )
+    raise ArtifactError(f"the builder of the engine {ended}; check the graph, or export it again")
 
 
 def _read(report: Path) -> dict[str, Any]:

@@ -248,7 +248,10 @@ def test_a_job_that_dies_says_how():
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count what libraries map")
 def test_a_job_has_no_more_memory_than_it_may():
     assert run_module("job", ["memory"]).code == 0
-    assert str(run_module("job", ["memory"], memory_mb=500)) == "ended with code 1: MemoryError"
+    ended = run_module("job", ["memory"], memory_mb=500)
+    assert str(ended) == "ended with code 1: MemoryError"
+    assert ended.out_of_memory
+    assert not run_module("ghost", []).out_of_memory
 
 
 def test_a_job_has_no_more_time_than_it_may():

@@ -7,7 +7,6 @@ in the verdict. Memory is limited where the system can (`limit_memory`); on Wind
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,6 @@ from soloist.toolchain.tasks.base import Question
 RECORD = "record.json"
 LIMIT_S = 900
 _LEAST_MB, _TIMES = 4096, 8  # torch alone takes one gigabyte; weights may be widened to fp32, logits are kept
-
-# as Python, C++, Rust, torch, threads, the loader of shared libraries and llama.cpp say it; last, what Python says of
-# an extension that failed and gave no reason, as extensions do that do not expect to run out
-_NO_MEMORY = re.compile(
-    r"MemoryError|bad_alloc|can(?:no|')t (?:allocate|start new thread)|temporarily unavailable"
-    r"|failed to (?:map segment|allocate)|memory allocation of|without (?:setting an )?exception(?: set)?",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -116,7 +107,7 @@ def _start(job: Path, limit_s: float, memory_mb: int) -> None:
         raise GateError(f"did not finish within {limit_s:g} s in its runtime") from error
     if ended.code == 0 and (job.parent / RECORD).is_file():
         return
-    if _NO_MEMORY.search(ended.stderr):
+    if ended.out_of_memory:
         raise GateError(f"needs more than the {memory_mb} MB of memory it may use")
     if ended.signal_name:
         raise GateError(f"crashed its runtime ({ended.signal_name})")
