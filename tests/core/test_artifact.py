@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -185,6 +186,44 @@ def test_two_at_once_do_not_meet_in_one_folder(out):
     made = stage("distill", out, {"n": 1}, [], build)
     assert (made.path / "weights").read_text() == "first" and list(made.manifest["files"]) == ["weights"]
     assert stage("distill", out, {"n": 2}, [], lambda _: {}).digest != made.digest  # whoever was first has let go
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from soloist.toolchain.core.artifact import stage
+
+def build(folder):
+    (folder / "half").write_text("kept")
+    print("at work", flush=True)
+    time.sleep(600)
+
+stage("distill", Path(sys.argv[1]), {}, [], build)
+"""
+
+
+def test_another_process_is_told_until_the_first_is_killed(out):
+    command = [sys.executable, "-P", "-c", HOLD, str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "at work\n"
+        with pytest.raises(ArtifactError, match="another process is at work here") as caught:
+            stage("distill", out, {}, [], lambda _: {})
+        assert caught.value.exit_code == 4
+        assert "\n" not in str(caught.value)
+        first.kill()
+    made = stage("distill", out, {}, [], lambda folder: {"found": (folder / "half").read_text()})
+    assert made.facts == {"found": "kept"}
+    assert [path.name for path in out.parent.iterdir()] == ["student"]
+
+
+def test_a_disk_without_locks_is_worked_on_without(out, monkeypatch):
+    def refuse(_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(artifact.FileLock, "acquire", refuse)
+    made, built = make(out)
+    assert built == 1
+    assert made.path == out
 
 
 def write_to_full_disk(folder):

@@ -2,6 +2,7 @@
 
     <out>.partial/   work in progress, of one process at a time; survives a kill, picked up again if config and parents
                      are the same
+    .<out>.lock      held by that process; beside the folder, because Windows renames none with an open file in it
     .<out>.replaced/ what <out> was, for the moment in which the partial folder takes its place
     <out>/           whole: every file is listed in manifest.json with its sha256
 
@@ -13,17 +14,18 @@ never times or machines, so the same work gives the same digest.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from soloist.kernels.errors import ArtifactError
@@ -31,11 +33,9 @@ from soloist.toolchain.core.environment import commit, device, versions
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import explain_disk_errors, sha256_file, write_atomic
 
-if sys.platform != "win32":
-    import fcntl
-
 MANIFEST = "manifest.json"
 _PLAN = "plan.json"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # some network disks: made without
 
 
 def _canonical(value: object) -> bytes:
@@ -154,7 +154,7 @@ def stage(
         events.emit(name, "end", reused=True, path=str(out), digest=existing.digest)
         return existing
     partial = out.with_name(out.name + ".partial")
-    with explain_disk_errors(out), _held(partial):
+    with explain_disk_errors(out), _held(out, partial):
         finished = _finished(partial, plan)
         if finished is not None:  # killed between the manifest and the rename
             _take_place(partial, out)
@@ -193,24 +193,36 @@ def stage(
 
 
 @contextlib.contextmanager
-def _held(partial: Path) -> Iterator[None]:
+def _held(out: Path, partial: Path) -> Iterator[None]:
     """The partial folder is this process's alone until the end; the system lets go of it when the process is killed."""
     partial.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":  # cannot lock a folder
-        yield
-        return
-    handle = os.open(partial, os.O_RDONLY)
+    lock = FileLock(_lock_file(out), blocking=False, fallback_to_soft=False)
     try:
-        with contextlib.suppress(OSError):  # some network disks have no locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ArtifactError(
-                    f"{partial}: another process is at work here; wait for it, or choose another folder with --output"
-                ) from error
+        lock.acquire()
+    except Timeout as error:
+        raise ArtifactError(
+            f"{partial}: another process is at work here; wait for it, or choose another folder with --output"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
         yield
+    except BaseException:
+        _forget_lock(out)
+        raise
     finally:
-        os.close(handle)
+        lock.release()
+
+
+def _lock_file(out: Path) -> Path:
+    return out.with_name(f".{out.name}.lock")
+
+
+def _forget_lock(out: Path) -> None:
+    """Remove the lock file; whoever waits for it sees that and makes another. Windows removes it on release."""
+    with contextlib.suppress(OSError):
+        _lock_file(out).unlink()
 
 
 def _clear(folder: Path) -> None:
@@ -252,6 +264,7 @@ def _take_place(partial: Path, out: Path) -> None:
     if out.exists():
         out.rename(_replaced(out))
     partial.rename(out)
+    _forget_lock(out)
     shutil.rmtree(_replaced(out), ignore_errors=True)
 
 
