@@ -114,16 +114,15 @@ def test_a_job_asks_first_and_reports_what_was_said(whole_job, tmp_path):
 
 def test_an_assessment_with_nothing_to_compare_does_not_stop_the_job(whole_job, tmp_path, monkeypatch):
     from soloist.kernels.errors import DataError
-    from soloist.toolchain.assess import stage
-    from soloist.toolchain.pipeline.run import run
+    from soloist.toolchain.pipeline import run as pipeline
 
     def refuses(*_, **__):
         raise DataError("no run ended with a verdict")
 
-    monkeypatch.setattr(stage, "assess", refuses)
+    monkeypatch.setattr(pipeline, "assess", refuses)
     out = shutil.copytree(whole_job.out, tmp_path / "job")
     seen = []
-    report = run(dataclasses.replace(whole_job.job, out=out, assess=True), EventLog(None, (seen.append,)))
+    report = pipeline.run(dataclasses.replace(whole_job.job, out=out, assess=True), EventLog(None, (seen.append,)))
     assert report.details.assessment is None
-    said = [event["text"] for event in seen if event["event"] == "warning" and event["stage"] == "assess"]
-    assert said == ["no advice before training: no run ended with a verdict"]
+    warnings = [event["text"] for event in seen if event["event"] == "warning" and event["stage"] == "assess"]
+    assert warnings == ["no advice before training: no run ended with a verdict"]

@@ -14,6 +14,7 @@ import pytest
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.core.artifact import Artifact, stage
+from soloist.toolchain.traces.recording import TraceFacts
 from soloist.toolchain.traces.store import read_runs
 
 USAGE, DATA, ARTIFACT, RESOURCE, MISSING = 2, 3, 4, 7, 8
@@ -46,7 +47,7 @@ def test_a_manifest_that_was_edited_is_refused(refused, whole_job, probe, tmp_pa
 
 def test_an_artifact_of_another_stage_and_a_plain_folder_are_refused(refused, whole_job, probe, tmp_path):
     said = refused(ARTIFACT, "export", whole_job.out / "traces", "-o", tmp_path / "out", "--prompts", probe)
-    assert said.endswith("this is an artifact of stage 'record', 'distill' is needed here")
+    assert said.endswith("this is an artifact of stage 'record', 'distill' or 'quantize' is needed here")
     said = refused(ARTIFACT, "distill", tmp_path, "-o", tmp_path / "out", "-m", whole_job.base)
     assert "not a whole artifact (no manifest.json)" in said and "\n" not in said
 
@@ -146,7 +147,8 @@ def test_test_questions_that_occur_in_a_recording_stop_the_job(whole_job, sums, 
     from soloist.toolchain.pipeline.run import run
 
     test = sums.questions(3, "held-out", 23)
-    job = replace(whole_job.job, out=tmp_path, train=(), recording=whole_job.out / "traces", test=test)
+    task = replace(whole_job.job.task, train=(), traces=whole_job.out / "traces", test=test)
+    job = replace(whole_job.job, out=tmp_path, task=task)
     with pytest.raises(DataError, match=r"^1 of 3 test questions were used for training, the first is 'held-out-23'"):
         run(job)
     assert not list(tmp_path.iterdir())
@@ -208,7 +210,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert done.exit_code == 0, done.output
     runs = [run.question.id for run in read_runs(tmp_path / "traces" / "traces.jsonl.gz")]
     assert runs == [question.id for question in sums.questions(5)]
-    assert Artifact.open(tmp_path / "traces").facts["runs"] == 5
+    assert Artifact.open(tmp_path / "traces").read(TraceFacts).runs == 5
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.rglob("*.tmp"))
 
 

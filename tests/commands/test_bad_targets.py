@@ -14,6 +14,7 @@ for package in ("torch", "transformers", "gguf", "safetensors"):
 
 from soloist.kernels.errors import ArtifactError  # noqa: E402
 from soloist.toolchain.core.artifact import stage  # noqa: E402
+from soloist.toolchain.verify.verdict import ExportFacts, FormatFacts, Verdict  # noqa: E402
 
 USAGE, ARTIFACT, GATE, NO_PROVIDER, MISSING = 2, 4, 6, 7, 8
 
@@ -108,7 +109,7 @@ def test_an_architecture_no_target_knows_is_named(cannot, student_with, monkeypa
         """As the builder of onnxruntime-genai fails, after half a minute."""
         raise ArtifactError(f"{folder}: the ONNX builder failed (You can update Transformers)")
 
-    monkeypatch.setattr("soloist.toolchain.export.stage.compile_onnx", builder)
+    monkeypatch.setattr("soloist.targets.compile.compile_onnx", builder)
     student = student_with(_settings(model_type="mamba9", architectures=["Mamba9ForCausalLM"]))
     said = cannot(ARTIFACT, "export", student, "--formats", format)
     assert said.startswith(f"{student}: {reason}") and "mamba9" in said
@@ -209,7 +210,7 @@ def test_an_exported_file_that_is_cut_off_or_gone_is_neither_verified_nor_opened
     def build(made):
         (made / format / FILES[format]).parent.mkdir(parents=True)
         (made / format / FILES[format]).write_bytes(b"x" * 5000)
-        return {"formats": {format: {"verdict": "pass", "path": format}}}
+        return ExportFacts(formats={format: FormatFacts(path=format, verdict=Verdict(verdict="pass"))})
 
     student = Artifact.open(student_with())
     folder = stage("export", tmp_path / "compiled", {}, [student], build).path

@@ -38,7 +38,7 @@ def test_a_question_is_answered_by_a_call_and_its_result(soloist, file, one_thre
 
 
 def test_text_is_streamed_piece_by_piece(file, one_thread, whole_job):
-    from soloist.toolchain.bench.systems import student_team
+    from soloist.toolchain.student.ask import student_team
     from soloist.toolchain.tasks.base import Question
     from soloist.toolchain.teams.engines.student import StudentEngine
     from soloist.toolchain.teams.team import Team
@@ -60,10 +60,10 @@ def test_questions_come_from_stdin_until_an_empty_line(soloist, file, one_thread
 
 def test_a_folder_of_a_job_means_its_smallest_file(soloist, whole_job, file, one_thread):
     assert soloist("chat", whole_job.out, "What is 402 + 45?").stdout.lstrip().startswith("calc(")
-    from soloist.toolchain.commands.chat import _model
+    from soloist.toolchain.student.find import find_model
 
-    assert _model(whole_job.out).parent.name == "gguf-q8_0"
-    assert _model(file) == file
+    assert find_model(whole_job.out).path.parent.name == "gguf-q8_0"
+    assert find_model(file).path == file
 
 
 def test_without_tools_a_student_answers_in_words(soloist, file, tmp_path, one_thread):
@@ -75,7 +75,7 @@ def test_without_tools_a_student_answers_in_words(soloist, file, tmp_path, one_t
     assert given.exit_code == 0 and " = " in call_in(given.stdout)[1]
 
 
-def test_the_torch_student_finds_its_tools_beside_the_files_compiled_from_it(soloist, whole_job, one_thread):
+def test_the_torch_student_calls_the_tools_beside_it(soloist, whole_job, one_thread):
     result = soloist("chat", whole_job.out / "student", "What is 411 + 108?")
     assert result.exit_code == 0, result.output
     streamed, outcome, _ = call_in(result.stdout)
@@ -85,20 +85,12 @@ def test_the_torch_student_finds_its_tools_beside_the_files_compiled_from_it(sol
 def test_a_torch_student_whose_tools_nobody_names_is_refused_and_not_answered_without_them(
     refused, soloist, whole_job, tmp_path, one_thread
 ):
-    """Alone; beside the files of another student; beside files without a list: where they are has to be said."""
     student = shutil.copytree(whole_job.out / "student", tmp_path / "job" / "student")
-    wanted = f"{student}: this student calls tools (calc), and no file compiled from it lies in the folder beside it"
-    assert refused(2, "chat", student, "What is 411 + 108?").startswith(wanted)
-    beside = shutil.copytree(
-        whole_job.out / "compiled", student.parent / "files", ignore=shutil.ignore_patterns("*.gguf")
+    (student / "tools.json").unlink()
+    assert refused(2, "chat", student, "What is 411 + 108?") == (
+        f"{student}: this student calls tools (calc), and no tools.json beside it says where they are: "
+        "name them with --tools MODULE:NAME"
     )
-    given = soloist("chat", student, "What is 411 + 108?")
-    assert given.exit_code == 0 and "  calc(" in given.stdout
-    manifest = json.loads((beside / "manifest.json").read_text())
-    (beside / "manifest.json").write_text(json.dumps(_of_another_student(manifest)))
-    assert refused(2, "chat", student, "What is 411 + 108?").startswith(wanted)
-    (beside / "manifest.json").write_text("{")
-    assert refused(2, "chat", student, "What is 411 + 108?").startswith(wanted)
     given = soloist("chat", student, "--tools", "soloist.toolchain.desk.tools:desk_tools", "What is 411 + 108?")
     assert given.exit_code == 0 and "calc(" in given.stdout
     (student / "student.json").write_text("[]")
@@ -107,22 +99,14 @@ def test_a_torch_student_whose_tools_nobody_names_is_refused_and_not_answered_wi
 
 
 def test_a_quantized_student_calls_the_tools_of_the_one_it_was_made_from(soloist, whole_job, tmp_path, one_thread):
-    from soloist.toolchain.core.artifact import Artifact
     from soloist.toolchain.quantize.stage import QuantizeConfig, quantize
+    from soloist.toolchain.student.student import open_student
 
-    student = Artifact.open(whole_job.out / "student")
+    student = open_student(whole_job.out / "student")
     made = quantize(QuantizeConfig(method="rtn", bits=8), student, tmp_path / "quantized").path
-    shutil.copytree(whole_job.out / "compiled", tmp_path / "files", ignore=shutil.ignore_patterns("*.gguf"))
     given = soloist("chat", made, "What is 411 + 108?")
     assert given.exit_code == 0 and "  calc(" in given.stdout, given.output
     assert given.stderr.startswith("weights held as ")
-
-
-def _of_another_student(manifest):
-    from soloist.toolchain.core.artifact import _digest
-
-    changed = manifest | {"parents": [{"path": "student", "digest": "0" * 16}]}
-    return changed | {"digest": _digest(changed)}
 
 
 def test_what_is_no_model_and_tools_that_are_gone_are_refused(refused, file, compiled, tmp_path):
@@ -132,6 +116,8 @@ def test_what_is_no_model_and_tools_that_are_gone_are_refused(refused, file, com
     tools = json.loads((moved / "tools.json").read_text())
     (moved / "tools.json").write_text(json.dumps(tools | {"entries": ["nowhere_at_all:tools"]}))
     said = refused(2, "chat", moved / file.name, "hi")
+    assert said.endswith("if you trust them: --tools nowhere_at_all:tools") and "\n" not in said
+    said = refused(2, "chat", moved / file.name, "--tools", "nowhere_at_all:tools", "hi")
     assert "'nowhere_at_all:tools' cannot be imported" in said and "\n" not in said
     (moved / "tools.json").write_text("{")
     said = refused(4, "chat", moved / file.name, "hi")

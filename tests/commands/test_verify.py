@@ -7,7 +7,7 @@ import json
 import pytest
 
 from soloist.toolchain.core.artifact import stage
-from soloist.toolchain.verify.verdict import FILE, record
+from soloist.toolchain.verify.verdict import FILE, ExportFacts, FormatFacts, Verdict, record_verdict
 
 USAGE, ARTIFACT, GATE = 2, 4, 6
 
@@ -19,10 +19,10 @@ def refused_file(tmp_path):
     def build(made):
         (made / "gguf-q8_0").mkdir()
         (made / "gguf-q8_0" / "model.gguf").write_text("no model")
-        return {"formats": {"gguf-q8_0": {"verdict": "pass"}}}
+        return ExportFacts(formats={"gguf-q8_0": FormatFacts(verdict=Verdict(verdict="pass"))})
 
     export = stage("export", tmp_path / "compiled", {}, [], build)
-    record(export, "gguf-q8_0", {"verdict": "fail", "reason": "loses 7.0 points of accuracy"})
+    record_verdict(export, "gguf-q8_0", Verdict(verdict="fail", reason="loses 7.0 points of accuracy"))
     return export.path / "gguf-q8_0" / "model.gguf"
 
 

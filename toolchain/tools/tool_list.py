@@ -50,7 +50,7 @@ class ToolList(BaseModel):
 
     format: Literal["compact"] = "compact"
     entries: tuple[str, ...] = ()
-    tools: tuple[ToolSchema, ...] = ()
+    tools: tuple[ToolSchema, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
