@@ -12,6 +12,8 @@ from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.desk import questions as desk
 from soloist.toolchain.desk.job import desk_test, desk_train, questions_for, recorded
 from soloist.toolchain.teams.config import load_team
+from soloist.toolchain.tools.files import SHIPPED
+from soloist.toolchain.tools.tool_list import ToolList
 from soloist.toolchain.traces.recording import RECORD, TRACES, TraceFacts, summarize
 from soloist.toolchain.traces.store import read_runs
 
@@ -32,7 +34,9 @@ def test_the_recording_that_ships_is_whole_and_of_the_team_that_ships(team):
 
 def test_the_recording_says_what_its_runs_say():
     recording = Artifact.open(recorded(), stage=RECORD, verify=False)
-    assert recording.read(TraceFacts) == summarize(list(read_runs(recording.path / TRACES)))
+    facts = recording.read(TraceFacts)
+    assert facts.tools == ToolList.of([SHIPPED])
+    assert facts == summarize(list(read_runs(recording.path / TRACES)), facts.tools)
 
 
 def test_held_out_questions_come_first_then_unseen_wordings_of_all_families(team):

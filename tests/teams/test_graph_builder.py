@@ -94,7 +94,7 @@ def test_documents_are_read_by_a_team(soloist, tmp_path, monkeypatch):
     (tmp_path / "team.yaml").write_text(
         f"name: t\ntopology: kg\nengine: {{kind: gguf, model: none}}\nagents:\n{agents}"
     )
-    monkeypatch.setattr("soloist.toolchain.teams.team.open_engine", lambda config: Engine())
+    monkeypatch.setattr("soloist.toolchain.teams.graph_builder.open_engine", lambda config: Engine())
     said = soloist("build", "zoo.txt", "--team", "team.yaml", "--rounds", "2", "-o", "g.jsonl")
     assert "1 facts, 1 of 2 passages dropped" in said and (tmp_path / "closed").exists()
     assert load_graph(tmp_path / "g.jsonl").records() == [

@@ -1,4 +1,4 @@
-"""The desk's toolbox: fifteen exact tools, enough for every question family of `tasks/desk.py`."""
+"""The desk's toolbox: fifteen exact tools, enough for every question family of `questions.py`."""
 
 from __future__ import annotations
 

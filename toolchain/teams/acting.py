@@ -23,31 +23,22 @@ class Attempt:
     agent: AgentConfig
     messages: Sequence[Message]
     grammar: str | None = None
-    round: int = 0
-    after: Sequence[int] = ()
-    continues: int | None = None
     seed: int = 0
+    history: list[Message] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
     uses: list[ToolUse] = field(default_factory=list)
     answer: str | None = None
 
-    @property
-    def calls(self) -> str:
-        """The calls as one text, to compare proposals with."""
-        return "; ".join(use.call for use in self.uses)
-
 
 def act(session: Session, attempts: Sequence[Attempt], *, max_calls: int = 4) -> None:
     """Let all attempts act to their end. Each turn's answer is what its tool returned."""
-    history: list[list[Message]] = [[] for _ in attempts]
-    active = list(range(len(attempts)))
+    active = list(attempts)
     for _ in range(max_calls):
         if not active:
             break
-        turns = session.say([_say(attempts[i], history[i]) for i in active])
+        turns = session.say([_next(attempt) for attempt in active])
         going = []
-        for i, turn in zip(active, turns, strict=True):
-            attempt = attempts[i]
+        for attempt, turn in zip(active, turns, strict=True):
             text = session.turns[turn]["text"]
             use = session.run_tool(turn, text)
             attempt.turns.append(turn)
@@ -55,24 +46,19 @@ def act(session: Session, attempts: Sequence[Attempt], *, max_calls: int = 4) ->
             attempt.answer = use.result
             session.answer(turn, use.result)
             if use.result is not None and text.rstrip().endswith(MORE):
-                history[i] += [
-                    {"role": "assistant", "content": text.strip()},
-                    {"role": "tool", "content": use.result},
-                ]
-                going.append(i)
+                attempt.history.append({"role": "assistant", "content": text.strip()})
+                attempt.history.append({"role": "tool", "content": use.result})
+                going.append(attempt)
         active = going
-    for i in active:  # said that more would follow when no more was allowed: an intermediate result is no answer
-        attempts[i].answer = None
+    for attempt in active:  # its last call announces another, and no more are allowed: this is no answer
+        attempt.answer = None
 
 
-def _say(attempt: Attempt, history: Sequence[Message]) -> Say:
-    first = not attempt.turns
+def _next(attempt: Attempt) -> Say:
     return Say(
         attempt.agent,
-        [*attempt.messages, *history],
-        round=attempt.round,
+        [*attempt.messages, *attempt.history],
         grammar=attempt.grammar,
-        after=attempt.after if first else (),
-        continues=attempt.continues if first else attempt.turns[-1],
+        continues=attempt.turns[-1] if attempt.turns else None,
         seed=attempt.seed,
     )

@@ -131,8 +131,8 @@ class TeamConfig(Config):
 
 def shipped_teams() -> dict[str, Path]:
     """The team files that ship with Soloist, by the team's name."""
-    found = sorted(Path(str(files("soloist.toolchain"))).glob("*/team.yaml"))
-    return {file.parent.name: file for file in found}
+    team_files = sorted(Path(str(files("soloist.toolchain"))).glob("*/team.yaml"))
+    return {file.parent.name: file for file in team_files}
 
 
 def load_team(name: str) -> TeamConfig:

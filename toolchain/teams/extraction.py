@@ -70,24 +70,26 @@ def extract_triples(
         raise UsageError(f"t_max must be at least 1, not {t_max}")
     known = triples_for(text, graph.require_facts()) if graph is not None else ()
     entities, relations = say([(role, text) for role in EXTRACTORS], 0)
-    names = [line.strip(" -*•\t.") for line in f"{entities}\n{relations}".splitlines()]
+    names = {line.strip(" -*•\t.") for line in f"{entities}\n{relations}".splitlines()} - {""}
     settled: dict[Triple, Judgment] = {}  # what was verified once is not asked again
     judgments: tuple[Judgment, ...] = ()
     fault = ""
     for number in range(t_max):
         (reply,) = say([("master", _task(text, entities, relations, known, judgments, fault))], number)
-        triples = parse_triples(reply, known=[name for name in names if name]).triples
+        triples = parse_triples(reply, known=names).triples
         ask = partial(_ask_verifier, text=text, say=say, graph=graph, round=number)
-        new = judge([triple for triple in triples if triple not in settled], graph, ask)
-        settled |= {judgment.triple: judgment for judgment in new if judgment.verified}
-        found = {judgment.triple: judgment for judgment in new} | settled
-        said = tuple(found[triple] for triple in triples)
+        judged = dict(settled)
+        for judgment in judge([triple for triple in triples if triple not in settled], graph, ask):
+            judged[judgment.triple] = judgment
+            if judgment.verified:
+                settled[judgment.triple] = judgment
+        current = tuple(judged[triple] for triple in triples)
         if watch is not None:
-            watch(number, said)
-        if said and all(judgment.verified for judgment in said):
-            return Extraction(triples, said, number + 1)
-        fault = "" if said else _NOTHING
-        judgments = said or judgments
+            watch(number, current)
+        if current and all(judgment.verified for judgment in current):
+            return Extraction(triples, current, number + 1)
+        fault = "" if current else _NOTHING
+        judgments = current or judgments
     return Extraction((), judgments, t_max)
 
 
@@ -98,8 +100,13 @@ def _task(
     blocks = [f"Text:\n{text}", f"Entities:\n{entities.strip()}", f"Relations:\n{relations.strip()}"]
     if known:
         blocks.append(f"Known facts:\n{_lines(known)}")
-    accepted = [judgment.triple for judgment in judgments if judgment.verified]
-    refused = [f"{judgment.triple}: {judgment.reason}" for judgment in judgments if not judgment.verified]
+    accepted: list[Triple] = []
+    refused: list[str] = []
+    for judgment in judgments:
+        if judgment.verified:
+            accepted.append(judgment.triple)
+        else:
+            refused.append(f"{judgment.triple}: {judgment.reason}")
     if accepted:
         blocks.append(f"Accepted:\n{_lines(accepted)}")
     if refused:
@@ -125,19 +132,19 @@ def _ask_verifier(
     return say(asked, round)
 
 
-def cast(agents: Sequence[AgentConfig], roles: Sequence[Role], where: str) -> dict[Role, AgentConfig]:
+def assign_roles(agents: Sequence[AgentConfig], roles: Sequence[Role], where: str) -> dict[Role, AgentConfig]:
     """The one agent of each role, with our prompt where it has none of its own. Raises UsageError naming all faults."""
-    found: dict[Role, AgentConfig] = {}
+    cast: dict[Role, AgentConfig] = {}
     faults = []
     for role in roles:
-        mine = [agent for agent in agents if agent.role == role]
-        if len(mine) != 1:
-            faults.append(f"exactly one agent of role '{role}' is needed, not {len(mine)}")
+        own = [agent for agent in agents if agent.role == role]
+        if len(own) != 1:
+            faults.append(f"exactly one agent of role '{role}' is needed, not {len(own)}")
             continue
-        found[role] = mine[0] if mine[0].prompt else mine[0].model_copy(update={"prompt": PROMPTS[role]})
+        cast[role] = own[0] if own[0].prompt else own[0].model_copy(update={"prompt": PROMPTS[role]})
     if faults:
         raise UsageError(f"{where}: {'; '.join(faults)}")
-    return found
+    return cast
 
 
 def engine_say(engine: Engine, agents: Mapping[Role, AgentConfig]) -> Say:
@@ -167,7 +174,7 @@ class AgentExtractor:
     ) -> None:
         roles: tuple[Role, ...] = (*EXTRACTORS, "master", "verifier")
         agents = agents or [AgentConfig(name=role, role=role) for role in roles]
-        self._say = engine_say(engine, cast(agents, roles, "knowledge graph"))
+        self._say = engine_say(engine, assign_roles(agents, roles, "knowledge graph"))
         self._graph, self._t_max = graph, t_max
         self.passages = 0
         self.dropped = 0

@@ -1,4 +1,4 @@
-"""What `soloist knowledge` does: graphs from sources of all kinds, and verdicts over a whole recording."""
+"""One knowledge graph from sources of all kinds: triples files, the desk's tables, documents that agents read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from soloist.kernels.errors import DataError, UsageError
 from soloist.toolchain.knowledge.files import DESK, add_documents, find_graph
 from soloist.toolchain.knowledge.graph import FORMATS, KnowledgeGraph
 from soloist.toolchain.knowledge.triples import Aliases
+from soloist.toolchain.teams.config import load_team
 from soloist.toolchain.teams.extraction import T_MAX, AgentExtractor
+from soloist.toolchain.teams.team import open_engine
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def build_graph(
 
     Raises:
         UsageError: a document, and no team to read it.
-        DataError: a source that cannot be read, or nothing found in any.
+        DataError: a source that cannot be read, or no fact in any.
     """
     ready = [source for source in sources if source == DESK or Path(source).suffix in FORMATS]
     documents = [Path(source) for source in sources if source not in ready]
@@ -44,8 +46,11 @@ def build_graph(
     if documents and team is None:
         raise UsageError(f"{documents[0]}: a document needs agents that read it: --team FILE.yaml")
     parts = [find_graph(source) for source in ready]
-    groups = [*(aliases.groups if aliases else ()), *(group for part in parts for group in part.aliases.groups)]
-    single = [*single_valued, *(relation for part in parts for relation in part.single_valued)]
+    groups = list(aliases.groups) if aliases else []
+    single = list(single_valued)
+    for part in parts:
+        groups += part.aliases.groups
+        single += part.single_valued
     graph = KnowledgeGraph(aliases=Aliases(dict.fromkeys(groups)), single_valued=single)
     for part in parts:
         for row, triple in zip(part.records(), part, strict=True):
@@ -57,9 +62,6 @@ def build_graph(
 
 
 def _read_documents(graph: KnowledgeGraph, documents: Sequence[Path], team: str, t_max: int) -> Built:
-    from soloist.toolchain.teams.config import load_team
-    from soloist.toolchain.teams.team import open_engine
-
     config = load_team(team)
     engine = open_engine(config)
     try:

@@ -61,22 +61,22 @@ class Session:
 
     def agent(self, role: str) -> AgentConfig:
         """The only agent of a role. Raises UsageError where there is none, or are several."""
-        found = self.agents(role)
-        if len(found) != 1:
-            raise UsageError(f"team '{self.team.name}': exactly one agent of role '{role}' is needed, not {len(found)}")
-        return found[0]
+        agents = self.agents(role)
+        if len(agents) != 1:
+            raise UsageError(
+                f"team '{self.team.name}': exactly one agent of role '{role}' is needed, not {len(agents)}"
+            )
+        return agents[0]
 
     def say(self, says: Sequence[Say]) -> list[int]:
         """Make independent calls together. Returns the ids of their turns."""
-        replies = self.engine.ask(
-            [Ask(say.messages, self._sampling(say), say.grammar, say.agent.model) for say in says]
-        )
-        return [self._add_reply(say, reply) for say, reply in zip(says, replies, strict=True)]
-
-    def _sampling(self, say: Say) -> Sampling:
-        own = say.agent.sampling
-        limit = say.max_tokens or own.max_tokens
-        return Sampling(own.temperature, own.top_p, limit, seed=own.seed + self.seed + say.seed)
+        asks = []
+        for say in says:
+            own = say.agent.sampling
+            limit = say.max_tokens or own.max_tokens
+            sampling = Sampling(own.temperature, own.top_p, limit, seed=own.seed + self.seed + say.seed)
+            asks.append(Ask(say.messages, sampling, say.grammar, say.agent.model))
+        return [self._add_reply(say, reply) for say, reply in zip(says, self.engine.ask(asks), strict=True)]
 
     def _add_reply(self, say: Say, reply: Reply) -> int:
         turn = self._add(
@@ -179,15 +179,16 @@ class Session:
 
     def finish(self, answer: str | None, path: Sequence[int] = (), *, error: str | None = None) -> Run:
         """Grade and close the run."""
-        turns = [
-            Turn(**{**t, "verdict": self.verdict(t["answer"]) if t.get("answer") else "unknown"}) for t in self.turns
-        ]
-        edges = tuple(Edge(source=s, target=t, kind=k) for s, t, k in self.edges)
+        turns = []
+        for fields in self.turns:
+            verdict = self.verdict(fields["answer"]) if fields.get("answer") else "unknown"
+            turns.append(Turn(**fields, verdict=verdict))
+        edges = [Edge(source=source, target=target, kind=kind) for source, target, kind in self.edges]
         return Run(
             question=self.question,
             team=self.team.name,
             turns=tuple(turns),
-            edges=edges,
+            edges=tuple(edges),
             path=tuple(path),
             answer=answer,
             verdict=self.verdict(answer),

@@ -18,6 +18,7 @@ from soloist.toolchain.teams.config import GgufEngineConfig, StudentEngineConfig
 from soloist.toolchain.teams.engines.base import Engine
 from soloist.toolchain.teams.session import Session
 from soloist.toolchain.tools.base import Toolbox
+from soloist.toolchain.tools.files import load_tools
 from soloist.toolchain.traces.schema import Run
 
 
@@ -40,10 +41,11 @@ def find_topology(name: str) -> Topology:
     if name in topology_names():
         module: ModuleType = importlib.import_module(f"{topologies.__name__}.{name.replace('-', '_')}")
         return cast(Topology, module)
-    found = resolve_entry_point(name, "topology", ", ".join(topology_names()))
-    if not callable(getattr(found, "run", None)) or not hasattr(getattr(found, "Options", None), "model_validate"):
+    topology = resolve_entry_point(name, "topology", ", ".join(topology_names()))
+    options = getattr(topology, "Options", None)
+    if not callable(getattr(topology, "run", None)) or not hasattr(options, "model_validate"):
         raise UsageError(f"topology '{name}': needs a pydantic model `Options` and a function `run(session, options)`")
-    return cast(Topology, found)
+    return cast(Topology, topology)
 
 
 def open_engine(config: TeamConfig) -> Engine:
@@ -65,8 +67,6 @@ class Team:
     """Answers questions one after the other. Use as a context manager, or close it."""
 
     def __init__(self, config: TeamConfig, *, engine: Engine | None = None) -> None:
-        from soloist.toolchain.tools.files import load_tools
-
         self.config = config
         self._topology = find_topology(config.topology)
         try:

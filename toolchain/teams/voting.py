@@ -21,10 +21,13 @@ def fold_answer(answer: str) -> str:
 
 def majority(answers: Sequence[str | None]) -> tuple[str | None, float]:
     """The most frequent answer (first spoken wins a tie) and its share of all voters. None if nobody answered."""
-    said = [(fold_answer(a), a) for a in answers if a]
-    if not said:
+    counts: Counter[str] = Counter()
+    spoken: dict[str, str] = {}  # of each folded answer the first one
+    for answer in filter(None, answers):
+        key = fold_answer(answer)
+        counts[key] += 1
+        spoken.setdefault(key, answer)
+    if not spoken:
         return None, 0.0
-    counts = Counter(key for key, _ in said)
-    best = max(counts.values())
-    winner = next(key for key, _ in said if counts[key] == best)
-    return next(a for key, a in said if key == winner), counts[winner] / len(answers)
+    winner, votes = counts.most_common(1)[0]  # of equally many the one counted first
+    return spoken[winner], votes / len(answers)

@@ -152,10 +152,10 @@ class OpenAIEngine:
     def _reason(self, error: Exception) -> str:
         """What the server says about a call it refuses, as part of one line and without the key."""
         body = getattr(error, "body", None)
-        said = body.get("message") if isinstance(body, dict) else None
-        if not said:
+        message = body.get("message") if isinstance(body, dict) else None
+        if not message:
             return ""
-        text = str(said).replace(self._key, "<key>") if self._key else str(said)
+        text = str(message).replace(self._key, "<key>") if self._key else str(message)
         return ": " + " ".join(text.split())[:200]
 
     def close(self) -> None:

@@ -7,7 +7,7 @@
 
 The graph is looked up first; what it does not know is asked of the verifier agent, a call for each triple. A
 lookup is a turn that no model answered. The graph's facts that belong to the question are given to the
-master and to the distiller: they are verified already. The loop itself is `knowledge/extract.py`.
+master and to the distiller: they are verified already. The loop itself is `teams/extraction.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from soloist.toolchain.knowledge.retrieve import LIMIT, facts_text, triples_for
 from soloist.toolchain.knowledge.verify import Judgment
 from soloist.toolchain.tasks.base import extract
 from soloist.toolchain.teams.config import AgentConfig
-from soloist.toolchain.teams.extraction import EXTRACTORS, T_MAX, cast, extract_triples
+from soloist.toolchain.teams.extraction import EXTRACTORS, T_MAX, assign_roles, extract_triples
 from soloist.toolchain.teams.session import Say, Session, messages_for
 from soloist.toolchain.traces.schema import Run
 
@@ -52,7 +52,7 @@ def _graph(name: str) -> KnowledgeGraph:
 
 def run(session: Session, options: Options) -> Run:
     roles: tuple[Role, ...] = (*EXTRACTORS, "master", "verifier", "distiller")
-    agents = cast(session.team.agents, roles, f"team '{session.team.name}'")
+    agents = assign_roles(session.team.agents, roles, f"team '{session.team.name}'")
     graph = _graph(options.graph)
     question = session.question.question
     script = _Script(session, dict(agents))

@@ -22,7 +22,7 @@ class Options(Config):
 
 
 def run(session: Session, options: Options) -> Run:
-    planner, solver, critic = (session.agent(role) for role in ("planner", "solver", "critic"))
+    planner, solver, critic = session.agent("planner"), session.agent("solver"), session.agent("critic")
     question = session.question.question
     (plan,) = session.say([Say(planner, messages_for(planner, question))])
     task = f"{question}\n\nPlan:\n{session.turns[plan]['text']}"
@@ -51,6 +51,6 @@ def run(session: Session, options: Options) -> Run:
 
 def approves(verdict: str, word: str) -> bool:
     """Whether a critic says the word, and not that it does not."""
-    said = rf"(?<!\w){re.escape(word)}(?!\w)"
-    refused = rf"(?:\b(?:not|no|never|cannot|without)\b|n['’]t\b)[^.!?;\n]*{said}"
-    return bool(re.search(said, verdict, re.IGNORECASE)) and not re.search(refused, verdict, re.IGNORECASE)
+    approval = rf"(?<!\w){re.escape(word)}(?!\w)"
+    refusal = rf"(?:\b(?:not|no|never|cannot|without)\b|n['’]t\b)[^.!?;\n]*{approval}"
+    return bool(re.search(approval, verdict, re.IGNORECASE)) and not re.search(refusal, verdict, re.IGNORECASE)

@@ -29,20 +29,25 @@ def run(session: Session, options: Options) -> Run:
     paths: list[list[int]] = []
     answers: list[str | None] = []
     while size := _next_batch(session, options, len(paths)):
-        seeds = [1000 * (len(paths) + i) for i in range(size)]
+        seeds = range(1000 * len(paths), 1000 * (len(paths) + size), 1000)
         if agent.tools:
             attempts = [Attempt(agent, messages, rules, seed=seed) for seed in seeds]
             act(session, attempts)
-            paths += [attempt.turns for attempt in attempts]
-            answers += [attempt.answer for attempt in attempts]
+            for attempt in attempts:
+                paths.append(attempt.turns)
+                answers.append(attempt.answer)
         else:
             for turn in session.say([Say(agent, messages, seed=seed) for seed in seeds]):
                 session.answer(turn, extract(session.turns[turn]["text"]))
                 paths.append([turn])
                 answers.append(session.turns[turn]["answer"])
     answer, _ = majority(answers)
-    same = [p for p, a in zip(paths, answers, strict=True) if answer and a and fold_answer(a) == fold_answer(answer)]
-    return session.finish(answer, same[0] if same else [])
+    if answer is None:
+        return session.finish(None)
+    winner = next(
+        path for path, own in zip(paths, answers, strict=True) if own and fold_answer(own) == fold_answer(answer)
+    )
+    return session.finish(answer, winner)
 
 
 def _next_batch(session: Session, options: Options, asked: int) -> int:

@@ -32,27 +32,27 @@ class Options(Config):
 
 
 def posed(question: str, asked: str) -> str:
-    """How the first sub-question is put to the solver; one that is the question itself is not said twice."""
+    """How the first sub-question is put to the solver; one that is the question itself is not repeated."""
     question, asked = question.strip(), asked.strip()
     return question if asked.split() in ([], question.split()) else f"{question}\n{asked}"
 
 
 def sub_questions(text: str) -> list[str]:
     """What a decomposer wrote: a sub-question a line."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return list(filter(None, map(str.strip, text.splitlines())))
 
 
-def dialogue(question: str, asked: Sequence[str], said: Sequence[Sequence[Message]]) -> list[Message]:
-    """The solver's conversation: every sub-question, then what was said to it (a tool's result included)."""
+def dialogue(question: str, asked: Sequence[str], replies: Sequence[Sequence[Message]]) -> list[Message]:
+    """The solver's conversation: every sub-question, then its replies (the call and the tool's result, or words)."""
     messages: list[Message] = []
-    for number, (text, replies) in enumerate(zip(asked, said, strict=True)):
+    for number, (text, own) in enumerate(zip(asked, replies, strict=True)):
         messages.append({"role": "user", "content": text.strip() if number else posed(question, text)})
-        messages += replies
+        messages += own
     return messages
 
 
 def run(session: Session, options: Options) -> Run:
-    decomposer, solver = (session.agent(role) for role in ("decomposer", "solver"))
+    decomposer, solver = session.agent("decomposer"), session.agent("solver")
     question = session.question.question
     (plan,) = session.say([Say(decomposer, messages_for(decomposer, question.strip()))])
     asked = sub_questions(session.turns[plan]["text"]) or [question]
@@ -80,8 +80,10 @@ def run(session: Session, options: Options) -> Run:
 def _heard(session: Session, turn: int, *, acts: bool) -> tuple[str | None, list[Message]]:
     """What a reply of the solver's answers, and what it adds to the conversation."""
     text = session.turns[turn]["text"].strip()
-    said: Message = {"role": "assistant", "content": text}
+    replies: list[Message] = [{"role": "assistant", "content": text}]
     if not acts:
-        return extract(text), [said]
+        return extract(text), replies
     result = session.run_tool(turn, text).result
-    return result, [said] if result is None else [said, {"role": "tool", "content": result}]
+    if result is not None:
+        replies.append({"role": "tool", "content": result})
+    return result, replies
