@@ -7,7 +7,7 @@ line of the file a field stands. `describe` words the faults of records that peo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,16 +28,19 @@ C = TypeVar("C", bound=BaseModel)
 _FAULTS_SHOWN = 20  # a file of another kind is wrong in every record
 
 
+def shortened(faults: Sequence[str]) -> list[str]:
+    """The first faults, and how many more there are."""
+    more = len(faults) - _FAULTS_SHOWN
+    return [*faults[:_FAULTS_SHOWN], f"and {more} more"] if more > 0 else list(faults)
+
+
 def describe(error: ValidationError, prefix: str = "") -> str:
     """All faults of a pydantic error in one line: `field: message; field: message`."""
-    faults = error.errors(include_url=False, include_context=False)
-    shown = [f"{prefix}{_field(fault)}: {_message(fault, 'field')}" for fault in faults[:_FAULTS_SHOWN]]
-    more = len(faults) - len(shown)
-    return "; ".join([*shown, *([f"and {more} more"] if more else [])])
-
-
-def _field(fault: ErrorDetails) -> str:
-    return ".".join(str(part) for part in fault["loc"]) or "record"
+    faults = []
+    for fault in error.errors(include_url=False, include_context=False):
+        field = ".".join(map(str, fault["loc"])) or "record"
+        faults.append(f"{prefix}{field}: {_message(fault, 'field')}")
+    return "; ".join(shortened(faults))
 
 
 def _message(fault: ErrorDetails, kind: str) -> str:
@@ -75,13 +78,13 @@ def load_yaml(path: Path, model: type[C]) -> C:
         raise UsageError(f"{path}{line}: not YAML: {problem}") from error
     faults = [f"{path}:{line}: {key}: stands here twice" for line, key in _twice(node, [])]
     try:
-        found = model.model_validate(data if data is not None else {})
+        config = model.model_validate(data if data is not None else {})
     except ValidationError as error:
         faults += [_explain(path, node, fault) for fault in error.errors(include_url=False)]
         raise UsageError("\n".join(faults)) from error
     if faults:
         raise UsageError("\n".join(faults))
-    return found
+    return config
 
 
 def _twice(node: yaml.Node | None, above: list[yaml.Node]) -> Iterator[tuple[int, str]]:

@@ -86,7 +86,11 @@ def annotated(
     """
     graph.require_facts()
     box = load_tools((SHIPPED,)) if tools is None else tools
-    computed = {judgment.triple: judgment for use in run.trajectory for judgment in _of_call(use, box)}
+    computed: dict[Triple, Judgment] = {}
+    for use in run.trajectory:
+        judgment = _of_call(use, box)
+        if judgment is not None:
+            computed[judgment.triple] = judgment
     stated = dict.fromkeys(triple for triple in _stated(run, box, extractor) if triple not in computed)
     looked_up = judge(tuple(stated), graph, _Hearing(run, ask))
     return Annotation((*computed.values(), *looked_up))
@@ -106,9 +110,10 @@ class _Hearing:
 
     def __call__(self, triples: Sequence[Triple]) -> Sequence[str | None]:
         rest = [triple for triple in triples if triple not in self._heard]
-        replies = self._ask(rest) if self._ask is not None and rest else [None] * len(rest)
-        said: dict[Triple, str | None] = {**self._heard, **dict(zip(rest, replies, strict=True))}
-        return [said[triple] for triple in triples]
+        heard: dict[Triple, str | None] = {**self._heard}
+        if self._ask is not None and rest:
+            heard |= zip(rest, self._ask(rest), strict=True)
+        return [heard.get(triple) for triple in triples]
 
 
 def _stated(run: Run, tools: Toolbox, extractor: Extractor | None) -> Iterator[Triple]:
@@ -139,18 +144,16 @@ def call_triple(use: ToolUse) -> Triple | None:
     return Triple(arguments, use.name, use.result if use.result.strip() else "(empty)")
 
 
-def _of_call(use: ToolUse, tools: Toolbox) -> Iterator[Judgment]:
+def _of_call(use: ToolUse, tools: Toolbox) -> Judgment | None:
     triple = call_triple(use)
     if triple is None:
-        return
+        return None
     if use.name not in tools.tools:
-        yield Judgment(triple, "unverified", reason=f"no tool '{use.name}' at hand to compute it again")
-        return
+        return Judgment(triple, "unverified", reason=f"no tool '{use.name}' at hand to compute it again")
     fault = recompute(use, tools)
-    if fault is None:
-        yield Judgment(triple, "verified", "tool", "computed again")
-    else:
-        yield Judgment(triple, "contradicted", "tool", fault)
+    if fault is not None:
+        return Judgment(triple, "contradicted", "tool", fault)
+    return Judgment(triple, "verified", "tool", "computed again")
 
 
 def recompute(use: ToolUse, tools: Toolbox) -> str | None:
@@ -186,32 +189,21 @@ class Counts:
 def verify_traces(
     traces: Path, graph: KnowledgeGraph, *, tools: Toolbox | None = None, output: Path | None = None
 ) -> Counts:
-    """Annotate every run of a recording; with `output` also write what was found. Raises DataError."""
+    """Annotate every run of a recording; with `output` also write the verdicts, a line a run. Raises DataError."""
     graph.require_facts()
     file = traces / TRACES if traces.is_dir() else traces
     judgments: list[Judgment] = []
-    lines = []
+    text = ""
     runs = clean = silent = 0
     for run in read_runs(file):
         annotation = annotated(run, graph, tools=tools)
         judgments += annotation.judgments
         runs, clean, silent = runs + 1, clean + annotation.clean, silent + (not annotation.judgments)
-        lines.append(_record(run, annotation))
+        rows = []
+        for judgment in annotation.judgments:
+            verdict = {"verdict": judgment.verdict, "how": judgment.how, "reason": judgment.reason}
+            rows.append({"triple": judgment.triple.parts, **verdict})
+        text += json.dumps({"question": run.question.id, "triples": rows}, ensure_ascii=False) + "\n"
     if output is not None:
-        write_atomic(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_atomic(output, text)
     return Counts(runs, clean, silent, rates(judgments))
-
-
-def _record(run: Run, annotation: Annotation) -> dict[str, object]:
-    return {
-        "question": run.question.id,
-        "triples": [
-            {
-                "triple": list(judgment.triple.parts),
-                "verdict": judgment.verdict,
-                "how": judgment.how,
-                "reason": judgment.reason,
-            }
-            for judgment in annotation.judgments
-        ],
-    }

@@ -1,12 +1,12 @@
-"""The facts before a question: the same ones, in the same words, when a student is taught and when it is asked.
+"""The facts before a question: the same ones, in the same words, in training and when the student is asked.
 
     Facts:
     (spider, has legs, 8)
 
     How many legs have 2 spiders?
 
-A student that was taught so is asked so: its graph lies beside the model as `knowledge.json`, and who asks it
-(`StudentEngine`) puts the facts in. A question that names nothing of the graph stays as it is.
+A student trained with facts is prompted with facts: its graph lies beside the model as `knowledge.json`, and
+`StudentEngine` puts them in. A question that names nothing of the graph stays as it is.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ def with_facts(question: str, graph: KnowledgeGraph) -> str:
 
 def informed(messages: Sequence[Message], graph: KnowledgeGraph) -> list[Message]:
     """A conversation whose first user message, the question, stands behind its facts."""
-    first = next((index for index, message in enumerate(messages) if message["role"] == "user"), None)
-    return [
-        {"role": "user", "content": with_facts(message["content"], graph)} if index == first else message
-        for index, message in enumerate(messages)
-    ]
+    shown = list(messages)
+    for index, message in enumerate(messages):
+        if message["role"] == "user":
+            shown[index] = {"role": "user", "content": with_facts(message["content"], graph)}
+            break
+    return shown
 
 
 def graph_beside(model: Path) -> KnowledgeGraph | None:
-    """The graph that lies beside a model (a file or a folder); None for a student taught without facts."""
+    """The graph that lies beside a model (a file or a folder); None for a student trained without facts."""
     path = (model if model.is_dir() else model.parent) / FILE
     return load_graph(path) if path.is_file() else None

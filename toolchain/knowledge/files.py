@@ -12,11 +12,12 @@ at once with file and line. A document is cut into passages and an extractor mak
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import DataError
+from soloist.toolchain.core.config import shortened
 from soloist.toolchain.core.entry_points import resolve_entry_point
 from soloist.toolchain.knowledge.graph import FORMATS, KnowledgeGraph
 from soloist.toolchain.knowledge.triples import Aliases, Triple
@@ -24,7 +25,6 @@ from soloist.toolchain.knowledge.triples import Aliases, Triple
 DESK = "desk"  # the graph that ships with Soloist, as commands and team files call it
 _DESK_GRAPH = "soloist.toolchain.desk.graph:desk_graph"
 Extractor = Callable[[str], Sequence[Triple]]
-_FAULTS_SHOWN = 20
 _PASSAGE = 1500  # characters of a document shown to an extractor at once
 
 
@@ -53,10 +53,9 @@ def _read(path: Path) -> tuple[list[tuple[Triple, str]], list[list[str]], list[s
     single: list[str] = []
     if path.suffix == ".json":
         triples, groups, single = _whole(_json_of(text, str(path)), path)
-        items: list[tuple[str, Any]] = [(f"{path}: triples[{i}]", item) for i, item in enumerate(triples)]
+        items: list[tuple[str, Any]] = [(f"{path}: triples[{index}]", item) for index, item in enumerate(triples)]
     else:
-        lines = [(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1)]
-        items = [(where, line) for where, line in lines if line.strip() and not line.startswith("#")]
+        items = list(_lines(text, path))
     read = _row_of_line if path.suffix == ".tsv" else _row_of_json
     rows, faults = [], []
     for where, item in items:
@@ -66,9 +65,15 @@ def _read(path: Path) -> tuple[list[tuple[Triple, str]], list[list[str]], list[s
         except DataError as error:
             faults.append(str(error))
     if faults:
-        more = f"\nand {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
-        raise DataError("\n".join(faults[:_FAULTS_SHOWN]) + more)
+        raise DataError("\n".join(shortened(faults)))
     return rows, groups, single
+
+
+def _lines(text: str, path: Path) -> Iterator[tuple[str, str]]:
+    """The lines that say something, each with its place in the file."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip() and not line.startswith("#"):
+            yield f"{path}:{number}", line.rstrip("\r")
 
 
 def _whole(body: object, path: Path) -> tuple[list[Any], list[list[str]], list[str]]:
@@ -79,7 +84,7 @@ def _whole(body: object, path: Path) -> tuple[list[Any], list[list[str]], list[s
         more = f"; unknown: {', '.join(unknown)}" if unknown else ""
         raise DataError(f"{path}: must be an object with 'triples', and 'aliases' and 'single_valued' if wanted{more}")
     triples, groups, single = (body.get(name, []) for name in names)
-    if not all(isinstance(found, list) for found in (triples, groups, single)):
+    if not all(isinstance(value, list) for value in (triples, groups, single)):
         raise DataError(f"{path}: 'triples', 'aliases' and 'single_valued' must be lists")
     if not all(isinstance(group, list) and all(isinstance(name, str) for name in group) for group in groups):
         raise DataError(f"{path}: each of 'aliases' must be a list of names")
@@ -103,7 +108,7 @@ def _json_of(text: str, where: str) -> Any:
 
 
 def _row_of_line(line: str, where: str) -> tuple[Triple, str]:
-    parts = line.rstrip("\r").split("\t")
+    parts = line.split("\t")
     if len(parts) != 3 or not all(part.strip() for part in parts):
         raise DataError(f"{where}: needs head, relation and tail, separated by two tabs; has {len(parts)} part(s)")
     return Triple(*parts), ""
@@ -124,12 +129,10 @@ def _row_of_json(row: object, where: str) -> tuple[Triple, str]:
 def load_aliases(path: Path) -> Aliases:
     """Groups of names: one group a line, names separated by tabs, `#` begins a comment. Raises DataError."""
     groups = []
-    for number, line in enumerate(_text_of(path).split("\n"), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        names = line.rstrip("\r").split("\t")
+    for where, line in _lines(_text_of(path), path):
+        names = line.split("\t")
         if len(names) < 2 or not all(name.strip() for name in names):
-            raise DataError(f"{path}:{number}: a name and its aliases are needed, separated by tabs")
+            raise DataError(f"{where}: a name and its aliases are needed, separated by tabs")
         groups.append(names)
     try:
         return Aliases(groups)
@@ -139,17 +142,17 @@ def load_aliases(path: Path) -> Aliases:
 
 def passages(text: str) -> list[str]:
     """A document in pieces an extractor can be shown: paragraphs, long ones cut at the end of a sentence or a word."""
-    found: list[str] = []
+    pieces: list[str] = []
     for paragraph in text.replace("\r\n", "\n").split("\n\n"):
         rest = paragraph.strip()
         while len(rest) > _PASSAGE:
             cut = max(rest.rfind(". ", 0, _PASSAGE) + 1, 0) or rest.rfind(" ", 0, _PASSAGE)
             cut = cut if cut > 0 else _PASSAGE
-            found.append(rest[:cut].strip())
+            pieces.append(rest[:cut].strip())
             rest = rest[cut:].strip()
         if rest:
-            found.append(rest)
-    return found
+            pieces.append(rest)
+    return pieces
 
 
 def add_documents(graph: KnowledgeGraph, documents: Sequence[Path], extractor: Extractor) -> int:
@@ -157,7 +160,8 @@ def add_documents(graph: KnowledgeGraph, documents: Sequence[Path], extractor: E
     added = 0
     for path in documents:
         for number, passage in enumerate(passages(_text_of(path)), 1):
-            added += sum(graph.add(triple, f"{path.name}, passage {number}") for triple in extractor(passage))
+            for triple in extractor(passage):
+                added += graph.add(triple, f"{path.name}, passage {number}")
     return added
 
 

@@ -114,41 +114,44 @@ class KnowledgeGraph:
         `letters` says so. In `prose` a name within a longer name is no mention, and neither is a word like `in`,
         nor one or two letters in another case than the name's, unless after a number: HH:MM is no millimeter.
         """
-        said, written, found, start = words(text), spelled(text), dict[str, int](), 0
-        written = written if len(written) == len(said) else said  # folding may split a word of some scripts
-        while start < len(said):
-            step, before = 1, said[start - 1] if start else ""
-            for end in range(min(len(said), start + self._longest), start, -1):
-                key = said[start:end]
+        folded, written = words(text), spelled(text)
+        if len(written) != len(folded):  # folding may split a word of some scripts
+            written = folded
+        places: dict[str, int] = {}
+        start = 0
+        while start < len(folded):
+            step, before = 1, folded[start - 1] if start else ""
+            for end in range(min(len(folded), start + self._longest), start, -1):
+                key = folded[start:end]
                 if key not in self._names:
                     continue
-                if len(key) == 1 and len(said) > 1:
+                if len(key) == 1 and len(folded) > 1:
                     unit = len(key[0]) > 1 or before[:1].isdigit()
                     if not (self._meant(key[0], written[start], before, letters) if prose else unit):
                         continue
                 for node in sorted(self._names[key]):
-                    found.setdefault(node, start)
+                    places.setdefault(node, start)
                 if prose:
                     step = end - start
                     break
             start += step
-        return found
+        return places
 
     def _meant(self, word: str, written: str, before: str, letters: bool) -> bool:
         """Whether a lone word of prose that could be a name is meant as one."""
-        spelled_so = written in self._spellings
+        as_named = written in self._spellings
         if word in _FUNCTION_WORDS:
-            return spelled_so and written != word
+            return as_named and written != word
         if before[:1].isdigit():
             return True
-        return (letters or len(word) > 1) and (len(word) > 2 or spelled_so)
+        return (letters or len(word) > 1) and (len(word) > 2 or as_named)
 
     def entities_of(self, triple: Triple) -> frozenset[str]:
         """What a fact is about: its ends, or the names within them where they are numbers and quantities."""
-        found = set[str]()
+        nodes: set[str] = set()
         for name in (triple.head, triple.tail):
-            found |= {self.aliases.root(name), *self.mentioned(name)}
-        return frozenset(node for node in found if not is_quantity(node))
+            nodes |= {self.aliases.root(name), *self.mentioned(name)}
+        return frozenset(node for node in nodes if not is_quantity(node))
 
     def facts_of(self, entity: str) -> tuple[Triple, ...]:
         """The facts about an entity (as a node), in the order in which they came."""
@@ -171,20 +174,22 @@ class KnowledgeGraph:
     @property
     def digest(self) -> str:
         """Hash of what the graph says, whatever the order in which it was said."""
-        said = {
+        content = {
             "triples": sorted(list(triple.parts) for triple in self),
             "aliases": sorted(map(list, self.aliases.groups)),
             "single_valued": sorted(self.single_valued),
         }
-        return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
 
     def records(self) -> list[dict[str, str]]:
         """The facts as plain data."""
-        found = []
+        rows = []
         for key, triple in self._facts.items():
             row = {"head": triple.head, "relation": triple.relation, "tail": triple.tail}
-            found.append({**row, "source": self._sources[key]} if self._sources[key] else row)
-        return found
+            if self._sources[key]:
+                row["source"] = self._sources[key]
+            rows.append(row)
+        return rows
 
     def network(self) -> Any:
         """A copy as networkx MultiDiGraph: nodes up to aliases, each edge with its `triple` and `source`."""

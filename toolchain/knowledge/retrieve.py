@@ -13,7 +13,7 @@ about kilometers or meters, a question about both needs the one that ties them t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.triples import Triple
@@ -26,36 +26,49 @@ def entities_in(question: str, graph: KnowledgeGraph) -> dict[str, int]:
 
     A single letter is a name where a fact ties it to one that was named: `97000 mg in g`, but not `solve for g`.
     """
-    found = graph.mentioned(question, prose=True)
+    named = graph.mentioned(question, prose=True)
     for node, place in graph.mentioned(question, prose=True, letters=True).items():
-        if node not in found and any(graph.entities_of(fact) & found.keys() for fact in graph.facts_of(node)):
-            found[node] = place
-    return found
+        if node not in named and any(graph.entities_of(fact) & named.keys() for fact in graph.facts_of(node)):
+            named[node] = place
+    return named
 
 
 def triples_for(question: str, graph: KnowledgeGraph, limit: int = LIMIT, *, hops: int = 1) -> tuple[Triple, ...]:
     """The facts of the graph that belong to a question, the closest first, at most `limit`."""
     anchors = entities_in(question, graph)
-    near = {triple: graph.entities_of(triple) for node in anchors for triple in graph.facts_of(node)}
-    named = {triple: entities & set(anchors) for triple, entities in near.items()}
-    whole = [triple for triple, entities in near.items() if entities <= set(anchors)]
-    leading = [
-        triple
-        for triple, mine in named.items()
-        if triple not in whole
-        and not any(mine <= named[other] for other in whole)
-        and not any(mine < theirs for theirs in named.values())
-    ]
-    for found in (whole, leading):
-        found.sort(key=lambda triple: (min(anchors[node] for node in named[triple]), -len(named[triple])))
-    kept = dict.fromkeys([*whole, *(leading if hops else [])])
+    named: dict[Triple, frozenset[str]] = {}  # what a fact about an anchor shares with the question
+    whole: list[Triple] = []  # facts about nothing else
+    for node in anchors:
+        for triple in graph.facts_of(node):
+            if triple not in named:
+                entities = graph.entities_of(triple)
+                named[triple] = entities & anchors.keys()
+                if entities <= anchors.keys():
+                    whole.append(triple)
+    leading = [triple for triple in named if triple not in whole and not _outdone(triple, named, whole)]
+
+    def closeness(triple: Triple) -> tuple[int, int]:
+        return min(anchors[node] for node in named[triple]), -len(named[triple])
+
+    leading.sort(key=closeness)
+    kept = dict.fromkeys([*sorted(whole, key=closeness), *(leading if hops else [])])
     seen, border = set(anchors), leading
     for _ in range(hops - 1):
-        ends = dict.fromkeys(node for triple in border for node in sorted(graph.entities_of(triple) - seen))
-        seen |= set(ends)
-        border = [triple for node in ends for triple in graph.facts_of(node) if triple not in near]
+        ends: dict[str, None] = {}
+        for triple in border:
+            ends |= dict.fromkeys(sorted(graph.entities_of(triple) - seen))
+        seen |= ends.keys()
+        border = []
+        for node in ends:
+            border += [triple for triple in graph.facts_of(node) if triple not in named]
         kept |= dict.fromkeys(border)
     return tuple(kept)[:limit]
+
+
+def _outdone(triple: Triple, named: Mapping[Triple, frozenset[str]], whole: Sequence[Triple]) -> bool:
+    """Whether another fact says as much about what the question names and leads nowhere, or says more about it."""
+    own = named[triple]
+    return any(own <= named[other] for other in whole) or any(own < shared for shared in named.values())
 
 
 def facts_text(triples: Iterable[Triple]) -> str:

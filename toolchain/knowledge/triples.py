@@ -147,26 +147,32 @@ def parse_triples(text: str, *, known: Iterable[str] = (), whole_lines: bool = F
         whole_lines: take only lines that are nothing but triples: prose may hold `(1, 2, 3)`, and two semicolons,
             for other reasons.
     """
-    found: dict[Triple, None] = {}
+    triples: dict[Triple, None] = {}
     rest = text
-    for start, end, triples in _json_triples(text):
-        found |= dict.fromkeys(triples)
+    for start, end, read in _json_triples(text):
+        triples |= dict.fromkeys(read)
         rest = rest[:start] + re.sub(r"[^\n]", " ", rest[start:end]) + rest[end:]
-    split, unread = list[tuple[str, list[str]]](), list[tuple[str, list[str]]]()
+    split: list[tuple[str, list[str]]] = []
+    unread: list[tuple[str, list[str]]] = []
     for line in rest.splitlines():
         for group in _candidates(line, whole_lines):
             parts = _split(group)
             (split if len(parts) >= 3 else unread).append((group, parts))
-    clear = [triple for _, parts in split if len(parts) == 3 and (triple := _triple(*parts))]
-    names = {fold(name) for name in known} | {fold(t.relation) for t in clear}
+    names = set(map(fold, known))
+    for _, parts in split:
+        if len(parts) == 3 and (triple := _triple(*parts)):
+            names.add(fold(triple.relation))
     for group, parts in split:
         triple = _triple(*parts) if len(parts) == 3 else _regroup(group, parts, names)
         if triple is not None:
-            found[triple] = None
+            triples[triple] = None
         else:
             unread.append((group, parts))
-    doubtful = [group for group, parts in unread if len(parts) > 1 and tuple(map(fold, parts)) not in _KEYS]
-    return Parsed(tuple(found), tuple(f"({group.strip()})" for group in doubtful))
+    doubtful = []
+    for group, parts in unread:
+        if len(parts) > 1 and tuple(map(fold, parts)) not in _KEYS:
+            doubtful.append(f"({group.strip()})")
+    return Parsed(tuple(triples), tuple(doubtful))
 
 
 def _triple(head: str, relation: str, tail: str) -> Triple | None:
@@ -214,7 +220,8 @@ def _in_json(value: object) -> Iterator[Triple]:
     """Triples anywhere in a JSON value: lists of three, or objects with the names people use."""
     if isinstance(value, Mapping):
         for names in _KEYS:
-            if set(names) <= set(value) and (triple := _of_json([value[name] for name in names])):
+            triple = _of_json([value.get(name) for name in names])
+            if triple is not None:
                 yield triple
                 return
         for inner in value.values():
@@ -228,12 +235,14 @@ def _in_json(value: object) -> Iterator[Triple]:
 
 
 def _of_json(values: Sequence[Any]) -> Triple | None:
-    if not isinstance(values[1], str) or any(
-        isinstance(v, bool) or not isinstance(v, str | int | float) for v in values
-    ):
+    parts = []
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return None
+        parts.append(" ".join(str(value).split()))
+    if not isinstance(values[1], str) or not _LETTER.search(parts[1]):
         return None
-    parts = [" ".join(str(value).split()) for value in values]
-    return Triple(*parts) if all(parts) and _LETTER.search(parts[1]) else None
+    return Triple(*parts) if all(parts) else None
 
 
 def _candidates(line: str, whole: bool) -> Iterator[str]:
@@ -243,11 +252,13 @@ def _candidates(line: str, whole: bool) -> Iterator[str]:
     body = line[match.end() :].strip()
     groups = list(_parentheses(body))
     if groups:
-        ends = [0, *(end for _, end in groups)]
-        starts = [*(start for start, _ in groups), len(body)]
-        between = "".join(body[end:start] for end, start in zip(ends, starts, strict=True))
-        if not whole or not between.strip(" ,;.[]`"):
-            yield from (body[start + 1 : end - 1] for start, end in groups)
+        between, last = "", 0
+        for start, end in groups:
+            between += body[last:start]
+            last = end
+        if not whole or not (between + body[last:]).strip(" ,;.[]`"):
+            for start, end in groups:
+                yield body[start + 1 : end - 1]
         return
     inner = body.rstrip(" ,.;")
     if inner[:1] + inner[-1:] in ("<>", "[]"):
@@ -289,7 +300,9 @@ def _quoted(text: str, at: int) -> int | None:
 
 def _pieces(text: str, separators: str, *, nested: bool = True) -> list[str]:
     """Split at separators outside of quotes and, if `nested`, outside of brackets."""
-    pieces, open_, start, at = [], list[str](), 0, 0
+    pieces: list[str] = []
+    open_: list[str] = []
+    start = at = 0
     while at < len(text):
         sign = text[at]
         if sign in _QUOTES and (end := _quoted(text, at)):

@@ -26,7 +26,7 @@ Ask = Callable[[Sequence[Triple]], Sequence[str | None]]  # a verifier agent: it
 
 @dataclass(frozen=True)
 class Judgment:
-    """A triple, what was found about it, how, and why in words."""
+    """A triple, whether it is so, how we know, and why in words."""
 
     triple: Triple
     verdict: Verdict
@@ -85,9 +85,9 @@ def is_loyal(reply: str) -> bool:
 
 def look_up(triple: Triple, graph: KnowledgeGraph) -> Judgment:
     """What the graph alone says."""
-    found = graph.find(triple)
-    if found is not None:
-        fact, how = found
+    match = graph.find(triple)
+    if match is not None:
+        fact, how = match
         return Judgment(triple, "verified", how, "in the graph" if how == "exact" else f"in the graph as {fact}")
     against = graph.against(triple)
     if against is not None:
@@ -103,21 +103,20 @@ def judge(triples: Sequence[Triple], graph: KnowledgeGraph | None, ask: Ask | No
     Raises:
         DataError: the graph is empty.
     """
-    known = [
-        look_up(triple, graph.require_facts()) if graph is not None else Judgment(triple, "unverified")
-        for triple in triples
-    ]
-    open_ = [judgment.triple for judgment in known if judgment.verdict == "unverified"]
-    if ask is None or not open_:
-        return tuple(known)
-    replies = dict(zip(open_, ask(open_), strict=True))
-    return tuple(_heard(judgment, replies.get(judgment.triple)) for judgment in known)
+    if graph is None:
+        judged = {triple: Judgment(triple, "unverified") for triple in triples}
+    else:
+        judged = {triple: look_up(triple, graph.require_facts()) for triple in triples}
+    unknown = [triple for triple, judgment in judged.items() if judgment.verdict == "unverified"]
+    if ask is not None and unknown:
+        for triple, reply in zip(unknown, ask(unknown), strict=True):
+            if reply is not None:
+                judged[triple] = _heard(triple, reply)
+    return tuple(judged[triple] for triple in triples)
 
 
-def _heard(judgment: Judgment, reply: str | None) -> Judgment:
-    if reply is None:
-        return judgment
+def _heard(triple: Triple, reply: str) -> Judgment:
     if is_loyal(reply):
-        return Judgment(judgment.triple, "verified", "agent", LOYAL)
-    said = " ".join(reply.split()) or "nothing"
-    return Judgment(judgment.triple, "unverified", "agent", f"the verifier said: {said[:200]}")
+        return Judgment(triple, "verified", "agent", LOYAL)
+    words = " ".join(reply.split()) or "nothing"
+    return Judgment(triple, "unverified", "agent", f"the verifier said: {words[:200]}")

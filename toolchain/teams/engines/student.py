@@ -14,7 +14,7 @@ from soloist.toolchain.teams.engines.base import Ask
 class StudentEngine:
     """Opens a GGUF file, an ONNX folder, a Hugging Face folder or a quantized one; calls run one after the other.
 
-    A student that was taught with facts before the question has its graph beside it and is asked so.
+    A student trained with facts before the question has its graph beside it and is prompted with facts.
     """
 
     def __init__(self, config: StudentEngineConfig, on_text: Callable[[str], None] | None = None) -> None:
