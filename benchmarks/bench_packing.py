@@ -21,12 +21,13 @@ import argparse
 import functools
 import json
 import random
-import statistics
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
+
+from soloist.toolchain.core.statistics import median_range
 
 RESULTS = Path(__file__).parent / "results" / "packing.jsonl"
 RECORDED = Path(__file__).resolve().parents[1] / "toolchain" / "desk" / "recorded" / "traces.jsonl.gz"
@@ -120,8 +121,8 @@ def compare(spec, trainer, runs, options):
         "steps": len(batches),
         "options": chosen.model_dump(mode="json"),
         "computed_share": round(found[True][0]["computed"], 3),
-        "shared_tok_s": summary([r["speed"] for r in found[True]]),
-        "apart_tok_s": summary([r["speed"] for r in found[False]]),
+        "shared_tok_s": median_range([r["speed"] for r in found[True]], 1),
+        "apart_tok_s": median_range([r["speed"] for r in found[False]], 1),
         "ratio": ratios(found, "speed"),
         "ratio_cpu": ratios(found, "per_cpu"),
         "loss_gap": max(abs(a - b) for a, b in zip(first, other, strict=True)),
@@ -129,16 +130,10 @@ def compare(spec, trainer, runs, options):
     }
 
 
-def summary(values):
-    """Median and range of what was measured."""
-    middle, low, high = (round(value, 1) for value in (statistics.median(values), min(values), max(values)))
-    return {"median": middle, "low": low, "high": high, "n": len(values)}
-
-
 def ratios(found, unit):
     """Median and range over rounds of shared / apart, each pair measured side by side."""
     pairs = [a[unit] / b[unit] for a, b in zip(found[True], found[False], strict=True)]
-    return {"median": round(statistics.median(pairs), 2), "low": round(min(pairs), 2), "high": round(max(pairs), 2)}
+    return median_range(pairs, 2)
 
 
 def measure(options, base):

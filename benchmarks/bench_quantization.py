@@ -242,8 +242,7 @@ def bars(rows, most_mb):
     for name, rights in right.items():
         if name == "f16":
             continue
-        found = paired_difference(rights, right["f16"]).difference
-        value, low, high = (100 * one for one in (found.value, found.low, found.high))
+        value, low, high = paired_difference(rights, right["f16"]).difference.points()
         line = f"{name}: {value:+.1f} points ({low:+.1f} to {high:+.1f}) against 16 bit"
         if name == ours["variant"]:
             met.append(value >= -1)

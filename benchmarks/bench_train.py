@@ -24,6 +24,8 @@ import time
 import warnings
 from pathlib import Path
 
+from soloist.toolchain.core.statistics import median_range
+
 RESULTS = Path(__file__).parent / "results" / "train.jsonl"
 WARM_UP = 2
 TRL_VARIANTS = {  # what differs from SFTConfig's defaults: fp32 weights, bf16 autocast, padded batches
@@ -231,9 +233,9 @@ def compare(options, base):
         "tokens": sum(r["tokens"] for r in record),
         "trained_tokens": sum(r["trained_tokens"] for r in record),
         "computed_tokens": sum(r["computed_tokens"] for r in record),
-        "ours_tok_s": summary(speeds["ours"]),
-        "trl_tok_s": {n: summary(s) for n, s in speeds.items() if n != "ours"},
-        "tok_per_cpu_s": {name: summary(values) for name, values in per_cpu.items()},
+        "ours_tok_s": median_range(speeds["ours"], 1),
+        "trl_tok_s": {n: median_range(s, 1) for n, s in speeds.items() if n != "ours"},
+        "tok_per_cpu_s": {name: median_range(values, 1) for name, values in per_cpu.items()},
         "rival": best,
         "ratio": ratio(speeds, best),
         "ratio_cpu": ratio(per_cpu, best),
@@ -244,15 +246,10 @@ def compare(options, base):
     }
 
 
-def summary(values):
-    """Median and range of what was measured."""
-    return {"median": statistics.median(values), "low": min(values), "high": max(values), "n": len(values)}
-
-
 def ratio(speeds, rival):
     """Median over rounds of ours / theirs, each pair measured side by side."""
     pairs = [a / b for a, b in zip(speeds["ours"], speeds[rival], strict=True)]
-    return {"median": round(statistics.median(pairs), 2), "low": round(min(pairs), 2), "high": round(max(pairs), 2)}
+    return median_range(pairs, 2)
 
 
 def main():

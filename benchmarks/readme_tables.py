@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from soloist.toolchain.core.statistics import central
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = {
@@ -127,8 +129,7 @@ def interval(one: np.ndarray, other: np.ndarray | None = None) -> tuple[float, f
     mean, draws = one.mean(), drawn(one)
     if other is not None:
         mean, draws = mean - other.mean(), draws - drawn(other)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(mean), float(low), float(high)
+    return float(mean), *central(draws)
 
 
 def apart(one: np.ndarray, other: np.ndarray | None) -> str:

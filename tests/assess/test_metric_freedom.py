@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soloist.toolchain.assess import metric_freedom as mf
-from soloist.toolchain.assess.metric_freedom import Table, average_ranks, mantel, metric_freedom, spearman, warnings
+from soloist.toolchain.assess.metric_freedom import Table, mantel, metric_freedom, warnings
+from soloist.toolchain.core.statistics import spearman
 
 
 def table(pairs, scores, name="q"):
@@ -30,18 +31,6 @@ def differences(scores):
 
 def free(tables):
     return metric_freedom(tables, "output", "verdict")
-
-
-def test_average_ranks_share_the_mean_of_ties():
-    assert average_ranks(np.array([10.0, 30.0, 10.0, 20.0, 30.0, 30.0])).tolist() == [1.5, 5, 1.5, 3, 5, 5]
-    many = np.repeat([3.0, 1.0, 2.0], 40)  # more than are compared pair by pair
-    assert average_ranks(many).tolist() == [100.5] * 40 + [20.5] * 40 + [60.5] * 40
-
-
-def test_spearman_by_hand():
-    # ranks 1 2 3 4 and 2 1 4 3: 1 - 6 * 4 / (4 * 15)
-    assert spearman(np.array([1.0, 2, 3, 4]), np.array([20.0, 10, 400, 30])) == pytest.approx(1 - 24 / 60)
-    assert spearman(np.array([1.0, 2]), np.array([3.0, 3])) is None
 
 
 def test_distances_that_order_as_the_scores_do_give_f_0():

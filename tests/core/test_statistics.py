@@ -2,17 +2,23 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from soloist.toolchain.core.statistics import (
+    Interval,
+    average_ranks,
+    central,
     mcnemar,
+    median_range,
     newcombe,
     paired_difference,
     percentile,
     percentile_interval,
     smallest_sample,
+    spearman,
     wilson,
 )
 
@@ -124,3 +130,28 @@ def test_percentile_is_linear_between_order_statistics():
     assert percentile([4.0, 1.0, 2.0, 3.0], 0.5) == 2.5
     with pytest.raises(ValueError, match="no values"):
         percentile([], 0.5)
+
+
+def test_an_interval_in_points():
+    assert Interval(0.12345, -0.5, 1 / 3).points() == (12.35, -50.0, 33.33)
+    assert Interval(0.12345, -0.5, 1 / 3).points(0) == (12, -50, 33)
+
+
+def test_rounds_are_told_by_median_and_range():
+    assert median_range([3.04, 1.0, 2.0], 1) == {"median": 2.0, "low": 1.0, "high": 3.0, "n": 3}
+
+
+def test_the_central_interval_of_draws():
+    assert central(range(1001)) == (25, 975)
+
+
+def test_average_ranks_share_the_mean_of_ties():
+    assert average_ranks(np.array([10.0, 30.0, 10.0, 20.0, 30.0, 30.0])).tolist() == [1.5, 5, 1.5, 3, 5, 5]
+    many = np.repeat([3.0, 1.0, 2.0], 40)  # more than are compared pair by pair
+    assert average_ranks(many).tolist() == [100.5] * 40 + [20.5] * 40 + [60.5] * 40
+
+
+def test_spearman_by_hand():
+    # ranks 1 2 3 4 and 2 1 4 3: 1 - 6 * 4 / (4 * 15)
+    assert spearman(np.array([1.0, 2, 3, 4]), np.array([20.0, 10, 400, 30])) == pytest.approx(1 - 24 / 60)
+    assert spearman(np.array([1.0, 2]), np.array([3.0, 3])) is None

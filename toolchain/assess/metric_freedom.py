@@ -34,16 +34,14 @@ import numpy as np
 import numpy.typing as npt
 
 from soloist.toolchain.assess.result import Freedom, Of, OfQuestion, Score
+from soloist.toolchain.core.statistics import Array, central, spearman, unit_ranks
 
-Array = npt.NDArray[np.float64]
 FEWEST = 3  # runs: two have one pair, over which nothing correlates
 ENOUGH = 6
 EXACT_UP_TO = 8
 DRAWS = 9999
 RESAMPLES = 1000
-_DIGITS = 9  # distances that differ by rounding errors only are ties
 _EPSILON = 1e-12
-_SMALL = 64
 
 
 @dataclass(frozen=True)
@@ -66,36 +64,6 @@ class Mantel:
     why: str = ""
 
 
-def average_ranks(values: Array) -> Array:
-    """Ranks from 1; equal values share the mean of theirs."""
-    if len(values) <= _SMALL:  # all comparisons at once: several times faster than sorting so few
-        below, same = values[:, None] > values, values[:, None] == values
-        few: Array = below.sum(axis=1) + (same.sum(axis=1) + 1) / 2
-        return few
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean: Array = last - (counts - 1) / 2
-    return mean[inverse]
-
-
-def spearman(first: Array, second: Array) -> float | None:
-    """Rank correlation; None where a side is constant."""
-    one, two = _centered_ranks(first), _centered_ranks(second)
-    if one is None or two is None:
-        return None
-    return float(np.clip(one @ two, -1, 1))
-
-
-def _centered_ranks(values: Array) -> Array | None:
-    """Ranks about their mean, of length one: their products are correlations."""
-    if not len(values):
-        return None
-    ranks = average_ranks(np.round(values, _DIGITS))
-    ranks = ranks - ranks.mean()
-    length = float(np.sqrt(ranks @ ranks))
-    return ranks / length if length > _EPSILON else None
-
-
 def score_distances(scores: Array) -> Array:
     """|score_i - score_j|, shape (n, n)."""
     apart: Array = np.abs(scores[:, None] - scores[None, :])
@@ -109,7 +77,7 @@ def mantel(table: Table, *, seed: int = 0, draws: int = DRAWS) -> Mantel:
     if n < FEWEST:
         return Mantel(None, None, nothing, False, f"{n} runs, at least {FEWEST} are needed")
     i, j = np.triu_indices(n, 1)
-    outputs, scores = _centered_ranks(table.distances[i, j]), _centered_ranks(score_distances(table.scores)[i, j])
+    outputs, scores = unit_ranks(table.distances[i, j]), unit_ranks(score_distances(table.scores)[i, j])
     if scores is None:
         return Mantel(None, None, nothing, False, f"every run has the score {table.scores[0]:g}")
     if outputs is None:
@@ -185,7 +153,7 @@ def bootstrap(
             values.append(1 - sum(correlations) / len(correlations))
     if 2 * len(values) < resamples:
         return None, None
-    low, high = map(float, np.quantile(values, [0.025, 0.975]))
+    low, high = central(values)
     return (low, high) if high - low > _EPSILON else (None, None)
 
 

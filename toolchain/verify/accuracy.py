@@ -54,9 +54,7 @@ class AccuracyCheck:
         except GateError as error:
             return Verdict(verdict="fail", reason=f"asked the task's questions, it {error}")
         paired = paired_difference([bool(one) for one in right], [bool(one) for one in self.right])
-        points, low, high = (
-            round(100 * value, 2) for value in (paired.difference.value, paired.difference.low, paired.difference.high)
-        )
+        points, low, high = paired.difference.points()
         lost = [q.id for q, new, old in zip(self.questions, right, self.right, strict=True) if old and not new]
         accuracy = Accuracy(
             questions=len(right),
