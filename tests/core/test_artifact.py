@@ -15,7 +15,7 @@ import pytest
 
 from soloist.kernels.errors import ArtifactError, ResourceError
 from soloist.toolchain.core import artifact
-from soloist.toolchain.core.artifact import MANIFEST, Artifact, stage
+from soloist.toolchain.core.artifact import MANIFEST, Artifact, Facts, stage
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.core.files import write_atomic
 
@@ -359,3 +359,26 @@ def test_sigkill_anywhere_loses_nothing_and_ends_with_the_same_artifact(out, kil
     )
     assert again.stdout.strip() == Artifact.open(out).digest == fresh.digest
     assert not [p for p in out.parent.glob("*student*") if p != out]
+
+
+class Counted(Facts):
+    runs: int
+    note: str | None = None
+
+
+def test_facts_are_written_by_one_stage_and_read_by_the_next_as_one_model(tmp_path):
+    made = stage("count", tmp_path / "out", {}, [], lambda folder: Counted(runs=3))
+    assert made.manifest["facts"] == {"runs": 3}, "what is unknown is not written"
+    assert Artifact.open(tmp_path / "out").read(Counted) == Counted(runs=3)
+    later = stage("count", tmp_path / "later", {}, [], lambda folder: {"runs": 3, "of_a_later_version": 1})
+    assert later.read(Counted) == Counted(runs=3)
+
+
+def test_facts_of_another_kind_are_refused_with_all_their_faults(tmp_path):
+    made = stage("count", tmp_path / "out", {}, [], lambda folder: {"runs": "many", "note": 5})
+    with pytest.raises(ArtifactError) as caught:
+        made.read(Counted)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'out' / MANIFEST}: facts.runs: ")
+    assert "; facts.note: " in message
+    assert "\n" not in message

@@ -13,7 +13,8 @@ from soloist.toolchain.knowledge.graph import KnowledgeGraph
 from soloist.toolchain.knowledge.retrieve import triples_for
 from soloist.toolchain.knowledge.triples import Triple
 from soloist.toolchain.knowledge.verify import LOYAL
-from soloist.toolchain.tools.base import Tool, Toolbox
+from soloist.toolchain.tools.base import Result, Tool, Toolbox
+from soloist.toolchain.traces.schema import ToolUse
 
 SUM = Triple("2 spiders, 1 dog", "legs", "20")
 
@@ -134,3 +135,25 @@ def test_unverified_triples_are_never_among_those_given(facts):
     given_ = triples_for(run.question.question, graph, hops=2)
     assert not set(found.unverified) & {*given_, *found.verified}
     assert set(found.verified) <= set(given_), "what is verified and named in the question is given"
+
+
+def test_a_tool_of_the_users_own_says_which_facts_its_working_states(toy, called):
+    def legs_of(animal):
+        return Result("8", (f"{animal}: 8",))
+
+    def facts(steps):
+        for step in steps:
+            animal, _, legs = step.partition(": ")
+            yield animal, "has legs", legs
+
+    schema = {"type": "object", "properties": {"animal": {"type": "string"}}}
+    own = Toolbox.of([Tool("legs_of", "Legs of an animal.", schema, legs_of, facts=facts)])
+    record = ToolUse(
+        name="legs_of", arguments={"animal": "spider"}, call="legs_of(spider)", result="8", steps=("spider: 8",)
+    )
+    run = called(record)
+    assert annotated(run, toy, tools=own).verdicts == {
+        Triple("spider", "legs_of", "8"): "verified",
+        Triple("spider", "has legs", "8"): "verified",
+    }
+    assert annotated(run, toy).verdicts == {Triple("spider", "legs_of", "8"): "unverified"}

@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from soloist.kernels.errors import ArtifactError
+from soloist.toolchain.core.config import describe
 from soloist.toolchain.core.environment import commit, device, versions
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import explain_disk_errors, sha256_file, write_atomic
@@ -43,7 +44,7 @@ def _canonical(value: object) -> bytes:
 
 
 class Facts(BaseModel):
-    """What a stage found out, typed: one subclass a stage, written into its manifest and read by the next stage.
+    """What a stage has to say, typed: one subclass a stage, written into its manifest and read by the next stage.
 
     Unknown values are None and not written. A field that a later version writes is passed over by an earlier one.
     """
@@ -74,10 +75,9 @@ class Artifact:
         try:
             return kind.model_validate(self.manifest["facts"])
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
+            faults = describe(error, "facts.")
             raise ArtifactError(
-                f"{self.path / MANIFEST}: facts.{field}: {first['msg']}; make the artifact again with this version"
+                f"{self.path / MANIFEST}: {faults}; make the artifact again with this version"
             ) from error
 
     @classmethod
@@ -92,15 +92,15 @@ class Artifact:
             raise ArtifactError(f"{path}: not a whole artifact (no {MANIFEST}); run the stage that makes it again")
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
-            found = manifest["stage"], manifest["files"], manifest["digest"]
+            made_by, files, digest = manifest["stage"], manifest["files"], manifest["digest"]
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{file}: not a manifest of ours ({error})") from error
-        if stage is not None and found[0] != stage:
-            raise ArtifactError(f"{path}: this is an artifact of stage '{found[0]}', '{stage}' is needed here")
-        if _digest(manifest) != found[2]:
+        if stage is not None and made_by != stage:
+            raise ArtifactError(f"{path}: this is an artifact of stage '{made_by}', '{stage}' is needed here")
+        if _digest(manifest) != digest:
             raise ArtifactError(f"{file}: the manifest was changed after it was written; make the artifact again")
         if verify:
-            _verify(path, found[1])
+            _verify(path, files)
         return cls(path, manifest)
 
 
@@ -120,12 +120,12 @@ def _verify(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _files(path: Path, ignore: Sequence[str]) -> dict[str, dict[str, Any]]:
-    found = {}
+    files = {}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
         if file.is_file() and name not in (MANIFEST, _PLAN) and name.split("/")[0] not in ignore:
-            found[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
-    return found
+            files[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+    return files
 
 
 def stage(
@@ -237,8 +237,8 @@ def _clear(folder: Path) -> None:
 def _existing(out: Path, plan: Mapping[str, Any]) -> Artifact | None:
     """The artifact at `out` if it follows the plan. Another one may be replaced, a foreign folder may not."""
     if (out / MANIFEST).is_file():
-        found = Artifact.open(out, verify=False)
-        return Artifact.open(out) if _plan_of(found.manifest) == plan else None
+        standing = Artifact.open(out, verify=False)
+        return Artifact.open(out) if _plan_of(standing.manifest) == plan else None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ArtifactError(f"{out}: exists and is no artifact of ours (no {MANIFEST}); move it or choose another name")
     return None

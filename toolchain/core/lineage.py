@@ -40,28 +40,28 @@ def ancestors(artifacts: Iterable[Artifact]) -> tuple[list[Artifact], list[str]]
     """
     waiting = list(artifacts)
     known = {artifact.digest: artifact for artifact in waiting}
-    found: dict[str, Artifact] = {}
+    opened: dict[str, Artifact] = {}
     missing: set[str] = set()
     while waiting:
         artifact = waiting.pop(0)
-        if artifact.digest in found:
+        if artifact.digest in opened:
             continue
-        found[artifact.digest] = artifact
+        opened[artifact.digest] = artifact
         for parent in artifact.manifest["parents"]:
             place = artifact.path.parent / parent["path"]
-            opened = known.get(parent["digest"]) or _open(place, parent["digest"])
-            if opened is None:
+            older = known.get(parent["digest"]) or _open(place, parent["digest"])
+            if older is None:
                 missing.add(f"{parent['path']} ({parent['digest']})")
             else:
-                waiting.append(opened)
-    return list(found.values()), sorted(missing)
+                waiting.append(older)
+    return list(opened.values()), sorted(missing)
 
 
 def lineage_of(artifacts: Iterable[Artifact]) -> Lineage:
     """The lineage of artifacts taken together."""
-    found, missing = ancestors(artifacts)
+    family, missing = ancestors(artifacts)
     benchmarks: set[str] = set()
-    for artifact in found:
+    for artifact in family:
         benchmarks |= artifact.read(BenchmarkFacts).benchmarks.keys()
     return Lineage(tuple(sorted(benchmarks)), tuple(missing))
 
@@ -88,7 +88,7 @@ def refuse_trained(lineage: Lineage, tested: Iterable[str | None]) -> None:
 def _open(place: Path, digest: str) -> Artifact | None:
     """The artifact at `place` if it is still the one meant."""
     try:
-        found = Artifact.open(place, verify=False)
+        artifact = Artifact.open(place, verify=False)
     except (ArtifactError, OSError):
         return None
-    return found if found.digest == digest else None
+    return artifact if artifact.digest == digest else None

@@ -45,10 +45,10 @@ class Question(BaseModel):
     @model_serializer(mode="wrap")
     def _leave_out_no_benchmark(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A question of no benchmark is written, and so hashed into plans, without the field."""
-        found: dict[str, Any] = handler(self)
+        fields: dict[str, Any] = handler(self)
         if self.benchmark is None:
-            found.pop("benchmark", None)
-        return found
+            fields.pop("benchmark", None)
+        return fields
 
 
 def question_key(text: str) -> str:
@@ -75,8 +75,11 @@ def interleave(columns: Sequence[Sequence[T]]) -> list[T]:
 
 def spread(questions: Sequence[Question], count: int) -> list[Question]:
     """`count` questions, evenly over the families, each text once."""
+    distinct: dict[str, Question] = {}
+    for question in questions:
+        distinct[question_key(question.question)] = question
     families: dict[str, list[Question]] = {}
-    for question in {question_key(q.question): q for q in questions}.values():
+    for question in distinct.values():
         families.setdefault(question.task, []).append(question)
     if count < len(families):
         names = list(families)
@@ -98,19 +101,19 @@ _FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 def extract(text: str) -> str | None:
     """The answer in a text: the last marked one, else the last non-empty line; None for an empty text."""
     for pattern in _MARKED:
-        found = pattern.findall(text)
-        if found:
-            return str(found[-1]).lstrip("*$` ").rstrip("*$`. ") or None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else None
+        marked = pattern.findall(text)
+        if marked:
+            return str(marked[-1]).lstrip("*$` ").rstrip("*$`. ") or None
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else None
 
 
 def to_number(text: str) -> Fraction | None:
     """The last number in a text as an exact fraction: signs, thousands, decimals, a/b; percent signs dropped."""
-    found = _NUMBER.findall(_FRACTION.sub(r"\1/\2", text))
-    if not found:
+    numbers = _NUMBER.findall(_FRACTION.sub(r"\1/\2", text))
+    if not numbers:
         return None
-    cleaned = re.sub(r"[$€,\s]", "", found[-1]).replace("−", "-")
+    cleaned = re.sub(r"[$€,\s]", "", numbers[-1]).replace("−", "-")
     try:
         return Fraction(cleaned)
     except (ValueError, ZeroDivisionError):
@@ -173,7 +176,8 @@ def score_math(answer: str, question: Question) -> bool:
     """Equal as mathematics: fractions, LaTeX, units, thousands, lists; see `math_answers`."""
     if question.gold is None:
         return False
-    return any(same_answer(said, question.gold) for said in (answer, final_answer(answer)) if said)
+    final = final_answer(answer)
+    return same_answer(answer, question.gold) or (final is not None and same_answer(final, question.gold))
 
 
 def score_regex(answer: str, question: Question) -> bool:
@@ -195,8 +199,8 @@ def resolve_scorer(name: str) -> Scorer:
     """A scorer by name, or by `module:function` for the user's own."""
     if name in SCORERS:
         return SCORERS[name]
-    found: Scorer = resolve_entry_point(name, "scorer", ", ".join(SCORERS))
-    return found
+    scorer: Scorer = resolve_entry_point(name, "scorer", ", ".join(SCORERS))
+    return scorer
 
 
 def score(answer: str | None, question: Question) -> bool:

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import DataError, UsageError
+from soloist.toolchain.core.config import shortened
 from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.tasks.base import Question, Split, question_key, resolve_scorer
 
-MOST_FAULTS_SHOWN = 20
 _MEASURED = ("held-out", "test")
 _TEXTS = ("question", "answer", "scorer", "id", "task", "pattern", "benchmark", "split", "source")
 _FIELDS = (*_TEXTS, "choices")
@@ -122,7 +122,7 @@ def _question(row: dict[str, Any], number: int, path: Path, split: Split) -> Que
 def load_questions(path: Path, split: Split = "test") -> Loaded:
     """Read a question file. Raises DataError listing every fault as file:line: field: fault."""
     faults: list[str] = []
-    found: dict[str, tuple[int, Question]] = {}
+    kept: dict[str, tuple[int, Question]] = {}
     ids: dict[str, int] = {}
     duplicates = 0
     for number, row in _rows(path):
@@ -135,8 +135,8 @@ def load_questions(path: Path, split: Split = "test") -> Loaded:
             continue
         question = _question(row, number, path, split)
         key = question_key(question.question)
-        if key in found:
-            first, before = found[key]
+        if key in kept:
+            first, before = kept[key]
             duplicates += 1
             if before.gold != question.gold:
                 faults.append(f"{path}:{number}: answer: line {first} has the same question with another answer")
@@ -144,14 +144,12 @@ def load_questions(path: Path, split: Split = "test") -> Loaded:
         if question.id in ids:
             faults.append(f"{path}:{number}: id: '{question.id}' is that of line {ids[question.id]}")
         ids[question.id] = number
-        found[key] = number, question
-    if not found and not faults:
+        kept[key] = number, question
+    if not kept and not faults:
         faults.append(f"{path}: no questions in it")
     if faults:
-        more = len(faults) - MOST_FAULTS_SHOWN
-        shown = faults[:MOST_FAULTS_SHOWN] + ([f"... and {more} more"] if more > 0 else [])
-        raise DataError("\n".join(shown))
-    return Loaded(tuple(question for _, question in found.values()), duplicates)
+        raise DataError("\n".join(shortened(faults)))
+    return Loaded(tuple(question for _, question in kept.values()), duplicates)
 
 
 def save_questions(path: Path, questions: Sequence[Question]) -> None:

@@ -42,14 +42,15 @@ def tokens(text: str) -> list[str]:
     if len(text) > LONGEST:
         raise ValueError(f"expression longer than {LONGEST} characters")
     text = text.translate(_SIGNS).rstrip()
-    found, at = [], 0
+    items: list[str] = []
+    at = 0
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:
             raise ValueError(f"unexpected '{text[at:].strip()[:1]}' in '{text}'")
-        found.append(match.group(1))
+        items.append(match.group(1))
         at = match.end()
-    return found
+    return items
 
 
 class _Reader:
@@ -103,10 +104,10 @@ class _Reader:
 def parse(text: str) -> Expression:
     """Read an expression. Raises ValueError."""
     parser = _Reader(text)
-    found = parser.expression()
+    expression = parser.expression()
     if parser.peek():
         raise ValueError(f"unexpected '{parser.peek()}' in '{text}'")
-    return found
+    return expression
 
 
 def apply(operator: str, left: Fraction, right: Fraction) -> Fraction:

@@ -82,10 +82,8 @@ class Toolbox:
 
     def schemas(self) -> list[dict[str, Any]]:
         """The schemas in the form OpenAI-compatible servers take."""
-        return [
-            {
-                "type": "function",
-                "function": {"name": t.name, "description": t.description, "parameters": dict(t.parameters)},
-            }
-            for t in self.tools.values()
-        ]
+        schemas = []
+        for tool in self:
+            function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+            schemas.append({"type": "function", "function": function})
+        return schemas

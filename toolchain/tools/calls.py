@@ -90,9 +90,9 @@ def parse_call(text: str, tools: Toolbox) -> Call:
     parts = body.split("|") if properties else []
     if len(parts) != len(properties):
         raise ToolError(f"{name}: expected {len(properties)} values ({', '.join(properties)}), got {len(parts)}")
-    arguments = {
-        key: _read(part, schema, f"{name}.{key}") for part, (key, schema) in zip(parts, properties.items(), strict=True)
-    }
+    arguments = {}
+    for part, (key, schema) in zip(parts, properties.items(), strict=True):
+        arguments[key] = _read(part, schema, f"{name}.{key}")
     return Call(name, arguments, more=more is not None)
 
 
@@ -120,11 +120,14 @@ def _rule(schema: Mapping[str, Any]) -> str:
 
 def numbers_in(text: str) -> list[str]:
     """The numbers a text names, as written, small ones also as words; clock times are not numbers."""
-    found = _NUMBERS_IN.findall(_CLOCKS_IN.sub(" ", text.replace(",", " ")))
-    found += [n.replace(",", "") for n in re.findall(r"\d{1,3}(?:,\d{3})+", text)]
+    numbers = _NUMBERS_IN.findall(_CLOCKS_IN.sub(" ", text.replace(",", " ")))
+    for number in re.findall(r"\d{1,3}(?:,\d{3})+", text):
+        numbers.append(number.replace(",", ""))
     words = set(re.findall(r"[a-z]+", text.lower()))
-    found += [str(value) for value, word in enumerate(_WORDS) if word in words]
-    return list(dict.fromkeys(found))
+    for value, word in enumerate(_WORDS):
+        if word in words:
+            numbers.append(str(value))
+    return list(dict.fromkeys(numbers))
 
 
 def copied(rules: str, text: str) -> str:

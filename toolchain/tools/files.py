@@ -17,16 +17,16 @@ SHIPPED = "soloist.toolchain.desk.tools:desk_tools"
 
 
 def _tools_of(entry: str) -> list[Tool]:
-    found: object = resolve_entry_point(entry, "tool", "the entry points of your tools")
-    if callable(found) and not isinstance(found, Tool):
-        found = found()
-    if isinstance(found, Tool):
-        return [found]
-    if isinstance(found, Iterable):
-        tools = list(found)
+    named: object = resolve_entry_point(entry, "tool", "the entry points of your tools")
+    if callable(named) and not isinstance(named, Tool):
+        named = named()
+    if isinstance(named, Tool):
+        return [named]
+    if isinstance(named, Iterable):
+        tools = list(named)
         if tools and all(isinstance(tool, Tool) for tool in tools):
             return tools
-    raise UsageError(f"'{entry}' is {type(found).__name__}: it must be a Tool, a Toolbox or a list of Tools")
+    raise UsageError(f"'{entry}' is {type(named).__name__}: it must be a Tool, a Toolbox or a list of Tools")
 
 
 def _faults(tool: Tool, entry: str) -> list[str]:
