@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parent))  # -P leaves it out
 from gpu_matmul import SQUARES, STUDENTS, Shape, add_options, measure_all
 from gpu_program import Found, program
 
-from soloist.kernels.w4a16_gemm import KERNEL
+from soloist.kernels.gemm import W4A16 as KERNEL
 
 SHAPES = (
     *(Shape(m, n, k, 128) for n, k in SQUARES for m in (32, 64, 128, 512, 2048)),

@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parent))  # -P leaves it out
 from gpu_matmul import GATED, SQUARES, STUDENTS, Shape, add_options, faster, measure_all, roofline_bar, student_bar
 from gpu_program import Bar, Found, program, worst
 
-from soloist.kernels.w4a16_gemv import KERNEL
+from soloist.kernels.gemv import W4A16 as KERNEL
 
 SHAPES = (
     *(Shape(m, n, k, 128) for n, k in SQUARES for m in (1, 2, 4, 8, 16)),  # as published numbers have them

@@ -17,8 +17,8 @@ sys.path.append(str(Path(__file__).parent))  # -P leaves it out
 from gpu_matmul import GATED, SQUARES, STUDENTS, Shape, add_options, measure_all, roofline_bar, student_bar
 from gpu_program import Found, program
 
-from soloist.kernels.w8a16_gemm import KERNEL as GEMM
-from soloist.kernels.w8a16_gemv import KERNEL as GEMV
+from soloist.kernels.gemm import W8A16 as GEMM
+from soloist.kernels.gemv import W8A16 as GEMV
 
 DECODE = (
     *(Shape(m, n, k, 128) for n, k in SQUARES for m in (1, 4, 16)),

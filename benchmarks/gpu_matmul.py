@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from soloist.kernels.errors import GateError
 from soloist.kernels.layout import Quantized, dequantize, unpack_nibbles
-from soloist.kernels.matmul_host import matmul_ref
+from soloist.kernels.matmul import matmul_ref
 from soloist.kernels.spec import Configuration, Kernel
 from soloist.kernels.tuned import Entry, tuned
 

@@ -17,6 +17,7 @@ CUDA 12.6, PTX 8.5; Thor: CUDA 13.0, PTX 9.0), because a driver refuses PTX newe
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -110,7 +111,7 @@ def build_kernels(
         raise MissingExtraError("triton", "kernels")
     cache.mkdir(parents=True, exist_ok=True)
     order = {
-        "impls": {impl.name: impl.module for impl in impls},
+        "impls": [dataclasses.astuple(impl) for impl in impls],
         "targets": list(targets),
         "folder": str(folder),
         "cache": str(cache),
@@ -215,7 +216,7 @@ def work() -> None:
     order = parent.receive()
     assert order is not None
     share, workers = order["share"]
-    impls = [Impl(name, module) for name, module in order["impls"].items()]
+    impls = [Impl(*fields) for fields in order["impls"]]
     jobs = [(sm, build) for impl in impls for build in impl.load().builds() for sm in order["targets"]]
     jobs = [(sm, build) for sm, build in jobs if sm in (build.architectures or ARCHITECTURES)]
     if order["only"] is not None:

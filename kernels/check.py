@@ -8,6 +8,7 @@ On the CPU the process has TRITON_INTERPRET=1, on a GPU it has not, whatever the
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def run_cases(impls: Sequence[Impl], device: Literal["cpu", "cuda"], *, seed: in
         raise MissingExtraError("triton", "kernels")
     if device == "cuda":
         _demand_gpu()
-    order = {"impls": {impl.name: impl.module for impl in impls}, "device": device, "seed": seed, "slow": slow}
+    order = {"impls": [dataclasses.astuple(impl) for impl in impls], "device": device, "seed": seed, "slow": slow}
     interpreter = {"TRITON_INTERPRET": "1" if device == "cpu" else None}
     with Child("soloist.kernels.check", interpreter) as child:
         child.send(order)
@@ -81,7 +82,7 @@ def work() -> None:
     parent = Parent()
     order = parent.receive()
     assert order is not None
-    kernels = [Impl(name, module).load() for name, module in order["impls"].items()]
+    kernels = [Impl(*fields).load() for fields in order["impls"]]
     chosen = [(kernel, case) for kernel in kernels for case in kernel.cases if order["slow"] or not case.slow]
     for kernel, case in chosen:
         answer = {"kernel": kernel.name, "case": case.name, "total": len(chosen)}

@@ -37,15 +37,16 @@ ARCHITECTURES = (87, 89, 90, 110, 120)  # what `soloist kernels build` compiles 
 
 @dataclass(frozen=True)
 class Impl:
-    """A kernel by name, and the module whose `KERNEL` says the rest."""
+    """A kernel by name, and where its `Kernel` stands: a module and the name in it."""
 
     name: str
     module: str
+    attribute: str = "KERNEL"
 
     def load(self) -> Kernel:
         """Import the module. Raises MissingExtraError naming what it lacks."""
         try:
-            kernel: Kernel = importlib.import_module(self.module).KERNEL
+            kernel: Kernel = getattr(importlib.import_module(self.module), self.attribute)
         except ImportError as error:
             if error.name and error.name.split(".")[0] == "torch":
                 raise MissingExtraError("torch", "train") from error
@@ -55,20 +56,18 @@ class Impl:
         return kernel
 
 
-REGISTRY = {
-    name: Impl(name, f"soloist.kernels.{name}")
-    for name in (
-        "w4a16_gemv",
-        "w4a16_gemm",
-        "w8a16_gemv",
-        "w8a16_gemm",
-        "pack",
-        "gptq",
-        "decode_attention",
-        "append_int8",
-        "linear_kl",
-    )
-}
+_KERNELS = (
+    Impl("w4a16_gemv", "soloist.kernels.gemv", "W4A16"),
+    Impl("w4a16_gemm", "soloist.kernels.gemm", "W4A16"),
+    Impl("w8a16_gemv", "soloist.kernels.gemv", "W8A16"),
+    Impl("w8a16_gemm", "soloist.kernels.gemm", "W8A16"),
+    Impl("pack", "soloist.kernels.pack"),
+    Impl("gptq", "soloist.kernels.gptq"),
+    Impl("decode_attention", "soloist.kernels.decode_attention"),
+    Impl("append_int8", "soloist.kernels.append_int8"),
+    Impl("linear_kl", "soloist.kernels.linear_kl"),
+)
+REGISTRY = {impl.name: impl for impl in _KERNELS}
 
 
 @dataclass(frozen=True)

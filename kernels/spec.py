@@ -1,6 +1,6 @@
 """What every kernel module says about itself, so that checks, builds and tables can walk all of them.
 
-A module exposes one `KERNEL`. Its cases are what `soloist kernels check` and the tests run; its builds are what
+A module exposes its `KERNEL`. Its cases are what `soloist kernels check` and the tests run; its builds are what
 `soloist kernels build` compiles ahead of time. Importing a kernel module touches no GPU.
 """
 

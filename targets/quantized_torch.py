@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from soloist.kernels.choose import Want, choose
 from soloist.kernels.errors import ArtifactError, UsageError
+from soloist.kernels.gemv import MOST_ROWS
 from soloist.kernels.layout import Quantized, dequantize, narrow_of
-from soloist.kernels.w4a16_gemv import MOST_ROWS
 from soloist.targets.base import require
 from soloist.targets.quantized import read_quantized
 from soloist.targets.repack import Matrix

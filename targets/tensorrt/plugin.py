@@ -180,8 +180,8 @@ def _type_name(dtype: Any) -> str:
 def _run(tensors: Mapping[str, Any], group: int, y: Any, stream: int) -> None:
     """y of the tensors on TensorRT's stream, by the implementation that `choose` picks."""
     from soloist.kernels.choose import choose
+    from soloist.kernels.gemv import MOST_ROWS
     from soloist.kernels.layout import Quantized
-    from soloist.kernels.w4a16_gemv import MOST_ROWS
 
     with _on_stream(stream):
         found, out = {name: _as_torch(tensor) for name, tensor in tensors.items()}, _as_torch(y)

@@ -68,7 +68,7 @@ def test_a_rival_that_is_not_installed_is_named(benches, tiny, started):
 def test_no_call_meets_the_matrix_before_it_in_the_cache(benches):
     clock = benches.MadeUpClock(l2_bytes=40_000)
     work = benches.gpu_matmul.Operands(_run(benches, clock), benches.gpu_matmul.Shape(1, 64, 128, 32), 4)
-    from soloist.kernels.w4a16_gemv import KERNEL
+    from soloist.kernels.gemv import W4A16 as KERNEL
 
     for side, bytes_of in (
         (benches.gpu_matmul.ours(KERNEL, work), lambda call: call.keywords["weight"].codes),

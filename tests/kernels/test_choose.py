@@ -48,8 +48,11 @@ def gpu(monkeypatch):
 
 def test_every_file_with_a_kernel_is_registered():
     files = Path(module.__file__).parent.glob("*.py")
-    there = {file.stem for file in files if re.search(r"^KERNEL = ", file.read_text(encoding="utf-8"), re.MULTILINE)}
-    assert there == set(REGISTRY)
+    there = set()
+    for file in files:
+        names = re.findall(r"^(KERNEL|W\dA16) = ", file.read_text(encoding="utf-8"), re.MULTILINE)
+        there |= {(f"soloist.kernels.{file.stem}", name) for name in names}
+    assert there == {(impl.module, impl.attribute) for impl in REGISTRY.values()}
 
 
 @pytest.mark.parametrize("name", REGISTRY)

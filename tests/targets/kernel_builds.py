@@ -41,7 +41,7 @@ def record(build: Any, arch: str, folder: Path | None = None) -> dict[str, Any]:
 
 def write(folder: Path, architectures: tuple[str, ...], group: int = 32) -> list[dict[str, Any]]:
     """Builds of `w4a16_gemv` for groups of one size; their records, which are the facts of its manifest."""
-    from soloist.kernels.w4a16_gemv import KERNEL
+    from soloist.kernels.gemv import W4A16 as KERNEL
 
     declared = [build for build in KERNEL.builds() if build.constants.get("GROUP") == group]
     records = [record(build, arch, folder) for arch in architectures for build in declared]

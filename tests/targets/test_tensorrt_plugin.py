@@ -21,10 +21,10 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from soloist.kernels.aot import build_kernels, resources  # noqa: E402
 from soloist.kernels.choose import ARCHITECTURES, REGISTRY  # noqa: E402
 from soloist.kernels.errors import ArtifactError, ResourceError, UsageError  # noqa: E402
+from soloist.kernels.gemv import W4A16 as KERNEL  # noqa: E402
 from soloist.kernels.grid import grid_size  # noqa: E402
 from soloist.kernels.layout import Quantized, pack_nibbles  # noqa: E402
 from soloist.kernels.listing import read_ptx  # noqa: E402
-from soloist.kernels.w4a16_gemv import KERNEL  # noqa: E402
 from soloist.targets.tensorrt import builds as tensorrt_builds  # noqa: E402
 from soloist.targets.tensorrt import plugin as tensorrt_plugin  # noqa: E402
 from soloist.targets.tensorrt.builds import INPUTS, Builds, call_order, in_order, plugin_name  # noqa: E402

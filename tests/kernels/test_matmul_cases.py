@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from soloist.kernels import matmul_check  # noqa: E402
 from soloist.kernels.choose import REGISTRY  # noqa: E402
+from soloist.kernels.matmul import check_matmul, compare, configuration_of, matmul_case  # noqa: E402
 
 KERNELS = {name: REGISTRY[name].load() for name in ("w4a16_gemv", "w4a16_gemm", "w8a16_gemv", "w8a16_gemm")}
 GEMVS = ("w4a16_gemv", "w8a16_gemv")
@@ -46,7 +46,7 @@ def test_what_the_gemv_offers_is_in_its_table(name):
     kernel = KERNELS[name]
     rows, kinds, added, split = set(), set(), set(), set()
     for case in (case for case in kernel.cases if not case.slow):
-        config = matmul_check.configuration_of(kernel.run, case, "cpu").constants
+        config = configuration_of(kernel.run, case, "cpu").constants
         path, extras = "BLOCK_M" in config, {key for key in ("bias", "zeros", "gated") if case.options.get(key)} or {""}
         rows.add(case.sizes["M"])
         kinds.add((path, case.dtype, case.options["group"]))
@@ -81,17 +81,16 @@ def test_any_shape_agrees_with_float64(name, draw, blocks, group, dtype):
     run = KERNELS[name].run
     m, n = draw.draw(st.integers(1, run.most_rows or 80)), draw.draw(st.integers(1, 40 if run.most_rows else 150))
     extra = draw.draw(st.sampled_from(["", "bias", "gated", *(["zeros"] if run.bits == 4 else [])]))
-    config = run.rule(m, n, 32 * blocks, run.bits, extra == "gated")
-    case = matmul_check.row(m, n, 32 * blocks, dtype, group, config, **({extra: True} if extra else {}))
-    outcome = matmul_check.check_matmul(run, case, "cpu", draw.draw(st.integers(0, 2**31)))
+    case = matmul_case(run, m, n, 32 * blocks, dtype, group, extra)
+    outcome = check_matmul(run, case, "cpu", draw.draw(st.integers(0, 2**31)))
     assert outcome.passed, outcome
 
 
 def _with(kernel, change):
     """The outcome of a kernel's first case where something goes wrong."""
     case = kernel.cases[0]
-    config = matmul_check.configuration_of(kernel.run, case, "cpu")
-    return matmul_check.compare(change, kernel.run.bits, config, case, "cpu", 3)
+    config = configuration_of(kernel.run, case, "cpu")
+    return compare(change, kernel.run.bits, config, case, "cpu", 3)
 
 
 @pytest.mark.parametrize("name", GEMVS)

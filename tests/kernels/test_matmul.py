@@ -9,21 +9,20 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from soloist.kernels import choose, matmul_check, matmul_host, tuned  # noqa: E402
+from soloist.kernels import choose, matmul, tuned  # noqa: E402
 from soloist.kernels.aot import build_kernels  # noqa: E402
 from soloist.kernels.choose import REGISTRY  # noqa: E402
 from soloist.kernels.errors import UsageError  # noqa: E402
+from soloist.kernels.gemv import CONFIGURATIONS, GATED_ROWS  # noqa: E402
 from soloist.kernels.listing import read_sass  # noqa: E402
-from soloist.kernels.matmul_configs import GATED_ROWS, GEMV  # noqa: E402
-from soloist.kernels.matmul_parts import sum_parts_kernel  # noqa: E402
 
 KERNELS = {name: REGISTRY[name].load() for name in ("w4a16_gemv", "w4a16_gemm", "w8a16_gemv", "w8a16_gemm")}
 GEMVS, GEMMS = ("w4a16_gemv", "w8a16_gemv"), ("w4a16_gemm", "w8a16_gemm")
-SPLIT = [config for config in GEMV if config.constants["SPLITS"] > 1]
+SPLIT = [config for config in CONFIGURATIONS if config.constants["SPLITS"] > 1]
 
 
 def _weight(bits, n, k, group=32, seed=0, zeros=False):
-    return matmul_check.random_weight(n, k, bits, group, zeros, torch.Generator().manual_seed(seed))
+    return matmul.random_weight(n, k, bits, group, zeros, torch.Generator().manual_seed(seed))
 
 
 def _x(m, k, dtype=torch.float16):
@@ -67,7 +66,7 @@ def spied(monkeypatch):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_given_configuration_is_launched_else_the_tuned_one_else_the_rules(name, spied):
-    m, best = (3, GEMV[11]) if name in GEMVS else (20, KERNELS[name].configurations[3])
+    m, best = (3, CONFIGURATIONS[11]) if name in GEMVS else (20, KERNELS[name].configurations[3])
     run, seen = spied(name, {"M": m, "N": 40, "K": 96}, {"group": 64}, best)
     x, weight, up = _x(m, 96), _weight(run.bits, 40, 96, 64), _weight(run.bits, 40, 96, 64, seed=2)
 
@@ -100,8 +99,8 @@ def test_split_columns_give_the_same_bits_every_time(name, config):
 def test_parts_are_added_in_the_order_of_their_columns(splits):
     parts = torch.randn(splits, 3, 67, generator=torch.Generator().manual_seed(splits))
     y = torch.full((3, 67), torch.nan)
-    config = matmul_host.sum_config(splits).constants
-    sum_parts_kernel[(1,)](parts, None, y, y.numel(), 67, GATED=False, **config)
+    config = matmul.sum_config(splits).constants
+    matmul._sum_parts_kernel[(1,)](parts, None, y, y.numel(), 67, GATED=False, **config)
     ordered, backwards = torch.zeros(3, 67), torch.zeros(3, 67)
     for at in range(splits):
         ordered, backwards = ordered + parts[at], backwards + parts[-1 - at]
@@ -172,7 +171,7 @@ HALF = {"dtype": torch.float16}
         (lambda bits: {"bias": torch.zeros(9, **HALF)}, "bias must be"),
         (lambda bits: {"bias": torch.zeros(8)}, "bias must be"),
         (lambda bits: {"out": torch.zeros(1, 9, **HALF)}, "out must be"),
-        (lambda bits: {"configuration": GEMV[6], "workspace": torch.zeros(31)}, "at least 32 elements"),
+        (lambda bits: {"configuration": CONFIGURATIONS[6], "workspace": torch.zeros(31)}, "at least 32 elements"),
         (lambda bits: {"x": torch.zeros(1, 64, device="meta", **HALF)}, "x on meta"),
     ],
 )
@@ -190,7 +189,7 @@ def test_one_matrix_with_zero_points_and_one_without_is_refused():
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_without_the_interpreter_a_cpu_tensor_is_refused(name, monkeypatch):
-    monkeypatch.setattr(matmul_host, "interpreting", lambda: False)
+    monkeypatch.setattr(matmul, "interpreting", lambda: False)
     run = KERNELS[name].run
     with pytest.raises(UsageError, match="use the reference"):
         run(_x(1, 64), _weight(run.bits, 8, 64))
