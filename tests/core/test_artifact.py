@@ -44,13 +44,16 @@ def test_manifest_says_what_the_artifact_is(out):
     parent, _ = make(out.with_name("traces"))
     made, _ = make(out, {"steps": 3, "lr": 1e-4}, [parent])
     manifest = json.loads((out / MANIFEST).read_text())
-    assert manifest["stage"] == "distill" and manifest["config"] == {"steps": 3, "lr": 1e-4}
+    assert manifest["stage"] == "distill"
+    assert manifest["config"] == {"steps": 3, "lr": 1e-4}
     assert manifest["parents"] == [{"path": "traces", "digest": parent.digest}]
     assert set(manifest["files"]) == {"sub/student.gguf", "log.txt"}
     assert manifest["files"]["log.txt"]["bytes"] == 2
-    assert manifest["versions"]["python"] and manifest["device"]["cores"] == os.cpu_count()
+    assert manifest["versions"]["python"]
+    assert manifest["device"]["cores"] == os.cpu_count()
     assert {"commit", "seconds"} <= set(manifest)
-    assert made.facts == {"loss": 0.5} and Artifact.open(out, stage="distill").digest == made.digest
+    assert made.facts == {"loss": 0.5}
+    assert Artifact.open(out, stage="distill").digest == made.digest
     assert sorted(p.name for p in out.parent.iterdir()) == ["student", "traces"]
 
 
@@ -68,7 +71,8 @@ def test_stage_is_reused_when_config_and_parents_are_the_same(out, tmp_path):
     with EventLog(listeners=(seen.append,)) as events:
         first, built = make(out, {"steps": 3}, [parent], events=events)
         again, rebuilt = make(out, {"steps": 3}, [parent], events=events)
-    assert (built, rebuilt) == (1, 0) and first.digest == again.digest
+    assert (built, rebuilt) == (1, 0)
+    assert first.digest == again.digest
     assert [(e["event"], e.get("reused")) for e in seen] == [("start", None), ("end", False), ("end", True)]
 
 
@@ -79,7 +83,9 @@ def test_stage_is_built_again_when_its_plan_changes(out, tmp_path, change):
     first, _ = make(out, {"steps": 3}, [old])
     config, parents = ({"steps": 4}, [old]) if change == "config" else ({"steps": 3}, [new])
     second, built = make(out, config, parents)
-    assert built == 1 and second.digest != first.digest and Artifact.open(out).digest == second.digest
+    assert built == 1
+    assert second.digest != first.digest
+    assert Artifact.open(out).digest == second.digest
     assert not [p for p in out.parent.glob("*student*") if p != out]
 
 
@@ -101,7 +107,8 @@ def test_partial_work_survives_a_crash_and_is_picked_up(out):
     assert not out.exists()
     made = stage("distill", out, {"steps": 3}, [], resume, scratch=("checkpoint",))
     assert (out / "student.gguf").read_text() == "from step 1"
-    assert set(made.manifest["files"]) == {"student.gguf"} and not (out / "checkpoint").exists()
+    assert set(made.manifest["files"]) == {"student.gguf"}
+    assert not (out / "checkpoint").exists()
 
 
 def test_partial_work_of_another_config_is_discarded(out):
@@ -159,7 +166,9 @@ def test_damaged_artifact_is_refused_by_name(out, damage, named, said, way):
     with pytest.raises(ArtifactError) as caught:
         Artifact.open(out) if way == "open" else make(out)
     message = str(caught.value)
-    assert named in message.split(": ", maxsplit=1)[0] and said in message and "\n" not in message
+    assert named in message.split(": ", maxsplit=1)[0]
+    assert said in message
+    assert "\n" not in message
 
 
 def test_artifact_of_another_stage_is_refused(out):
@@ -184,7 +193,8 @@ def test_two_at_once_do_not_meet_in_one_folder(out):
         return {}
 
     made = stage("distill", out, {"n": 1}, [], build)
-    assert (made.path / "weights").read_text() == "first" and list(made.manifest["files"]) == ["weights"]
+    assert (made.path / "weights").read_text() == "first"
+    assert list(made.manifest["files"]) == ["weights"]
     assert stage("distill", out, {"n": 2}, [], lambda _: {}).digest != made.digest  # whoever was first has let go
 
 
@@ -236,7 +246,9 @@ def write_to_full_disk(folder):
 def test_full_disk_is_one_line_and_keeps_the_partial_work(out):
     with pytest.raises(ResourceError) as caught:
         stage("distill", out, {}, [], write_to_full_disk)
-    assert str(out) in str(caught.value) and "disk is full" in str(caught.value) and "\n" not in str(caught.value)
+    assert str(out) in str(caught.value)
+    assert "disk is full" in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 7
     assert (out.with_name("student.partial") / "half").read_text() == "kept"
 

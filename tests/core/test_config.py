@@ -45,7 +45,9 @@ def test_faults_of_a_record_are_one_line_and_a_foreign_file_does_not_flood_it():
     with pytest.raises(ValidationError) as caught:
         Plan.model_validate({"steps": 1, "optimizers": [{}] * 25})
     faults = describe(caught.value).split("; ")
-    assert len(faults) == 21 and faults[19] == "optimizers.19.name: Field required" and faults[20] == "and 5 more"
+    assert len(faults) == 21
+    assert faults[19] == "optimizers.19.name: Field required"
+    assert faults[20] == "and 5 more"
     with pytest.raises(ValidationError) as caught:
         Plan.model_validate(7)
     assert describe(caught.value).startswith("record: Input should be a valid dictionary")
@@ -104,7 +106,8 @@ def test_faults_are_told_all_at_once_with_line_and_field(tmp_path, text, expecte
 )
 def test_what_is_not_yaml_is_one_line(tmp_path, text, line):
     (found,) = faults(tmp_path / "plan.yaml", text)
-    assert "not YAML: " in found and found.split(": ")[0].strip() in (line, "not YAML")
+    assert "not YAML: " in found
+    assert found.split(": ")[0].strip() in (line, "not YAML")
 
 
 def test_alias_onto_itself_is_refused_and_not_followed_forever(tmp_path):
@@ -120,7 +123,8 @@ def test_unreadable_file_is_one_line(tmp_path, kind):
         path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError) as caught:
         load_yaml(path, Plan)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 TEAM = """\
@@ -143,7 +147,8 @@ def test_team_file_loads(tmp_path):
     path = tmp_path / "pair.yaml"
     path.write_text(TEAM)
     team = load_team(str(path))
-    assert isinstance(team.engine, GgufEngineConfig) and team.agents[1].sampling.temperature == 0.7
+    assert isinstance(team.engine, GgufEngineConfig)
+    assert team.agents[1].sampling.temperature == 0.7
 
 
 @pytest.mark.parametrize(

@@ -39,14 +39,17 @@ def test_one_model_of_a_pair_belongs_to_its_artifact(family):
 
     pair = stage("export", student.path.parent / "pair", {}, [student], build)
     found = artifact_around(pair.path / "gguf-q8_0" / "solver" / "solver.gguf")
-    assert found.digest == pair.digest and lineage_of([found]) == Lineage(("MATH",))
+    assert found.digest == pair.digest
+    assert lineage_of([found]) == Lineage(("MATH",))
 
 
 def test_a_parent_that_is_gone_is_told(family):
     traces, student, compiled = family
     shutil.rmtree(traces.path)
     found = lineage_of([compiled])
-    assert found.benchmarks == () and len(found.missing) == 1 and traces.digest in found.missing[0]
+    assert found.benchmarks == ()
+    assert len(found.missing) == 1
+    assert traces.digest in found.missing[0]
     assert lineage_of([traces, student, compiled]) == Lineage(("MATH",))  # given, so not looked for
 
 

@@ -56,15 +56,18 @@ def test_agreement_goes_straight_to_the_critic_and_the_scribe(desk, edges):
     assert (run.answer, run.verdict, [use.call for use in run.trajectory]) == ("5", "correct", [call])
     roles = [turn.role for turn in run.turns]
     assert roles == ["router", "reader", "reader", "reader", "critic", "scribe"]
-    assert edges(run, "disputes") == [] and (4, 5) in edges(run, "agrees")
-    assert run.turns[4].model is None and run.turns[4].tokens_in == 0
+    assert edges(run, "disputes") == []
+    assert (4, 5) in edges(run, "agrees")
+    assert run.turns[4].model is None
+    assert run.turns[4].tokens_in == 0
 
 
 def test_a_reader_may_only_copy_numbers_of_the_question(desk):
     call = "solve(3*x + 4 = 19)"
     _, engine = desk(EQUATION, ["equations", call, call, call, "#### 5"])
     grammar = engine.batches[1][0].grammar
-    assert '("3" | "4" | "19")' in grammar and "[0-9]+" not in grammar
+    assert '("3" | "4" | "19")' in grammar
+    assert "[0-9]+" not in grammar
 
 
 def test_readers_who_differ_see_each_other_and_the_majority_holds(desk, edges):
@@ -73,9 +76,11 @@ def test_readers_who_differ_see_each_other_and_the_majority_holds(desk, edges):
     run, engine = desk(EQUATION, ["equations", *first, *second, "#### 5"])
     assert (run.answer, run.verdict) == ("5", "correct")
     asked = engine.batches[2][1].messages[-1]["content"]
-    assert f"{right} gives 5" in asked and wrong not in asked
+    assert f"{right} gives 5" in asked
+    assert wrong not in asked
     assert edges(run, "corrects") == [(1, 5), (3, 5)]
-    assert (1, 2) in edges(run, "disputes") and (1, 3) in edges(run, "agrees")
+    assert (1, 2) in edges(run, "disputes")
+    assert (1, 3) in edges(run, "agrees")
 
 
 def test_a_dropped_number_outweighs_two_votes(desk):
@@ -115,13 +120,15 @@ def test_calls_that_cannot_be_computed_leave_no_answer(desk):
 def test_a_desk_of_one_field_does_not_ask_for_another(desk):
     call = "solve(3*x + 4 = 17)"  # made up: the question says 19
     run, _ = desk(EQUATION, ["equations", *[call] * 3, "#### 5"], families=["equations"], rounds=1)
-    assert [turn.role for turn in run.turns].count("router") == 1 and run.verdict == "wrong"
+    assert [turn.role for turn in run.turns].count("router") == 1
+    assert run.verdict == "wrong"
 
 
 def test_a_wrong_solution_of_the_scribe_is_disputed(desk, edges):
     call = "solve(3*x + 4 = 19)"
     run, _ = desk(EQUATION, ["equations", call, call, call, "3 + 4 = 8\n#### 5"])
-    assert (4, 5) in edges(run, "disputes") and run.answer == "5"
+    assert (4, 5) in edges(run, "disputes")
+    assert run.answer == "5"
 
 
 def test_an_engine_without_hidden_states_needs_another_routing(desk):
@@ -155,9 +162,11 @@ def test_a_discriminant_is_made_once_for_each_model():
         return np.array([scale * ("divi" in text), len(text)], np.float32)
 
     one = known.discriminant(lambda text: embed(text, 1), 2, model="one")
-    assert known.discriminant(lambda text: embed(text, 1), 2, model="one") is one and seen == [1] * 4
+    assert known.discriminant(lambda text: embed(text, 1), 2, model="one") is one
+    assert seen == [1] * 4
     other = known.discriminant(lambda text: embed(text, 5), 2, model="other")
-    assert other is not one and seen == [1] * 4 + [5] * 4
+    assert other is not one
+    assert seen == [1] * 4 + [5] * 4
 
 
 def test_kinds_are_fields_of_their_own_and_only_the_last_step_shows_them():

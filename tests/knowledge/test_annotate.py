@@ -32,7 +32,9 @@ def test_a_call_with_its_result_is_a_triple_and_so_is_its_working(graph, called,
         Triple("spider", "has legs", "8"),
         Triple("dog", "has legs", "4"),
     )
-    assert found.verified == found.triples and found.unverified == () and found.clean
+    assert found.verified == found.triples
+    assert found.unverified == ()
+    assert found.clean
     assert [j.how for j in found.judgments] == ["tool", "tool", "exact", "exact"]
     assert found.rates.verification_rate == 1
 
@@ -49,8 +51,11 @@ def test_a_call_with_its_result_is_a_triple_and_so_is_its_working(graph, called,
 def test_a_forged_call_is_contradicted(graph, called, use, changes, reason):
     found = annotated(called(use("legs(2 spiders, 1 dog)", **changes)), graph)
     (bad,) = [j for j in found.judgments if j.how == "tool"]
-    assert bad.verdict == "contradicted" and reason in bad.reason
-    assert bad.triple in found.unverified and bad.triple not in found.verified and not found.clean
+    assert bad.verdict == "contradicted"
+    assert reason in bad.reason
+    assert bad.triple in found.unverified
+    assert bad.triple not in found.verified
+    assert not found.clean
 
 
 def test_a_forged_fact_in_the_working_is_contradicted(graph, called, use):
@@ -90,7 +95,8 @@ def test_written_triples_are_looked_up(toy, told):
 def test_an_extractor_reads_prose_and_an_agent_judges(toy, told):
     crab = Triple("crab", "has legs", "10")
     run = told("Crabs have ten legs.")
-    assert annotated(run, toy).judgments == () and annotated(run, toy).clean
+    assert annotated(run, toy).judgments == ()
+    assert annotated(run, toy).clean
     assert annotated(run, toy, extractor=lambda text: [crab]).unverified == (crab,)
     assert annotated(run, toy, extractor=lambda text: [crab], ask=lambda open_: [LOYAL]).verified == (crab,)
 

@@ -35,4 +35,5 @@ def test_a_student_with_facts_is_asked_where_nothing_of_training_is_installed(tm
 
 
 def test_a_model_without_a_graph_beside_it_is_asked_plainly(tmp_path):
-    assert graph_beside(tmp_path) is None and graph_beside(tmp_path / "student.gguf") is None
+    assert graph_beside(tmp_path) is None
+    assert graph_beside(tmp_path / "student.gguf") is None

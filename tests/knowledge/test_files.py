@@ -29,7 +29,8 @@ def test_aliases_and_single_valued_relations_add_up(tmp_path):
         '"aliases": [["km", "kilometer"]], "single_valued": ["is"]}',
     )
     graph = load_graph(path, Aliases([("m", "meter")]), ["has"])
-    assert graph.aliases.groups == (("km", "kilometer"), ("m", "meter")) and graph.single_valued == ("is", "has")
+    assert graph.aliases.groups == (("km", "kilometer"), ("m", "meter"))
+    assert graph.single_valued == ("is", "has")
     with pytest.raises(DataError, match=r"f.json: aliases: 'km' means both"):
         load_graph(path, Aliases([("kilo", "km")]))
 
@@ -75,7 +76,8 @@ def test_many_faults_are_cut(tmp_path):
 
 def test_alias_files(tmp_path):
     aliases = load_aliases(write(tmp_path / "a.tsv", "# units\nkm\tkilometer\tkilometre\n\nm\tmeter\n"))
-    assert aliases.same("KILOMETRE", "kilometer") and not aliases.same("m", "km")
+    assert aliases.same("KILOMETRE", "kilometer")
+    assert not aliases.same("m", "km")
     with pytest.raises(DataError, match=r"a.tsv:2: a name and its aliases are needed"):
         load_aliases(write(tmp_path / "a.tsv", "km\tkilometer\nm\n"))
     with pytest.raises(DataError, match=r"a.tsv: aliases: 'm' means both"):

@@ -28,7 +28,8 @@ def test_by_alias(toy):
 
 
 def test_numbers_are_no_names(toy):
-    assert said("What is 8 plus 1000?", toy) == [] and not entities_in("8 and 1000 m", toy)
+    assert said("What is 8 plus 1000?", toy) == []
+    assert not entities_in("8 and 1000 m", toy)
     assert said("Write 1000 m in kilometers.", toy) == ["(km, is, 1000 m)"]
 
 
@@ -68,7 +69,9 @@ def test_a_letter_counts_where_a_fact_ties_it_to_a_name():
 def test_what_is_given_is_known_near_and_bounded(triples, question, limit, hops):
     graph, text = KnowledgeGraph(triples), " ".join(question)
     found = triples_for(text, graph, limit, hops=hops)
-    assert len(found) <= limit and len(set(found)) == len(found) and all(triple in graph for triple in found)
+    assert len(found) <= limit
+    assert len(set(found)) == len(found)
+    assert all(triple in graph for triple in found)
     if hops < 2:
         assert all(set(triple.parts) & set(question) for triple in found)
     if hops == 0:

@@ -88,7 +88,8 @@ def test_what_could_not_be_read_is_told():
 
 def test_whole_lines_leave_prose_alone():
     text = "Then (see, for example, above) we add.\n- (ant, has legs, 6)"
-    assert parts(text, whole_lines=True) == [("ant", "has legs", "6")] and len(parts(text)) == 2
+    assert parts(text, whole_lines=True) == [("ant", "has legs", "6")]
+    assert len(parts(text)) == 2
     assert parts("Ann has 2; Bob has 3; both have 5.", whole_lines=True) == []
     assert parts("<ant; has legs; 6>\nant | has legs | 6", whole_lines=True) == [("ant", "has legs", "6")]
 

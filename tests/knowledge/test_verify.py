@@ -36,7 +36,9 @@ def test_only_what_the_graph_does_not_know_is_asked(toy):
         return [LOYAL] * len(triples)
 
     found = judge([TRUE, FALSE, UNKNOWN], toy, ask)
-    assert asked == [UNKNOWN] and [j.how for j in found] == ["exact", "none", "agent"] and found[2].verified
+    assert asked == [UNKNOWN]
+    assert [j.how for j in found] == ["exact", "none", "agent"]
+    assert found[2].verified
     assert judge([TRUE], toy, lambda triples: pytest.fail("asked for nothing")) == judge([TRUE], toy)
 
 
@@ -56,7 +58,9 @@ def test_only_what_the_graph_does_not_know_is_asked(toy):
 )
 def test_the_sentence_and_only_it(toy, reply, loyal):
     (found,) = judge([UNKNOWN], toy, lambda triples: [reply])
-    assert is_loyal(reply) is loyal and found.verified is loyal and found.how == "agent"
+    assert is_loyal(reply) is loyal
+    assert found.verified is loyal
+    assert found.how == "agent"
 
 
 def test_a_verifier_that_answers_too_little_is_our_fault(toy):
@@ -78,4 +82,5 @@ def test_rates_are_shares_that_add_up(verdicts):
         assert found.verification_rate == verdicts.count("verified") / len(verdicts)
         assert found.verification_rate + found.unsupported_rate == pytest.approx(1)
     else:
-        assert found.verification_rate is None and found.as_facts()["unsupported_triple_rate"] is None
+        assert found.verification_rate is None
+        assert found.as_facts()["unsupported_triple_rate"] is None

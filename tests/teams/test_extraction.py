@@ -41,7 +41,8 @@ class Cast:
 def test_both_extractors_feed_the_master(toy):
     cast = Cast(["(spider, has legs, 8)"])
     found = extract_triples(TEXT, cast, toy)
-    assert found.triples == (Triple("spider", "has legs", "8"),) and (found.rounds, found.dropped) == (1, False)
+    assert found.triples == (Triple("spider", "has legs", "8"),)
+    assert (found.rounds, found.dropped) == (1, False)
     assert [role for _, role, _ in cast.heard] == ["entity-extractor", "relation-extractor", "master"]
     (task,) = cast.texts("master")
     for part in (TEXT, "entity-extractor says spider", "relation-extractor says spider", "(spider, has legs, 8)"):
@@ -52,7 +53,9 @@ def test_t_max_is_honoured_with_a_verifier_that_always_says_no():
     for t_max in (1, T_MAX, 5):
         cast = Cast(["(crab, has legs, 10)"], lambda text: "No.")
         found = extract_triples(TEXT, cast, t_max=t_max)
-        assert found.dropped and found.triples == () and found.rounds == t_max
+        assert found.dropped
+        assert found.triples == ()
+        assert found.rounds == t_max
         assert len(cast.texts("master")) == len(cast.texts("verifier")) == t_max
         assert [j.verdict for j in found.judgments] == ["unverified"]
     assert T_MAX == 3
@@ -64,9 +67,11 @@ def test_the_master_sees_what_was_refused_and_why_and_what_stands():
         lambda text: "Crabs have ten." if text.endswith("9)") else LOYAL,
     )
     found = extract_triples(TEXT, cast)
-    assert found.triples == (Triple("spider", "has legs", "8"), Triple("crab", "has legs", "10")) and found.rounds == 2
+    assert found.triples == (Triple("spider", "has legs", "8"), Triple("crab", "has legs", "10"))
+    assert found.rounds == 2
     first, second = cast.texts("master")
-    assert "Refused" not in first and "Accepted" not in first
+    assert "Refused" not in first
+    assert "Accepted" not in first
     assert "Refused, and why:\n(crab, has legs, 9): the verifier said: Crabs have ten." in second
     assert "Accepted:\n(spider, has legs, 8)" in second
     assert [text.rpartition("\n")[2] for text in cast.texts("verifier")] == [
@@ -88,7 +93,9 @@ def test_a_reply_without_triples_is_told_so_and_bounded(toy):
     assert extract_triples(TEXT, cast, toy).rounds == 2
     assert "Your last reply was refused: no triple could be read" in cast.texts("master")[1]
     found = extract_triples(TEXT, Cast(["No."]), toy)
-    assert found.dropped and found.rounds == 3 and found.judgments == ()
+    assert found.dropped
+    assert found.rounds == 3
+    assert found.judgments == ()
 
 
 def test_known_names_help_to_read_the_master():
@@ -144,9 +151,11 @@ def test_documents_are_extracted_over_an_engine():
     }
     engine = RoleEngine(replies)
     extractor = AgentExtractor(engine)
-    assert extractor(TEXT) == (Triple("crab", "has legs", "10"),) and (extractor.passages, extractor.dropped) == (1, 0)
+    assert extractor(TEXT) == (Triple("crab", "has legs", "10"),)
+    assert (extractor.passages, extractor.dropped) == (1, 0)
     engine.replies = {**replies, PROMPTS["verifier"]: "no"}
-    assert extractor(TEXT) == () and (extractor.passages, extractor.dropped) == (2, 1)
+    assert extractor(TEXT) == ()
+    assert (extractor.passages, extractor.dropped) == (2, 1)
     assert [ask.sampling.seed for ask in engine.asks[-4:]] == [1, 1, 2, 2]
 
 

@@ -34,9 +34,8 @@ def soloist(tmp_path, monkeypatch):
 def test_the_desks_graph(soloist, tmp_path):
     said = soloist("build", "desk", "-o", "desk.json")
     graph = load_graph(tmp_path / "desk.json")
-    assert (
-        said == f"desk.json: graph {graph.digest}, {len(graph)} facts\n" and Triple("spider", "has legs", "8") in graph
-    )
+    assert said == f"desk.json: graph {graph.digest}, {len(graph)} facts\n"
+    assert Triple("spider", "has legs", "8") in graph
     assert graph.records()[0]["source"] == "table of the tool legs"
 
 
@@ -50,7 +49,8 @@ def test_sources_come_together_with_aliases(soloist, tmp_path):
     (tmp_path / "names.tsv").write_text("crab\tbrachyuran\n")
     said = soloist("build", "a.tsv", "b.jsonl", "--aliases", "names.tsv", "--single-valued", "has legs", "-o", "g.json")
     graph = load_graph(tmp_path / "g.json")
-    assert "2 facts" in said and Triple("Brachyuran", "has legs", "10") in graph
+    assert "2 facts" in said
+    assert Triple("Brachyuran", "has legs", "10") in graph
     assert graph.against(Triple("brachyuran", "has legs", "8")) == Triple("crab", "has legs", "10")
     assert graph.records()[1]["source"] == "book"
 
@@ -68,7 +68,9 @@ def test_bad_sources_are_one_line(soloist, tmp_path, arguments, code, message):
     (tmp_path / "zoo.txt").write_text("Crabs have ten legs.")
     (tmp_path / "empty.tsv").write_text("# nothing yet\n")
     said = soloist("build", *arguments, "-o", "g.json", code=code)
-    assert said.startswith(f"soloist: {message}") and said.count("\n") == 1 and not (tmp_path / "g.json").exists()
+    assert said.startswith(f"soloist: {message}")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "g.json").exists()
 
 
 def test_documents_are_read_by_a_team(soloist, tmp_path, monkeypatch):
@@ -96,7 +98,8 @@ def test_documents_are_read_by_a_team(soloist, tmp_path, monkeypatch):
     )
     monkeypatch.setattr("soloist.toolchain.teams.graph_builder.open_engine", lambda config: Engine())
     said = soloist("build", "zoo.txt", "--team", "team.yaml", "--rounds", "2", "-o", "g.jsonl")
-    assert "1 facts, 1 of 2 passages dropped" in said and (tmp_path / "closed").exists()
+    assert "1 facts, 1 of 2 passages dropped" in said
+    assert (tmp_path / "closed").exists()
     assert load_graph(tmp_path / "g.jsonl").records() == [
         {"head": "crab", "relation": "has legs", "tail": "10", "source": "zoo.txt, passage 1"}
     ]
@@ -114,7 +117,8 @@ def test_traces_are_annotated_and_counted(soloist, tmp_path, told, called, use):
     assert said[1] == "triples 3: verified 2, unverified 0, contradicted 1"
     assert said[2] == "fact-verification rate 66.7%, unsupported-triple rate 33.3%"
     rows = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
-    assert [row["question"] for row in rows] == ["q0", "q1", "q2"] and rows[2]["triples"] == []
+    assert [row["question"] for row in rows] == ["q0", "q1", "q2"]
+    assert rows[2]["triples"] == []
     assert rows[1]["triples"] == [
         {
             "triple": ["spider", "has legs", "6"],
@@ -129,18 +133,21 @@ def test_a_plain_recording_without_triples_has_no_rate(soloist, tmp_path, told):
     with TraceWriter(tmp_path / "t.jsonl") as writer:
         writer.add(told("Eight."))
     said = soloist("verify", "t.jsonl", "--graph", "desk")
-    assert "triples 0" in said and "rate" not in said
+    assert "triples 0" in said
+    assert "rate" not in said
 
 
 def test_an_empty_graph_is_refused(soloist, tmp_path, told):
     write_runs([told("Eight.")], tmp_path / "t.jsonl.gz")
     (tmp_path / "none.tsv").write_text("")
     said = soloist("verify", "t.jsonl.gz", "--graph", "none.tsv", code=3)
-    assert said.startswith("soloist: the knowledge graph is empty") and said.count("\n") == 1
+    assert said.startswith("soloist: the knowledge graph is empty")
+    assert said.count("\n") == 1
 
 
 def test_the_embedded_recording_verifies_whole(soloist):
     from importlib.resources import files
 
     said = soloist("verify", str(files("soloist.toolchain.desk.recorded")), "--graph", "desk")
-    assert "unverified 0, contradicted 0" in said and "fact-verification rate 100.0%" in said
+    assert "unverified 0, contradicted 0" in said
+    assert "fact-verification rate 100.0%" in said

@@ -42,7 +42,8 @@ def test_engine_failure_raises_or_becomes_a_run_that_says_why(queue):
     broken = BrokenEngine([queue(["Add them."])])
     team = Team(config("planner-solver-critic", ("planner", "solver", "critic")), engine=broken)
     run = team.try_answer(QUESTION)
-    assert (run.answer, run.verdict) == (None, "absent") and "cannot be reached" in run.error
+    assert (run.answer, run.verdict) == (None, "absent")
+    assert "cannot be reached" in run.error
     assert [turn.text for turn in run.turns] == ["Add them."], "what was said before is kept"
     with pytest.raises(EngineError, match="cannot be reached"):
         team.answer(QUESTION)

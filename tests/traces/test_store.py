@@ -127,7 +127,8 @@ def runs(draw):
 @given(runs())
 def test_any_run_comes_back_from_its_line_as_it_was(record):
     line = format_line(record)
-    assert line.endswith("\n") and line.count("\n") == 1
+    assert line.endswith("\n")
+    assert line.count("\n") == 1
     assert parse_line(line, "here") == record
     assert json.loads(line)["schema"] == 1
 
@@ -135,7 +136,8 @@ def test_any_run_comes_back_from_its_line_as_it_was(record):
 def test_recording_and_sealing_keep_every_run(recorded, tmp_path):
     write_runs(read_runs(recorded), tmp_path / "runs.jsonl.gz")
     found = list(read_runs(tmp_path / "runs.jsonl.gz"))
-    assert found == list(read_runs(recorded)) and len(found) == 3
+    assert found == list(read_runs(recorded))
+    assert len(found) == 3
     assert found[0] == make_run("What is 0 + 3?")
 
 
@@ -149,9 +151,12 @@ def test_sealed_file_is_the_same_byte_for_byte(recorded, tmp_path, monkeypatch):
 
 def test_question_is_kept_once_whatever_its_case_and_spacing(recorded):
     with TraceWriter(recorded) as writer:
-        assert len(writer) == 3 and "what is  1 + 3?" in writer and "What is 7 + 3?" not in writer
+        assert len(writer) == 3
+        assert "what is  1 + 3?" in writer
+        assert "What is 7 + 3?" not in writer
         assert not writer.add(make_run("What is  1 + 3? "))
-        assert writer.add(make_run("What is 7 + 3?")) and not writer.add(make_run("What is 7 + 3?"))
+        assert writer.add(make_run("What is 7 + 3?"))
+        assert not writer.add(make_run("What is 7 + 3?"))
     assert len(list(read_runs(recorded))) == 4
 
 
@@ -164,7 +169,8 @@ def test_torn_last_line_is_cut_off_and_recording_goes_on(recorded, keep):
         with pytest.raises(DataError, match=r"runs\.jsonl:4: not JSON"):
             list(read_runs(recorded))
     with TraceWriter(recorded) as writer:
-        assert writer.recovered_bytes == len(last) and recorded.read_bytes() == whole
+        assert writer.recovered_bytes == len(last)
+        assert recorded.read_bytes() == whole
         writer.add(make_run("What is 9 + 3?"))
     assert [r.question.question[8] for r in read_runs(recorded)] == ["0", "1", "2", "9"]
 
@@ -203,7 +209,9 @@ def test_damaged_line_in_the_middle_is_named(recorded, tmp_path, damage, message
         else:
             list(read_runs(recorded)) if reader == "read" else TraceWriter(recorded)
     said = str(caught.value)
-    assert said.startswith(f"{recorded}:2: ") and message in said and "\n" not in said
+    assert said.startswith(f"{recorded}:2: ")
+    assert message in said
+    assert "\n" not in said
     assert not list(tmp_path.glob("*.gz*")), "nothing half is left"
 
 
@@ -252,5 +260,7 @@ def test_kill_loses_at_most_the_line_being_written(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(out), str(lines)], check=False, cwd=tmp_path)
     assert done.returncode == -9
     with TraceWriter(out) as writer:
-        assert writer.recovered_bytes == 40 and "one" in writer and "two" not in writer
+        assert writer.recovered_bytes == 40
+        assert "one" in writer
+        assert "two" not in writer
     assert list(read_runs(out)) == [make_run("one")]

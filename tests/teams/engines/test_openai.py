@@ -166,10 +166,12 @@ def ask(engine, number=1, **fields):
 def test_reply_carries_text_tokens_and_times(engine, server):
     (got,) = ask(engine(good), temperature=0.5, top_p=0.9, max_tokens=7, seed=3, stop=("END",))
     assert (got.text, got.tokens_in, got.tokens_cached, got.tokens_out) == ("2 + 3 = 5\n#### 5", 11, 4, 3)
-    assert got.finish == "stop" and got.start < got.first_token <= got.end
+    assert got.finish == "stop"
+    assert got.start < got.first_token <= got.end
     ((headers, body),) = server.requests
     assert headers["Authorization"] == f"Bearer {KEY}"
-    assert body["messages"] == [{"role": "user", "content": "question 0"}] and body["model"] == "m"
+    assert body["messages"] == [{"role": "user", "content": "question 0"}]
+    assert body["model"] == "m"
     wanted = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 7, "seed": 3, "stop": ["END"], "stream": True}
     assert {key: body[key] for key in wanted} == wanted
 
@@ -201,7 +203,8 @@ def test_calls_keep_their_order_and_the_limit_of_concurrency(engine, server):
         reply(sse(chunk(server.requests[-1][1]["messages"][0]["content"]), chunk(finish="stop")))(handler)
 
     texts = [got.text for got in ask(engine(echo, concurrency=1), 3)]
-    assert texts == ["question 0", "question 1", "question 2"] and server.most == 1
+    assert texts == ["question 0", "question 1", "question 2"]
+    assert server.most == 1
     ask(engine(slow, concurrency=2), 5)
     assert server.most == 2
 
@@ -209,7 +212,8 @@ def test_calls_keep_their_order_and_the_limit_of_concurrency(engine, server):
 @pytest.mark.parametrize("trouble", [refuse(500), refuse(429), refuse(503), close, broken_off, stopped_early])
 def test_trouble_that_passes_is_retried(engine, server, trouble):
     (got,) = ask(engine(trouble, trouble, good))
-    assert got.text == "2 + 3 = 5\n#### 5" and len(server.requests) == 3
+    assert got.text == "2 + 3 = 5\n#### 5"
+    assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize(
@@ -235,8 +239,11 @@ def test_trouble_that_stays_is_one_line_without_the_key(engine, server, trouble,
     with pytest.raises(EngineError, match=message) as caught:
         ask(engine(trouble, timeout=0.3))
     said = str(caught.value)
-    assert said.startswith(server.url) and "\n" not in said and KEY not in said
-    assert caught.value.exit_code == 5 and len(server.requests) == calls
+    assert said.startswith(server.url)
+    assert "\n" not in said
+    assert KEY not in said
+    assert caught.value.exit_code == 5
+    assert len(server.requests) == calls
 
 
 def test_endpoint_that_is_not_there_is_one_line(engine):
@@ -284,8 +291,10 @@ def test_key_is_in_no_trace_and_a_failed_run_says_why(engine, server):
         whole = team.answer(QUESTION)
         server.script = [refuse(500, KEY)]
         failed = team.try_answer(QUESTION)
-    assert whole.verdict == "correct" and len(whole.turns) == 6
-    assert (failed.answer, failed.verdict) == (None, "absent") and "HTTP 500" in failed.error
+    assert whole.verdict == "correct"
+    assert len(whole.turns) == 6
+    assert (failed.answer, failed.verdict) == (None, "absent")
+    assert "HTTP 500" in failed.error
     assert KEY not in format_line(whole) + format_line(failed) + team.config.model_dump_json()
 
 
@@ -303,14 +312,21 @@ def test_debate_runs_through_a_real_server(llama_server, stream, edges):
     with Team(team_config(llama_server, stream=stream)) as team:
         run = team.answer(QUESTION)
     assert [(turn.agent, turn.round) for turn in run.turns] == [(n, r) for r in (0, 1) for n in ("ann", "bob", "cleo")]
-    assert len(edges(run, "influence")) == 6 and edges(run, "continuity") == [(0, 3), (1, 4), (2, 5)]
+    assert len(edges(run, "influence")) == 6
+    assert edges(run, "continuity") == [(0, 3), (1, 4), (2, 5)]
     assert len(edges(run, "agrees")) + len(edges(run, "disputes")) == 6
     for turn in run.turns:
-        assert turn.model == "local" and turn.text and 0 < turn.tokens_out <= 20 and turn.finish in ("stop", "length")
+        assert turn.model == "local"
+        assert turn.text
+        assert 0 < turn.tokens_out <= 20
+        assert turn.finish in ("stop", "length")
         assert 0 <= turn.start < turn.first_token <= turn.end <= run.wall
         assert (turn.first_token < turn.end) is stream
         assert (turn.tokens_in > 20) is not stream, "this server counts the prompt only where it does not stream"
-    assert "What is 2 + 3?" in run.turns[3].messages[0].content and len(run.turns[3].messages) == 3
-    assert run.answer and run.verdict in ("correct", "wrong") and run.path
+    assert "What is 2 + 3?" in run.turns[3].messages[0].content
+    assert len(run.turns[3].messages) == 3
+    assert run.answer
+    assert run.verdict in ("correct", "wrong")
+    assert run.path
     assert run.critical_path <= run.wall
     assert parse_line(format_line(run), "here") == run

@@ -58,7 +58,8 @@ def test_one_question_is_one_call_from_outside(folder):
     assert (run.verdict, [turn.model for turn in run.turns]) == ("correct", ["decomposer", "solver", "solver"])
     assert all(runtime.closed for runtime in Echo.opened)
     engine = open_student(StudentEngineConfig(kind="student", path=str(folder)), heard.append)
-    assert isinstance(engine, PairEngine) and engine.model == "gguf-q8_0"
+    assert isinstance(engine, PairEngine)
+    assert engine.model == "gguf-q8_0"
     engine.ask([Ask([], Sampling(), model="solver")])
     assert heard == ["#### 0", "\n"]
 

@@ -27,8 +27,10 @@ def test_what_the_graph_knows_is_not_asked(play, edges):
         "verifier",
         "distiller",
     ]
-    assert run.turns[3].model is None and "verified (in the graph as (spider, has legs, 8))" in run.turns[3].text
-    assert edges(run, "influence") == [(0, 2), (1, 2), (3, 4)] and edges(run, "agrees") == [(2, 3)]
+    assert run.turns[3].model is None
+    assert "verified (in the graph as (spider, has legs, 8))" in run.turns[3].text
+    assert edges(run, "influence") == [(0, 2), (1, 2), (3, 4)]
+    assert edges(run, "agrees") == [(2, 3)]
     asked = engine.asks[-1].messages
     assert asked[0]["content"] == PROMPTS["distiller"]
     assert asked[-1]["content"].startswith(
@@ -47,7 +49,8 @@ def test_refused_triples_go_back_and_only_verified_ones_reach_the_distiller(play
         "#### 16",
     ]
     run, engine = play("kg", ROLES, replies, options=DESK, question=LEGS)
-    assert run.answer == "16" and [turn.role for turn in run.turns] == [
+    assert run.answer == "16"
+    assert [turn.role for turn in run.turns] == [
         *ROLES[:4],
         "verifier",
         "master",
@@ -55,14 +58,19 @@ def test_refused_triples_go_back_and_only_verified_ones_reach_the_distiller(play
         "distiller",
     ]
     retry = engine.asks[4].messages[-1]["content"]
-    assert "(spider, has legs, 6): the graph says (spider, has legs, 8)" in retry and "(spider, spins, silk)" in retry
+    assert "(spider, has legs, 6): the graph says (spider, has legs, 8)" in retry
+    assert "(spider, spins, silk)" in retry
     told = engine.asks[-1].messages[-1]["content"]
-    assert "(spider, has legs, 6)" not in told and "(spider, spins, silk)" in told
-    assert edges(run, "disputes") == [(2, 4)] and edges(run, "agrees") == [(5, 6)]
-    assert edges(run, "continuity") == [(2, 5)] and (4, 5) in edges(run, "influence")
+    assert "(spider, has legs, 6)" not in told
+    assert "(spider, spins, silk)" in told
+    assert edges(run, "disputes") == [(2, 4)]
+    assert edges(run, "agrees") == [(5, 6)]
+    assert edges(run, "continuity") == [(2, 5)]
+    assert (4, 5) in edges(run, "influence")
     assert [turn.round for turn in run.turns] == [0, 0, 0, 0, 0, 1, 1, 1]
     found = annotated(run, desk_graph())
-    assert found.clean and {j.how for j in found.judgments} == {"exact", "agent"}
+    assert found.clean
+    assert {j.how for j in found.judgments} == {"exact", "agent"}
 
 
 @pytest.mark.parametrize("t_max", [1, 3])
@@ -70,16 +78,15 @@ def test_t_max_is_honoured_with_a_verifier_that_always_says_no(play, t_max):
     replies = ["spider", "spins", *["(spider, spins, gold)", "No."] * t_max]
     run, engine = play("kg", ROLES, replies, options={**DESK, "t_max": t_max}, question=LEGS)
     assert (run.answer, run.verdict, run.error) == (None, "absent", None)
-    assert not any(turn.role == "distiller" for turn in run.turns) and len(engine.asks) == 2 + 2 * t_max
+    assert not any(turn.role == "distiller" for turn in run.turns)
+    assert len(engine.asks) == 2 + 2 * t_max
     assert not annotated(run, desk_graph()).clean
 
 
 def test_a_master_that_writes_no_triple_ends_too(play):
     run, _ = play("kg", ROLES, ["", "", "I refuse.", "I refuse.", "I refuse."], options=DESK, question=LEGS)
-    assert (
-        run.answer is None
-        and [turn.text for turn in run.turns if turn.role == "verifier"] == ["no triple to verify"] * 3
-    )
+    assert run.answer is None
+    assert [turn.text for turn in run.turns if turn.role == "verifier"] == ["no triple to verify"] * 3
 
 
 def test_own_graph_from_a_file_is_read_again_when_it_changes(play, tmp_path):
@@ -87,7 +94,8 @@ def test_own_graph_from_a_file_is_read_again_when_it_changes(play, tmp_path):
     path.write_text("spider\tspins\tsilk\n")
     replies = ["spider", "spins", "(spider, spins, silk)", "#### 16"]
     run, engine = play("kg", ROLES, replies, options={"graph": str(path)}, question=LEGS)
-    assert run.answer == "16" and "Facts:\n(spider, spins, silk)\n\n" in engine.asks[-1].messages[-1]["content"]
+    assert run.answer == "16"
+    assert "Facts:\n(spider, spins, silk)\n\n" in engine.asks[-1].messages[-1]["content"]
     path.write_text("")
     with pytest.raises(DataError, match="the knowledge graph is empty"):
         play("kg", ROLES, [], options={"graph": str(path)}, question=LEGS)

@@ -20,7 +20,8 @@ TOOLS = ["soloist.toolchain.desk.tools:desk_tools"]
 def test_majority_wins_and_the_first_to_say_it_is_the_path(play, replies, answer, verdict, path):
     run, _ = play("self-consistency", [SAMPLER], replies, options={"samples": len(replies)})
     assert (run.answer, run.verdict, run.path) == (answer, verdict, path)
-    assert len(run.turns) == len(replies) and not run.edges
+    assert len(run.turns) == len(replies)
+    assert not run.edges
 
 
 def test_samples_are_asked_in_batches_with_seeds_of_their_own(play):
@@ -49,7 +50,8 @@ def test_batches_are_as_large_as_the_rest_of_the_budget(play, budget, batches):
     run, engine = play("self-consistency", [SAMPLER], ["#### 5"] * sum(batches), options=options)
     assert [len(batch) for batch in engine.batches] == batches
     spent = run.tokens_in + run.tokens_out
-    assert spent == 7 * sum(batches) and (spent <= budget or batches == [1])
+    assert spent == 7 * sum(batches)
+    assert spent <= budget or batches == [1]
 
 
 def test_the_rest_of_the_budget_is_reckoned_by_the_mean_so_far(play):
@@ -72,7 +74,8 @@ def test_a_sample_that_costs_several_calls_is_reckoned_whole(play):
     run, _ = play(
         "self-consistency", [agent], replies * 2, options=options | {"max_tokens_total": 3 * cost - 1}, tools=TOOLS
     )
-    assert len(run.calls) == 4 and run.tokens_in + run.tokens_out == 2 * cost
+    assert len(run.calls) == 4
+    assert run.tokens_in + run.tokens_out == 2 * cost
 
 
 def test_an_engine_that_counts_nothing_is_asked_for_all_samples(play, monkeypatch, queue):
@@ -82,7 +85,8 @@ def test_an_engine_that_counts_nothing_is_asked_for_all_samples(play, monkeypatc
     uncounted = Reply("#### 5", 0, 0, 0, 1e9, 1e9, 1e9, "stop")
     options = {"samples": 3, "batch": 2, "max_tokens_total": 40}
     run, _ = play("self-consistency", [SAMPLER], [uncounted] * 3, options=options)
-    assert run.answer == "5" and len(run.calls) == 3
+    assert run.answer == "5"
+    assert len(run.calls) == 3
 
 
 def test_samples_with_tools_advance_together(play):
@@ -91,4 +95,5 @@ def test_samples_with_tools_advance_together(play):
     run, engine = play("self-consistency", [agent], replies, options={"samples": 3}, tools=TOOLS)
     assert [len(batch) for batch in engine.batches] == [3, 1]
     assert [turn.answer for turn in run.turns] == ["4", "6", None, "8"]
-    assert run.answer == "8" and run.path == (0, 3)
+    assert run.answer == "8"
+    assert run.path == (0, 3)

@@ -37,25 +37,30 @@ def test_calls_are_answered_by_tools_and_results_are_built_on(play, edges):
     assert (run.answer, run.verdict) == ("12", "correct")
     assert [use.result for use in run.trajectory] == ["6", "12"]
     assert shown(engine.asks[2])[1:] == [("assistant", "legs(1 dog, 1 chicken)"), ("tool", "6"), ("user", "And then?")]
-    assert engine.asks[0].grammar is None and "then" not in engine.asks[1].grammar
-    assert edges(run, "influence") == [(0, 1)] and edges(run, "continuity") == [(1, 2)]
+    assert engine.asks[0].grammar is None
+    assert "then" not in engine.asks[1].grammar
+    assert edges(run, "influence") == [(0, 1)]
+    assert edges(run, "continuity") == [(1, 2)]
     assert [ask.model for ask in engine.asks] == [None, "solver", "solver"]
 
 
 def test_a_bad_call_ends_without_an_answer(play):
     run, _ = play("socratic", ["decomposer", ACTING], ["One?\nTwo?", "legs(1 unicorn)"], question=LEGS, tools=TOOLS)
-    assert run.answer is None and run.trajectory[0].error
+    assert run.answer is None
+    assert run.trajectory[0].error
 
 
 @pytest.mark.parametrize("plan", ["", "  \n", "What is 2 + 3?"])
 def test_one_step_is_the_question_itself(play, plan):
     run, engine = play("socratic", ["decomposer", "solver"], [plan, "#### 5"])
-    assert run.verdict == "correct" and shown(engine.asks[1]) == [("user", "What is 2 + 3?")]
+    assert run.verdict == "correct"
+    assert shown(engine.asks[1]) == [("user", "What is 2 + 3?")]
 
 
 def test_more_steps_than_allowed_give_no_answer(play):
     run, _ = play("socratic", ["decomposer", "solver"], ["a?\nb?\nc?", "1", "5"], options={"max_steps": 2})
-    assert run.answer is None and len(run.turns) == 3
+    assert run.answer is None
+    assert len(run.turns) == 3
 
 
 def test_both_roles_are_needed(play):

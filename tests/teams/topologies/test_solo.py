@@ -24,7 +24,9 @@ LEGS = Question(id="q", question="How many legs have a dog and a chicken? Double
 def test_free_text_is_extracted_and_graded(play, reply, answer, verdict):
     run, _ = play("solo", ["solver"], [reply])
     assert (run.answer, run.verdict) == (answer, verdict)
-    assert len(run.turns) == 1 and run.path == (0,) and run.turns[0].answer == answer
+    assert len(run.turns) == 1
+    assert run.path == (0,)
+    assert run.turns[0].answer == answer
 
 
 def test_question_without_gold_stays_ungraded(play):
@@ -49,8 +51,11 @@ def test_agent_is_shown_its_prompt_demonstrations_and_question(play):
         ("user", "What is 2 + 3?"),
     ]
     assert [(m.role, m.content) for m in run.turns[0].messages] == shown
-    assert engine.asks[0].sampling.max_tokens == 9 and engine.asks[0].sampling.seed == 104 and run.seed == 100
-    assert (run.turns[0].model, run.tokens_out) == ("queue", 1) and run.tokens_in > 5
+    assert engine.asks[0].sampling.max_tokens == 9
+    assert engine.asks[0].sampling.seed == 104
+    assert run.seed == 100
+    assert (run.turns[0].model, run.tokens_out) == ("queue", 1)
+    assert run.tokens_in > 5
 
 
 def test_two_calls_use_the_first_result(play, edges):
@@ -62,7 +67,8 @@ def test_two_calls_use_the_first_result(play, edges):
     assert edges(run, "continuity") == [(0, 1)]
     second = [(m["role"], m["content"]) for m in engine.asks[1].messages]
     assert second[-2:] == [("assistant", "legs(1 dog, 1 chicken) then"), ("tool", "6")]
-    assert engine.asks[0].grammar is not None and "legs(" in engine.asks[0].grammar
+    assert engine.asks[0].grammar is not None
+    assert "legs(" in engine.asks[0].grammar
 
 
 @pytest.mark.parametrize(
@@ -79,7 +85,9 @@ def test_two_calls_use_the_first_result(play, edges):
 def test_bad_call_is_recorded_and_leaves_no_answer(play, reply, error):
     run, _ = play("solo", [READER], [reply], question=LEGS, tools=TOOLS)
     (use,) = run.turns[0].tools
-    assert error in use.error and use.result is None and use.call == reply
+    assert error in use.error
+    assert use.result is None
+    assert use.call == reply
     assert (run.answer, run.verdict) == (None, "absent")
 
 
@@ -92,4 +100,5 @@ def test_bad_second_call_leaves_no_answer(play):
 def test_calls_are_bounded(play):
     calls = ["legs(1 dog) then"] * 2
     run, engine = play("solo", [READER], calls, question=LEGS, tools=TOOLS, options={"max_calls": 2, "grammar": False})
-    assert len(run.turns) == 2 and engine.asks[0].grammar is None
+    assert len(run.turns) == 2
+    assert engine.asks[0].grammar is None
