@@ -112,6 +112,7 @@ def check_systems(report):
     for name in ("team", "base", "self-consistency"):  # what the server answered has the price that was given
         one = found[name]
         assert one.usd_per_1k == pytest.approx((2 * one.tokens_in + 10 * one.tokens_out) / 1000, rel=1e-6), name
-    assert found["student-gguf-f16"].usd_per_1k is None, "no price was given for this machine"
+    assert found["student-gguf-f16"].usd_per_1k > 0
+    assert "assumed" in report.details.prices[0], "no price was given for this machine"
     assert found["student-gguf-f16"].calls == 1 and found["student-gguf-f16"].peak_mb > 10
     assert {turn.agent for turn in report.details.anatomy.turns} == {"ann", "bob", "cleo"}
