@@ -3,6 +3,7 @@ import json
 import pytest
 
 from soloist.toolchain.core.artifact import Artifact, stage
+from soloist.toolchain.verify.verdict import ExportFacts, FormatFacts, Verdict
 
 USAGE, DATA, ARTIFACT = 2, 3, 4
 EPISODE = (
@@ -63,12 +64,14 @@ def test_other_mistakes_have_their_codes(refused, episodes, tmp_path):
 
 def test_bench_refuses_the_benchmark_that_a_file_descends_from(refused, soloist, episodes, tmp_path):
     def build(folder):
-        (folder / "model.gguf").write_bytes(b"weights")
-        return {}
+        (folder / "gguf-f16").mkdir()
+        (folder / "gguf-f16" / "model.gguf").write_bytes(b"weights")
+        passed = FormatFacts(path="gguf-f16/model.gguf", verdict=Verdict(verdict="pass"))
+        return ExportFacts(formats={"gguf-f16": passed})
 
     soloist("import", episodes, "-o", tmp_path / "traces", "--benchmark", "HotpotQA", "--train-on-test")
     stage("export", tmp_path / "compiled", {}, [Artifact.open(tmp_path / "traces")], build)
     test = tmp_path / "test.jsonl"
     test.write_text(json.dumps({"question": "Who?", "answer": "me", "benchmark": "HotpotQA"}) + "\n")
-    said = refused(DATA, "bench", tmp_path / "compiled" / "model.gguf", "--questions", test)
+    said = refused(DATA, "bench", tmp_path / "compiled" / "gguf-f16" / "model.gguf", "--questions", test)
     assert "the student was trained on test questions of HotpotQA" in said and "\n" not in said
