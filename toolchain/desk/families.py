@@ -52,7 +52,7 @@ def _say(rng: Random, group: str, original: str = "", **slots: object) -> str:
 
 def _listed(rng: Random, parts: Sequence[object]) -> str:
     """a, b, c or a, b and c."""
-    texts = [str(part) for part in parts]
+    texts = list(map(str, parts))
     if len(texts) > 1 and rng.random() < 0.7:
         return ", ".join(texts[:-1]) + " and " + texts[-1]
     return ", ".join(texts)
@@ -115,12 +115,10 @@ def expressions(rng: Random, seed: int) -> Draft | None:
     item = _gym("basic_arithmetic", seed, min_terms=3, max_terms=4, max_digits=2, allow_negation=False)
     expression = item["metadata"]["expression"].replace("( ", "(").replace(" )", ")")
     expression = _without_outer(expression)
-    nested = any(pile in expression for pile in ("(((", ")))", "(-("))
-    if nested or not re.search(r"[*/(]", expression):
+    if re.search(r"\(\(\(|\)\)\)|\(-\(", expression) or not re.search(r"[*/(]", expression):
         return None
-    return Draft(
-        _say(rng, "expressions", f"Calculate {expression}.", e=expression), item["answer"], (f"calc({expression})",)
-    )
+    text = _say(rng, "expressions", f"Calculate {expression}.", e=expression)
+    return Draft(text, item["answer"], (f"calc({expression})",))
 
 
 def _twelve_hours(clock: str) -> str:
@@ -259,7 +257,10 @@ def bases(rng: Random, seed: int) -> Draft | None:
     source, target, number = facts["source_base"], facts["target_base"], facts["source_repr"]
     if source == target:
         return None
-    names = [_BASES[b] if b in _BASES and rng.random() < 0.6 else f"base {b}" for b in (source, target)]
+    names = []
+    for base in (source, target):
+        named = base in _BASES and rng.random() < 0.6
+        names.append(_BASES[base] if named else f"base {base}")
     original = item["question"].split("Now, ")[-1].strip() + "."
     text = _say(rng, "bases", original[0].upper() + original[1:], n=number, source=names[0], target=names[1])
     return Draft(text, item["answer"], (f"base({number} | {source} | {target})",))
@@ -273,6 +274,7 @@ def primes(rng: Random, seed: int) -> Draft | None:
 
 
 _SPOKEN = {unit: word for word, unit in UNIT_WORDS.items()}
+_SPELLED_OUT = frozenset(("day", "week", "in", "t"))  # short forms that nobody writes, or that are words
 # larger unit, smaller unit, how many of the smaller make one of the larger
 _PAIRS = (
     ("km", "m", 1000),
@@ -296,8 +298,8 @@ _PAIRS = (
 
 
 def _named(rng: Random, *units: str) -> list[str]:
-    spoken = rng.random() < 0.6 or any(unit in ("day", "week", "in", "t") for unit in units)
-    return [_SPOKEN[unit] if spoken else unit for unit in units]
+    spoken = rng.random() < 0.6 or not _SPELLED_OUT.isdisjoint(units)
+    return [_SPOKEN[unit] for unit in units] if spoken else list(units)
 
 
 def units(rng: Random, seed: int) -> Draft | None:

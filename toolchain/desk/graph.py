@@ -47,5 +47,5 @@ def _alias_groups() -> Iterator[tuple[str, ...]]:
         yield tuple(dict.fromkeys((animal, plural, f"{animal}s")))  # generated questions add a bare s to any animal
     for word, unit in world.UNIT_WORDS.items():
         names = [word, _SINGULARS.get(word, word.removesuffix("s"))]
-        spelled = [name.replace("meter", "metre").replace("liter", "litre") for name in names]
-        yield tuple(dict.fromkeys([unit, *names, *spelled]))
+        british = [name.replace("meter", "metre").replace("liter", "litre") for name in names]
+        yield tuple(dict.fromkeys([unit, *names, *british]))

@@ -81,11 +81,11 @@ def exact(value: Number) -> Fraction:
 
 
 def _join(values: Sequence[Fraction]) -> str:
-    return ", ".join(show(v) for v in values) or "none"
+    return ", ".join(map(show, values)) or "none"
 
 
 def _split(value: str) -> list[Fraction]:
-    return [] if value == "none" else [Fraction(part.strip()) for part in value.split(",")]
+    return [] if value == "none" else list(map(Fraction, value.split(",")))
 
 
 def _whole(values: Sequence[int], least: int = 1) -> list[int]:
@@ -213,8 +213,8 @@ def _simplify(fraction: str) -> Result:
 
 
 def _check_simplify(arguments: Arguments, value: str) -> bool:
-    top, bottom = (int(part) for part in str(arguments["fraction"]).split("/"))
-    small_top, small_bottom = (int(part) for part in value.split("/"))
+    top, bottom = map(int, str(arguments["fraction"]).split("/"))
+    small_top, small_bottom = map(int, value.split("/"))
     coprime = binary_gcd(abs(small_top), small_bottom) == 1
     return top * small_bottom == bottom * small_top and small_bottom > 0 and coprime
 
@@ -281,7 +281,7 @@ def _base(number: str, source: int, target: int) -> Result:
         if not 2 <= base <= 36:
             raise ValueError(f"base {base} is outside 2 to 36")
     text = number.strip().lower()
-    if not text or len(text) > 64 or any(digit not in _DIGITS[:source] for digit in text):
+    if not text or len(text) > 64 or set(text) - set(_DIGITS[:source]):
         raise ValueError(f"'{number}' is not a number in base {source}")
     steps, value = [], 0
     for digit in text:

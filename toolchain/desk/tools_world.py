@@ -281,12 +281,16 @@ def _convert_call(**arguments: object) -> Result:
     value, source, target = arguments["value"], arguments["from"], arguments["to"]
     if not isinstance(value, int | float) or not isinstance(source, str) or not isinstance(target, str):
         raise ValueError("needs a number and two units")
-    return _convert(value, UNIT_WORDS.get(source, source), UNIT_WORDS.get(target, target))
+    return _convert(value, _unit(source), _unit(target))
+
+
+def _unit(name: str) -> str:
+    return UNIT_WORDS.get(name, name)
 
 
 def _check_convert(arguments: Arguments, value: str) -> bool:
     """Back again: the answer in base units is the question in base units."""
-    source, target = (UNIT_WORDS.get(str(arguments[key]), str(arguments[key])) for key in ("from", "to"))
+    source, target = _unit(str(arguments["from"])), _unit(str(arguments["to"]))
     back = Fraction(value) * UNITS[_KIND[target]][target]
     return bool(back == exact(arguments["value"]) * UNITS[_KIND[source]][source])
 

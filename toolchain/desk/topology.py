@@ -84,10 +84,6 @@ class Proposal:
     def results(self) -> list[str]:
         return [use.result for use in self.uses if use.result is not None]
 
-    @property
-    def spoken(self) -> Spoken:
-        return self.turns[-1], self.key
-
 
 @dataclass
 class Judged:
@@ -161,14 +157,19 @@ def _read(session: Session, specialties: Specialties, field: str, options: Optio
     _propose(session, specialties, field, proposals, 0, [routed])
     everything = proposals
     for number in range(1, options.rounds):
-        session.mark_agreement([proposal.spoken for proposal in proposals])
-        if len({proposal.key for proposal in proposals}) == 1:
+        before = _spoken(proposals)
+        session.mark_agreement(before)
+        if len({answer for _, answer in before}) == 1:
             break
-        before, proposals = proposals, [Proposal(proposal.reader, proposal) for proposal in proposals]
-        _propose(session, specialties, field, proposals, number, [proposal.turns[-1] for proposal in before])
-        session.mark_corrections([one.spoken for one in before], [one.spoken for one in proposals])
+        proposals = [Proposal(proposal.reader, proposal) for proposal in proposals]
+        _propose(session, specialties, field, proposals, number, [turn for turn, _ in before])
+        session.mark_corrections(before, _spoken(proposals))
         everything = [*everything, *proposals]
     return everything
+
+
+def _spoken(proposals: Sequence[Proposal]) -> list[Spoken]:
+    return [(proposal.turns[-1], proposal.key) for proposal in proposals]
 
 
 def _propose(

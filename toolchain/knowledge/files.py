@@ -109,7 +109,7 @@ def _json_of(text: str, where: str) -> Any:
 
 def _row_of_line(line: str, where: str) -> tuple[Triple, str]:
     parts = line.split("\t")
-    if len(parts) != 3 or not all(part.strip() for part in parts):
+    if len(parts) != 3 or not all(map(str.strip, parts)):
         raise DataError(f"{where}: needs head, relation and tail, separated by two tabs; has {len(parts)} part(s)")
     return Triple(*parts), ""
 
@@ -118,12 +118,17 @@ def _row_of_json(row: object, where: str) -> tuple[Triple, str]:
     fields = ("head", "relation", "tail")
     if not isinstance(row, dict):
         raise DataError(f"{where}: must be an object with {', '.join(fields)}")
-    unknown = sorted(set(row) - {*fields, "source"})
-    missing = [name for name in fields if not isinstance(row.get(name), str) or not row[name].strip()]
-    if unknown or missing or not isinstance(row.get("source", ""), str):
-        faults = [f"{name}: a text is needed" for name in missing] + [f"{name}: unknown field" for name in unknown]
-        raise DataError(f"{where}: {'; '.join(faults) or 'source: must be a text'}")
-    return Triple(*(row[name] for name in fields)), row.get("source", "")
+    faults = []
+    for name in fields:
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            faults.append(f"{name}: a text is needed")
+    for name in sorted(row.keys() - {*fields, "source"}):
+        faults.append(f"{name}: unknown field")
+    if not isinstance(row.get("source", ""), str):
+        faults.append("source: must be a text")
+    if faults:
+        raise DataError(f"{where}: {'; '.join(faults)}")
+    return Triple(row["head"], row["relation"], row["tail"]), row.get("source", "")
 
 
 def load_aliases(path: Path) -> Aliases:
@@ -131,7 +136,7 @@ def load_aliases(path: Path) -> Aliases:
     groups = []
     for where, line in _lines(_text_of(path), path):
         names = line.split("\t")
-        if len(names) < 2 or not all(name.strip() for name in names):
+        if len(names) < 2 or not all(map(str.strip, names)):
             raise DataError(f"{where}: a name and its aliases are needed, separated by tabs")
         groups.append(names)
     try:

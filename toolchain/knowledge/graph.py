@@ -2,8 +2,8 @@
 
 A node is a name up to its aliases; an edge is a fact, kept with its source. That a fact is not in the graph does
 not make its opposite true; only a relation declared single-valued lets the graph contradict anybody. Files of
-graphs are read by `files.py`. Plain dictionaries hold it, for a student taught with facts is asked with them
-wherever it runs; `network` hands it to networkx. Left out: reasoning over relations (inverses, transitivity).
+graphs are read by `files.py`. Plain dictionaries hold it, because a student trained with facts is prompted with
+them wherever it runs; `network` hands it to networkx. Left out: reasoning over relations (inverses, transitivity).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,13 +206,13 @@ class KnowledgeGraph:
         if path.suffix != ".json" and (self.aliases.groups or self.single_valued):
             raise DataError(f"{path}: only .json keeps aliases and single-valued relations; save the graph as .json")
         rows = self.records()
+        dump = partial(json.dumps, ensure_ascii=False)
         if path.suffix == ".tsv":
-            write_atomic(path, "".join(f"{row['head']}\t{row['relation']}\t{row['tail']}\n" for row in rows))
+            text = "".join("\t".join(triple.parts) + "\n" for triple in self)
         elif path.suffix == ".jsonl":
-            write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            text = "".join(dump(row) + "\n" for row in rows)
         else:
-            lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
-            aliases = ",\n  ".join(json.dumps(group, ensure_ascii=False) for group in self.aliases.groups)
-            single = json.dumps(self.single_valued, ensure_ascii=False)
+            lines, aliases = ",\n  ".join(map(dump, rows)), ",\n  ".join(map(dump, self.aliases.groups))
+            single = dump(self.single_valued)
             text = f'{{"triples": [\n  {lines}\n],\n"aliases": [\n  {aliases}\n],\n"single_valued": {single}}}\n'
-            write_atomic(path, text)
+        write_atomic(path, text)

@@ -73,5 +73,5 @@ def _outdone(triple: Triple, named: Mapping[Triple, frozenset[str]], whole: Sequ
 
 def facts_text(triples: Iterable[Triple]) -> str:
     """Facts as they stand before a question; empty without any."""
-    lines = [str(triple) for triple in triples]
-    return "\n".join(["Facts:", *lines]) if lines else ""
+    lines = "\n".join(map(str, triples))
+    return f"Facts:\n{lines}" if lines else ""

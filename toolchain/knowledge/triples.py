@@ -113,7 +113,7 @@ class Aliases:
         self._root: dict[str, str] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         for group in self.groups:
-            if not group or not all(name.strip() for name in group):
+            if not group or not all(map(str.strip, group)):
                 raise DataError(f"aliases: an empty name in the group {', '.join(group) or '(empty)'}")
             root = fold(group[0])
             for name in group:
@@ -178,7 +178,7 @@ def parse_triples(text: str, *, known: Iterable[str] = (), whole_lines: bool = F
 def _triple(head: str, relation: str, tail: str) -> Triple | None:
     """A triple of three parts that may be one: none empty, a relation in words, not the head of a table."""
     parts = tuple(map(_bare, (head, relation, tail)))
-    if not all(part.strip() for part in parts) or not _LETTER.search(parts[1]):
+    if not all(map(str.strip, parts)) or not _LETTER.search(parts[1]):
         return None
     return None if tuple(map(fold, parts)) in _KEYS else Triple(*parts)
 

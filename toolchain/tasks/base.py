@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import string
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -153,7 +154,7 @@ def _chosen(answer: str, choices: tuple[str, ...]) -> str | None:
             spots.append((match.start(), -len(choice), chr(65 + index)))
     if spots:
         return min(spots)[2]
-    allowed = {chr(65 + index) for index in range(len(choices) or 26)}
+    allowed = string.ascii_uppercase[: len(choices) or 26]
     for pattern in _LETTERS:
         for letter in pattern.findall(answer.strip()):
             if letter in allowed:
@@ -166,7 +167,7 @@ def score_choice(answer: str, question: Question) -> bool:
     if question.gold is None:
         return False
     got = _chosen(answer, question.choices)
-    folded = [_fold(choice) for choice in question.choices]
+    folded = list(map(_fold, question.choices))
     gold = question.gold.strip()
     want = chr(65 + folded.index(_fold(gold))) if _fold(gold) in folded else gold.upper()
     return got is not None and got == want

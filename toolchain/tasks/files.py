@@ -99,8 +99,11 @@ def _as_written(row: dict[str, Any]) -> dict[str, Any]:
     """A question as `Question` dumps itself (in traces and measurements) is a row, too: its gold is the answer."""
     if "gold" not in row or "answer" in row:
         return row
-    named = {"answer" if name == "gold" else name: value for name, value in row.items()}
-    return {name: value for name, value in named.items() if value not in (None, "")}
+    written = {}
+    for name, value in row.items():
+        if value not in (None, ""):
+            written["answer" if name == "gold" else name] = value
+    return written
 
 
 def _question(row: dict[str, Any], number: int, path: Path, split: Split) -> Question:
@@ -154,5 +157,7 @@ def load_questions(path: Path, split: Split = "test") -> Loaded:
 
 def save_questions(path: Path, questions: Sequence[Question]) -> None:
     """Write a question file that `load_questions` reads back."""
-    lines = [question.model_dump_json(exclude_none=True, exclude_defaults=True) for question in questions]
-    write_atomic(path, "".join(f"{line}\n" for line in lines))
+    text = ""
+    for question in questions:
+        text += question.model_dump_json(exclude_none=True, exclude_defaults=True) + "\n"
+    write_atomic(path, text)

@@ -38,9 +38,14 @@ def build_graph(
         UsageError: a document, and no team to read it.
         DataError: a source that cannot be read, or no fact in any.
     """
-    ready = [source for source in sources if source == DESK or Path(source).suffix in FORMATS]
-    documents = [Path(source) for source in sources if source not in ready]
-    missing = [str(path) for path in documents if not path.is_file()]
+    ready, documents, missing = [], [], []
+    for source in sources:
+        if source == DESK or Path(source).suffix in FORMATS:
+            ready.append(source)
+        elif Path(source).is_file():
+            documents.append(Path(source))
+        else:
+            missing.append(source)
     if missing:
         raise DataError(f"{', '.join(missing)}: no such file")
     if documents and team is None:

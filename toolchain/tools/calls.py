@@ -50,14 +50,14 @@ def _properties(schema: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
 
 def _write(value: object) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(_write(v) for v in value)
+        return ", ".join(map(_write, value))
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _read(text: str, schema: Mapping[str, Any], where: str) -> object:
     text = text.strip()
     kind = schema.get("type", "string")
-    if "enum" in schema and text not in [str(v) for v in schema["enum"]]:
+    if "enum" in schema and text not in map(str, schema["enum"]):
         raise ToolError(f"{where}: '{text}' is not one of {', '.join(map(str, schema['enum']))}")
     if kind == "array":
         parts = text.split(",") if text else []
@@ -107,7 +107,7 @@ def _quote(text: str) -> str:
 
 def _rule(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
-        return "(" + " | ".join(_quote(str(value)) for value in schema["enum"]) + ")"
+        return "(" + " | ".join(map(_quote, map(str, schema["enum"]))) + ")"
     if "x-grammar" in schema:
         return f"({schema['x-grammar']})"
     kind = schema.get("type", "string")
@@ -155,7 +155,6 @@ def grammar(tools: Toolbox, names: Sequence[str] | None = None, *, more: bool | 
     lines = [f"root ::= call{end}"]
     lines.append("call ::= " + " | ".join(f"call-{i}" for i in range(len(chosen))))
     for index, name in enumerate(chosen):
-        values = [_rule(schema) for schema in _properties(tools[name].parameters).values()]
-        body = ' " | " '.join(values)
+        body = ' " | " '.join(map(_rule, _properties(tools[name].parameters).values()))
         lines.append(f"call-{index} ::= {_quote(name + '(')} {body} {_quote(')')}")
     return "\n".join(lines) + "\n"
