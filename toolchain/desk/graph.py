@@ -24,21 +24,13 @@ _SINGULARS = {"feet": "foot", "inches": "inch"}
 def desk_graph() -> KnowledgeGraph:
     """Legs of animals and ratios of units."""
     graph = KnowledgeGraph(aliases=Aliases(_alias_groups()), single_valued=(world.HAS_LEGS,))
-    for source, triples in (("legs", _legs()), ("convert", _units())):
-        for triple in triples:
-            graph.add(triple, f"table of the tool {source}")
-    return graph
-
-
-def _legs() -> Iterator[Triple]:
     for animal, legs in world.LEGS.items():
-        yield Triple(animal, world.HAS_LEGS, str(legs))
-
-
-def _units() -> Iterator[Triple]:
+        graph.add(Triple(animal, world.HAS_LEGS, str(legs)), "table of the tool legs")
     for units in world.UNITS.values():
-        for small, large in itertools.combinations(sorted(units, key=lambda unit: units[unit]), 2):
-            yield Triple(large, world.IS, f"{show(units[large] / units[small])} {small}")
+        for small, large in itertools.combinations(sorted(units, key=units.__getitem__), 2):
+            ratio = show(units[large] / units[small])
+            graph.add(Triple(large, world.IS, f"{ratio} {small}"), "table of the tool convert")
+    return graph
 
 
 def _alias_groups() -> Iterator[tuple[str, ...]]:

@@ -162,7 +162,7 @@ def _check_percent(arguments: Arguments, value: str) -> bool:
 def _sort(order: str, numbers: Sequence[Number]) -> Result:
     ordered = sorted(map(exact, numbers), reverse=order == "desc")
     word = "largest first:" if order == "desc" else "smallest first:"
-    steps = []
+    steps: list[str] = []
     for value in ordered:
         steps.append(f"{'then' if steps else word} {show(value)}")
     return Result(_join(ordered), tuple(steps))
@@ -175,15 +175,11 @@ def _check_sort(arguments: Arguments, value: str) -> bool:
     return in_order and Counter(got) == Counter(map(exact, arguments["numbers"]))
 
 
-def _holds(action: str, side: str, value: Fraction, limit: Fraction) -> bool:
-    inside = value > limit if side == "larger" else value < limit
-    return inside if action == "keep" else not inside
-
-
 def _filter(action: str, side: str, limit: Number, numbers: Sequence[Number]) -> Result:
     bound, steps, kept = exact(limit), [], []
     for value in map(exact, numbers):
-        stays = _holds(action, side, value, bound)
+        named = value > bound if side == "larger" else value < bound
+        stays = named == (action == "keep")
         sign = ">" if value > bound else "<" if value < bound else "equals"
         steps.append(f"{show(value)} {sign} {show(bound)}: {'keep' if stays else 'remove'}")
         if stays:

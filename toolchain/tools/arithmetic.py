@@ -234,6 +234,7 @@ def variables(expression: Expression) -> set[str]:
 
 _EQUALS = re.compile(r"(?<![<>=!≤≥≠])=(?!=)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_OPERATOR = re.compile(r"[\d)]\s*[-+*/]")
 _ARITHMETIC = r"[\d.+\-*/() ]"
 _TAIL = re.compile(rf"{_ARITHMETIC}*\Z")
 _HEAD = re.compile(rf"\A{_ARITHMETIC}*")
@@ -246,10 +247,6 @@ def _value(text: str) -> Fraction | None:
         return None
 
 
-def _has_operator(text: str) -> bool:
-    return re.search(r"[\d)]\s*[-+*/]", text) is not None
-
-
 def _left_side(segment: str) -> str | None:
     """The expression that ends a segment, None if words or variables belong to it."""
     match = _TAIL.search(segment)
@@ -260,7 +257,7 @@ def _left_side(segment: str) -> str | None:
         return stripped
     whole = text[:1] == " " or before[-1] in "$€"
     signed = re.match(r"-\d", stripped) if before.rstrip()[-1].isalpha() else re.match(r"-", stripped)
-    if not whole or (stripped[:1] in ("+", "-", "*", "/") and not signed) or not _has_operator(stripped):
+    if not whole or (stripped[:1] in ("+", "-", "*", "/") and not signed) or not _OPERATOR.search(stripped):
         return None
     return stripped
 

@@ -30,13 +30,12 @@ class PairEngine:
         self.note = "\n".join(filter(None, (part.note for part in self.parts.values())))
 
     def ask(self, asks: Sequence[Ask]) -> list[Reply]:
-        return [self._answer(ask) for ask in asks]
-
-    def _answer(self, ask: Ask) -> Reply:
-        (reply,) = self._part(ask).ask([ask])
-        if self.on_text is not None:
-            self.on_text("\n")  # what the parts say is told apart
-        return reply
+        replies = []
+        for ask in asks:
+            replies += self._part(ask).ask([ask])
+            if self.on_text is not None:
+                self.on_text("\n")  # what the parts say is told apart
+        return replies
 
     def _part(self, ask: Ask) -> StudentEngine:
         if ask.model not in self.parts:

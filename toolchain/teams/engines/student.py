@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from soloist.targets.base import Message, Reply
+from soloist.targets.base import Reply
 from soloist.toolchain.knowledge.context import graph_beside, informed
 from soloist.toolchain.teams.config import StudentEngineConfig
 from soloist.toolchain.teams.engines.base import Ask
@@ -27,13 +27,11 @@ class StudentEngine:
         self.graph = graph_beside(Path(config.path))
 
     def ask(self, asks: Sequence[Ask]) -> list[Reply]:
-        return [
-            self.runtime.chat(self._shown(ask.messages), ask.sampling, grammar=ask.grammar, on_text=self.on_text)
-            for ask in asks
-        ]
-
-    def _shown(self, messages: Sequence[Message]) -> Sequence[Message]:
-        return messages if self.graph is None else informed(messages, self.graph)
+        replies = []
+        for ask in asks:
+            messages = ask.messages if self.graph is None else informed(ask.messages, self.graph)
+            replies.append(self.runtime.chat(messages, ask.sampling, grammar=ask.grammar, on_text=self.on_text))
+        return replies
 
     def close(self) -> None:
         self.runtime.close()
