@@ -4,7 +4,7 @@
 
 Per mode a student of the desk (`--student MODE=PATH`, or distilled here from the recording) and of it
 
-    ours        4 bits everywhere (GPTQ, groups of 32, 8-bit embedding); plans for --max-mb (refined, too) and for less
+    ours        4 bits everywhere (GPTQ, groups of 32, 8-bit embedding); plans for --max-mb (also with QAT) and for less
     llama.cpp   K- and I-quants and the older types, each with the importance matrix of our own calibration and without
     genai       the builder's int4 and int8 options
 
@@ -39,7 +39,7 @@ GENAI = {
     "int8": ("int8", {}),
 }
 HELD_OUT_SEED = 29  # neither training's, nor a report's, nor the one of bench_methods
-PROBES = 64
+PROMPTS = 64
 SMALLER = 0.9  # of --max-mb: below the smallest rival
 
 
@@ -48,19 +48,21 @@ def distilled(mode, options, work):
     from soloist.targets.from_gguf import find_base
     from soloist.toolchain.core.artifact import Artifact
     from soloist.toolchain.distill.stage import DistillConfig, distill
+    from soloist.toolchain.student.student import open_float, open_student
 
     named = dict(item.split("=", 1) for item in options.student)
     if mode in named:
-        return Artifact.open(Path(named[mode]), stage="distill")
+        return open_float(Path(named[mode]))
     traces = Artifact.open(Path(options.traces), stage="record")
-    return distill(DistillConfig(mode=mode), traces, find_base(options.base), work / f"{mode}-student")
+    return open_student(distill(DistillConfig(mode=mode), traces, find_base(options.base), work / f"{mode}-student"))
 
 
 def quantized(name, student, options, work):
-    """A quantized student of ours: `4bit`, `plan`, `plan-small` or `plan-refined`."""
+    """A quantized student of ours: `4bit`, `plan`, `plan-small` or `plan-qat`."""
+    from soloist.toolchain.quantize.budgets import PlanConfig
     from soloist.toolchain.quantize.plan import read_plan
-    from soloist.toolchain.quantize.planner import PlanConfig, make_plan
-    from soloist.toolchain.quantize.qat import AwareConfig
+    from soloist.toolchain.quantize.planner import make_plan
+    from soloist.toolchain.quantize.qat import QATConfig
     from soloist.toolchain.quantize.stage import QuantizeConfig, quantize
 
     out = work / f"{student.path.name}-{name}"
@@ -70,8 +72,8 @@ def quantized(name, student, options, work):
     if name == "plan-small":
         less = SMALLER * options.max_mb
         plan = make_plan(PlanConfig(max_mb=less), student, work / f"{student.path.name}-{less:g}mb", measured=plan)
-    refined = AwareConfig() if name == "plan-refined" else None
-    return quantize(QuantizeConfig(plan=read_plan(plan.path), refine=refined), student, out)
+    config = QATConfig() if name == "plan-qat" else None
+    return quantize(QuantizeConfig(plan=read_plan(plan.path), qat=config), student, out)
 
 
 def variants(student, options, work, scratch):
@@ -107,7 +109,7 @@ def variants(student, options, work, scratch):
         yield f"genai-{name}", "genai", lambda p=precision, c=chosen: genai(p, c)
     for kind in LLAMA:  # without: two of the types with a minimum lose far more with it
         yield f"llama-{kind}-plain", "llama.cpp", lambda kind=kind: llama(kind, weighed=False)
-    yield ours("plan-refined")  # the longest to make
+    yield ours("plan-qat")  # the longest to make
 
 
 def size_mb(path):
@@ -116,28 +118,29 @@ def size_mb(path):
     return round(sum(file.stat().st_size for file in files) / 1e6, 3)
 
 
-def probe_of(reference, asked):
+def prompts_for(reference, asked):
     """Held-out questions, and what the 16-bit student says to them first."""
     from soloist.targets.base import Sampling
     from soloist.targets.open import open_runtime
-    from soloist.toolchain.verify import Probe
+    from soloist.toolchain.verify.process import Prompts
 
-    prompts = [[{"role": "user", "content": question.question}] for question in asked[:PROBES]]
+    messages = [[{"role": "user", "content": question.question}] for question in asked[:PROMPTS]]
     model = open_runtime(reference)
-    answers = [model.chat(prompt, Sampling(max_tokens=96)).text for prompt in prompts]
+    answers = [model.chat(prompt, Sampling(max_tokens=96)).text for prompt in messages]
     model.close()
-    return Probe(prompts=prompts, references=answers)
+    return Prompts(messages, answers)
 
 
-def compared(reference, path, probe, work):
+def compared(reference, path, prompts, work):
     """Divergence of a file from the reference file, each in its own runtime; a reason where it does not run."""
     from soloist.kernels.errors import GateError
-    from soloist.toolchain.verify import compare, observe
+    from soloist.toolchain.verify.differences import compare
+    from soloist.toolchain.verify.process import observe
 
     try:
-        wanted = observe(reference, probe, work / "reference")
-        got = observe(path, probe, work / "file")
-        return compare(wanted, got, work / "reference", work / "file")
+        wanted = observe(reference, prompts, work / "reference")
+        got = observe(path, prompts, work / "file")
+        return compare(wanted, got, work / "reference", work / "file").model_dump(mode="json", exclude_none=True)
     except GateError as error:
         return {"refused": str(error)}
     finally:
@@ -146,12 +149,12 @@ def compared(reference, path, probe, work):
 
 def answers(path, student, asked, note):
     """Verdicts on the questions, 1 for right."""
-    from soloist.toolchain.bench.systems import student_team, student_tools
+    from soloist.toolchain.student.ask import student_team
     from soloist.toolchain.teams.config import load_team
     from soloist.toolchain.teams.team import Team
 
     right, began = [], time.perf_counter()
-    with Team(student_team(path, student_tools(student), load_team("desk").tools)) as team:
+    with Team(student_team(path, student.called_tools, load_team("desk").tools)) as team:
         for number, question in enumerate(asked, 1):
             right.append(int(team.try_answer(question).verdict == "correct"))
             if number % 50 == 0:
@@ -166,8 +169,8 @@ def read_rows(path):
 
 def best(rows, family, most_mb):
     """The row of a family with the least divergence within the size, None if there is none."""
-    found = [r for r in rows if r["family"] == family and r["size_mb"] <= most_mb and "kl_mean" in r]
-    return min(found, key=lambda row: row["kl_mean"], default=None)
+    fitting = [r for r in rows if r["family"] == family and r["size_mb"] <= most_mb and "kl_mean" in r]
+    return min(fitting, key=lambda row: row["kl_mean"], default=None)
 
 
 def measure(mode, options, asked, work):
@@ -191,7 +194,7 @@ def measure(mode, options, asked, work):
 
     results.parent.mkdir(parents=True, exist_ok=True)
     makers = {name: (family, make) for name, family, make in variants(student, options, work, scratch)}
-    probe = None
+    prompts = None
     for name, (family, make) in makers.items():
         if any(row["variant"] == name and "right" not in row for row in mine()) and (name != "f16" or kept.is_file()):
             continue
@@ -205,8 +208,9 @@ def measure(mode, options, asked, work):
         if name == "f16":
             shutil.copyfile(path, kept)
             path = kept
-        probe = probe or probe_of(kept, asked)
-        add(variant=name, family=family, size_mb=size_mb(path), **compared(kept, path, probe, work / f"{mode}-probe"))
+        prompts = prompts or prompts_for(kept, asked)
+        drift = compared(kept, path, prompts, work / f"{mode}-prompts")
+        add(variant=name, family=family, size_mb=size_mb(path), **drift)
     rows = [row for row in mine() if "right" not in row]
     chosen = [row for family in ("ours", "llama.cpp", "genai") if (row := best(rows, family, options.max_mb))]
     for name in ["f16", *(row["variant"] for row in chosen)]:

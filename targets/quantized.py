@@ -2,7 +2,7 @@
 
     quantized.safetensors    <name>.codes  <name>.scales  [<name>.zeros]   of each quantized matrix
                              <name>                                        float32 of everything else (norms)
-    quantization.json        bits, group, method and error of each matrix; whether the head is the embedding
+    quantization.json        bits, group, rounding and error of each matrix; whether the head is the embedding
     config.json, tokenizer.json, chat_template.jinja …                     the student's own
 
 `<name>` is the tensor's name in the Hugging Face folder. Every format is written from these integers (`repack.py`).

@@ -88,7 +88,7 @@ def test_weights_that_are_cut_off_become_no_file(cannot, student_with, format):
 
 def test_weights_that_are_cut_off_are_not_quantized(cannot, student_with):
     student = student_with(_cut_weights)
-    said = cannot(ARTIFACT, "quantize", student, "--method", "mse")
+    said = cannot(ARTIFACT, "quantize", student, "--rounding", "mse")
     assert said.startswith(f"{student / 'model.safetensors'}: cut off or damaged")
 
 
@@ -124,7 +124,7 @@ def test_a_tokenizer_never_seen_is_an_error_that_says_what_to_do(cannot, student
 
 def test_a_plan_for_another_model_is_refused(cannot, student_with, tmp_path):
     plan = tmp_path / "other.yaml"
-    rule = "rules:\n- {tensors: '*', bits: 4, method: mse}\n"
+    rule = "rules:\n- {tensors: '*', bits: 4, rounding: mse}\n"
     plan.write_text(f"schema: 1\nmodel: {{type: llama, digest: '0123456789abcdef'}}\n{rule}")
     said = cannot(USAGE, "quantize", student_with(), "--plan", plan)
     assert "made for another model (llama, 0123456789abcdef), this one is llama, " in said

@@ -103,7 +103,7 @@ def test_a_quantized_student_calls_the_tools_of_the_one_it_was_made_from(soloist
     from soloist.toolchain.student.student import open_student
 
     student = open_student(whole_job.out / "student")
-    made = quantize(QuantizeConfig(method="rtn", bits=8), student, tmp_path / "quantized").path
+    made = quantize(QuantizeConfig(rounding="rtn", bits=8), student, tmp_path / "quantized").path
     given = soloist("chat", made, "What is 411 + 108?")
     assert given.exit_code == 0 and "  calc(" in given.stdout, given.output
     assert given.stderr.startswith("weights held as ")

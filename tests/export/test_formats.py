@@ -18,20 +18,20 @@ from soloist.targets.portable.export import compile_portable  # noqa: E402
 from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
 from soloist.toolchain.core.files import sha256_file  # noqa: E402
 from soloist.toolchain.export.stage import export  # noqa: E402
-from soloist.toolchain.quantize.plan import Plan  # noqa: E402
+from soloist.toolchain.quantize.plan import BitPlan  # noqa: E402
 from soloist.toolchain.quantize.stage import QuantizeConfig, quantize  # noqa: E402
 from soloist.toolchain.verify import Probe  # noqa: E402
 from soloist.toolchain.verify.stage import verify_export  # noqa: E402
 
 PROBE = Probe([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])
-MIXED = Plan.model_validate(
+MIXED = BitPlan.model_validate(
     {
         "schema": 1,
         "rules": [
-            {"tensors": "*.embed_tokens.weight", "bits": 8, "method": "mse"},
-            {"tensors": "*.v_proj.weight", "bits": 6, "method": "mse"},
-            {"tensors": "model.layers.0.*", "bits": 5, "method": "mse"},
-            {"tensors": "*", "bits": 4, "method": "mse"},
+            {"tensors": "*.embed_tokens.weight", "bits": 8, "rounding": "mse"},
+            {"tensors": "*.v_proj.weight", "bits": 6, "rounding": "mse"},
+            {"tensors": "model.layers.0.*", "bits": 5, "rounding": "mse"},
+            {"tensors": "*", "bits": 4, "rounding": "mse"},
         ],
     }
 )

@@ -39,7 +39,7 @@ def _unparsed(monkeypatch):
 def quantized(student, tmp_path_factory):
     """The tiny student in 4 bits, its embedding in 8: 14 products for the kernel."""
     folder = tmp_path_factory.mktemp("quantized")
-    return quantize(QuantizeConfig(bits=4, group=32, method="mse"), student, folder / "quantized")
+    return quantize(QuantizeConfig(bits=4, group=32, rounding="mse"), student, folder / "quantized")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ for package in ("torch", "transformers", "gguf", "safetensors"):
     pytest.importorskip(package)
 
 from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.student.student import Student, open_student  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Run, ToolUse, Turn  # noqa: E402
 from soloist.toolchain.traces.store import write_runs  # noqa: E402
@@ -49,10 +50,10 @@ def traces(tmp_path_factory, traces_in) -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def student(tiny, tmp_path_factory, traces, write_card) -> Artifact:
+def student(tiny, tmp_path_factory, traces, write_card) -> Student:
     def build(partial):
         shutil.copytree(tiny, partial, dirs_exist_ok=True)
         write_card(partial, "tools")
         return {}
 
-    return stage("distill", tmp_path_factory.mktemp("student") / "student", {}, [traces], build)
+    return open_student(stage("distill", tmp_path_factory.mktemp("student") / "student", {}, [traces], build))

@@ -8,15 +8,15 @@ import pytest
 from soloist.kernels.errors import UsageError
 from soloist.targets.repack import Matrix, pack, to_matmul_nbits, to_q4_0, to_q5_0, to_q8_0
 from soloist.toolchain.quantize.plan import (
-    Plan,
+    BitPlan,
     Rule,
     model_of,
     read_plan,
     resolve,
-    size_of,
     uniform,
     write_plan,
 )
+from soloist.toolchain.quantize.sizes import size_of
 
 SHAPES = {
     "model.embed_tokens.weight": (100, 96),
@@ -25,13 +25,13 @@ SHAPES = {
 }
 
 
-def _plan(*rules, **more) -> Plan:
-    return Plan(schema=1, rules=tuple(Rule(**rule) for rule in rules), **more)
+def _plan(*rules, **more) -> BitPlan:
+    return BitPlan(schema=1, rules=tuple(Rule(**rule) for rule in rules), **more)
 
 
 def test_the_first_rule_that_fits_is_the_rule():
     plan = _plan(
-        {"tensors": "*.embed_tokens.weight", "bits": 8, "method": "mse"},
+        {"tensors": "*.embed_tokens.weight", "bits": 8, "rounding": "mse"},
         {"tensors": "model.layers.1.*", "bits": 5, "group": 64},
         {"tensors": "*", "bits": 4},
     )
@@ -40,7 +40,9 @@ def test_the_first_rule_that_fits_is_the_rule():
 
 
 def test_a_file_of_rules_comes_back_and_reads_well(tmp_path):
-    plan = _plan({"tensors": "*", "bits": 4, "zeros": True}, model=model_of("llama", SHAPES), expected={"size_mb": 1.5})
+    plan = _plan(
+        {"tensors": "*", "bits": 4, "asymmetric": True}, model=model_of("llama", SHAPES), expected={"size_mb": 1.5}
+    )
     write_plan(tmp_path / "plan.yaml", plan)
     assert read_plan(tmp_path / "plan.yaml") == plan == read_plan(tmp_path)
     lines = (tmp_path / "plan.yaml").read_text().splitlines()
@@ -48,17 +50,17 @@ def test_a_file_of_rules_comes_back_and_reads_well(tmp_path):
 
 
 def test_tables_have_no_input_to_calibrate_on():
-    found = resolve(uniform(4, 4, 128, "gptq", zeros=False), "llama", SHAPES)
+    found = resolve(uniform(4, 4, 128, "gptq", asymmetric=False), "llama", SHAPES)
     table = found["model.embed_tokens.weight"]
-    assert (table.method, table.group) == ("mse", 32)  # 96 columns are no whole groups of 128
-    assert found["model.layers.0.mlp.down_proj.weight"].method == "gptq"
-    assert resolve(_plan({"tensors": "*", "bits": 4, "zeros": True}), "llama", SHAPES)[
+    assert (table.rounding, table.group) == ("mse", 32)  # 96 columns are no whole groups of 128
+    assert found["model.layers.0.mlp.down_proj.weight"].rounding == "gptq"
+    assert resolve(_plan({"tensors": "*", "bits": 4, "asymmetric": True}), "llama", SHAPES)[
         "model.embed_tokens.weight"
-    ] == Rule(tensors="*", bits=4, method="mse")
+    ] == Rule(tensors="*", bits=4, rounding="mse")
 
 
 @pytest.mark.parametrize(
-    ("rules", "more", "said"),
+    ("rules", "more", "message"),
     [
         ([{"tensors": "model.layers.0.*", "bits": 4}], {}, "no rule fits model.embed_tokens.weight"),
         (
@@ -66,7 +68,7 @@ def test_tables_have_no_input_to_calibrate_on():
             {},
             "rules.0: no matrix of this model is called 'model.layers.7",
         ),
-        ([{"tensors": "*.embed_tokens.weight", "bits": 4}, {"tensors": "*", "bits": 4}], {}, "rules.0: method gptq"),
+        ([{"tensors": "*.embed_tokens.weight", "bits": 4}, {"tensors": "*", "bits": 4}], {}, "rules.0: rounding gptq"),
         (
             [{"tensors": "*", "bits": 4}],
             {"model": {"type": "llama", "digest": "0" * 16}},
@@ -74,8 +76,8 @@ def test_tables_have_no_input_to_calibrate_on():
         ),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(rules, more, said):
-    with pytest.raises(UsageError, match=said):
+def test_what_does_not_fit_the_model_is_refused(rules, more, message):
+    with pytest.raises(UsageError, match=message):
         resolve(_plan(*rules, **more), "llama", SHAPES, "my.yaml")
 
 
@@ -88,7 +90,7 @@ def test_a_plan_knows_its_own_model():
 
 def test_faults_of_a_file_are_named_with_their_line(tmp_path):
     file = tmp_path / "plan.yaml"
-    file.write_text("schema: 1\nrules:\n  - {tensors: '*', bits: 7}\n  - {tensors: '*', bits: 8, zeros: true}\n")
+    file.write_text("schema: 1\nrules:\n  - {tensors: '*', bits: 7}\n  - {tensors: '*', bits: 8, asymmetric: true}\n")
     with pytest.raises(UsageError) as caught:
         read_plan(file)
     first, second = str(caught.value).splitlines()

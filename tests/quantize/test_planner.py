@@ -1,4 +1,4 @@
-"""A plan from measurements: damages against a model that is changed by hand, budgets, a kill, the command."""
+"""A plan from measurements: KL increases against a model that is changed by hand, budgets, a kill, the command."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from soloist.kernels.pack import pack_ref  # noqa: E402
 from soloist.targets.quantized import read_quantized  # noqa: E402
 from soloist.targets.to_gguf import compile_gguf  # noqa: E402
 from soloist.toolchain.cli import main  # noqa: E402
+from soloist.toolchain.quantize.budgets import PlanConfig  # noqa: E402
 from soloist.toolchain.quantize.calibration import Walk, conversations  # noqa: E402
 from soloist.toolchain.quantize.plan import read_plan  # noqa: E402
-from soloist.toolchain.quantize.planner import SENSITIVITY, PlanConfig, make_plan  # noqa: E402
-from soloist.toolchain.quantize.sensitivity import Probe, spots  # noqa: E402
+from soloist.toolchain.quantize.planner import PlanFacts, make_plan, read_sensitivity  # noqa: E402
+from soloist.toolchain.quantize.sensitivity import Evaluator, units_of  # noqa: E402
 from soloist.toolchain.quantize.stage import QuantizeConfig, quantize  # noqa: E402
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -35,8 +36,8 @@ def _threads(one_thread):
     """One thread, here and in the subprocesses."""
 
 
-def _config(**told) -> PlanConfig:
-    return PlanConfig.model_validate({"samples": 6, "probes": 4, **told})
+def _config(**settings) -> PlanConfig:
+    return PlanConfig.model_validate({"samples": 6, "eval_samples": 4, **settings})
 
 
 def _least_mb(student) -> float:
@@ -52,12 +53,12 @@ def planned(student, tmp_path_factory):
     return make_plan(_config(max_mb=_least_mb(student) + 0.015), student, out)
 
 
-def _mean_kl(walk, talks, weights):
+def _mean_kl(walk, examples, weights):
     """The same by another way: the whole model, one conversation at a time."""
     model, total, count = walk.model, 0.0, 0
-    for talk in talks:
-        ids = torch.tensor([talk.ids])
-        at = [i for i in range(len(talk.ids) - 1) if talk.trained[i + 1]]
+    for example in examples:
+        ids = torch.tensor([example.ids])
+        at = [i for i in range(len(example.ids) - 1) if example.trained[i + 1]]
         kept = {name: model.get_parameter(name).data.clone() for name in weights}
         with torch.no_grad():
             p = torch.log_softmax(model(ids).logits[0, at].double(), -1)
@@ -71,17 +72,17 @@ def _mean_kl(walk, talks, weights):
 
 
 @pytest.mark.parametrize(("name", "layer"), [(DOWN, 1), (EMBEDDING, -1)])
-def test_the_damage_of_a_unit_is_that_of_the_whole_model_with_it(student, traces, name, layer):
+def test_the_kl_increase_of_a_unit_is_that_of_the_whole_model_with_it(student, traces, name, layer):
     walk = Walk(student.path)
-    talks = conversations(student, walk.tokenizer, traces, 10, 1)
-    probe = Probe(walk, talks)
+    examples = conversations(student, walk.tokenizer, traces, 10, 1)
+    evaluator = Evaluator(walk, examples)
     rounded = {name: dequantize(pack_ref(walk.model.get_parameter(name).data.float()))}
-    wanted = _mean_kl(walk, talks, rounded)
+    wanted = _mean_kl(walk, examples, rounded)
     assert wanted > 1e-7
-    assert probe.damage(layer, rounded) == pytest.approx(wanted, rel=0.02, abs=2e-8)
+    assert evaluator.kl_increase(layer, rounded) == pytest.approx(wanted, rel=0.02, abs=2e-8)
     same = {name: walk.model.get_parameter(name).data.clone()}
-    assert probe.damage(layer, same) < 1e-9  # nothing is left of the weights that were tried
-    assert probe.tokens == sum(sum(talk.trained[1:]) for talk in talks)
+    assert evaluator.kl_increase(layer, same) < 1e-9  # nothing is left of the weights that were tried
+    assert evaluator.tokens == sum(sum(example.trained[1:]) for example in examples)
 
 
 def test_units_are_parts_of_layers_embedding_first():
@@ -97,8 +98,8 @@ def test_units_are_parts_of_layers_embedding_first():
             "mlp.down_proj",
         )
     ]
-    found = spots({"tables": [EMBEDDING, "lm_head.weight"], "0": names})
-    assert [(spot.name, len(spot.tensors), spot.layer) for spot in found] == [
+    units = units_of({"tables": [EMBEDDING, "lm_head.weight"], "0": names})
+    assert [(unit.name, len(unit.tensors), unit.layer) for unit in units] == [
         ("embedding", 1, -1),
         ("head", 1, -1),
         ("layer-00.query-key-value", 3, 0),
@@ -109,42 +110,43 @@ def test_units_are_parts_of_layers_embedding_first():
 
 
 def test_a_plan_fits_its_budget_and_is_what_the_file_takes(student, planned, tmp_path):
-    facts = planned.facts
-    assert facts["size_mb"] <= planned.manifest["config"]["max_mb"]
-    record = json.loads((planned.path / SENSITIVITY).read_text())
-    assert len(record["units"]) == 9 and {len(options) for options in record["units"].values()} == {3}
-    assert record["bought"] and {4} < set(record["chosen"].values())
-    assert facts["damage_predicted"] == pytest.approx(
-        sum(
-            next(o["damage"] for o in record["units"][unit] if o["bits"] == bits)
-            for unit, bits in record["chosen"].items()
-        )
-    )
+    facts, sensitivity = planned.read(PlanFacts), read_sensitivity(planned)
+    assert facts.size_mb <= planned.manifest["config"]["max_mb"]
+    assert len(sensitivity.units) == 9
+    assert {len(options) for options in sensitivity.units.values()} == {3}
+    assert sensitivity.bought
+    assert {4} < set(sensitivity.chosen.values())
+    summed = 0.0
+    for unit, bits in sensitivity.chosen.items():
+        summed += next(option.kl_increase for option in sensitivity.units[unit] if option.bits == bits)
+    assert facts.kl_predicted == pytest.approx(summed)
     made = quantize(QuantizeConfig(plan=read_plan(planned.path), samples=6), student, tmp_path / "q")
-    widths = {name: matrix.bits for name, matrix in read_quantized(made.path).matrices.items()}
-    assert widths[EMBEDDING] == record["chosen"]["embedding"] and widths[DOWN] == record["chosen"]["layer-01.down"]
+    bits_of = {name: matrix.bits for name, matrix in read_quantized(made.path).matrices.items()}
+    assert bits_of[EMBEDDING] == sensitivity.chosen["embedding"]
+    assert bits_of[DOWN] == sensitivity.chosen["layer-01.down"]
     file = tmp_path / "gguf" / compile_gguf(made.path, tmp_path / "gguf")["file"]
-    assert 0 <= facts["size_mb"] * 1e6 - file.stat().st_size < 20_000  # names and settings are bounded, not counted
+    assert 0 <= facts.size_mb * 1e6 - file.stat().st_size < 20_000  # names and settings are bounded, not counted
 
 
-def test_more_room_never_does_more_damage(student, planned, tmp_path):
+def test_more_room_never_adds_kl(student, planned, tmp_path):
     roomy = make_plan(_config(max_mb=100), student, tmp_path / "roomy")
-    assert roomy.facts["damage_predicted"] <= planned.facts["damage_predicted"]
-    assert roomy.facts["size_mb"] > planned.facts["size_mb"]
+    more, less = roomy.read(PlanFacts), planned.read(PlanFacts)
+    assert more.kl_predicted <= less.kl_predicted
+    assert more.size_mb > less.size_mb
 
 
 def test_a_kill_costs_one_measurement(student, planned, tmp_path, monkeypatch):
     measured: list[int] = []
-    damage = Probe.damage
+    measure = Evaluator.kl_increase
 
     def killed(self, layer, weights):
         if len(measured) == 5:
             measured.append(-9)
             raise KeyboardInterrupt
         measured.append(layer)
-        return damage(self, layer, weights)
+        return measure(self, layer, weights)
 
-    monkeypatch.setattr(Probe, "damage", killed)
+    monkeypatch.setattr(Evaluator, "kl_increase", killed)
     config = _config(**{key: planned.manifest["config"][key] for key in ("max_mb",)})
     with pytest.raises(KeyboardInterrupt):
         make_plan(config, student, tmp_path / "plan")
@@ -158,20 +160,20 @@ def test_a_kill_costs_one_measurement(student, planned, tmp_path, monkeypatch):
 def test_another_budget_takes_what_was_measured(student, planned, tmp_path, monkeypatch):
     anew = make_plan(_config(max_mb=100), student, tmp_path / "anew")
     layers: list[int] = []
-    damage = Probe.damage
+    measure = Evaluator.kl_increase
 
     def seen(self, layer, weights):
         layers.append(layer)
-        return damage(self, layer, weights)
+        return measure(self, layer, weights)
 
-    monkeypatch.setattr(Probe, "damage", seen)
+    monkeypatch.setattr(Evaluator, "kl_increase", seen)
     made = make_plan(_config(max_mb=100), student, tmp_path / "plan", measured=planned)
     assert layers == [-1]  # the whole plan alone
     assert made.digest == anew.digest
-    with pytest.raises(UsageError, match=r"measured with probes 4, not 3$"):
-        make_plan(_config(max_mb=100, probes=3), student, tmp_path / "no", measured=planned)
-    with pytest.raises(UsageError, match=r"has not measured widths \[6\], only \[4, 5, 8\]$"):
-        make_plan(_config(max_mb=100, widths=(4, 6)), student, tmp_path / "no", measured=planned)
+    with pytest.raises(UsageError, match=r"measured with eval_samples 4, not 3$"):
+        make_plan(_config(max_mb=100, eval_samples=3), student, tmp_path / "no", measured=planned)
+    with pytest.raises(UsageError, match=r"has not measured bits \[6\], only \[4, 5, 8\]$"):
+        make_plan(_config(max_mb=100, bits=(4, 6)), student, tmp_path / "no", measured=planned)
     other = copy.deepcopy(planned)
     other.manifest["parents"][0]["digest"] = "0" * 16
     with pytest.raises(ArtifactError, match="measured on another student or other traces"):
@@ -179,19 +181,24 @@ def test_another_budget_takes_what_was_measured(student, planned, tmp_path, monk
 
 
 def test_the_smallest_size_that_keeps_the_accuracy_is_taken(student, tmp_path):
-    asked: list[float] = []
+    asked: list[tuple[int, dict[str, int]]] = []  # size in bits, and bits of each matrix
 
     def ask(matrices):
         """Right on all questions with a wide embedding, on 8 of 10 else."""
         if matrices is None:
             return [1] * 10
-        asked.append(sum(matrix.bytes for matrix in matrices.values()))
+        size = sum(matrix.bits * matrix.shape[0] * matrix.shape[1] for matrix in matrices.values())
+        asked.append((size, {name: matrix.bits for name, matrix in matrices.items()}))
         return [1] * 10 if matrices[EMBEDDING].bits > 4 else [1] * 8 + [0] * 2
 
     made = make_plan(_config(max_accuracy_drop=1.0, max_mb=100), student, tmp_path / "plan", ask=ask)
-    assert made.facts["accuracy"]["drop_points"] == 0 and made.facts["accuracy"]["questions"] == 10
-    assert json.loads((made.path / SENSITIVITY).read_text())["chosen"]["embedding"] > 4
-    assert len(asked) <= 4 and made.facts["size_mb"] < max(asked)
+    accuracy = made.read(PlanFacts).accuracy
+    assert accuracy.drop_points == 0
+    assert accuracy.questions == 10
+    assert len(asked) <= 4
+    _, smallest = min((one for one in asked if one[1][EMBEDDING] > 4), key=lambda one: one[0])
+    assert {rule.tensors: rule.bits for rule in read_plan(made.path).rules} == smallest
+    assert max(asked)[1] != smallest
     with pytest.raises(UsageError, match=r"max_accuracy_drop 1 cannot be met .* loses 20 points on 10 questions"):
         make_plan(
             _config(max_accuracy_drop=1.0, max_mb=100, seed=3),
@@ -202,27 +209,27 @@ def test_the_smallest_size_that_keeps_the_accuracy_is_taken(student, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("settings", "message"),
     [
         ({}, "no budget"),
         ({"max_ms_per_token": 5}, "max_ms_per_token needs a device"),
-        ({"max_mb": 5, "widths": [4, 4]}, "widths: name each once"),
+        ({"max_mb": 5, "bits": [4, 4]}, "bits: name each once"),
     ],
 )
-def test_budgets_that_say_nothing_are_refused(told, said):
-    with pytest.raises(ValueError, match=said):
-        _config(**told)
+def test_budgets_that_say_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        _config(**settings)
 
 
 def test_milliseconds_that_no_width_meets_name_the_nearest(student, tmp_path):
-    told = {"device": "jetson-orin-nano-8gb", "max_ms_per_token": 1e-6}
+    settings = {"device": "jetson-orin-nano-8gb", "max_ms_per_token": 1e-6}
     with pytest.raises(UsageError, match=r"cannot be met on .*predicted") as refused:
-        make_plan(_config(**told), student, tmp_path / "no")
+        make_plan(_config(**settings), student, tmp_path / "no")
     nearest = float(re.search(r"with 4 bits everywhere a token takes (\S+) ms", str(refused.value))[1])
     with pytest.raises(UsageError, match=f"a token takes {nearest:g} ms"):  # not by a hundredth
-        make_plan(_config(**{**told, "max_ms_per_token": 0.99 * nearest}), student, tmp_path / "no")
-    made = make_plan(_config(**{**told, "max_ms_per_token": nearest}), student, tmp_path / "yes")
-    assert 0 < made.facts["ms_per_token_predicted"] <= nearest
+        make_plan(_config(**{**settings, "max_ms_per_token": 0.99 * nearest}), student, tmp_path / "no")
+    made = make_plan(_config(**{**settings, "max_ms_per_token": nearest}), student, tmp_path / "yes")
+    assert 0 < made.read(PlanFacts).ms_per_token_predicted <= nearest
     assert not list(tmp_path.glob("no*/*.yaml")) and not (tmp_path / "no").exists()
     with pytest.raises(UsageError, match="an accuracy budget needs questions"):
         make_plan(_config(max_accuracy_drop=1), student, tmp_path / "no")
@@ -238,7 +245,7 @@ def test_the_command_plans_and_explains(student, tmp_path):
         )
     )
     budget = ["--max-mb", "1", "--max-accuracy-drop", "100", "--questions", str(questions)]
-    counts = ["--samples", "6", "--probes", "4"]
+    counts = ["--samples", "6", "--eval-samples", "4"]
     done = CliRunner().invoke(main, ["plan", str(student.path), "-o", str(tmp_path / "plan"), *budget, *counts])
     assert done.exit_code == 0, done.output
     assert "the next bytes would go to" in done.output and "on 2 questions" in done.output

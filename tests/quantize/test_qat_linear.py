@@ -1,4 +1,4 @@
-"""Rounded layers: their gradient by hand, their integers, a model that wears them; and refining a tiny student."""
+"""Rounded layers: gradient by hand, integers, a model that holds them; a tiny student trained through the rounding."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from soloist.toolchain.distill.model import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.teacher import load_teacher  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig, Trainer  # noqa: E402
-from soloist.toolchain.quantize.qat import AwareConfig, divergence, refine, split, typical_gradient  # noqa: E402
-from soloist.toolchain.quantize.qat_linear import RoundedLinear, _Rounded, dress, values  # noqa: E402
+from soloist.toolchain.quantize.qat import QATConfig, divergence, qat, split, typical_gradient  # noqa: E402
+from soloist.toolchain.quantize.qat_linear import QATLinear, _Rounded, swap_linears, values  # noqa: E402
 
 TABLE = "model.embed_tokens.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
-CONFIG = AwareConfig(spend=8000, batch_size=8, learning_rate=0.05, seed=1, checkpoint_seconds=1e-9)
+CONFIG = QATConfig(max_train_tokens=8000, batch_size=8, learning_rate=0.05, seed=1, checkpoint_seconds=1e-9)
 FORMATS = [(4, 32, False), (4, 64, True), (4, 128, False), (5, 32, False), (6, 64, False), (8, 32, False)]
 
 
@@ -37,14 +37,14 @@ def _threads(one_thread):
     """One thread: two runs of the same work give the same numbers."""
 
 
-def layer_of(bits: int, group: int, zeros: bool, seed: int = 0) -> tuple[RoundedLinear, Quantized, nn.Linear]:
+def layer_of(bits: int, group: int, zeros: bool, seed: int = 0) -> tuple[QATLinear, Quantized, nn.Linear]:
     """Rows of 96: of groups of 64 and 128 the last is short. Codes of another matrix than the layer's own, nearby."""
     torch.manual_seed(seed)
     linear = nn.Linear(96, 24, bias=True)
     other = linear.weight.detach() + 0.06 * 2.0**-bits * torch.randn(24, 96)  # about a third of a step
     other[3] = 0.0  # a scale of zero
     codes = pack_ref(other, bits=bits, group=group, zeros=zeros, search=True)
-    return RoundedLinear(linear, codes), codes, linear
+    return QATLinear(linear, codes), codes, linear
 
 
 def test_the_gradient_of_the_rounding_by_hand():
@@ -132,7 +132,7 @@ def test_without_gradients_the_weight_is_made_once_and_again_after_a_change():
     assert not torch.equal(layer(x), first) and layer._kept is None
 
 
-# --- a model that wears them ---
+# --- a model that holds them ---
 
 
 @pytest.fixture(scope="module")
@@ -160,15 +160,15 @@ def examples(tiny):
     ]
 
 
-def dressed(base: Path, matrices: dict[str, Quantized]) -> tuple[Student, Student, dict[str, RoundedLinear]]:
+def swapped(base: Path, matrices: dict[str, Quantized]) -> tuple[Student, Student, dict[str, QATLinear]]:
     model, tokenizer = load_base(base)
-    layers = dress(model, matrices)
+    layers = swap_linears(model, matrices)
     student = Student(model, tokenizer, torch.device("cpu"))
     return student, load_teacher(base, student, 256), layers
 
 
-def test_a_dressed_model_computes_what_the_quantized_student_computes(tiny, matrices, examples):
-    student, _, layers = dressed(tiny, matrices)
+def test_a_model_of_swapped_layers_computes_what_the_quantized_student_computes(tiny, matrices, examples):
+    student, _, layers = swapped(tiny, matrices)
     assert set(layers) == set(matrices) - {TABLE}
     plain, tokenizer = load_base(tiny)
     with torch.no_grad():
@@ -194,17 +194,17 @@ def test_an_untied_head_is_frozen_at_its_values():
     )
     model = transformers.LlamaForCausalLM(config)
     head = pack_ref(model.lm_head.weight.detach(), bits=6)
-    layers = dress(model, {"lm_head.weight": head})
+    layers = swap_linears(model, {"lm_head.weight": head})
     assert not layers and torch.equal(model.lm_head.weight, dequantize(head))
     assert not any(value.requires_grad for value in model.parameters())
     for name in ("model.layers.7.mlp.up_proj.weight", "model.norm.weight", TABLE):
         with pytest.raises(ArtifactError, match="no such matrix"):
-            dress(model, {name: pack_ref(torch.randn(32, 64), bits=4)})
+            swap_linears(model, {name: pack_ref(torch.randn(32, 64), bits=4)})
 
 
 def test_the_typical_gradient_is_that_of_all_the_conversations(tiny, matrices, examples):
     config = TrainConfig(precision="fp32", device="cpu")
-    trainer = Trainer(tiny, config, dress=lambda model: dress(model, matrices))
+    trainer = Trainer(tiny, config, prepare=lambda model: swap_linears(model, matrices))
     found = typical_gradient(trainer, examples, part_tokens=64)
     assert all(value.grad is None for _, value in trainer.student.named_parameters())
     batch = pack(examples)
@@ -214,9 +214,9 @@ def test_the_typical_gradient_is_that_of_all_the_conversations(tiny, matrices, e
 
 
 def test_what_was_trained_is_what_the_integers_say(tiny, matrices, examples, tmp_path):
-    layers: dict[str, RoundedLinear] = {}
+    layers: dict[str, QATLinear] = {}
     config = TrainConfig(epochs=1, batch_size=8, learning_rate=0.3, precision="fp32", device="cpu")
-    trainer = Trainer(tiny, config, dress=lambda model: layers.update(dress(model, matrices)))
+    trainer = Trainer(tiny, config, prepare=lambda model: layers.update(swap_linears(model, matrices)))
     frozen = {n: v.detach().clone() for n, v in trainer.student.model.named_parameters() if not v.requires_grad}
     trainer.fit(examples, tmp_path)
     exact = trainer.optimizer.exact()
@@ -228,42 +228,41 @@ def test_what_was_trained_is_what_the_integers_say(tiny, matrices, examples, tmp
     assert all(torch.equal(trainer.student.model.get_parameter(name), value) for name, value in frozen.items())
 
 
-# --- refining ---
+# --- training ---
 
 
 @pytest.fixture(scope="module")
-def refined(tiny, matrices, examples, tmp_path_factory):
+def trained(tiny, matrices, examples, tmp_path_factory):
     torch.set_num_threads(1)
-    return refine(tiny, matrices, examples, CONFIG, tmp_path_factory.mktemp("whole"))
+    return qat(tiny, matrices, examples, CONFIG, tmp_path_factory.mktemp("whole"))
 
 
-def test_a_few_steps_bring_the_student_closer_to_the_one_it_was_made_from(tiny, matrices, examples, refined):
-    new, facts = refined
+def test_a_few_steps_bring_the_student_closer_to_the_one_it_was_made_from(tiny, matrices, examples, trained):
+    new, facts = trained
     learned, held = split(examples, CONFIG.held_back, CONFIG.seed)
-    assert len(held) == facts["held_back"] == 6 and len(learned) == facts["conversations"] == 18
-    assert set(new) == set(matrices) - {TABLE} and facts["refined"] is True
-    was, teacher, _ = dressed(tiny, matrices)
-    now, _, _ = dressed(tiny, matrices | new)
+    assert len(held) == facts.held_back == 6 and len(learned) == facts.conversations == 18
+    assert set(new) == set(matrices) - {TABLE} and facts.kept is True
+    was, teacher, _ = swapped(tiny, matrices)
+    now, _, _ = swapped(tiny, matrices | new)
     assert divergence(now, teacher, learned) < 0.8 * divergence(was, teacher, learned)
-    assert divergence(was, teacher, held) == pytest.approx(facts["divergence_before"], abs=1e-6)
-    assert divergence(now, teacher, held) == pytest.approx(facts["divergence_after"], abs=1e-6)
-    assert facts["divergence_after"] < facts["divergence_before"]
+    assert divergence(was, teacher, held) == pytest.approx(facts.kl_before, abs=1e-6)
+    assert divergence(now, teacher, held) == pytest.approx(facts.kl_after, abs=1e-6)
+    assert facts.kl_after < facts.kl_before
     changed = sum(int((values(new[name]) != values(matrices[name])).sum()) for name in new)
     total = sum(matrix.shape[0] * matrix.shape[1] for matrix in new.values())
-    assert facts["codes_changed"] == round(changed / total, 6) > 0
-    assert facts["scales_changed"] > 0 and facts["tokens"] >= CONFIG.spend and facts["seconds"] > 0
+    assert facts.codes_changed == round(changed / total, 6) > 0
+    assert facts.scales_changed > 0 and facts.tokens >= CONFIG.max_train_tokens and facts.seconds > 0
     for name, matrix in new.items():
         old = matrices[name]
         assert (matrix.bits, matrix.group, matrix.shape) == (old.bits, old.group, old.shape)
         assert values(matrix).max() <= top_of(old.bits) - zero_of(old.bits)
-    json.dumps(facts)
 
 
-def test_a_killed_refinement_goes_on_and_gives_the_same_codes(tiny, matrices, examples, refined, tmp_path):
+def test_a_killed_training_goes_on_and_gives_the_same_codes(tiny, matrices, examples, trained, tmp_path):
     seen: list[int] = []
 
     def killed(event):
-        assert event["stage"] == "refine"
+        assert event["stage"] == "qat"
         if event["event"] == "progress":
             seen.append(event["done"])
             if event["done"] == 5 and seen.count(5) == 1:
@@ -271,44 +270,44 @@ def test_a_killed_refinement_goes_on_and_gives_the_same_codes(tiny, matrices, ex
 
     log = EventLog(listeners=(killed,))
     with pytest.raises(KeyboardInterrupt):
-        refine(tiny, matrices, examples, CONFIG, tmp_path, events=log)
-    new, facts = refine(tiny, matrices, examples, CONFIG, tmp_path, events=log)
+        qat(tiny, matrices, examples, CONFIG, tmp_path, events=log)
+    new, facts = qat(tiny, matrices, examples, CONFIG, tmp_path, events=log)
     assert seen[:7] == [1, 2, 3, 4, 5, 5, 6]  # the fifth step ran, but was killed before its checkpoint
-    whole, wanted = refined
+    whole, wanted = trained
     assert all(torch.equal(new[name].codes, whole[name].codes) for name in whole)
     assert all(torch.equal(new[name].scales, whole[name].scales) for name in whole)
-    assert {**facts, "seconds": 0} == {**wanted, "seconds": 0}
+    assert facts.model_copy(update={"seconds": 0.0}) == wanted.model_copy(update={"seconds": 0.0})
 
 
 def test_a_run_of_other_codes_or_settings_is_not_gone_on_with(tiny, matrices, examples, tmp_path):
-    short = CONFIG.model_copy(update={"spend": 500})
+    short = CONFIG.model_copy(update={"max_train_tokens": 500})
     others = matrices | {DOWN: pack_ref(dequantize(matrices[DOWN]), bits=8)}
-    for told, config in (
+    for codes, config in (
         (matrices, short),
         (others, short),
         (matrices, short.model_copy(update={"divergence": "jsd"})),
     ):
-        _, facts = refine(tiny, told, examples, config, tmp_path)
-        assert facts["steps"] == 2
+        _, facts = qat(tiny, codes, examples, config, tmp_path)
+        assert facts.steps == 2
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_what_became_worse_is_given_back_as_it_was(tiny, matrices, examples, tmp_path):
-    said = []
-    config = CONFIG.model_copy(update={"spend": 1000, "learning_rate": 0.5})
-    new, facts = refine(tiny, matrices, examples, config, tmp_path, events=EventLog(listeners=(said.append,)))
-    assert facts["refined"] is False and facts["divergence_after"] > facts["divergence_before"]
+    emitted = []
+    config = CONFIG.model_copy(update={"max_train_tokens": 1000, "learning_rate": 0.5})
+    new, facts = qat(tiny, matrices, examples, config, tmp_path, events=EventLog(listeners=(emitted.append,)))
+    assert facts.kept is False and facts.kl_after > facts.kl_before
     assert all(new[name] is matrices[name] for name in new) and set(new) == set(matrices) - {TABLE}
-    assert any(e["event"] == "warning" and "lower learning_rate" in e["text"] for e in said)
+    assert any(e["event"] == "warning" and "lower learning_rate" in e["text"] for e in emitted)
 
 
 def test_on_the_students_own_words(tiny, matrices, examples, tmp_path):
-    config = CONFIG.model_copy(update={"spend": 500, "lmbda": 1.0, "learning_rate": 0.3})
-    _, facts = refine(tiny, matrices, examples, config, tmp_path)
-    assert facts["steps"] == 2 and facts["codes_changed"] > 0
+    config = CONFIG.model_copy(update={"max_train_tokens": 500, "lmbda": 1.0, "learning_rate": 0.3})
+    _, facts = qat(tiny, matrices, examples, config, tmp_path)
+    assert facts.steps == 2 and facts.codes_changed > 0
     log = [json.loads(line) for line in next(tmp_path.rglob("train.jsonl")).read_text().splitlines()]
-    told = [sum(len(e.ids) for e in examples[:8]), sum(len(e.ids) for e in examples[8:16])]
-    assert [line["tokens"] for line in log] != told and all(line["trained_tokens"] > 0 for line in log)
+    own = [sum(len(e.ids) for e in examples[:8]), sum(len(e.ids) for e in examples[8:16])]
+    assert [line["tokens"] for line in log] != own and all(line["trained_tokens"] > 0 for line in log)
 
 
 def test_questions_stay_together_and_too_little_is_said(tiny, matrices, examples, tmp_path):
@@ -317,6 +316,6 @@ def test_questions_stay_together_and_too_little_is_said(tiny, matrices, examples
     assert len(held) == 8 and not {e.question_id for e in held} & {e.question_id for e in learned}
     assert split(twice, 4, 0) == (learned, held) != split(twice, 4, 1)
     with pytest.raises(DataError, match="two questions, there are 1"):
-        refine(tiny, matrices, examples[:1], CONFIG, tmp_path)
+        qat(tiny, matrices, examples[:1], CONFIG, tmp_path)
     with pytest.raises(UsageError, match="no quantized linear layer"):
-        refine(tiny, {TABLE: matrices[TABLE]}, examples, CONFIG, tmp_path)
+        qat(tiny, {TABLE: matrices[TABLE]}, examples, CONFIG, tmp_path)

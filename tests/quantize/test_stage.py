@@ -23,10 +23,11 @@ from soloist.targets.open import format_of, open_runtime  # noqa: E402
 from soloist.targets.quantized import PLAN, WEIGHTS, read_quantized, write_dequantized  # noqa: E402
 from soloist.toolchain.cli import main  # noqa: E402
 from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
-from soloist.toolchain.quantize.matrices import Rounding  # noqa: E402
-from soloist.toolchain.quantize.qat import AwareConfig  # noqa: E402
-from soloist.toolchain.quantize.stage import QuantizeConfig, load_quantized, quantize  # noqa: E402
-from soloist.toolchain.verify import divergence  # noqa: E402
+from soloist.toolchain.quantize.matrices import Rounder  # noqa: E402
+from soloist.toolchain.quantize.qat import QATConfig  # noqa: E402
+from soloist.toolchain.quantize.stage import ModelFacts, QuantizeConfig, QuantizeFacts, load_quantized, quantize  # noqa: E402
+from soloist.toolchain.student.student import Student, open_student  # noqa: E402
+from soloist.toolchain.verify.differences import divergence  # noqa: E402
 
 CHAT: list[Message] = [{"role": "user", "content": "What is 12 + 30?"}]
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -39,10 +40,14 @@ def _threads(one_thread):
 
 @pytest.fixture(scope="module")
 def quantized(student, tmp_path_factory) -> Artifact:
-    return quantize(QuantizeConfig(method="mse"), student, tmp_path_factory.mktemp("q") / "quantized")
+    return quantize(QuantizeConfig(rounding="mse"), student, tmp_path_factory.mktemp("q") / "quantized")
 
 
-def _weights(student: Artifact) -> dict[str, torch.Tensor]:
+def _facts(made: Artifact) -> ModelFacts:
+    return made.read(QuantizeFacts).models[""]
+
+
+def _weights(student: Student) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(str(student.path / "model.safetensors"))
@@ -58,7 +63,7 @@ def test_linear_layers_get_four_bits_the_embedding_eight_and_norms_stay(student,
         want = pack_ref(weights[name], bits=8 if table else 4, search=True)
         assert torch.equal(matrix.codes, want.codes) and torch.equal(matrix.scales, want.scales)
         facts = plan["tensors"][name]
-        assert facts["bits"] == (8 if table else 4) and facts["method"] == "mse" and facts["group"] == 32
+        assert facts["bits"] == (8 if table else 4) and facts["rounding"] == "mse" and facts["group"] == 32
         exact = weights[name].double()
         assert facts["error"] == pytest.approx(
             float((dequantize(want).double() - exact).norm() / exact.norm()), abs=1e-5
@@ -66,8 +71,8 @@ def test_linear_layers_get_four_bits_the_embedding_eight_and_norms_stay(student,
     others = read_quantized(quantized.path).others
     assert set(others) == set(plan["kept"]) == set(weights) - set(found) - {"lm_head.weight"}
     assert all(np.array_equal(array, weights[name].float().numpy()) for name, array in others.items())
-    assert quantized.manifest["stage"] == "quantize" and quantized.facts["matrices"] == 15
-    assert "plain torch" in quantized.facts["kernels"]
+    assert quantized.manifest["stage"] == "quantize" and _facts(quantized).matrices == 15
+    assert "plain torch" in _facts(quantized).kernels
     names = {path.name for path in quantized.path.iterdir()}
     assert {"config.json", "tokenizer.json", "chat_template.jinja", "student.json", WEIGHTS} <= names
     assert "layers" not in names and "model.safetensors" not in names
@@ -76,8 +81,8 @@ def test_linear_layers_get_four_bits_the_embedding_eight_and_norms_stay(student,
 @pytest.mark.parametrize(
     ("options", "group", "bits"),
     [
-        ({"method": "rtn", "bits": 8}, 32, 8),
-        ({"method": "rtn", "group": 128, "embedding_bits": 4, "zeros": True}, 128, 4),
+        ({"rounding": "rtn", "bits": 8}, 32, 8),
+        ({"rounding": "rtn", "group": 128, "embedding_bits": 4, "asymmetric": True}, 128, 4),
     ],
 )
 def test_other_widths_and_groups(student, tmp_path, options, group, bits):
@@ -90,22 +95,25 @@ def test_other_widths_and_groups(student, tmp_path, options, group, bits):
     assert table.group == 32 and table.bits == options.get("embedding_bits", 8) and table.zeros is None
 
 
-@pytest.mark.parametrize(("method", "order"), [("awq", "natural"), ("gptq", "natural"), ("gptq", "activation")])
-def test_calibration_on_the_students_own_trajectories(student, traces, quantized, tmp_path, method, order, traces_in):
-    config = QuantizeConfig(method=method, order=order, samples=8)
+@pytest.mark.parametrize(("rounding", "act_order"), [("awq", False), ("gptq", False), ("gptq", True)])
+def test_calibration_on_the_students_own_trajectories(
+    student, traces, quantized, tmp_path, rounding, act_order, traces_in
+):
+    config = QuantizeConfig(rounding=rounding, act_order=act_order, samples=8)
     made = quantize(config, student, tmp_path / "q")
-    assert made.facts["calibration"]["conversations"] == 8 and made.facts["calibration"]["tokens"] > 100
+    assert _facts(made).calibration.conversations == 8
+    assert _facts(made).calibration.tokens > 100
     assert [parent["digest"] for parent in made.manifest["parents"]] == [student.digest, traces.digest]
     again = quantize(config, student, tmp_path / "again", traces=traces_in(tmp_path / "copy"))
     assert again.digest == made.digest
     # what was calibrated on is kept better than by looking at the weights alone, in spite of a larger error of these
     plan = json.loads((made.path / PLAN).read_text())["tensors"]
     plain = json.loads((quantized.path / PLAN).read_text())["tensors"]
-    assert plan[DOWN]["method"] == method and plan[DOWN]["error"] > plain[DOWN]["error"]
-    assert _drift(student, made, 3) < _drift(student, quantized, 3) * (1.0 if method == "gptq" else 1.1)
+    assert plan[DOWN]["rounding"] == rounding and plan[DOWN]["error"] > plain[DOWN]["error"]
+    assert _drift(student, made, 3) < _drift(student, quantized, 3) * (1.0 if rounding == "gptq" else 1.1)
 
 
-def _drift(student: Artifact, made: Artifact, number: int) -> float:
+def _drift(student: Student, made: Artifact, number: int) -> float:
     """Mean KL on one of the conversations that were calibrated on."""
     a, b = open_runtime(student.path), open_runtime(made.path)
     talk = [{"role": "user", "content": f"What is {number} + 5?"}]
@@ -114,9 +122,9 @@ def _drift(student: Artifact, made: Artifact, number: int) -> float:
 
 
 def test_a_killed_run_goes_on_with_the_next_layer(student, tmp_path, monkeypatch):
-    whole = quantize(QuantizeConfig(method="gptq", samples=4), student, tmp_path / "whole")
+    whole = quantize(QuantizeConfig(rounding="gptq", samples=4), student, tmp_path / "whole")
     done: list[str] = []
-    matrix = Rounding.matrix
+    matrix = Rounder.round
 
     def killed(self, weight, rule, gram=None):
         if len(done) == 8:  # embedding, seven of layer 0
@@ -125,26 +133,27 @@ def test_a_killed_run_goes_on_with_the_next_layer(student, tmp_path, monkeypatch
         done.append("matrix")
         return matrix(self, weight, rule, gram)
 
-    monkeypatch.setattr(Rounding, "matrix", killed)
+    monkeypatch.setattr(Rounder, "round", killed)
     with pytest.raises(KeyboardInterrupt):
-        quantize(QuantizeConfig(method="gptq", samples=4), student, tmp_path / "out")
+        quantize(QuantizeConfig(rounding="gptq", samples=4), student, tmp_path / "out")
     assert not (tmp_path / "out").exists() and done[-1] == "killed"
-    made = quantize(QuantizeConfig(method="gptq", samples=4), student, tmp_path / "out")
+    made = quantize(QuantizeConfig(rounding="gptq", samples=4), student, tmp_path / "out")
     assert made.digest == whole.digest
     assert done.count("matrix") == 15  # none twice
 
 
 def test_traces_that_are_gone_or_teach_nothing_are_named(student, tmp_path, traces_in):
-    lonely = stage(
-        "distill", tmp_path / "s", {}, [], lambda made: (shutil.copytree(student.path, made / "model"), {})[1]
+    lonely = open_student(
+        stage("distill", tmp_path / "s", {}, [], lambda made: (shutil.copytree(student.path, made / "model"), {})[1])
     )
-    with pytest.raises(ArtifactError, match="name them with --traces, or use a method"):
-        quantize(QuantizeConfig(method="awq"), lonely, tmp_path / "q")
+    with pytest.raises(ArtifactError, match="name them with --traces, or use a rounding"):
+        quantize(QuantizeConfig(rounding="awq"), lonely, tmp_path / "q")
     wrong = traces_in(tmp_path / "wrong", 3, "wrong")
     with pytest.raises(DataError, match="no trace to learn from"):
-        quantize(QuantizeConfig(method="awq"), lonely, tmp_path / "q", traces=wrong)
+        quantize(QuantizeConfig(rounding="awq"), lonely, tmp_path / "q", traces=wrong)
     assert not (tmp_path / "q").exists()
-    assert quantize(QuantizeConfig(method="mse"), lonely, tmp_path / "q").facts["matrices"] == 15  # needs none
+    made = quantize(QuantizeConfig(rounding="mse"), lonely, tmp_path / "q")  # needs no traces
+    assert _facts(made).matrices == 15
 
 
 def test_a_student_of_two_models(student, tmp_path):
@@ -153,11 +162,11 @@ def test_a_student_of_two_models(student, tmp_path):
             shutil.copytree(student.path, made / part, ignore=shutil.ignore_patterns("manifest.json"))
         return {}
 
-    pair = stage("distill", tmp_path / "pair", {}, [], build)
-    with pytest.raises(UsageError, match="use rtn or mse"):
-        quantize(QuantizeConfig(method="gptq"), pair, tmp_path / "q")
-    made = quantize(QuantizeConfig(method="rtn"), pair, tmp_path / "q")
-    assert set(made.facts["parts"]) == {"decomposer", "solver"}
+    pair = open_student(stage("distill", tmp_path / "pair", {}, [], build))
+    with pytest.raises(UsageError, match="use rounding rtn or mse"):
+        quantize(QuantizeConfig(rounding="gptq"), pair, tmp_path / "q")
+    made = quantize(QuantizeConfig(rounding="rtn"), pair, tmp_path / "q")
+    assert set(made.read(QuantizeFacts).models) == {"decomposer", "solver"}
     assert set(load_quantized(made.path / "solver")) == set(load_quantized(made.path / "decomposer"))
 
 
@@ -172,19 +181,21 @@ def test_weights_that_are_no_numbers_and_files_cut_off_are_refused(student, tmp_
     def infinite(file):
         save_file({**_weights(student), DOWN: torch.full((64, 128), float("inf"))}, str(file))
 
-    bad = stage("distill", tmp_path / "bad", {}, [], lambda made: broken(made, infinite))
+    bad = open_student(stage("distill", tmp_path / "bad", {}, [], lambda made: broken(made, infinite)))
     with pytest.raises(DataError, match="largest weight is inf"):
-        quantize(QuantizeConfig(method="mse"), bad, tmp_path / "q")
-    cut = stage(
-        "distill", tmp_path / "cut", {}, [], lambda made: broken(made, lambda file: file.write_bytes(b"\1" * 100))
+        quantize(QuantizeConfig(rounding="mse"), bad, tmp_path / "q")
+    cut = open_student(
+        stage(
+            "distill", tmp_path / "cut", {}, [], lambda made: broken(made, lambda file: file.write_bytes(b"\1" * 100))
+        )
     )
     with pytest.raises(ArtifactError, match="cut off or damaged"):
-        quantize(QuantizeConfig(method="mse"), cut, tmp_path / "q")
+        quantize(QuantizeConfig(rounding="mse"), cut, tmp_path / "q")
     assert not (tmp_path / "q").exists()
 
 
 def test_a_quantized_folder_that_is_damaged_says_so(quantized, tmp_path):
-    for change, said in (
+    for change, message in (
         (lambda folder: (folder / PLAN).unlink(), "not a quantized student"),
         (lambda folder: (folder / PLAN).write_text("{}"), "not a plan of ours"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"no"), "missing or damaged"),
@@ -194,7 +205,7 @@ def test_a_quantized_folder_that_is_damaged_says_so(quantized, tmp_path):
     ):
         folder = shutil.copytree(quantized.path, tmp_path / "q")
         change(folder)
-        with pytest.raises(ArtifactError, match=said):
+        with pytest.raises(ArtifactError, match=message):
             load_quantized(folder)
         shutil.rmtree(folder)
 
@@ -220,12 +231,12 @@ def test_torch_runs_it_by_the_values_its_integers_stand_for(quantized, tmp_path)
 
 def test_the_command_quantizes_and_refuses(student, traces, tmp_path):
     run = CliRunner().invoke
-    done = run(main, ["quantize", str(student.path), "-o", str(tmp_path / "q"), "--method", "awq", "--samples", "4"])
+    done = run(main, ["quantize", str(student.path), "-o", str(tmp_path / "q"), "--rounding", "awq", "--samples", "4"])
     assert done.exit_code == 0 and "15 matrices" in done.output, done.output
-    assert Artifact.open(tmp_path / "q", stage="quantize").manifest["config"]["method"] == "awq"
+    assert Artifact.open(tmp_path / "q", stage="quantize").manifest["config"]["rounding"] == "awq"
     (tmp_path / "plan.yaml").write_text(
-        "schema: 1\nrules:\n  - {tensors: '*.embed_tokens.weight', bits: 6, method: mse}\n"
-        "  - {tensors: '*.down_proj.weight', bits: 5, method: rtn}\n  - {tensors: '*', bits: 4, method: mse}\n"
+        "schema: 1\nrules:\n  - {tensors: '*.embed_tokens.weight', bits: 6, rounding: mse}\n"
+        "  - {tensors: '*.down_proj.weight', bits: 5, rounding: rtn}\n  - {tensors: '*', bits: 4, rounding: mse}\n"
     )
     done = run(main, ["quantize", str(student.path), "-o", str(tmp_path / "p"), "--plan", str(tmp_path / "plan.yaml")])
     assert done.exit_code == 0, done.output
@@ -233,16 +244,17 @@ def test_the_command_quantizes_and_refuses(student, traces, tmp_path):
     assert {matrix.bits for name, matrix in made.items() if "down_proj" in name} == {5}
     assert {matrix.bits for name, matrix in made.items() if "q_proj" in name} == {4}
     assert made["model.embed_tokens.weight"].bits == 6
-    for more, code, said in (
-        (["--bits", "8", "--zeros"], 2, "zero points are for 4 bits"),
+    for more, code, message in (
+        (["--bits", "8", "--asymmetric"], 2, "zero points are for 4 bits"),
         (["--plan", str(tmp_path / "plan.yaml"), "--bits", "8"], 2, "a plan says bits; leave out the one or the other"),
-        (["--method", "rtn", "--traces", str(traces.path)], 2, "nothing here calibrates"),
-        (["--kernels", "triton", "--device", "cuda"], 7, "no CUDA device")
+        (["--rounding", "rtn", "--traces", str(traces.path)], 2, "nothing here calibrates"),
+        (["--kernels", "triton", "--torch-device", "cuda"], 7, "no CUDA device")
         if not torch.cuda.is_available()
         else ([], 0, ""),
     ):
         done = run(main, ["quantize", str(student.path), "-o", str(tmp_path / "no"), *more])
-        assert done.exit_code == code and said in done.output, done.output
+        assert done.exit_code == code, done.output
+        assert message in done.output
     done = run(main, ["quantize", str(traces.path), "-o", str(tmp_path / "no")])
     assert done.exit_code == 4 and "'distill' is needed" in done.output
 
@@ -251,39 +263,44 @@ def test_inputs_that_were_looked_at_serve_llama_cpps_quantizer(student, traces, 
     pytest.importorskip("llama_cpp")
     from soloist.targets.llama_quantize import IMPORTANCE, mean_squares, quantize_gguf, read_importance
     from soloist.targets.to_gguf import compile_gguf
-    from soloist.toolchain.quantize.calibration import Walk, conversations
+    from soloist.toolchain.quantize.calibration import Walk, batched, conversations
 
-    made = quantize(QuantizeConfig(method="gptq", samples=6), student, tmp_path / "q")
+    made = quantize(QuantizeConfig(rounding="gptq", samples=6), student, tmp_path / "q")
     found = read_importance(made.path / IMPORTANCE)
     assert len(found) == 14 and {name.split(".")[0] for name in found} == {"blk"}
     walk = Walk(student.path)
     walk.replace("model.embed_tokens.weight", dequantize(load_quantized(made.path)["model.embed_tokens.weight"]))
-    tokens = walk.start([talk.ids for talk in conversations(student, walk.tokenizer, traces, 6, 42)])
+    calibration_set = conversations(student, walk.tokenizer, traces, 6, 42)
+    walk.start(batched(calibration_set, "cpu"))
     seen = walk.observe(0)["model.layers.0.self_attn.k_proj.weight"]
     total, count = found["blk.0.attn_k.weight"]
-    assert count == tokens == made.facts["calibration"]["tokens"]
+    assert count == sum(len(one.ids) for one in calibration_set) == _facts(made).calibration.tokens
     np.testing.assert_allclose(total / count, seen.mean_square.numpy(), rtol=1e-5)
     whole = tmp_path / "gguf" / compile_gguf(student.path, tmp_path / "gguf", "F16")["file"]
     facts = quantize_gguf(whole, tmp_path / "iq4.gguf", "IQ4_NL", importance=mean_squares(found))
     assert facts["tensors"]["IQ4_NL"] > 0
 
 
-def test_a_refinement_changes_linear_layers_and_nothing_else(student, tmp_path):
-    plain = quantize(QuantizeConfig(method="mse"), student, tmp_path / "plain")
-    told = AwareConfig(spend=4000, batch_size=4, learning_rate=0.1)
-    made = quantize(QuantizeConfig(method="mse", refine=told), student, tmp_path / "refined")
-    facts = made.facts["refine"]
-    assert facts["refined"] and facts["divergence_after"] < facts["divergence_before"]
+def test_qat_changes_linear_layers_and_nothing_else(student, tmp_path):
+    plain = quantize(QuantizeConfig(rounding="mse"), student, tmp_path / "plain")
+    config = QuantizeConfig(rounding="mse", qat=QATConfig(max_train_tokens=4000, batch_size=4, learning_rate=0.1))
+    made = quantize(config, student, tmp_path / "trained")
+    facts = _facts(made).qat
+    assert facts.kept
+    assert facts.kl_after < facts.kl_before
     before, after = load_quantized(plain.path), load_quantized(made.path)
     assert torch.equal(before["model.embed_tokens.weight"].codes, after["model.embed_tokens.weight"].codes)
     moved = [name for name in before if not torch.equal(before[name].codes, after[name].codes)]
-    assert moved and facts["codes_changed"] > 0 and after[DOWN].bits == 4
+    assert moved
+    assert facts.codes_changed > 0
+    assert after[DOWN].bits == 4
     assert not (made.path / "layers").exists()
-    pair = tmp_path / "pair"
-    for part in ("decomposer", "solver"):
-        shutil.copytree(student.path, pair / part, ignore=shutil.ignore_patterns("manifest.json"))
-    both = stage(
-        "distill", tmp_path / "both", {}, [], lambda out: (shutil.copytree(pair, out, dirs_exist_ok=True), {})[1]
-    )
-    with pytest.raises(UsageError, match="a refinement are for one model"):
-        quantize(QuantizeConfig(method="mse", refine=told), both, tmp_path / "no")
+
+    def build(folder):
+        for part in ("decomposer", "solver"):
+            shutil.copytree(student.path, folder / part, ignore=shutil.ignore_patterns("manifest.json"))
+        return {}
+
+    both = open_student(stage("distill", tmp_path / "both", {}, [], build))
+    with pytest.raises(UsageError, match="awq, gptq and qat are for one model"):
+        quantize(config, both, tmp_path / "no")

@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in 
 
 @pytest.fixture(scope="module")
 def quantized(student, tmp_path_factory) -> Artifact:
-    return quantize(QuantizeConfig(method="mse"), student, tmp_path_factory.mktemp("q") / "quantized")
+    return quantize(QuantizeConfig(rounding="mse"), student, tmp_path_factory.mktemp("q") / "quantized")
 
 
 def _same(a: Matrix, b: Matrix) -> bool:
@@ -256,7 +256,7 @@ def test_export_of_a_quantized_student_is_compared_with_the_one_it_came_from(stu
 
 
 def test_formats_that_cannot_hold_it_are_refused(student, tmp_path):
-    made = quantize(QuantizeConfig(method="rtn", zeros=True), student, tmp_path / "q")
+    made = quantize(QuantizeConfig(rounding="rtn", asymmetric=True), student, tmp_path / "q")
     with pytest.raises(ArtifactError, match="zero points have no place in Q4_0"):
         compile_gguf(made.path, tmp_path / "gguf", "Q4_0")
     assert not list((tmp_path / "gguf").iterdir())
@@ -276,7 +276,7 @@ def test_the_real_base_holds_the_same_bits_everywhere_and_computes_alike(base_gg
         return {}
 
     base = stage("distill", tmp_path / "base", {}, [], build)
-    made = quantize(QuantizeConfig(method="rtn"), base, tmp_path / "q")
+    made = quantize(QuantizeConfig(rounding="rtn"), base, tmp_path / "q")
     file = tmp_path / "gguf" / compile_gguf(made.path, tmp_path / "gguf", "Q4_0", "SmolLM2")["file"]
     compile_onnx(made.path, tmp_path / "onnx", "int4")
     assert check_same_integers(made.path, file, tmp_path / "onnx") == 30 * 7 + 1

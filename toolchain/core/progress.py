@@ -13,7 +13,7 @@ NAMES = {
     "export": "compile and check",
     "plan": "plan the widths",
     "quantize": "quantize the student",
-    "refine": "refine the integers",
+    "qat": "train through the rounding",
     "kernels": "compile the kernels",
     "assess": "ask whether to distill",
     "bench": "measure side by side",

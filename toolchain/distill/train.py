@@ -167,7 +167,7 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
 class Trainer:
     """A student, its objective and its optimizer, step by step.
 
-    `dress` may change the float32 model that was loaded, freeze parts of it for instance, before it becomes a student.
+    `prepare` may change the float32 model that was loaded, freeze parts of it for instance, before it is a student.
     """
 
     optimizer: MasterAdamW
@@ -178,15 +178,15 @@ class Trainer:
         config: TrainConfig,
         processes: Processes | None = None,
         objective: Objective | None = None,
-        dress: Callable[[Any], object] | None = None,
+        prepare: Callable[[Any], object] | None = None,
     ) -> None:
         self.config = config
         self.processes = processes or launched(cpu=config.device == "cpu")
         self.dtype, self.precision_reason = choose_precision(config.precision, self.processes.device)
         torch.manual_seed(config.seed)
         model, tokenizer = load_base(base)
-        if dress is not None:
-            dress(model)
+        if prepare is not None:
+            prepare(model)
         self.student = Student(model, tokenizer, self.processes.device)
         self.student.verify_packing(config.max_length)
         if config.tuning == "lora":

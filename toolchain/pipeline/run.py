@@ -133,7 +133,7 @@ def _quantized(job: Job, student: Student, events: EventLog) -> Artifact:
     assert job.quantize is not None
     config = job.quantize
     if len(student.models) > 1 and config.reads:
-        config = QuantizeConfig(bits=config.bits, embedding_bits=config.embedding_bits, method="mse")
+        config = QuantizeConfig(bits=config.bits, embedding_bits=config.embedding_bits, rounding="mse")
     return quantize(config, student, job.out / "quantized", events=events)
 
 

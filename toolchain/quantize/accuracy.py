@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from soloist.kernels.errors import UsageError
 from soloist.targets.to_gguf import compile_gguf
 from soloist.toolchain.quantize.matrices import write_quantized
-from soloist.toolchain.quantize.planner import Asks
+from soloist.toolchain.quantize.planner import Ask
 from soloist.toolchain.student.ask import ask as ask_team
 from soloist.toolchain.student.ask import student_team
 from soloist.toolchain.student.student import Student
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from soloist.kernels.layout import Quantized
 
 
-def asker(student: Student, questions: Sequence[Question], out: Path, entries: Sequence[str] = ()) -> Asks:
+def asker(student: Student, questions: Sequence[Question], out: Path, entries: Sequence[str] = ()) -> Ask:
     """A function from integers to verdicts on the questions, 1 for right; of None, the float student's.
 
     Args:

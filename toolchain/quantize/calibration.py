@@ -2,14 +2,15 @@
 
 The text is the student's own: the trajectories of the traces it learned from, found through its lineage, as the
 conversations it was trained on. A generic text would keep what the student never says. Layers are taken one after the
-other: each sees what the layers before it, quantized already, hand on; memory holds one layer's statistics. Left out:
-batches (one conversation at a time needs no padding, which would count as input).
+other: each sees what the layers before it, quantized already, hand on; memory holds one layer's statistics.
+Conversations of like length go through a layer together; what fills up the shorter ones counts as no input.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from soloist.toolchain.student.student import Student
 from soloist.toolchain.traces.recording import TRACES
 from soloist.toolchain.traces.store import read_runs
 
-_LONGEST = 1024
+_LONGEST = 1024  # tokens of a conversation
+_BATCH_TOKENS = 2048  # fills the cores, and keeps the states of a batch at a few megabytes
 
 
 def conversations(
@@ -49,12 +51,52 @@ def conversations(
     return drawn.sample(list(chosen.examples), min(samples or len(chosen.examples), len(chosen.examples)))
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Conversations of like length together.
+
+    Attributes:
+        ids: (B, T), filled up on the right, which no earlier token of a causal model can see.
+        own: (B, T), false where a conversation was filled up.
+        trained: (R, 2), row and position of each token whose successor is trained.
+    """
+
+    ids: Tensor
+    own: Tensor
+    trained: Tensor
+
+
+def batched(examples: Sequence[Example], device: torch.device | str) -> list[Batch]:
+    """The conversations by length, cut into batches."""
+    batches: list[Batch] = []
+    waiting: list[Example] = []
+    for example in sorted(examples, key=lambda example: len(example.ids)):
+        if waiting and (len(waiting) + 1) * len(example.ids) > _BATCH_TOKENS:
+            batches.append(_batch(waiting, device))
+            waiting = []
+        waiting.append(example)
+    return [*batches, _batch(waiting, device)] if waiting else batches
+
+
+def _batch(examples: Sequence[Example], device: torch.device | str) -> Batch:
+    longest = max(len(example.ids) for example in examples)
+    ids = torch.zeros(len(examples), longest, dtype=torch.long)
+    own = torch.zeros(len(examples), longest, dtype=torch.bool)
+    trained = torch.zeros(len(examples), longest, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        length = len(example.ids)
+        ids[row, :length] = torch.tensor(example.ids)
+        own[row, :length] = True
+        trained[row, : length - 1] = torch.tensor(example.trained[1:])
+    return Batch(ids.to(device), own.to(device), trained.nonzero().to(device))
+
+
 class _Captured(Exception):
     """The first layer was reached."""
 
 
 class Walk:
-    """A model, layer by layer, on some conversations.
+    """A model, layer by layer, on batches of conversations.
 
     Raises:
         ArtifactError: a model whose layers are not found.
@@ -66,20 +108,22 @@ class Walk:
         self.device = device
         lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and n.endswith("layers")]
         if len(lists) != 1:
-            raise ArtifactError(f"{folder}: {type(model).__name__} is not one stack of layers; use method rtn or mse")
+            raise ArtifactError(f"{folder}: {type(model).__name__} is not one stack of layers; use rounding rtn or mse")
         self.prefix, self.layers = lists[0]
+        self._batches: Sequence[Batch] = ()
         self._states: list[Tensor] = []
         self._arguments: list[Mapping[str, Any]] = []
 
-    def start(self, sequences: Sequence[Sequence[int]]) -> int:
-        """Embed the conversations; returns how many tokens they have."""
-        self._states = self.enter([torch.tensor([list(ids)]) for ids in sequences])
-        return sum(state.shape[1] for state in self._states)
+    def start(self, batches: Sequence[Batch]) -> None:
+        """Embed the conversations, which `observe` and `advance` take from layer to layer."""
+        self._states = self.enter(batches)
 
-    def enter(self, batches: Sequence[Tensor]) -> list[Tensor]:
-        """What enters the first layer for each batch of token ids (B, T); `through` goes on from there."""
+    def enter(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """What enters the first layer for each batch (B, T, width); `through` goes on from there."""
+        if not batches:
+            raise UsageError("no conversation to calibrate on")
         states: list[Tensor] = []
-        self._arguments = []
+        self._batches, self._arguments = batches, []
 
         def capture(_: nn.Module, positional: tuple[Any, ...], named: Mapping[str, Any]) -> None:
             states.append(positional[0])
@@ -88,50 +132,58 @@ class Walk:
 
         hook = self.layers[0].register_forward_pre_hook(capture, with_kwargs=True)
         try:
-            for ids in batches:
+            for batch in batches:
                 try:
                     with torch.no_grad():
-                        self.model(ids.to(self.device), use_cache=False)
+                        self.model(batch.ids, use_cache=False)
                 except _Captured:
                     continue
         finally:
             hook.remove()
-        if not states:
-            raise UsageError("no conversation to calibrate on")
         return states
 
     def observe(self, index: int) -> dict[str, Gram]:
-        """The input statistics of each linear layer inside layer `index`, by the name of its weight."""
+        """The input statistics of each linear layer inside layer `index`, by the name of its weight.
+
+        Layers that read the very same input (query, key and value) share one.
+        """
         grams: dict[str, Gram] = {}
-        seen: list[tuple[Tensor, str]] = []  # keeps the tensors of this pass, so that none takes another's place
+        seen: dict[str, Tensor] = {}  # of this batch; keeps the tensors, so that none takes another's place
+        own: Tensor = self._batches[0].own
+
+        def see(name: str, inputs: Tensor) -> None:
+            for other, tensor in seen.items():
+                if tensor is inputs:
+                    grams[name] = grams[other]
+                    return
+            seen[name] = inputs
+            rows = inputs.reshape(-1, inputs.shape[-1])
+            if len(rows) != own.numel():
+                raise ArtifactError(f"{name}: sees only some of the tokens; use rounding rtn or mse")
+            if name not in grams:
+                grams[name] = Gram(rows.shape[1], self.device)
+            grams[name].add(rows[own.flatten()])
+
         hooks = []
         for name, module in self._linear(index):
-
-            def hook(_: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
-                same = next((other for tensor, other in seen if tensor is given[0]), None)
-                if same is not None:  # query, key and value read the same input
-                    grams[name] = grams[same]
-                    return
-                seen.append((given[0], name))
-                grams.setdefault(name, Gram(given[0].shape[-1], self.device)).add(given[0])
-
-            hooks.append(module.register_forward_pre_hook(hook))
+            hooks.append(module.register_forward_pre_hook(lambda _, given, name=name: see(name, given[0])))
         try:
-            for place in range(len(self._states)):
+            for place, batch in enumerate(self._batches):
+                own = batch.own
                 self.through(index, place, self._states[place])
                 seen.clear()
         finally:
-            for one in hooks:
-                one.remove()
+            for hook in hooks:
+                hook.remove()
         return grams
 
-    def advance(self, index: int, weight_of: Callable[[str], Tensor | None]) -> None:
-        """Put new weights into layer `index` and take the conversations through it."""
+    def advance(self, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Put new weights, by name, into layer `index` and take the conversations through it."""
         for name, module in self._linear(index):
-            weight = weight_of(name)
-            if weight is not None:
-                module.weight.data.copy_(weight)
-        self._states = [self.through(index, place, state) for place, state in enumerate(self._states)]
+            if name in weights:
+                module.weight.data.copy_(weights[name])
+        for place, state in enumerate(self._states):
+            self._states[place] = self.through(index, place, state)
 
     def replace(self, name: str, weight: Tensor) -> None:
         """Put a new weight into the embedding or the head, by its name."""
@@ -146,5 +198,5 @@ class Walk:
         """What leaves layer `index` for the batch at `place` of those that entered."""
         with torch.no_grad():
             out = self.layers[index](state, **self._arguments[place])
-        found: Tensor = out[0] if isinstance(out, tuple) else out
-        return found
+        left: Tensor = out[0] if isinstance(out, tuple) else out
+        return left

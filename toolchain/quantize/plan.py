@@ -1,15 +1,15 @@
-"""A plan: which width every matrix of a model gets. One file, read by quantization and so by every target.
+"""A plan: which bits every matrix of a model gets. One file, read by quantization and so by every target.
 
     schema: 1
     model: {type: llama, digest: 5f0c…}        # the model it was made for; left out: any model
     rules:                                     # the first rule whose pattern fits a matrix's name is its rule
-      - {tensors: "*.embed_tokens.weight", bits: 8, method: mse}
+      - {tensors: "*.embed_tokens.weight", bits: 8, rounding: mse}
       - {tensors: "model.layers.0.mlp.down_proj.weight", bits: 5}
       - {tensors: "*", bits: 4}
 
-Names are those of the Hugging Face folder. What a width costs depends on the file: no format has blocks of 32 for
-every width, so integers of 5 and 6 bits travel in the next container that there is (`CONTAINERS`), values unchanged.
-Left out: widths that change inside a matrix.
+Names are those of the Hugging Face folder. What bits cost depends on the file: no format has blocks of 32 for all of
+them, so integers of 5 and 6 bits travel in the next container that there is (`sizes.py`), values unchanged.
+Left out: bits that change inside a matrix.
 """
 
 from __future__ import annotations
@@ -19,42 +19,40 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from soloist.kernels.errors import UsageError
 from soloist.toolchain.core.config import Config, load_yaml
 from soloist.toolchain.core.files import write_atomic
 
 Bits = Literal[4, 5, 6, 8]
-Method = Literal["rtn", "mse", "awq", "gptq"]
+Group = Literal[32, 64, 128]
+Rounding = Literal["rtn", "mse", "awq", "gptq"]
 FILE = "plan.yaml"
 TABLES = ("embed_tokens.weight", "lm_head.weight")
 CALIBRATED = ("awq", "gptq")
-# bits that a code takes in a file, per width
-CONTAINERS: Mapping[str, Mapping[int, int]] = {
-    "gguf": {4: 4, 5: 5, 6: 8, 8: 8},
-    "onnx": {4: 4, 5: 8, 6: 8, 8: 8},
-}
-_SCALE_BITS = {"gguf": 16, "onnx": 32}  # MatMulNBits on a CPU wants scales in fp32
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Rule(Config):
-    """Width, group size and method of the matrices whose names fit the pattern `tensors` (`*` fits anything)."""
+    """Bits, group size and rounding of the matrices whose names fit the pattern `tensors` (`*` fits anything).
+
+    `asymmetric` gives every group a zero point.
+    """
 
     tensors: str
     bits: Bits
-    group: Literal[32, 64, 128] = 32
-    method: Method = "gptq"
-    zeros: bool = False
+    group: Group = 32
+    rounding: Rounding = "gptq"
+    asymmetric: bool = False
 
     @model_validator(mode="after")
     def _possible(self) -> Rule:
-        if self.zeros and self.bits != 4:
+        if self.asymmetric and self.bits != 4:
             raise ValueError("zero points are for 4 bits")
         return self
 
@@ -66,34 +64,40 @@ class Model(Config):
     digest: str
 
 
-class Plan(Config):
+class BitPlan(Config):
     """Rules in order, the model they are for, and what was expected of them (for people; nothing reads it)."""
 
     version: Literal[1] = Field(default=1, alias="schema")
     model: Model | None = None
     rules: tuple[Rule, ...]
-    expected: Mapping[str, Any] = Field(default_factory=dict)
+    expected: Mapping[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _not_empty(self) -> Plan:
+    def _not_empty(self) -> BitPlan:
         if not self.rules:
             raise ValueError('no rules: give at least one for `tensors: "*"`')
         return self
 
 
-def uniform(bits: Bits, embedding_bits: Bits, group: Literal[32, 64, 128], method: Method, *, zeros: bool) -> Plan:
-    """One width for all layers, one for embedding and head, which have no input to calibrate on."""
-    table_method: Method = "rtn" if method == "rtn" else "mse"
-    tables = [Rule(tensors=f"*{name}", bits=embedding_bits, group=group, method=table_method) for name in TABLES]
-    return Plan(schema=1, rules=(*tables, Rule(tensors="*", bits=bits, group=group, method=method, zeros=zeros)))
+def table_rounding(rounding: Rounding) -> Rounding:
+    """How embedding and head are rounded, whose rows have no input to calibrate on, where layers are by `rounding`."""
+    return "rtn" if rounding == "rtn" else "mse"
 
 
-def read_plan(path: Path) -> Plan:
+def uniform(bits: Bits, embedding_bits: Bits, group: Group, rounding: Rounding, *, asymmetric: bool) -> BitPlan:
+    """The same bits for all layers, others for embedding and head."""
+    of_tables = table_rounding(rounding)
+    tables = [Rule(tensors=f"*{name}", bits=embedding_bits, group=group, rounding=of_tables) for name in TABLES]
+    layers = Rule(tensors="*", bits=bits, group=group, rounding=rounding, asymmetric=asymmetric)
+    return BitPlan(schema=1, rules=(*tables, layers))
+
+
+def read_plan(path: Path) -> BitPlan:
     """A plan from its file, or from the artifact folder that `soloist plan` made. Raises UsageError."""
-    return load_yaml(path / FILE if path.is_dir() else path, Plan)
+    return load_yaml(path / FILE if path.is_dir() else path, BitPlan)
 
 
-def write_plan(path: Path, plan: Plan) -> None:
+def write_plan(path: Path, plan: BitPlan) -> None:
     """Write it, rules a line each."""
     content = plan.model_dump(mode="json", by_alias=True, exclude_none=True)
     rules = content.pop("rules")
@@ -108,7 +112,7 @@ def model_of(architecture: str, shapes: Shapes) -> Model:
     return Model(type=architecture, digest=hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
-def resolve(plan: Plan, architecture: str, shapes: Shapes, where: str = "plan") -> dict[str, Rule]:
+def resolve(plan: BitPlan, architecture: str, shapes: Shapes, where: str = "plan") -> dict[str, Rule]:
     """The rule of each matrix, its group made one that the matrix's rows can have.
 
     Args:
@@ -136,7 +140,7 @@ def resolve(plan: Plan, architecture: str, shapes: Shapes, where: str = "plan") 
     return chosen
 
 
-def _refuse_idle(plan: Plan, used: set[int], shapes: Shapes, where: str) -> None:
+def _refuse_idle(plan: BitPlan, used: set[int], shapes: Shapes, where: str) -> None:
     """A pattern that fits no matrix is a slip of the pen; one that other rules leave nothing to is not."""
     for number, rule in enumerate(plan.rules):
         tables = any(rule.tensors.endswith(name) for name in TABLES)  # a tied model has no head of its own
@@ -146,20 +150,11 @@ def _refuse_idle(plan: Plan, used: set[int], shapes: Shapes, where: str) -> None
 
 def _fitting(rule: Rule, name: str, shape: Sequence[int], where: str) -> Rule:
     table = name.endswith(TABLES)
-    if table and (rule.method in CALIBRATED or rule.zeros):
+    if table and (rule.rounding in CALIBRATED or rule.asymmetric):
         if rule.tensors != "*":
-            what = "zero points" if rule.zeros else f"method {rule.method}"
+            what = "zero points" if rule.asymmetric else f"rounding {rule.rounding}"
             raise UsageError(f"{where}: {what} cannot be for {name}, whose rows have no input; use mse or rtn")
-        rule = rule.model_copy(update={"method": "mse", "zeros": False})
+        rule = rule.model_copy(update={"rounding": "mse", "asymmetric": False})
     if table and shape[1] % rule.group:  # a table is looked up row by row, in whole groups
         rule = rule.model_copy(update={"group": 32})
     return rule
-
-
-def size_of(shape: Sequence[int], rule: Rule, target: str) -> int:
-    """Bytes of a matrix (N, K) in the files of a target: codes in their container, a scale a group."""
-    rows, columns = shape
-    if target == "gguf":  # blocks of 32, whatever the group
-        return rows * (columns // 32) * (32 * CONTAINERS["gguf"][rule.bits] + _SCALE_BITS["gguf"]) // 8
-    groups = -(-columns // rule.group)
-    return rows * (groups * rule.group * CONTAINERS[target][rule.bits] + groups * _SCALE_BITS[target]) // 8

@@ -10,7 +10,7 @@ LSQ cuts at low and high; here a weight within half a step beyond is still insid
 clipped, and a quantizer that gives the extreme of every group its last code puts it exactly there.
 
 w is kept in `steps` of the first scale s0, and f = 1 / sqrt(group high) is LSQ's factor: an optimizer that moves every
-parameter equally far moves every weight by the same part of its code's cell, whatever the layer and the width, and one
+parameter equally far moves every weight by the same part of its code's cell, whatever the layer and its bits, and one
 learning rate serves all. A weight d steps from the code that the quantizer chose starts d / (1 + 2 |d|) from it: inside
 the code's cell, so that the first step computes exactly what the quantized student computes, the nearer to the border
 the closer the call was, but never so near, nor so many at one place, that the first noisy updates would take GPTQ's
@@ -89,7 +89,7 @@ class _Half(torch.autograd.Function):  # type: ignore[misc]
         return upstream
 
 
-class RoundedLinear(nn.Module):  # type: ignore[misc]
+class QATLinear(nn.Module):  # type: ignore[misc]
     """A linear layer whose weight is rounded in every forward pass. Trained: `steps` (N, K) and `gain` (N, groups).
 
     Args:
@@ -127,8 +127,8 @@ class RoundedLinear(nn.Module):  # type: ignore[misc]
     def rounded(self) -> Tensor:
         """W_q (N, K)."""
         parts = (self._grouped(self.steps), self._scale(self.gain)[..., None], self.scale[..., None])
-        found: Tensor = _Rounded.apply(*parts, *self._bounds())
-        return found.view(len(found), -1)[:, : self.columns]
+        weight: Tensor = _Rounded.apply(*parts, *self._bounds())
+        return weight.view(len(weight), -1)[:, : self.columns]
 
     def codes(self, steps: Tensor, gain: Tensor) -> Quantized:
         """The integers and scales that `rounded` computes with if its parameters are these."""
@@ -142,8 +142,8 @@ class RoundedLinear(nn.Module):  # type: ignore[misc]
 
     def _scale(self, gain: Tensor) -> Tensor:
         factor = (self.group * (top_of(self.bits) // 2)) ** -0.5
-        found: Tensor = _Half.apply(self.scale * (1 + factor * gain))
-        return found
+        scale: Tensor = _Half.apply(self.scale * (1 + factor * gain))
+        return scale
 
     def _grouped(self, steps: Tensor) -> Tensor:
         """(N, groups, G), a short last group filled with zeros."""
@@ -164,7 +164,7 @@ def values(codes: Quantized) -> Tensor:
     return unpack_nibbles(codes.codes).float() - middle
 
 
-def dress(model: Any, matrices: Mapping[str, Quantized]) -> dict[str, RoundedLinear]:
+def swap_linears(model: Any, matrices: Mapping[str, Quantized]) -> dict[str, QATLinear]:
     """Make a float32 model compute what its quantized matrices say, linear layers ready to be trained.
 
     Embedding and head get the values of their codes and are frozen, tied or not, like everything that is not quantized.
@@ -178,7 +178,7 @@ def dress(model: Any, matrices: Mapping[str, Quantized]) -> dict[str, RoundedLin
     model.requires_grad_(False)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     tables = [module.weight for module in ends if module is not None]
-    found: dict[str, RoundedLinear] = {}
+    layers: dict[str, QATLinear] = {}
     for name, codes in matrices.items():
         path = name.removesuffix(".weight")
         try:
@@ -186,13 +186,13 @@ def dress(model: Any, matrices: Mapping[str, Quantized]) -> dict[str, RoundedLin
         except AttributeError:
             module = None
         weight = getattr(module, "weight", None)
-        table = any(weight is one for one in tables)
-        if weight is None or not (table or type(module) is nn.Linear) or tuple(weight.shape) != codes.shape:
+        is_table = any(weight is table for table in tables)
+        if weight is None or not (is_table or type(module) is nn.Linear) or tuple(weight.shape) != codes.shape:
             shape = " x ".join(map(str, codes.shape))
             raise ArtifactError(f"{name}: quantized as {shape}, and {type(model).__name__} has no such matrix")
-        if table:
+        if is_table:
             weight.data.copy_(dequantize(codes))
             continue
-        found[name] = RoundedLinear(module, codes)
-        model.set_submodule(path, found[name])
-    return found
+        layers[name] = QATLinear(module, codes)
+        model.set_submodule(path, layers[name])
+    return layers

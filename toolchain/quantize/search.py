@@ -1,14 +1,13 @@
-"""Which unit of a model gets which width: the least damage that fits the budgets.
+"""Which unit of a model gets which bits: the least KL increase that fits the budgets.
 
-Each unit (the embedding, a layer's query-key-value …) may have one of several widths; a width costs bytes in the file
-and bytes streamed for every token, and does damage, the KL divergence measured with only this unit quantized. Damages
+Each unit (the embedding, a layer's query-key-value …) takes one of several options; an option costs bytes in the file
+and bytes streamed for every token, and increases the KL divergence, measured with only this unit quantized. Increases
 are added, which small errors of different layers nearly do; the sum is a prediction, and the whole is measured after.
 
-    minimize   sum damage(unit, width)
-    such that  sum bytes(unit, width) <= B,   sum streamed(unit, width) <= S
+    minimize   sum kl_increase(unit, bits) x(unit, bits),   x in {0, 1},   sum over bits x(unit, bits) = 1
+    such that  sum bytes(unit, bits) x(unit, bits) <= B,    sum streamed(unit, bits) x(unit, bits) <= S
 
-Solved exactly over bytes rounded up to 1/8192 of the budget (dynamic programming), so a choice never exceeds it; the
-second budget, where it binds, enters with a price that is found by bisection. Left out: damage of pairs.
+Solved exactly by HiGHS, scipy's mixed-integer solver. Left out: increases of pairs.
 """
 
 from __future__ import annotations
@@ -17,34 +16,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from soloist.kernels.errors import UsageError
-
-_STEPS = 8192
-_HALVINGS = 40
-_DEAREST = 1e6  # nats a byte: no damage is worth it
-
-
-@dataclass(frozen=True)
-class Option:
-    """A width of a unit: bytes in the file, bytes streamed per token, damage in nats."""
-
-    bits: int
-    bytes: int
-    streamed: int
-    damage: float
+from soloist.targets.base import require
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What gets one width together. `tensors` are names of matrices."""
+    """What gets its bits together: matrices by name, and their layer (-1: embedding and head)."""
 
     name: str
+    layer: int
     tensors: tuple[str, ...]
-    options: tuple[Option, ...]
 
 
+@dataclass(frozen=True)
+class Option:
+    """Bits of a unit: bytes in the file, bytes streamed per token, increase of KL in nats."""
+
+    bits: int
+    bytes: int
+    streamed: int
+    kl_increase: float
+
+
+Options = Mapping[str, Sequence[Option]]  # by the name of the unit
 Choice = Mapping[str, Option]
 
 
@@ -53,62 +49,75 @@ def total(choice: Choice, what: str) -> float:
     return float(sum(getattr(option, what) for option in choice.values()))
 
 
-def choose(units: Sequence[Unit], most_bytes: int, most_streamed: int | None = None) -> dict[str, Option]:
+def choose(options: Options, max_bytes: int, max_streamed: int | None = None) -> dict[str, Option]:
     """The option of each unit, by name.
 
     Raises:
-        UsageError: even the smallest widths exceed a budget; the message says what they would need.
+        UsageError: even the smallest options exceed a budget; the message says what they would need.
+        MissingExtraError: scipy is not installed.
     """
-    for limit, field in ((most_bytes, "bytes"), (most_streamed, "streamed")):
-        least = sum(min(getattr(option, field) for option in unit.options) for unit in units)
-        if limit is not None and least > limit:
-            what = "bytes in the file" if field == "bytes" else "bytes streamed for a token"
-            raise UsageError(f"{limit} {what} cannot be met: the smallest widths need {least}")
-    found = _knapsack(units, most_bytes, 0.0)
-    if most_streamed is None or total(found, "streamed") <= most_streamed:
-        return found
-    low, high = 0.0, 1e-12
-    while total(_knapsack(units, most_bytes, high), "streamed") > most_streamed and high < _DEAREST:
-        low, high = high, high * 8
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        tried = _knapsack(units, most_bytes, middle)
-        if total(tried, "streamed") > most_streamed:
-            low = middle
-        else:
-            high, found = middle, tried
-    if total(found, "streamed") > most_streamed:  # no price did: the cheapest of all
-        found = {unit.name: min(unit.options, key=lambda o: (o.streamed, o.bytes)) for unit in units}
-    return found
+    _refuse_impossible(options, "bytes", max_bytes, "in the file")
+    if max_streamed is not None:
+        _refuse_impossible(options, "streamed", max_streamed, "streamed for a token")
+    pairs: list[tuple[int, str, Option]] = []
+    for number, (unit, alternatives) in enumerate(options.items()):
+        pairs += [(number, unit, option) for option in _useful(alternatives)]
+    taken = _solve(pairs, len(options), max_bytes, max_streamed)
+    choice = {unit: option for (_, unit, option), is_taken in zip(pairs, taken, strict=True) if is_taken}
+    assert len(choice) == len(options)
+    assert total(choice, "bytes") <= max_bytes
+    assert max_streamed is None or total(choice, "streamed") <= max_streamed
+    return choice
 
 
-def _knapsack(units: Sequence[Unit], most_bytes: int, price: float) -> dict[str, Option]:
-    """Least damage plus price times streamed bytes, within the bytes."""
-    base = sum(min(option.bytes for option in unit.options) for unit in units)
-    step = max(1, -(-(most_bytes - base) // _STEPS))
-    room = (most_bytes - base) // step
-    best: npt.NDArray[np.float64] = np.zeros(room + 1)
-    taken: list[npt.NDArray[np.int8]] = []
-    for unit in units:
-        least = min(option.bytes for option in unit.options)
-        tried = np.full((len(unit.options), room + 1), np.inf)
-        for row, option in enumerate(unit.options):
-            extra = -(-(option.bytes - least) // step)
-            if extra <= room:
-                tried[row, extra:] = best[: room + 1 - extra] + option.damage + price * option.streamed
-        taken.append(tried.argmin(axis=0).astype(np.int8))
-        best = tried.min(axis=0)
-    place, chosen = room, {}
-    for unit, rows in zip(reversed(units), reversed(taken), strict=True):
-        option = unit.options[int(rows[place])]
-        chosen[unit.name] = option
-        place -= -(-(option.bytes - min(o.bytes for o in unit.options)) // step)
-    return {unit.name: chosen[unit.name] for unit in units}
+def _refuse_impossible(options: Options, field: str, limit: int, where: str) -> None:
+    least = sum(min(getattr(option, field) for option in alternatives) for alternatives in options.values())
+    if least > limit:
+        raise UsageError(f"{limit} bytes {where} cannot be met: the smallest options need {least}")
+
+
+def _useful(alternatives: Sequence[Option]) -> list[Option]:
+    """Those that no other beats or equals in all of bytes, streamed bytes and KL."""
+    kept: list[Option] = []
+    for option in sorted(alternatives, key=lambda o: (o.bytes, o.streamed, o.kl_increase)):
+        if not any(other.streamed <= option.streamed and other.kl_increase <= option.kl_increase for other in kept):
+            kept.append(option)
+    return kept
+
+
+def _solve(
+    pairs: Sequence[tuple[int, str, Option]], units: int, max_bytes: int, max_streamed: int | None
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which of the pairs (number of the unit, its name, option) are taken."""
+    optimize, sparse = require("scipy.optimize", "train"), require("scipy.sparse", "train")
+    count = len(pairs)
+    owner = sparse.csr_array((np.ones(count), ([number for number, _, _ in pairs], range(count))), (units, count))
+    constraints = [optimize.LinearConstraint(owner, 1, 1)]
+    for field, limit in (("bytes", max_bytes), ("streamed", max_streamed)):
+        if limit is None:
+            continue
+        sizes = np.array([getattr(option, field) for _, _, option in pairs], np.int64)
+        # in the largest unit that all sizes are multiples of, so that the solver's tolerance is far below one of them
+        unit = max(1, int(np.gcd.reduce(sizes)))
+        constraints.append(optimize.LinearConstraint((sizes // unit)[None].astype(float), ub=limit // unit))
+    cost = np.array([option.kl_increase for _, _, option in pairs])
+    # the solver stops at an absolute gap of 1e-6: increases of a thousandth of a nat have to be large numbers
+    cost *= 1e3 / max(float(cost.max()), 1e-300)
+    result = optimize.milp(
+        cost,
+        integrality=np.ones(count),
+        bounds=optimize.Bounds(0, 1),
+        constraints=constraints,
+        options={"mip_rel_gap": 0},
+    )
+    if result.x is None:
+        raise UsageError(f"the budgets cannot be met together ({result.message}); raise one of them")
+    return np.asarray(result.x > 0.5)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A unit that was given more than its smallest width: what it bought, for how many bytes."""
+    """A unit that was given more than its fewest bits: what it bought, for how many bytes."""
 
     unit: str
     bits: int
@@ -118,27 +127,25 @@ class Step:
 
     @property
     def per_megabyte(self) -> float:
-        """Damage saved for a megabyte."""
+        """KL saved for a megabyte."""
         return self.saved / (self.bytes / 1e6) if self.bytes else float("inf")
 
 
-def explain(units: Sequence[Unit], choice: Choice) -> tuple[list[Step], list[Step]]:
+def explain(options: Options, choice: Choice) -> tuple[list[Step], list[Step]]:
     """What was bought, best value first, and what the next bytes would buy."""
     bought, next_ = [], []
-    for unit in units:
-        ordered = sorted(unit.options, key=lambda option: option.bytes)
-        taken = choice[unit.name]
-        if taken.bytes > ordered[0].bytes:
-            bought.append(_step(unit, ordered[0], taken))
-        larger = [option for option in ordered if option.bytes > taken.bytes and option.damage < taken.damage]
+    for unit, alternatives in options.items():
+        smallest = min(alternatives, key=lambda option: option.bytes)
+        taken = choice[unit]
+        if taken.bytes > smallest.bytes:
+            bought.append(_step(unit, smallest, taken))
+        larger = [o for o in alternatives if o.bytes > taken.bytes and o.kl_increase < taken.kl_increase]
         if larger:
             next_.append(max((_step(unit, taken, option) for option in larger), key=lambda step: step.per_megabyte))
-    return sorted(bought, key=_value), sorted(next_, key=_value)
+    for steps in (bought, next_):
+        steps.sort(key=lambda step: step.per_megabyte, reverse=True)
+    return bought, next_
 
 
-def _step(unit: Unit, before: Option, after: Option) -> Step:
-    return Step(unit.name, after.bits, before.bits, after.bytes - before.bytes, before.damage - after.damage)
-
-
-def _value(step: Step) -> float:
-    return -step.per_megabyte
+def _step(unit: str, before: Option, after: Option) -> Step:
+    return Step(unit, after.bits, before.bits, after.bytes - before.bytes, before.kl_increase - after.kl_increase)

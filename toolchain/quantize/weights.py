@@ -17,7 +17,7 @@ from soloist.toolchain.quantize.plan import TABLES
 if TYPE_CHECKING:
     from torch import Tensor
 
-FIRST = "tables"  # the group of embedding and head
+TABLES_GROUP = "tables"  # of embedding and head
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ def tied(folder: Path) -> bool:
 
 
 def _config(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return found
+    config: dict[str, object] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def read_weights(folder: Path, stack: ExitStack) -> dict[str, Source]:
     """Every tensor of a folder, read when it is called for. Raises ArtifactError: none, or a file cut off."""
     safetensors = require("safetensors", "train")
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             file = stack.enter_context(safetensors.safe_open(str(path), framework="pt"))
@@ -54,24 +54,27 @@ def read_weights(folder: Path, stack: ExitStack) -> dict[str, Source]:
             raise ArtifactError(f"{path}: cut off or damaged ({error}); make the student again") from error
         for key in sorted(file.keys()):
             if not (key == "lm_head.weight" and tied(folder)):
-                found[key] = Source(tuple(file.get_slice(key).get_shape()), partial(file.get_tensor, key))
-    if not found:
+                sources[key] = Source(tuple(file.get_slice(key).get_shape()), partial(file.get_tensor, key))
+    if not sources:
         raise ArtifactError(f"{folder}: not a student (no model.safetensors); run the distill stage again")
-    return found
+    return sources
 
 
 def groups_of(read: Mapping[str, Source]) -> dict[str, dict[str, Source]]:
     """Matrices to quantize: `tables` (embedding, head), then each layer by its number."""
-    found: dict[str, dict[str, Source]] = {FIRST: {}}
+    tables: dict[str, Source] = {}
     layers: dict[int, dict[str, Source]] = {}
     for name, source in read.items():
         if name.endswith(TABLES):
-            found[FIRST][name] = source
+            tables[name] = source
         elif ".layers." in name and name.endswith("_proj.weight") and source.shape[-1] % 32 == 0:
             layers.setdefault(int(name.split(".layers.")[1].split(".")[0]), {})[name] = source
-    return found | {str(number): layers[number] for number in sorted(layers)}
+    return {TABLES_GROUP: tables} | {str(number): layers[number] for number in sorted(layers)}
 
 
 def shapes_of(groups: Mapping[str, Mapping[str, Source]]) -> dict[str, tuple[int, ...]]:
     """The shapes of all matrices to quantize, by name."""
-    return {name: source.shape for members in groups.values() for name, source in members.items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for members in groups.values():
+        shapes |= {name: source.shape for name, source in members.items()}
+    return shapes
