@@ -1,4 +1,4 @@
-"""TO BE DESCRIBED."""
+"""Files written whole or not at all, hashed, and a full or forbidden disk said in one line."""
 
 from __future__ import annotations
 

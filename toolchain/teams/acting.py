@@ -1,7 +1,7 @@
 """The tool loop, once for everybody: write a call, see its result, write the next, until a call is the last.
 
-A lone agent, the samples of a vote, the readers of the desk and a distilled student all act through
-`act`; attempts that do not depend on each other advance together, in one batch per step.
+A lone agent, the samples of a vote and a distilled student act through `act`; attempts that do not depend on each
+other advance together, in one batch per step.
 """
 
 from __future__ import annotations
