@@ -2,10 +2,8 @@ from collections import Counter
 
 import pytest
 
-from soloist.kernels.errors import ArtifactError, DataError, UsageError
-from soloist.toolchain.core.artifact import stage
+from soloist.kernels.errors import DataError, UsageError
 from soloist.toolchain.record.importing import IMPORTERS, ImportOptions, import_traces
-from soloist.toolchain.traces.recording import open_traces
 
 EPISODE = "Thought: t\nAction: finish[x]\nObservation: Episode finished, reward = True\n"
 FIREACT = [{"instruction": f"q{i}?", "input": "", "output": EPISODE} for i in range(3)]
@@ -87,16 +85,6 @@ def test_test_questions_are_trained_on_only_when_told_so(write, load):
     assert trained.artifact.manifest["config"]["train_on_test"] is True
     named = load(write("one.json", FIREACT), benchmark="HotpotQA")
     assert {run.question.split for run in named.runs} == {"test"} and named.facts["benchmarks"] == {"HotpotQA": "test"}
-
-
-def test_open_traces_takes_recordings_and_imports_only(write, tmp_path):
-    imported = import_traces([write("one.json", FIREACT)], tmp_path / "a")
-    assert open_traces(tmp_path / "a").digest == imported.digest
-    recorded = stage("record", tmp_path / "b", {}, [], lambda folder: {})
-    assert open_traces(tmp_path / "b").digest == recorded.digest
-    stage("export", tmp_path / "c", {}, [], lambda folder: {})
-    with pytest.raises(ArtifactError, match="stage 'export', 'record' or 'import' is needed"):
-        open_traces(tmp_path / "c")
 
 
 def test_every_importer_has_its_tests_and_says_what_it_is():

@@ -8,8 +8,6 @@ from soloist.kernels.errors import DataError, EngineError
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.record.team import record
 from soloist.toolchain.teams import team as teams
-from soloist.toolchain.traces.recording import summarize
-from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import TraceWriter, read_runs
 
 
@@ -102,10 +100,3 @@ def test_no_questions_are_refused(sums, tmp_path):
     with pytest.raises(DataError, match="give at least one"):
         record(sums.team(tmp_path / "m.gguf"), [], tmp_path / "out")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_recording_says_whose_test_questions_it_holds(sums):
-    plain = [Run(question=question, team="t") for question in sums.questions(2)]
-    assert summarize(plain).benchmarks == {}
-    taken = sums.questions(1, start=5)[0].model_copy(update={"benchmark": "gsm8k"})
-    assert summarize([*plain, Run(question=taken, team="t")]).benchmarks == {"gsm8k": "test"}
