@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from soloist.kernels.errors import UsageError
-from soloist.toolchain.desk import questions as desk_task
-from soloist.toolchain.desk.specialties import Discriminant, Specialties, load_specialties
 from soloist.toolchain.tasks.base import Question
-from soloist.toolchain.teams.config import load_team
 
 pytest.importorskip("reasoning_gym", reason="the desk's demonstrations come from reasoning-gym")
 
@@ -134,63 +130,3 @@ def test_a_wrong_solution_of_the_scribe_is_disputed(desk, edges):
 def test_an_engine_without_hidden_states_needs_another_routing(desk):
     with pytest.raises(UsageError, match="routing: prompt"):
         desk(EQUATION, [], routing="hidden-state")
-
-
-def test_the_discriminant_ignores_directions_in_which_a_field_varies_anyway():
-    rng = np.random.default_rng(0)
-    noise = [4.0, 0.1, 0.1]  # the first coordinate is loud and says nothing
-    states = {
-        name: (np.array([0, *at]) + noise * rng.normal(size=(40, 3))).astype(np.float32)
-        for name, at in {"a": (1, 0), "b": (0, 1)}.items()
-    }
-    told = Discriminant(states)
-    assert told.ranked(np.array([9.0, 0.7, 0.2], np.float32)) == ["a", "b"]
-    assert told.ranked(np.array([-9.0, 0.2, 0.7], np.float32)) == ["b", "a"]
-
-
-def test_the_discriminant_of_one_demonstration_a_field_is_the_nearest_mean():
-    told = Discriminant({"a": np.array([[1.0, 0.0]], np.float32), "b": np.array([[0.0, 1.0]], np.float32)})
-    assert told.ranked(np.array([0.6, 0.5], np.float32)) == ["a", "b"]
-
-
-def test_a_discriminant_is_made_once_for_each_model():
-    known = Specialties(desk_task, desk_task.toolbox(), ("gcd", "lcm"))
-    seen = []
-
-    def embed(text, scale):
-        seen.append(scale)
-        return np.array([scale * ("divi" in text), len(text)], np.float32)
-
-    one = known.discriminant(lambda text: embed(text, 1), 2, model="one")
-    assert known.discriminant(lambda text: embed(text, 1), 2, model="one") is one
-    assert seen == [1] * 4
-    other = known.discriminant(lambda text: embed(text, 5), 2, model="other")
-    assert other is not one
-    assert seen == [1] * 4 + [5] * 4
-
-
-def test_kinds_are_fields_of_their_own_and_only_the_last_step_shows_them():
-    known = load_specialties(families=("sorting", "equation-then", "gcd"))
-    assert known.names == (
-        "sorting:ascending",
-        "sorting:descending",
-        "equation-then:times",
-        "equation-then:plus",
-        "equation-then:minus",
-        "gcd",
-    )
-    reader = load_team("desk").agents[1]
-    last = known.demonstrations(reader, "equation-then:plus", 1)
-    assert all(" + " in message["content"] for message in last if message["role"] == "assistant")
-    assert known.demonstrations(reader, "equation-then:plus", 0) == known.demonstrations(
-        reader, "equation-then:times", 0
-    )
-
-
-def test_the_shipped_desk_names_families_and_agents_that_exist():
-    config = load_team("desk")
-    names = load_specialties(families=tuple(config.options["families"])).names
-    assert (len(config.options["families"]), len(names)) == (15, 20), "README says so"
-    two_calls = [name for name in names if len(load_specialties().tools(name)) == 2]
-    assert len(two_calls) >= 2
-    assert len([agent for agent in config.agents if agent.role == "reader"]) >= 3
