@@ -83,14 +83,15 @@ def write_card():
 
 @pytest.fixture(scope="session")
 def student(tiny, tmp_path_factory):
-    """The same as an artifact of stage `distill`. Treat it as read-only."""
+    """The same as a student of stage `distill`. Treat it as read-only."""
     from soloist.toolchain.core.artifact import stage
+    from soloist.toolchain.student.student import open_student
 
     def build(made):
         shutil.copytree(tiny, made, dirs_exist_ok=True)
         return {}
 
-    return stage("distill", tmp_path_factory.mktemp("student") / "student", {}, [], build)
+    return open_student(stage("distill", tmp_path_factory.mktemp("student") / "student", {}, [], build))
 
 
 @pytest.fixture(scope="session")

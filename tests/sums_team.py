@@ -12,6 +12,7 @@ from pathlib import Path
 from soloist.kernels.errors import EngineError
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.pipeline.job import Job, Task
+from soloist.toolchain.quantize.stage import QuantizeConfig
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import Demonstration, TeamConfig
 from soloist.toolchain.teams.session import Say, messages_for
@@ -19,7 +20,7 @@ from soloist.toolchain.teams.session import Say, messages_for
 MUTE = "please say nothing"
 BROKEN = "please break down"
 DEAD = "please drop dead"
-FORMATS = ("gguf-f16", "gguf-q8_0")
+FORMATS = ("gguf-f16", "gguf-q8_0", "gguf")
 
 
 class Sums:
@@ -99,7 +100,10 @@ def job(base: Path, model: Path, out: Path) -> Job:
             *questions(1, "held-out", 105, MUTE),
             *questions(2, "unseen-wording", 200),
         ],
+        selection=[*questions(3, "selection", 400), *questions(2, "selection-wording", 500)],
         examples=[Demonstration(question="What is 1 + 2?", reply="calc(1 + 2)")],
         warmup=questions(1, "train", 300),
     )
-    return Job(task=task, base=str(base), out=out, formats=FORMATS, epochs=3)
+    return Job(
+        task=task, base=str(base), out=out, formats=FORMATS, quantize=QuantizeConfig(samples=4, group=32), epochs=3
+    )

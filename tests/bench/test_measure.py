@@ -10,26 +10,34 @@ import pytest
 
 from soloist.kernels.errors import ArtifactError, EngineError, MissingExtraError, SoloistError, UsageError
 from soloist.toolchain.bench import measure as module
-from soloist.toolchain.bench.measure import measure, share_of
+from soloist.toolchain.bench.measure import BenchFacts, Count, measure, share_of
 from soloist.toolchain.bench.records import load_measurements
-from soloist.toolchain.bench.systems import System, lone, rivals
+from soloist.toolchain.bench.systems import System, baselines
 from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.teams.config import AgentConfig, SamplingConfig
+from soloist.toolchain.teams.lone import lone
 from soloist.toolchain.teams.process import Worker
 from soloist.toolchain.traces.store import read_runs
 
+SPLITS = ("held-out", "unseen-wording")
+
 
 def test_a_share_is_spread_evenly_over_each_split(sums):
+    def asking(share):
+        return System(id="x", kind="team", team=sums.team("m.gguf"), shares=dict.fromkeys(SPLITS, share))
+
     asked = [*sums.questions(40, "held-out"), *sums.questions(12, "unseen-wording", 50)]
-    kept = share_of(asked, 0.25)
+    kept = share_of(asked, asking(0.25))
     assert [q.id for q in kept] == [
         *(f"held-out-{i}" for i in range(0, 40, 4)),
         *(f"unseen-wording-{i}" for i in (50, 54, 58)),
     ]
-    assert share_of(asked, 1.0) == asked
-    assert [len(share_of(asked[:n], 0.34)) for n in (1, 2, 3, 10)] == [1, 1, 1, 3], "never none"
-    assert len({q.id for q in share_of(asked, 0.9)}) == 36 + 11, "no question twice"
+    assert share_of(asked, asking(1.0)) == asked
+    assert [len(share_of(asked[:n], asking(0.34))) for n in (1, 2, 3, 10)] == [1, 1, 1, 3], "never none"
+    assert len({q.id for q in share_of(asked, asking(0.9))}) == 36 + 11, "no question twice"
+    files_only = System(id="x", kind="team", team=sums.team("m.gguf"), shares={"unseen-wording": 0.0})
+    assert share_of(asked, files_only) == asked[:40], "a split of share 0 is not asked at all"
 
 
 class FakeWorker:
@@ -119,10 +127,10 @@ def test_peak_memory_survives_a_restart(sums, three, fake, tmp_path):
 
 
 def test_moving_a_student_changes_no_measurement(sums, fake, tmp_path):
-    from soloist.toolchain.bench.systems import student_team
+    from soloist.toolchain.student.ask import student_team
 
     def system(folder):
-        return System(id="s", kind="artifact", team=student_team(tmp_path / folder / "s.gguf", [], []), warmup=0)
+        return System(id="s", kind="artifact", team=student_team(tmp_path / folder / "s.gguf"), warmup=0)
 
     asked = sums.questions(1, "held-out")
     first = measure([system("here")], asked, [], tmp_path / "out")
@@ -144,7 +152,10 @@ def test_a_real_worker_answers_counts_its_memory_and_ends(sums, one_thread, tiny
     right, broken = held.answers
     assert right.correct and right.calls == 1 and right.tokens_in > 5 and right.error is None
     assert not broken.correct and "cannot be reached" in broken.error, "an engine's failure is counted as wrong"
-    assert made.facts == {"team/held-out": {"n": 2, "correct": 1}, "team/unseen-wording": {"n": 1, "correct": 1}}
+    assert made.read(BenchFacts).counts == {
+        "team/held-out": Count(n=2, correct=1),
+        "team/unseen-wording": Count(n=1, correct=1),
+    }
 
 
 def test_a_process_that_dies_names_the_system_and_the_question_is_asked_again(
@@ -194,13 +205,13 @@ def test_an_error_of_a_worker_ends_this_process_with_the_same_code(kind):
     assert str(found) == f"'x': {raised}"
 
 
-def test_rivals_are_on_the_teams_model_and_within_its_budget(sums, one_thread, tiny_smollm2_gguf, tmp_path):
+def test_baselines_are_on_the_teams_model_and_within_its_budget(sums, one_thread, tiny_smollm2_gguf, tmp_path):
     team = sums.team(tiny_smollm2_gguf)
-    base, drawn, acting = rivals(team, [], ["calc"], budget=200)
+    base, drawn, acting = baselines(team, [], ["calc"], budget=200)
     assert [s.kind for s in (base, drawn, acting)] == ["base", "self-consistency", "tool-agent"]
     assert {s.team.engine.model for s in (base, drawn, acting)} == {str(tiny_smollm2_gguf)}
     assert (base.team.tools, drawn.team.tools, acting.team.tools) == ((), (), team.tools)
-    assert len(rivals(team, [], [], budget=200)) == 2, "a student without tools has no rival with them"
+    assert len(baselines(team, [], [], budget=200)) == 2, "a student without tools has no baseline with them"
     with Worker("self-consistency", drawn.team) as worker:
         run = worker.ask(sums.questions(1)[0], 0)
     spent = [turn.tokens_in + turn.tokens_out for turn in run.calls]
@@ -220,4 +231,4 @@ def test_a_finished_measurement_is_reused(sums, three, fake, tmp_path):
     assert len(fake.asked) == 6
     measure(three, asked[:1], [], tmp_path / "out")
     assert len(fake.asked) == 9, "other questions are another measurement"
-    assert Artifact.open(tmp_path / "out").facts["a/held-out"] == {"n": 1, "correct": 1}
+    assert Artifact.open(tmp_path / "out").read(BenchFacts).counts["a/held-out"] == Count(n=1, correct=1)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -20,10 +21,17 @@ from soloist.toolchain.core.files import sha256_file  # noqa: E402
 from soloist.toolchain.export.stage import export  # noqa: E402
 from soloist.toolchain.quantize.plan import BitPlan  # noqa: E402
 from soloist.toolchain.quantize.stage import QuantizeConfig, quantize  # noqa: E402
-from soloist.toolchain.verify import Probe  # noqa: E402
+from soloist.toolchain.student.student import open_student  # noqa: E402
+from soloist.toolchain.verify.process import Prompts  # noqa: E402
 from soloist.toolchain.verify.stage import verify_export  # noqa: E402
+from soloist.toolchain.verify.verdict import ExportFacts  # noqa: E402
 
-PROBE = Probe([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])
+
+def formats_of(made):
+    return made.read(ExportFacts).formats
+
+
+PROMPTS = Prompts([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])
 MIXED = BitPlan.model_validate(
     {
         "schema": 1,
@@ -44,10 +52,12 @@ def test_a_plan_of_mixed_widths_goes_into_every_format_and_each_is_checked(stude
     import onnx
 
     quantized = quantize(QuantizeConfig(plan=MIXED), student, tmp_path / "quantized")
-    made = export(quantized, tmp_path / "out", ["gguf", "onnx", "onnx-cuda", "onnx-portable"], PROBE, name="Tiny")
-    for facts in made.facts["formats"].values():
-        assert facts["verdict"] == "pass" and facts["tolerance"]["kl"] == 0.5, "held to the narrowest: 4 bits"
-    drift = [facts["kl_mean"] for facts in made.facts["formats"].values()]
+    formats = ["gguf", "onnx", "onnx-cuda", "onnx-portable"]
+    made = export(open_student(quantized), tmp_path / "out", formats, PROMPTS, name="Tiny")
+    verdicts = [facts.verdict for facts in formats_of(made).values()]
+    for verdict in verdicts:
+        assert verdict.verdict == "pass" and verdict.tolerance.kl == 0.5, "held to the narrowest: 4 bits"
+    drift = [verdict.drift.kl_mean for verdict in verdicts]
     assert max(drift) < 2 * min(drift), "the same integers everywhere"
     graphs = {name: onnx.load(str(made.path / name / "model.onnx")).graph for name in ("onnx", "onnx-cuda")}
     constants = {name: {c.name: c for c in graph.initializer} for name, graph in graphs.items()}
@@ -68,22 +78,22 @@ def test_a_float_student_goes_into_every_format_as_it_is(student, tiny_portable,
     def traced_once(folder, out, dtype):
         return shutil.copytree(tiny_portable, out) if dtype == "float32" else compile_portable(folder, out, dtype)
 
-    monkeypatch.setattr("soloist.toolchain.export.stage.compile_portable", traced_once)
+    monkeypatch.setattr("soloist.targets.compile.compile_portable", traced_once)
     formats = ["gguf", "onnx", "onnx-cuda", "onnx-portable", "onnx-portable-fp16"]
-    made = export(student, tmp_path / "out", formats, PROBE)
-    found = {format: facts["tolerance"]["kl"] for format, facts in made.facts["formats"].items()}
+    made = export(student, tmp_path / "out", formats, PROMPTS)
+    verdicts = {format: facts.verdict for format, facts in formats_of(made).items()}
+    limits = {format: verdict.tolerance.kl for format, verdict in verdicts.items()}
     halves = dict.fromkeys(("gguf", "onnx-cuda", "onnx-portable-fp16"), 0.002)
-    assert found == {**halves, "onnx": 0.0001, "onnx-portable": 0.0001}
-    assert made.facts["formats"]["gguf"]["path"].endswith("-F16.gguf")
-    notes = {format: facts.get("note", "") for format, facts in made.facts["formats"].items()}
-    assert "computed on the " in notes["onnx-cuda"] and notes["onnx"] == ""
+    assert limits == {**halves, "onnx": 0.0001, "onnx-portable": 0.0001}
+    assert formats_of(made)["gguf"].path.endswith("-F16.gguf")
+    assert "computed on the " in verdicts["onnx-cuda"].note and verdicts["onnx"].note is None
 
 
 @pytest.fixture
 def weighed(student, tmp_path):
     """Artifacts of stage `quantize` with an importance matrix of the tiny student's first layer."""
 
-    def made(name, parent=student, importance=True):
+    def made(name, parent=student.artifact, importance=True):
         def build(folder):
             (folder / "config.json").write_text("{}")
             (folder / "quantization.json").write_text('{"tensors": {}}')
@@ -101,23 +111,23 @@ def test_llama_cpps_own_types_are_weighed_by_an_importance_matrix(student, weigh
     """IQ4_NL: the mix that tells columns apart in rows as short as the tiny student's."""
     quantized, formats = weighed("quantized"), ["gguf-iq4_nl", "gguf-q8_0"]
     made = {
-        name: export(student, tmp_path / name, formats, PROBE, importance=given)
+        name: export(student, tmp_path / name, formats, PROMPTS, importance=given)
         for name, given in (("plain", None), ("folder", quantized.path), ("file", quantized.path / IMPORTANCE))
     }
     tensors = {}
     for name, artifact in made.items():
-        reader = gguf.GGUFReader(artifact.path / artifact.facts["formats"]["gguf-iq4_nl"]["path"])
+        reader = gguf.GGUFReader(artifact.path / formats_of(artifact)["gguf-iq4_nl"].path)
         tensors[name] = {tensor.name: bytes(tensor.data) for tensor in reader.tensors}
     changed = {name for name, data in tensors["plain"].items() if tensors["folder"][name] != data}
     assert changed == {"blk.0.attn_q.weight", "blk.0.ffn_up.weight"} and tensors["file"] == tensors["folder"]
-    facts = made["folder"].facts["formats"]
+    facts = formats_of(made["folder"])
     digest = sha256_file(quantized.path / IMPORTANCE)
-    assert facts["gguf-iq4_nl"]["importance"] == {"file": IMPORTANCE, "artifact": quantized.digest, "sha256": digest}
-    assert "importance" not in facts["gguf-q8_0"]
-    assert made["folder"].manifest["config"]["importance"] == facts["gguf-iq4_nl"]["importance"]
+    assert facts["gguf-iq4_nl"].importance == {"file": IMPORTANCE, "artifact": quantized.digest, "sha256": digest}
+    assert facts["gguf-q8_0"].importance is None
+    assert made["folder"].manifest["config"]["importance"] == facts["gguf-iq4_nl"].importance
     assert made["folder"].digest != made["plain"].digest
-    ((_, stands),) = verify_export(made["folder"].path, PROBE, tmp_path / "scratch", ["gguf-iq4_nl"])
-    assert stands.facts["importance"] == facts["gguf-iq4_nl"]["importance"]
+    ((_, latest),) = verify_export(made["folder"].path, PROMPTS, tmp_path / "scratch", ["gguf-iq4_nl"])
+    assert latest.verdict.verdict == "pass"
 
 
 def test_an_importance_matrix_that_does_not_fit_is_refused(student, weighed, tmp_path):
@@ -125,7 +135,7 @@ def test_an_importance_matrix_that_does_not_fit_is_refused(student, weighed, tmp
 
     def refused(given, of=student, formats=formats):
         with pytest.raises(SoloistError) as error:
-            export(of, tmp_path / "out", formats, PROBE, importance=given)
+            export(of, tmp_path / "out", formats, PROMPTS, importance=given)
         assert not list(tmp_path.glob("out*"))
         return type(error.value), str(error.value)
 
@@ -133,7 +143,7 @@ def test_an_importance_matrix_that_does_not_fit_is_refused(student, weighed, tmp
         shutil.copytree(student.path, made, dirs_exist_ok=True)
         return {}
 
-    other = stage("distill", tmp_path / "other", {"seed": 1}, [], copied)
+    other = open_student(stage("distill", tmp_path / "other", {"seed": 1}, [], copied))
     for given in (quantized.path, quantized.path / IMPORTANCE):
         kind, said = refused(given, other)
         assert kind is ArtifactError and f"another student ({student.digest}) than {other.path}" in said
@@ -144,4 +154,4 @@ def test_an_importance_matrix_that_does_not_fit_is_refused(student, weighed, tmp
     assert refused(cut)[0] is ArtifactError and refused(tmp_path / "none.gguf")[0] is ArtifactError
     kind, said = refused(quantized.path, formats=["gguf-q8_0", "onnx"])
     assert kind is UsageError and "own types, such as gguf-q4_k_m" in said
-    assert refused(quantized.path, weighed("again"))[0] is UsageError
+    assert refused(quantized.path, replace(student, bits=4))[0] is UsageError

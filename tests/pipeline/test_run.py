@@ -15,7 +15,7 @@ from soloist.toolchain.bench.systems import format_title
 from soloist.toolchain.core.artifact import Artifact, stage
 from soloist.toolchain.pipeline import run as pipeline
 from soloist.toolchain.report.page import render
-from soloist.toolchain.verify.verdict import record, standing
+from soloist.toolchain.verify.verdict import latest_verdict
 
 NAMES = {
     "gguf": "GGUF",
@@ -113,7 +113,7 @@ def test_an_engine_that_was_not_run_is_reported_and_not_measured(whole_job, with
     section = re.search(r'<section id="files".*?</section>', render(made), re.DOTALL).group(0)
     assert (section.count("✓ passed"), section.count("– not run here"), section.count("not measured")) == (2, 1, 1)
 
-    passed = dict(standing(compiled, "tensorrt-rtx").facts) | {"verdict": "pass"}
+    passed = dict(latest_verdict(compiled, "tensorrt-rtx").facts) | {"verdict": "pass"}
     record(compiled, "tensorrt-rtx", passed)  # on a machine with its GPU, which this one is not
     monkeypatch.setattr(pipeline, "runs_here", lambda folder: False)
     assert "tensorrt-rtx" not in pipeline._measurable(compiled)

@@ -36,10 +36,11 @@ from soloist.targets.to_onnx import compile_onnx  # noqa: E402
 from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
 from soloist.toolchain.export.stage import export  # noqa: E402
 from soloist.toolchain.quantize.stage import QuantizeConfig, quantize  # noqa: E402
-from soloist.toolchain.verify import Probe, divergence  # noqa: E402
+from soloist.toolchain.verify.differences import divergence  # noqa: E402
+from soloist.toolchain.verify.process import Prompts  # noqa: E402
 
 CHAT: list[Message] = [{"role": "user", "content": "What is 12 + 30?"}]
-PROBE = Probe([CHAT], ["The sum of 12 and 30 is 42."])
+PROMPTS = Prompts([CHAT], ["The sum of 12 and 30 is 42."])
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -243,16 +244,16 @@ def test_export_of_a_quantized_student_is_compared_with_the_one_it_came_from(stu
         return {"verdict": "pass", "kl_mean": 0.1}
 
     monkeypatch.setattr("soloist.toolchain.verify.fidelity.judge", judge)
-    made = export(quantized, tmp_path / "out", ["gguf-q4_0"], PROBE, name="Tiny")
+    made = export(quantized, tmp_path / "out", ["gguf-q4_0"], PROMPTS, name="Tiny")
     facts = made.facts["formats"]["gguf-q4_0"]
     assert judged == [student.path]
     found = from_gguf_file(made.path / facts["path"], json.loads((quantized.path / "config.json").read_text()))
     assert _same(found[gguf_name(DOWN)], read_quantized(quantized.path).matrices[DOWN])
     with pytest.raises(ArtifactError, match="holds 4-bit layers; export it as gguf-q4_0"):
-        export(quantized, tmp_path / "other", ["gguf-q8_0"], PROBE)
+        export(quantized, tmp_path / "other", ["gguf-q8_0"], PROMPTS)
     lost = shutil.copytree(quantized.path, tmp_path / "elsewhere" / "q")
     with pytest.raises(ArtifactError, match="the student it was made from is not at"):
-        export(Artifact.open(lost), tmp_path / "other", ["gguf-q4_0"], PROBE)
+        export(Artifact.open(lost), tmp_path / "other", ["gguf-q4_0"], PROMPTS)
 
 
 def test_formats_that_cannot_hold_it_are_refused(student, tmp_path):

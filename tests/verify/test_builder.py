@@ -12,9 +12,10 @@ for package in ("torch", "transformers", "onnxruntime_genai", "onnx_ir"):
 from soloist.kernels.errors import ArtifactError  # noqa: E402
 from soloist.targets.to_onnx import compile_onnx  # noqa: E402
 from soloist.targets.tolerances import tolerance_of  # noqa: E402
-from soloist.toolchain.verify import Probe, judge  # noqa: E402
+from soloist.toolchain.verify.fidelity import judge  # noqa: E402
+from soloist.toolchain.verify.process import Prompts  # noqa: E402
 
-PROBE = Probe([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])
+PROMPTS = Prompts([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])
 MIXED = "last_matmul:int8"
 KNOWN = {
     "asymmetric": {"is_symmetric": "false"},
@@ -51,15 +52,15 @@ def scratch(tmp_path_factory):
 @pytest.mark.parametrize("options", KNOWN.values(), ids=KNOWN)
 def test_the_three_known_broken_files_are_caught(options, tiny, scratch, tmp_path):
     compile_onnx(tiny, tmp_path / "broken", "int4", options=options)
-    facts = judge(tiny, tmp_path / "broken", PROBE, scratch, tolerance_of("onnx-int4"))
-    assert facts["verdict"] == "fail"
-    assert "does not run: " in facts["reason"] and "onnxruntime cannot load this model" in facts["reason"]
+    verdict = judge(tiny, tmp_path / "broken", PROMPTS, scratch, tolerance_of("onnx-int4"))
+    assert verdict.verdict == "fail"
+    assert "does not run: " in verdict.reason and "onnxruntime cannot load this model" in verdict.reason
 
 
 def test_the_same_options_without_sharing_pass(tiny, scratch, tmp_path):
     options = {**KNOWN["mixed and asymmetric"], "shared_embeddings": "false"}
     compile_onnx(tiny, tmp_path / "whole", "int4", options=options)
-    assert judge(tiny, tmp_path / "whole", PROBE, scratch, tolerance_of("onnx-int4"))["verdict"] == "pass"
+    assert judge(tiny, tmp_path / "whole", PROMPTS, scratch, tolerance_of("onnx-int4")).verdict == "pass"
 
 
 @pytest.mark.slow
@@ -71,11 +72,11 @@ def test_no_combination_of_options_gets_a_broken_file_through(precision, options
         assert "the ONNX builder failed (" in str(error) and not (tmp_path / "file").exists()
         return
     limit = tolerance_of(f"onnx-{precision}")
-    facts = judge(tiny, tmp_path / "file", PROBE, scratch, limit)
+    verdict = judge(tiny, tmp_path / "file", PROMPTS, scratch, limit)
     load = "import sys, onnxruntime_genai as og; og.Model(sys.argv[1])"
     loads = subprocess.run([sys.executable, "-c", load, str(tmp_path / "file")], capture_output=True, check=False)
-    if facts["verdict"] == "pass":
+    if verdict.verdict == "pass":
         assert loads.returncode == 0, "passed, and another process cannot load it"
-        assert facts["kl_mean"] <= limit.kl and facts["top1"] >= limit.top1
+        assert verdict.drift.kl_mean <= limit.kl and verdict.drift.top1 >= limit.top1
     else:
-        assert facts["verdict"] == "fail" and len(facts["reason"]) > 20
+        assert verdict.verdict == "fail" and len(verdict.reason) > 20

@@ -15,11 +15,12 @@ from soloist.targets.open import PARTS, parts  # noqa: E402
 from soloist.toolchain.cli import main  # noqa: E402
 from soloist.toolchain.core.artifact import stage  # noqa: E402
 from soloist.toolchain.export.stage import export  # noqa: E402
-from soloist.toolchain.verify import Probe  # noqa: E402
-from soloist.toolchain.verify.verdict import FILE  # noqa: E402
+from soloist.toolchain.student.student import open_student  # noqa: E402
+from soloist.toolchain.verify.process import Prompts  # noqa: E402
+from soloist.toolchain.verify.verdict import FILE, ExportFacts, Verdict  # noqa: E402
 
 ASKED = "What is 12 + 30?"
-PROBE = Probe([[{"role": "user", "content": ASKED}]], ["The sum of 12 and 30 is 42."])
+PROMPTS = Prompts([[{"role": "user", "content": ASKED}]], ["The sum of 12 and 30 is 42."])
 GATE, USAGE = 6, 2
 
 
@@ -42,7 +43,8 @@ def compiled(tiny, tmp_path_factory, write_card):
         write_card(made, "tools")
         return {}
 
-    return export(stage("distill", folder / "student", {}, [], build), folder / "compiled", ["gguf-q8_0"], PROBE)
+    student = open_student(stage("distill", folder / "student", {}, [], build))
+    return export(student, folder / "compiled", ["gguf-q8_0"], PROMPTS)
 
 
 @pytest.fixture
@@ -61,11 +63,11 @@ def verify(tmp_path, monkeypatch):
 def test_both_models_are_compared_and_asked_as_one(compiled, verify):
     done = verify(compiled.path, "--questions", verify.asked)
     assert done.exit_code == 0 and "pass" in done.output, done.output
-    facts = json.loads((compiled.path / "gguf-q8_0" / FILE).read_text())["facts"]
-    assert set(facts["parts"]) == set(PARTS) and facts["path"] == "gguf-q8_0"
-    assert facts["kl_mean"] == max(part["kl_mean"] for part in facts["parts"].values()) > 0
-    accuracy = facts["accuracy"]
-    assert accuracy["questions"] == 1 and accuracy["file"] == accuracy["student"]
+    verdict = Verdict.model_validate(json.loads((compiled.path / "gguf-q8_0" / FILE).read_text())["verdict"])
+    assert set(verdict.parts) == set(PARTS)
+    assert compiled.read(ExportFacts).formats["gguf-q8_0"].path == "gguf-q8_0"
+    assert verdict.drift.kl_mean == max(part.drift.kl_mean for part in verdict.parts.values()) > 0
+    assert verdict.accuracy.questions == 1 and verdict.accuracy.file == verdict.accuracy.student
 
 
 def test_models_that_changed_places_are_refused(compiled, verify, tmp_path):

@@ -11,16 +11,17 @@ for package in ("torch", "transformers", "gguf", "llama_cpp"):
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
 from soloist.toolchain.export.stage import export  # noqa: E402
+from soloist.toolchain.student.student import open_student  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
-from soloist.toolchain.verify.process import probe_of  # noqa: E402
+from soloist.toolchain.verify.process import prompts_of  # noqa: E402
 from soloist.toolchain.verify.stage import verify_export  # noqa: E402
-from soloist.toolchain.verify.verdict import FILE  # noqa: E402
+from soloist.toolchain.verify.verdict import FILE, Verdict  # noqa: E402
 
 QUESTIONS = [
     Question(id="sum", question="What is 12 + 30?", gold="42", scorer="number"),
     Question(id="legs", question="How many legs do three cats and two birds have?", gold="17", scorer="number"),
 ]
-PROBE = probe_of(QUESTIONS)
+PROMPTS = prompts_of(QUESTIONS)
 
 
 pytestmark = pytest.mark.usefixtures("warm_workers")  # one thread, here and in the subprocesses
@@ -34,32 +35,35 @@ def compiled(tiny, tmp_path_factory, write_card) -> Artifact:
         return {}
 
     folder = tmp_path_factory.mktemp("job")
-    return export(stage("distill", folder / "student", {}, [], build), folder / "compiled", ["gguf-q8_0"], PROBE)
+    student = open_student(stage("distill", folder / "student", {}, [], build))
+    return export(student, folder / "compiled", ["gguf-q8_0"], PROMPTS)
 
 
 def test_an_export_is_verified_with_its_questions_and_the_verdict_lies_beside_it(compiled, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ((format, stands),) = verify_export(compiled.path, PROBE, tmp_path / "scratch", questions=QUESTIONS)
-    facts = json.loads((compiled.path / "gguf-q8_0" / FILE).read_text())["facts"]
-    assert format == "gguf-q8_0" and stands.verdict == "pass" and stands.facts == facts
-    assert facts["path"].endswith("-Q8_0.gguf") and facts["limits"]["seconds"] == 900
-    accuracy = facts["accuracy"]
-    assert (accuracy["student"], accuracy["file"], accuracy["questions"], accuracy["points"]) == (1, 1, 2, 0)
-    worst = facts["worst"]
-    assert worst["kl"] >= facts["kl_p99"] and worst["prompt"] in (0, 1) and worst["expected"]["text"]
-    assert worst["prompt_text"].startswith("<|im_start|>user") and 0 <= worst["expected"]["file"] <= 1
+    ((format, latest),) = verify_export(compiled.path, PROMPTS, tmp_path / "scratch", questions=QUESTIONS)
+    content = json.loads((compiled.path / "gguf-q8_0" / FILE).read_text())
+    verdict = latest.verdict
+    assert format == "gguf-q8_0" and verdict.verdict == "pass"
+    assert Verdict.model_validate(content["verdict"]) == verdict
+    assert verdict.limits.seconds == 900
+    accuracy = verdict.accuracy
+    assert (accuracy.student, accuracy.file, accuracy.questions, accuracy.points) == (1, 1, 2, 0)
+    worst = verdict.drift.worst
+    assert worst.kl >= verdict.drift.kl_p99 and worst.prompt in (0, 1) and worst.expected.text
+    assert worst.prompt_text.startswith("<|im_start|>user") and 0 <= worst.expected.file <= 1
     assert len(list((tmp_path / "cache").rglob("answers/*.json"))) == 1
     assert Artifact.open(compiled.path).digest == compiled.digest
 
 
 def test_what_is_not_there_or_not_what_it_was_is_named(compiled, tmp_path):
     with pytest.raises(UsageError, match="has no format onnx; it has gguf-q8_0"):
-        list(verify_export(compiled.path, PROBE, tmp_path, ["onnx"]))
+        list(verify_export(compiled.path, PROMPTS, tmp_path, ["onnx"]))
     moved = shutil.copytree(compiled.path, tmp_path / "moved" / "compiled")
     with pytest.raises(ArtifactError, match="the student it was made from is not at"):
-        list(verify_export(moved, PROBE, tmp_path))
+        list(verify_export(moved, PROMPTS, tmp_path))
     job = shutil.copytree(compiled.path.parent, tmp_path / "job")
     (file,) = (job / "compiled").rglob("*.gguf")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ArtifactError, match=r"Q8_0\.gguf: changed after it was made"):
-        list(verify_export(job / "compiled", PROBE, tmp_path))
+        list(verify_export(job / "compiled", PROMPTS, tmp_path))

@@ -228,7 +228,7 @@ def test_a_student_that_acts_needs_no_graph(tiny_base, traces, tmp_path):
 @pytest.mark.parametrize("informed_student", [True, False])
 def test_the_files_compiled_from_it_have_the_graph_beside_them(tmp_path, monkeypatch, informed_student):
     from soloist.toolchain.export import stage as module
-    from soloist.toolchain.verify import Probe
+    from soloist.toolchain.verify.process import Prompts
 
     def build(folder):
         (folder / "config.json").write_text("{}")
@@ -244,7 +244,7 @@ def test_the_files_compiled_from_it_have_the_graph_beside_them(tmp_path, monkeyp
     monkeypatch.setattr(module, "compile_gguf", compiled)
     monkeypatch.setattr(module, "_check", lambda *arguments: arguments[3].update(verdict="pass"))
     student = stage("distill", tmp_path / "student", {}, [], build)
-    probe = Probe([[{"role": "user", "content": "q"}]], ["a"])
+    probe = Prompts([[{"role": "user", "content": "q"}]], ["a"])
     made = module.export(student, tmp_path / "files", ["gguf-f16"], probe)
     beside = graph_beside(made.path / made.facts["formats"]["gguf-f16"]["path"])
     assert (beside.digest if beside else None) == (desk_graph().digest if informed_student else None)
