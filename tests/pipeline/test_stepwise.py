@@ -47,6 +47,7 @@ def same(report):
         "method": [line.rpartition("(")[0] for line in details.method],
         "files": [(one.format, one.size_mb, one.kl, one.verdict, one.measured) for one in details.parity],
         "families": sorted((one.system, one.split, one.task, one.correct) for one in details.families),
+        "chosen on": sorted((one.system, one.score) for one in details.recommended.candidates),
         "losses": [point.loss for point in details.training],
     }
 
@@ -66,8 +67,9 @@ def test_by_hand_and_in_one_the_report_is_the_same(sums, soloist, tiny_smollm2, 
         command = ("export", f"hand/{student}", "-o", f"hand/{folder}", "--formats", formats, "--name", "Sums")
         soloist(*command, "--prompts", "train.jsonl")
         assert "gguf" in soloist("verify", f"hand/{folder}", "--prompts", "train.jsonl")
+    chosen = ("--choose-on", "train.jsonl")
     exports = ("hand/compiled", "hand/compiled-4bit")
-    soloist("bench", *exports, "--team", "team.yaml", "--questions", "test.jsonl", "-o", "hand/measured")
+    soloist("bench", *exports, "--team", "team.yaml", "--questions", "test.jsonl", *chosen, "-o", "hand/measured")
     assert "GGUF 4-bit" in soloist("report", "hand/measured")
 
     soloist(

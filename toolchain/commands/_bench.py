@@ -13,7 +13,7 @@ from soloist.toolchain.bench.systems import System
 from soloist.toolchain.core.artifact import MANIFEST, Artifact
 from soloist.toolchain.core.lineage import artifact_around
 from soloist.toolchain.desk.job import desk_task
-from soloist.toolchain.pipeline.job import Task
+from soloist.toolchain.pipeline.job import Task, agent_examples
 from soloist.toolchain.student.find import find_model
 from soloist.toolchain.student.student import DISTILL, QUANTIZE, Student, open_student, parent_of
 from soloist.toolchain.tasks.files import load_questions
@@ -91,7 +91,9 @@ def _stage(path: Path) -> str | None:
     return str(Artifact.open(path, verify=False).manifest["stage"]) if (path / MANIFEST).is_file() else None
 
 
-def task_of(team: str | None, questions: Path | None, count: int, unseen: int, named: Named) -> Task:
+def task_of(
+    team: str | None, questions: Path | None, count: int, unseen: int, named: Named, choose_on: Path | None = None
+) -> Task:
     """Whom to ask what: the desk's own questions, or those of a file with or without a team.
 
     Raises:
@@ -106,6 +108,9 @@ def task_of(team: str | None, questions: Path | None, count: int, unseen: int, n
             raise UsageError("what to ask? give --questions FILE.jsonl (the desk has its own: --team desk)")
         return desk_task(count=count, unseen=unseen, selection=_SELECTION)
     asked = load_questions(questions, split="held-out").questions
+    selection = load_questions(choose_on, split="selection").questions if choose_on is not None else ()
     if team == "desk":
-        return replace(desk_task(count=1, unseen=0, selection=1), test=asked, selection=())
-    return Task(team=load_team(team) if team is not None else None, test=asked, warmup=asked[:1])
+        return replace(desk_task(count=1, unseen=0, selection=1), test=asked, selection=selection)
+    known = load_team(team) if team is not None else None
+    examples = agent_examples(known) if known is not None else ()
+    return Task(team=known, test=asked, selection=selection, examples=examples, warmup=asked[:1])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     "--count", type=click.IntRange(min=1), default=100, show_default=True, help="Of the desk's own questions."
 )
 @click.option("--unseen", type=click.IntRange(0, 90), default=90, show_default=True, help="In unseen wordings.")
+@click.option("--choose-on", type=click.Path(path_type=Path), help="Questions to recommend a file on, JSON lines.")
 @click.option("--tools", multiple=True, help="Entry point of tools, where the student's do not ship with Soloist.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("runs/bench"), show_default=True)
 @click.option("--seed", default=42, show_default=True)
@@ -32,6 +33,7 @@ def command(
     team: str | None,
     count: int,
     unseen: int,
+    choose_on: Path | None,
     tools: tuple[str, ...],
     output: Path,
     seed: int,
@@ -49,7 +51,7 @@ def command(
     from soloist.toolchain.core.statistics import percentile, wilson
 
     named = Named.of(models, tools, force=force)
-    task = task_of(team, questions, count, unseen, named)
+    task = task_of(team, questions, count, unseen, named, choose_on)
     refuse_trained(lineage_of(named.artifacts), (question.benchmark for question in task.test))
     systems: list[System] = list(named.systems)
     if named.student is not None:

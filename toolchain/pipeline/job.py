@@ -137,12 +137,12 @@ def own_task(team: str | None, test: Path, *, train: Path | None = None, traces:
         selection=[question.model_copy(update={"split": "selection"}) for question in selection],
         train=() if train is None else recorded,
         traces=traces,
-        examples=_agent_examples(config) if config is not None else (),
+        examples=agent_examples(config) if config is not None else (),
         warmup=recorded[:2],
     )
 
 
-def _agent_examples(config: TeamConfig) -> list[Demonstration]:
+def agent_examples(config: TeamConfig) -> list[Demonstration]:
     """Demonstrations a lone tool-using agent is given: those the team's own agents have."""
     examples: list[Demonstration] = []
     for agent in config.agents:
