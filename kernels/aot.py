@@ -25,7 +25,6 @@ import os
 import queue
 import re
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -35,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from soloist.kernels.child import Child, ChildDied, Parent
-from soloist.kernels.choose import ARCHITECTURES, Impl
-from soloist.kernels.errors import ArtifactError, GateError, MissingExtraError, ResourceError, UsageError
+from soloist.kernels.choose import ARCHITECTURES, Impl, require_triton
+from soloist.kernels.errors import ArtifactError, GateError, ResourceError, UsageError
 from soloist.kernels.listing import Listing, read_ptx
 from soloist.kernels.spec import Build
 
@@ -73,11 +72,17 @@ assert tuple(LIMITS) == ARCHITECTURES
 
 def architectures(text: str) -> tuple[int, ...]:
     """`sm_87,sm_90` as numbers. Raises UsageError."""
-    found = [re.fullmatch(r"(?:sm_)?(\d+)", part.strip()) for part in text.split(",")]
-    numbers = [int(match[1]) if match else None for match in found]
-    if bad := [part for part, number in zip(text.split(","), numbers, strict=True) if number not in LIMITS]:
-        raise UsageError(f"architecture {', '.join(bad)}: there are {', '.join(f'sm_{sm}' for sm in LIMITS)}")
-    return tuple(dict.fromkeys(number for number in numbers if number is not None))
+    by_name = {f"sm_{sm}": sm for sm in LIMITS}
+    numbers, unknown = [], []
+    for part in text.split(","):
+        name = "sm_" + part.strip().removeprefix("sm_")
+        if name in by_name:
+            numbers.append(by_name[name])
+        else:
+            unknown.append(part)
+    if unknown:
+        raise UsageError(f"architecture {', '.join(unknown)}: there are {', '.join(by_name)}")
+    return tuple(dict.fromkeys(numbers))
 
 
 # --- parent ---------------------------------------------------------------------------------------------------------
@@ -105,10 +110,7 @@ def build_kernels(
         MissingExtraError, ResourceError: no Triton here.
         GateError: what did not compile.
     """
-    if not sys.platform.startswith("linux"):
-        raise ResourceError(f"Triton compiles on Linux only, and this is {sys.platform}")
-    if not _installed():
-        raise MissingExtraError("triton", "kernels")
+    require_triton()
     cache.mkdir(parents=True, exist_ok=True)
     order = {
         "impls": [dataclasses.astuple(impl) for impl in impls],
@@ -129,7 +131,7 @@ def build_kernels(
         done += 1
         progress(done, answer["total"], answer["name"])
     if faults:
-        raise GateError(_sentence(f"{len(faults)} of {done} builds did not compile", faults))
+        raise GateError(f"{len(faults)} of {done} builds did not compile: {_some(faults)}")
     return sorted(records, key=lambda record: str(record["files"]["cubin"]["path"]))
 
 
@@ -144,25 +146,19 @@ def check_limits(records: Sequence[Record]) -> None:
         if record["shared"] + record["static_shared"] > limit:
             faults.append(f"{name} takes {record['shared']} bytes of shared memory, {limit} there are")
     if faults:
-        raise GateError(_sentence(f"{len(faults)} of {len(records)} builds are over a limit", faults))
+        raise GateError(f"{len(faults)} of {len(records)} builds are over a limit: {_some(faults)}")
 
 
-def _sentence(said: str, faults: Sequence[str], most: int = 6) -> str:
+def _some(faults: Sequence[str], most: int = 6) -> str:
     more = f"; and {len(faults) - most} more" if len(faults) > most else ""
-    return f"{said}: {'; '.join(sorted(faults)[:most])}{more}"
-
-
-def _installed() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("triton") is not None
+    return "; ".join(sorted(faults)[:most]) + more
 
 
 def _answers(order: Mapping[str, Any], workers: int) -> Iterator[Record]:
     """Answers of the workers as they come. Raises ResourceError where one of them died."""
     answers: queue.SimpleQueue[Record | ChildDied | None] = queue.SimpleQueue()
 
-    def drain(child: Child, share: int) -> None:
+    def forward(child: Child, share: int) -> None:
         with child:
             try:
                 child.send({**order, "share": [share, workers]})
@@ -174,10 +170,11 @@ def _answers(order: Mapping[str, Any], workers: int) -> Iterator[Record]:
 
     died: list[ChildDied] = []
     with tempfile.TemporaryDirectory() as scratch:
-        children = [Child("soloist.kernels.aot", _environment(Path(scratch) / f"{i}")) for i in range(workers)]
-        threads = [threading.Thread(target=drain, args=(child, i)) for i, child in enumerate(children)]
-        for thread in threads:
-            thread.start()
+        children, threads = [], []
+        for share in range(workers):
+            children.append(Child("soloist.kernels.aot", _environment(Path(scratch) / f"{share}")))
+            threads.append(threading.Thread(target=forward, args=(children[-1], share)))
+            threads[-1].start()
         try:
             running = workers
             while running:
@@ -216,11 +213,12 @@ def work() -> None:
     order = parent.receive()
     assert order is not None
     share, workers = order["share"]
-    impls = [Impl(*fields) for fields in order["impls"]]
-    jobs = [(sm, build) for impl in impls for build in impl.load().builds() for sm in order["targets"]]
-    jobs = [(sm, build) for sm, build in jobs if sm in (build.architectures or ARCHITECTURES)]
-    if order["only"] is not None:
-        jobs = [(sm, build) for sm, build in jobs if build.name in order["only"]]
+    jobs: list[tuple[int, Build]] = []
+    for fields in order["impls"]:
+        for build in Impl(*fields).load().builds():
+            if order["only"] is None or build.name in order["only"]:
+                known = build.architectures or ARCHITECTURES
+                jobs.extend((sm, build) for sm in order["targets"] if sm in known)
     for sm, build in jobs[share::workers]:
         answer: Record = {"total": len(jobs), "name": f"sm_{sm} {build.name}"}
         try:
@@ -267,8 +265,8 @@ def _source(build: Build) -> Any:
 def _key(build: Build, source: Any, sm: int, options: Mapping[str, Any]) -> str:
     import triton
 
-    said = [RECORD, triton.__version__, source.hash(), sm, sorted(options.items()), _facts(build)]
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    parts = [RECORD, triton.__version__, source.hash(), sm, sorted(options.items()), _facts(build)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _facts(build: Build) -> Record:
@@ -323,22 +321,20 @@ def _compile(build: Build, source: Any, sm: int, options: Mapping[str, Any], bas
 def _launch(build: Build, listing: Listing) -> Record:
     """Entry, arguments and loads, from the PTX itself."""
     names = [name for name in build.function.arg_names if name in build.signature]
-    hidden = listing.parameters[len(names) :]
-    if len(hidden) != len(HIDDEN):
+    if len(listing.parameters) != len(names) + len(HIDDEN):
         raise ArtifactError(f"{listing.entry} takes {len(listing.parameters)} arguments, {len(names)} are ours")
-    arguments = [
-        {"name": name, "type": build.signature[name], "ptx": kind, "aligned": name in build.aligned, "hidden": False}
-        for name, kind in zip(names, listing.parameters, strict=False)
-    ]
-    added = [{"name": n, "type": "*i8", "ptx": k, "aligned": False, "hidden": True} for n, k in zip(HIDDEN, hidden)]  # noqa: B905 - equal by the check above
-    loads = {
-        name: [[load.bytes, load.depth, load.direct] for load in listing.of(position)]
-        for position, name in enumerate(names)
-        if build.signature[name].startswith("*") and listing.of(position)
-    }
+    arguments: list[Record] = []
+    loads: dict[str, list[list[int]]] = {}
+    for position, (name, kind) in enumerate(zip((*names, *HIDDEN), listing.parameters, strict=True)):
+        hidden = position >= len(names)
+        triton_type = "*i8" if hidden else build.signature[name]
+        aligned = name in build.aligned
+        arguments.append({"name": name, "type": triton_type, "ptx": kind, "aligned": aligned, "hidden": hidden})
+        if not hidden and triton_type.startswith("*") and listing.of(position):
+            loads[name] = [[load.bytes, load.depth, load.direct] for load in listing.of(position)]
     return {
         "entry": listing.entry,
-        "arguments": arguments + added,
+        "arguments": arguments,
         "block": [listing.threads, 1, 1],
         "ptx_version": listing.version,
         "ptx_target": listing.target,
@@ -348,7 +344,7 @@ def _launch(build: Build, listing: Listing) -> Record:
 
 
 def resources(log: str) -> Record:
-    """Registers, spills and static shared memory from what `ptxas -v` said. Raises ArtifactError."""
+    """Registers, spills and static shared memory by the log of `ptxas -v`. Raises ArtifactError."""
     frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
     used = re.search(r"Used (\d+) registers", log)
     if frame is None or used is None:

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from soloist.kernels.choose import choose_config, interpreting
+from soloist.kernels.decode_attention import HEAD_DIMS
 from soloist.kernels.errors import UsageError
 from soloist.kernels.jit import tl, triton
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
-
-HEAD_DIMS = (32, 64, 80, 96, 128)
 
 
 def append_int8_ref(
@@ -40,11 +39,11 @@ def append_int8_ref(
     places = positions[rows].long()
     for new, cache, scales in ((key, key_cache, key_scales), (value, value_cache, value_scales)):
         exact = new[rows].float()
-        small = (exact.abs().amax(-1) * (1.0 / 127.0)).clamp(max=65504.0).half()
-        wide = small.float()[..., None]
-        codes = torch.where(wide > 0, (exact / wide).round().clamp(-127, 127), 0.0)
+        scale = (exact.abs().amax(-1) * (1.0 / 127.0)).clamp(max=65504.0).half()
+        scale32 = scale.float()[..., None]
+        codes = torch.where(scale32 > 0, (exact / scale32).round().clamp(-127, 127), 0.0)
         cache[rows, :, places] = codes.to(torch.int8)
-        scales[rows, :, places] = small
+        scales[rows, :, places] = scale
 
 
 CONFIGURATION = Configuration({}, warps=1, stages=1)
@@ -66,16 +65,16 @@ def _append_int8_kernel(
     position = tl.load(positions + pair // HEADS)
     columns = tl.arange(0, BLOCK_D)
     x = tl.load(new + pair * D + columns, mask=columns < D, other=0.0).to(tl.float32)
-    small = tl.minimum(tl.max(tl.abs(x), 0) * 0.007874015748031496, 65504.0).to(tl.float16)
-    wide = small.to(tl.float32)
-    scaled = tl.div_rn(x, tl.where(wide > 0, wide, 1.0) + tl.zeros_like(x))
+    scale = tl.minimum(tl.max(tl.abs(x), 0) * 0.007874015748031496, 65504.0).to(tl.float16)
+    scale32 = scale.to(tl.float32)
+    scaled = tl.div_rn(x, tl.where(scale32 > 0, scale32, 1.0) + tl.zeros_like(x))
     scaled = (scaled + 12582912.0) - 12582912.0
-    codes = tl.where(wide > 0, tl.minimum(tl.maximum(scaled, -127.0), 127.0), 0.0)
+    codes = tl.where(scale32 > 0, tl.minimum(tl.maximum(scaled, -127.0), 127.0), 0.0)
     place = pair.to(tl.int64) * S + position
     places = position + tl.zeros_like(columns)  # the interpreter takes no mask of a vector and a single truth
     inside = (columns < D) & (places >= 0) & (places < S)
     tl.store(cache + place * D + columns, codes.to(tl.int8), mask=inside)
-    tl.store(scales + place, small, mask=(position >= 0) & (position < S))
+    tl.store(scales + place, scale, mask=(position >= 0) & (position < S))
 
 
 def append_int8(
@@ -98,9 +97,8 @@ def append_int8(
         UsageError: shapes, dtypes or layouts that do not fit.
     """
     batch, heads, head_dim = key.shape
-    config = choose_config(
-        "append_int8", {"B": batch, "HKV": heads, "D": head_dim}, {}, key.device, CONFIGURATION, configuration
-    )
+    sizes = {"B": batch, "HKV": heads, "D": head_dim}
+    config = choose_config("append_int8", sizes, {}, key.device, CONFIGURATION, configuration)
     if key.device.type == "cpu" and not interpreting():
         raise UsageError("append_int8: on a CPU use the reference, or TRITON_INTERPRET=1 before the first import")
     for new, cache, scales in ((key, key_cache, key_scales), (value, value_cache, value_scales)):
@@ -111,7 +109,7 @@ def append_int8(
             raise UsageError(
                 f"append_int8: int8 caches, float16 scales, heads of {HEAD_DIMS}; not {cache.dtype}, {head_dim}"
             )
-        if not all(each.is_contiguous() for each in (new, cache, scales, positions)):
+        if not all(tensor.is_contiguous() for tensor in (new, cache, scales, positions)):
             raise UsageError("append_int8: every tensor must be contiguous")
         _append_int8_kernel[(batch * heads,)](
             new,
@@ -137,35 +135,31 @@ def _case(batch: int, heads: int, capacity: int, head_dim: int, dtype: str, **op
 _CASES = (
     _case(3, 3, 17, 64, "float16"),
     _case(4, 1, 5, 80, "bfloat16"),
-    _case(2, 2, 3, 96, "float16", tiny=True),
-    _case(2, 1, 7, 128, "bfloat16", huge=True),
-    _case(1, 2, 1, 32, "float16", zero=True),
+    _case(2, 2, 3, 96, "float16", size=3e-6),
+    _case(2, 1, 7, 128, "bfloat16", size=1e30),
+    _case(1, 2, 1, 32, "float16", size=0.0),
 )
 
 
 def _check(case: Case, device: str, seed: int) -> Outcome:
     """The reference's bits in all of both caches, which are -128 and NaN before."""
     draw = torch.Generator().manual_seed(seed)
-    batch, heads, capacity, head_dim = (case.sizes[name] for name in ("B", "HKV", "S", "D"))
-    size = 3e-6 if case.options.get("tiny") else 1e30 if case.options.get("huge") else 3.0
-    size = 0.0 if case.options.get("zero") else size
-    new = [
-        (torch.randn((batch, heads, head_dim), generator=draw) * size).to(getattr(torch, case.dtype)) for _ in range(2)
-    ]
+    batch, heads, capacity, head_dim = case.sizes.values()
+    dtype, size = getattr(torch, case.dtype), case.options.get("size", 3.0)
+    key = (torch.randn((batch, heads, head_dim), generator=draw) * size).to(dtype)
+    value = (torch.randn((batch, heads, head_dim), generator=draw) * size).to(dtype)
     positions = torch.randint(0, capacity + (batch > 1), (batch,), generator=draw, dtype=torch.int32)
 
     def filled(function: Callable[..., None], place: str) -> list[Tensor]:
-        caches = [
-            torch.full((batch, heads, capacity, head_dim), -128, dtype=torch.int8, device=place) for _ in range(2)
-        ]
-        scales = [torch.full((batch, heads, capacity), torch.nan, dtype=torch.float16, device=place) for _ in range(2)]
-        function(*(each.to(place) for each in new), *caches, *scales, positions.to(place))
-        return [each.cpu() for each in (*caches, *scales)]
+        codes = torch.full((2, batch, heads, capacity, head_dim), -128, dtype=torch.int8, device=place)
+        scales = torch.full((2, batch, heads, capacity), torch.nan, dtype=torch.float16, device=place)
+        function(key.to(place), value.to(place), *codes, *scales, positions.to(place))
+        return [codes.cpu(), scales.cpu().view(torch.int8)]
 
-    off = 0.0
-    for one, other in zip(filled(append_int8, device), filled(append_int8_ref, "cpu"), strict=True):
-        off += float((one.view(torch.int8) != other.view(torch.int8)).sum())
-    return Outcome(off, off) if off else Outcome(0.0, 0.0)
+    different = 0.0
+    for tensor, exact in zip(filled(append_int8, device), filled(append_int8_ref, "cpu"), strict=True):
+        different += float((tensor != exact).sum())
+    return Outcome(different, different)
 
 
 def _builds() -> Iterator[Build]:

@@ -9,13 +9,12 @@ On the CPU the process has TRITON_INTERPRET=1, on a GPU it has not, whatever the
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from soloist.kernels.child import Child, ChildDied, Parent
-from soloist.kernels.choose import Impl
+from soloist.kernels.choose import Impl, require_triton
 from soloist.kernels.errors import MissingExtraError, ResourceError
 
 
@@ -26,7 +25,7 @@ class Result:
     Args:
         worst: largest error in units of what is allowed; 1.0 is the limit. Infinite where the case broke off.
         absolute: largest absolute error.
-        said: why it broke off, or nothing.
+        error: why it broke off, or nothing.
     """
 
     kernel: str
@@ -34,7 +33,7 @@ class Result:
     worst: float
     absolute: float
     total: int
-    said: str = ""
+    error: str = ""
 
     @property
     def passed(self) -> bool:
@@ -49,14 +48,9 @@ def run_cases(impls: Sequence[Impl], device: Literal["cpu", "cuda"], *, seed: in
         MissingExtraError: no Triton here.
         ResourceError: no Triton for this system, no GPU, or a process that died.
     """
-    import importlib.util
-
-    if not sys.platform.startswith("linux"):
-        raise ResourceError(f"Triton exists for Linux, and this is {sys.platform}: nothing can be checked here")
-    if importlib.util.find_spec("triton") is None:
-        raise MissingExtraError("triton", "kernels")
+    require_triton()
     if device == "cuda":
-        _demand_gpu()
+        _require_gpu()
     order = {"impls": [dataclasses.astuple(impl) for impl in impls], "device": device, "seed": seed, "slow": slow}
     interpreter = {"TRITON_INTERPRET": "1" if device == "cpu" else None}
     with Child("soloist.kernels.check", interpreter) as child:
@@ -68,7 +62,7 @@ def run_cases(impls: Sequence[Impl], device: Literal["cpu", "cuda"], *, seed: in
             raise ResourceError(f"the checking process {error}") from error
 
 
-def _demand_gpu() -> None:
+def _require_gpu() -> None:
     try:
         import torch
     except ImportError as error:
@@ -82,16 +76,18 @@ def work() -> None:
     parent = Parent()
     order = parent.receive()
     assert order is not None
-    kernels = [Impl(*fields).load() for fields in order["impls"]]
-    chosen = [(kernel, case) for kernel in kernels for case in kernel.cases if order["slow"] or not case.slow]
+    chosen = []
+    for fields in order["impls"]:
+        kernel = Impl(*fields).load()
+        chosen.extend((kernel, case) for case in kernel.cases if order["slow"] or not case.slow)
     for kernel, case in chosen:
         answer = {"kernel": kernel.name, "case": case.name, "total": len(chosen)}
         try:
             outcome = kernel.check(case, order["device"], order["seed"])
             answer |= {"worst": float(outcome.worst), "absolute": float(outcome.absolute)}
         except Exception as error:  # one broken case must not hide the others
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
-            answer |= {"worst": float("inf"), "absolute": float("inf"), "said": said}
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
+            answer |= {"worst": float("inf"), "absolute": float("inf"), "error": text}
         parent.send(answer)
 
 

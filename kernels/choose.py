@@ -90,7 +90,7 @@ def choose(name: str, device: torch.device | str, want: Want = "auto") -> Choice
     """The implementation of kernel `name` for tensors on `device`.
 
     Raises:
-        UsageError: no such kernel or wish, or Triton wanted on a CPU without its interpreter.
+        UsageError: no such kernel or implementation, or Triton wanted on a CPU without its interpreter.
         MissingExtraError: Triton wanted and not installed.
         ResourceError: a device that is not there, or that Triton does not run on.
     """
@@ -105,9 +105,13 @@ def choose(name: str, device: torch.device | str, want: Want = "auto") -> Choice
     if want == "auto":
         obstacle = _obstacle(kind, device)
         return _reference(impl, f"plain torch: {obstacle}") if obstacle else _triton(impl, _on_gpu(device))
-    _demand_triton(kind, device)
-    said = "Triton's interpreter, as asked for: for checking, not for speed" if interpreting() else _on_gpu(device)
-    return _triton(impl, said)
+    require_triton()
+    if kind == "cpu" and not interpreting():
+        raise UsageError("Triton runs on a CPU only in its interpreter: start the program with TRITON_INTERPRET=1")
+    if kind not in ("cpu", "cuda"):
+        raise ResourceError(f"Triton does not run on device '{device}': choose auto or reference")
+    interpreter = "Triton's interpreter, as asked for: for checking, not for speed"
+    return _triton(impl, interpreter if interpreting() else _on_gpu(device))
 
 
 def choose_config(
@@ -131,8 +135,8 @@ def choose_config(
     if given is not None:
         return given
     gpu = _tuned_for(device)
-    found = None if gpu is None else _tuned_config(kernel, gpu, tuple(sizes.items()), tuple(options.items()))
-    return fallback if found is None else found
+    config = None if gpu is None else _tuned_config(kernel, gpu, tuple(sizes.items()), tuple(options.items()))
+    return fallback if config is None else config
 
 
 @functools.cache
@@ -149,13 +153,11 @@ def _tuned_for(device: torch.device) -> str | None:
 def _tuned_config(
     kernel: str, gpu: str, sizes: tuple[tuple[str, int], ...], options: tuple[tuple[str, Any], ...]
 ) -> Configuration | None:
-    found = tuned(kernel, gpu, dict(sizes), dict(options))
-    if found is not None and found not in (known := find(kernel).load().configurations):
-        raise ArtifactError(
-            f"tuned table of {gpu}: {kernel} has no configuration {found.name}; it has "
-            f"{', '.join(config.name for config in known)}"
-        )
-    return found
+    best = tuned(kernel, gpu, dict(sizes), dict(options))
+    if best is not None and best not in (known := find(kernel).load().configurations):
+        names = ", ".join(config.name for config in known)
+        raise ArtifactError(f"tuned table of {gpu}: {kernel} has no configuration {best.name}; it has {names}")
+    return best
 
 
 def interpreting() -> bool:
@@ -179,15 +181,12 @@ def _obstacle(kind: str, device: torch.device | str) -> str | None:
     return None
 
 
-def _demand_triton(kind: str, device: torch.device | str) -> None:
+def require_triton() -> None:
+    """Raise ResourceError off Linux, where there is no Triton, and MissingExtraError where it is not installed."""
     if not sys.platform.startswith("linux"):
-        raise ResourceError(f"Triton exists for Linux, and this is {sys.platform}: choose auto or reference")
+        raise ResourceError(f"Triton exists for Linux only, and this is {sys.platform}")
     if not _installed():
         raise MissingExtraError("triton", "kernels")
-    if kind == "cpu" and not interpreting():
-        raise UsageError("Triton runs on a CPU only in its interpreter: start the program with TRITON_INTERPRET=1")
-    if kind not in ("cpu", "cuda"):
-        raise ResourceError(f"Triton does not run on device '{device}': choose auto or reference")
 
 
 def _reference(impl: Impl, reason: str) -> Choice:

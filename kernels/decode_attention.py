@@ -53,16 +53,16 @@ def decode_attention_ref(
     """The formula in fp32 (fp64 for an fp64 query): (B, H, D) in the query's dtype."""
     precise = torch.promote_types(query.dtype, torch.float32)
     batch, heads, head_dim = query.shape
-    hidden = torch.arange(key.shape[2], device=key.device) >= lengths[:, None, None]  # (B, 1, S)
+    masked = torch.arange(key.shape[2], device=key.device) >= lengths[:, None, None]  # (B, 1, S)
 
     def exact(cache: Tensor, scales: Tensor | None) -> Tensor:
         whole = cache.to(precise) if scales is None else cache.to(precise) * scales.to(precise)[..., None]
-        return whole.masked_fill(hidden[..., None], 0)
+        return whole.masked_fill(masked[..., None], 0)
 
     grouped = query.to(precise).view(batch, key.shape[1], heads // key.shape[1], head_dim)
     scores = grouped @ exact(key, key_scales).transpose(-1, -2) * (head_dim**-0.5 if scale is None else scale)
-    weights = scores.masked_fill(hidden[:, :, None], -torch.inf).softmax(-1)
-    weights = weights.masked_fill(hidden[:, :, None], 0)  # a row of length 0 has no softmax
+    weights = scores.masked_fill(masked[:, :, None], -torch.inf).softmax(-1)
+    weights = weights.masked_fill(masked[:, :, None], 0)  # a row of length 0 has no softmax
     return (weights @ exact(value, value_scales)).view(batch, heads, head_dim).to(query.dtype)
 
 
@@ -77,10 +77,10 @@ _MERGE = Configuration({"BLOCK_I": 16}, warps=4, stages=1)
 def _product(a: tl.tensor, b: tl.tensor, INTERPRETED: tl.constexpr) -> tl.tensor:
     """a b on tensor cores, b as a's dtype. The interpreter keeps bfloat16 as raw bits and would multiply those."""
     if INTERPRETED:  # noqa: SIM108 - both sides of an expression would be compiled
-        found = tl.dot(a.to(tl.float32), b.to(tl.float32))
+        product = tl.dot(a.to(tl.float32), b.to(tl.float32))
     else:
-        found = tl.dot(a, b.to(a.dtype))
-    return found
+        product = tl.dot(a, b.to(a.dtype))
+    return product
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -136,32 +136,32 @@ def _decode_attention_kernel(
     peak = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     total, acc = tl.zeros((BLOCK_G,), tl.float32), tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
     if QUANTIZED:  # scales come a block ahead: Triton does not do it for loads of two bytes
-        coming = _scales(key_scales + base, value_scales + base, first, last, BLOCK_S)
+        next_scales = _scales(key_scales + base, value_scales + base, first, last, BLOCK_S)
     for start in range(first, last, BLOCK_S):
         places = start + tl.arange(0, BLOCK_S)
-        real = places < last
+        valid = places < last
         if QUANTIZED:
-            key_steps, value_steps = coming
-            coming = _scales(key_scales + base, value_scales + base, start + BLOCK_S, last, BLOCK_S)
+            key_scale, value_scale = next_scales
+            next_scales = _scales(key_scales + base, value_scales + base, start + BLOCK_S, last, BLOCK_S)
         offsets = places[:, None] * D + columns[None, :]
-        mask = real[:, None] & (columns < D)[None, :]
+        mask = valid[:, None] & (columns < D)[None, :]
         k = tl.load(keys + offsets, mask=mask, other=0)
         v = tl.load(values + offsets, mask=mask, other=0)
         scores = _product(q, tl.trans(k), INTERPRETED) * scale
         if QUANTIZED:
-            scores = scores * key_steps[None, :]
-        scores = tl.where(real[None, :], scores, float("-inf"))
+            scores = scores * key_scale[None, :]
+        scores = tl.where(valid[None, :], scores, float("-inf"))
         top = tl.maximum(peak, tl.max(scores, 1))
-        fade = tl.exp2(peak - top)
+        rescale = tl.exp2(peak - top)
         p = tl.exp2(scores - top[:, None])
-        total = total * fade + tl.sum(p, 1)
+        total = total * rescale + tl.sum(p, 1)
         if QUANTIZED:
-            largest = tl.maximum(tl.max(value_steps, 0), 1e-30)
-            p = p * (value_steps / largest)[None, :]
-            v = tl.where(real[:, None], v, 0)  # changes nothing; bare, Triton copies int8 by 8 bytes instead of 16
-            acc = acc * fade[:, None] + _product(p.to(q.dtype), v, INTERPRETED) * largest
+            largest = tl.maximum(tl.max(value_scale, 0), 1e-30)
+            p = p * (value_scale / largest)[None, :]
+            v = tl.where(valid[:, None], v, 0)  # changes nothing; bare, Triton copies int8 by 8 bytes instead of 16
+            acc = acc * rescale[:, None] + _product(p.to(q.dtype), v, INTERPRETED) * largest
         else:
-            acc = acc * fade[:, None] + _product(p.to(q.dtype), v, INTERPRETED)
+            acc = acc * rescale[:, None] + _product(p.to(q.dtype), v, INTERPRETED)
         peak = top
     if WHOLE:
         mean = acc / tl.where(total > 0, total, 1.0)[:, None]
@@ -198,17 +198,17 @@ def _merge_kernel(
     acc = tl.zeros((BLOCK_D,), tl.float32)
     for start in range(0, used, BLOCK_I):
         pieces = start + tl.arange(0, BLOCK_I)
-        real = pieces < used
+        valid = pieces < used
         flat = head * SPLITS + pieces
-        m = tl.load(peaks + flat, mask=real, other=float("-inf"))
+        m = tl.load(peaks + flat, mask=valid, other=float("-inf"))
         parts = tl.load(
-            partials + flat[:, None] * D + columns[None, :], mask=real[:, None] & (columns < D)[None, :], other=0.0
+            partials + flat[:, None] * D + columns[None, :], mask=valid[:, None] & (columns < D)[None, :], other=0.0
         )
         top = tl.maximum(peak, tl.max(m, 0))
-        fade = tl.exp2(peak - top)
+        rescale = tl.exp2(peak - top)
         weights = tl.exp2(m - top)
-        total = total * fade + tl.sum(weights * tl.load(sums + flat, mask=real, other=0.0), 0)
-        acc = acc * fade + tl.sum(weights[:, None] * parts, 0)
+        total = total * rescale + tl.sum(weights * tl.load(sums + flat, mask=valid, other=0.0), 0)
+        acc = acc * rescale + tl.sum(weights[:, None] * parts, 0)
         peak = top
     acc = acc / tl.where(total > 0, total, 1.0)
     tl.store(out + head * D + columns, acc.to(out.dtype.element_ty), mask=columns < D)
@@ -245,10 +245,11 @@ def decode_attention(
     quantized, own = key_scales is not None, NARROW if head_dim <= 64 else WIDE
     chosen = choose_config("decode_attention", sizes, {"int8": quantized}, query.device, own, configuration)
     block, group, padded = chosen.constants["BLOCK_S"], heads // shared, triton.next_power_of_2(head_dim)
-    tokens, pieces = _cut(batch * shared, capacity, block, splits, query.device)
+    tokens, pieces = _split(batch * shared, capacity, block, splits, query.device)
     out = empty(query.shape, dtype=query.dtype, device=query.device)
     count = batch * heads * pieces if pieces > 1 else 1
-    peaks, sums = (empty(count, dtype=torch.float32, device=query.device) for _ in range(2))
+    peaks = empty(count, dtype=torch.float32, device=query.device)
+    sums = empty(count, dtype=torch.float32, device=query.device)
     partials = empty(count * head_dim if pieces > 1 else 1, dtype=torch.float32, device=query.device)
     _decode_attention_kernel[(batch * shared, pieces)](
         query,
@@ -301,7 +302,7 @@ def _refuse_misfit(
     query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, key_scales: Tensor | None, value_scales: Tensor | None
 ) -> None:
     batch, heads, head_dim = query.shape
-    scales = [each for each in (key_scales, value_scales) if each is not None]
+    scales = [scale for scale in (key_scales, value_scales) if scale is not None]
     if head_dim not in HEAD_DIMS or query.dtype not in (torch.float16, torch.bfloat16):
         raise UsageError(
             f"decode_attention: heads of {head_dim} in {query.dtype}; it takes {HEAD_DIMS} in fp16 or bf16"
@@ -313,17 +314,18 @@ def _refuse_misfit(
         )
     if key.dtype != value.dtype or key.dtype != (torch.int8 if scales else query.dtype) or len(scales) == 1:
         raise UsageError(f"decode_attention: a cache of {key.dtype} for {query.dtype}; int8 comes with both scales")
-    if any(each.shape != key.shape[:3] or each.dtype != torch.float16 for each in scales):
-        raise UsageError(f"decode_attention: scales must be float16 {tuple(key.shape[:3])}")
+    for scale in scales:
+        if scale.shape != key.shape[:3] or scale.dtype != torch.float16:
+            raise UsageError(f"decode_attention: scales must be float16 {tuple(key.shape[:3])}")
     if lengths.shape != (batch,) or lengths.dtype != torch.int32:
         raise UsageError(f"decode_attention: lengths must be int32 ({batch},), not {lengths.dtype}")
-    if not all(each.is_contiguous() for each in (query, key, value, lengths, *scales)):
+    if not all(tensor.is_contiguous() for tensor in (query, key, value, lengths, *scales)):
         raise UsageError("decode_attention: every tensor must be contiguous")
     if query.device.type == "cpu" and not interpreting():
         raise UsageError("decode_attention: on a CPU use the reference, or TRITON_INTERPRET=1 before the first import")
 
 
-def _cut(pairs: int, capacity: int, block: int, splits: int | None, device: torch.device) -> tuple[int, int]:
+def _split(pairs: int, capacity: int, block: int, splits: int | None, device: torch.device) -> tuple[int, int]:
     """Places per piece, a multiple of the block, and the number of pieces."""
     if splits is None:
         most = min(_MOST_SPLITS, -(-capacity // (4 * block)))  # a shorter piece is not worth a program
@@ -367,68 +369,46 @@ _CASES = (
 def _check(case: Case, device: str, seed: int) -> Outcome:
     """Random queries and caches; what lies beyond a row's length, and every allocation, is NaN or -128."""
     draw = torch.Generator().manual_seed(seed)
-    batch, heads, shared, capacity, head_dim = (case.sizes[name] for name in ("B", "H", "HKV", "S", "D"))
+    batch, heads, shared, capacity, head_dim = case.sizes.values()
     dtype = getattr(torch, case.dtype)
-    lengths = torch.tensor([(capacity, 1, capacity * 3 // 4, 0)[row % 4] for row in range(batch)], dtype=torch.int32)
+    lengths = torch.tensor((capacity, 1, capacity * 3 // 4, 0), dtype=torch.int32)[:batch]
     beyond = (torch.arange(capacity) >= lengths[:, None])[:, None, :].expand(batch, shared, capacity)
-    query = torch.randn((batch, heads, head_dim), generator=draw).to(dtype)
-    key, value = (torch.randn((batch, shared, capacity, head_dim), generator=draw) * 1.5 for _ in range(2))
-    scales: tuple[Tensor, ...] = ()
-    if case.options.get("int8"):
-        steps = [(x.abs().amax(-1) / 127).half() for x in (key, value)]
-        key, value = (x.div(s.float()[..., None]).round() for x, s in zip((key, value), steps, strict=True))
-        key, value = (x.clamp(-127, 127).to(torch.int8).masked_fill(beyond[..., None], -128) for x in (key, value))
-        scales = tuple(s.masked_fill(beyond, torch.nan) for s in steps)
-    else:
-        key, value = (x.to(dtype).masked_fill(beyond[..., None], torch.nan) for x in (key, value))
-    wanted = decode_attention_ref(query.double(), key, value, lengths, *(s.nan_to_num() for s in scales), scale=0.2)
+
+    def cached(exact: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not case.options.get("int8"):
+            return exact.to(dtype).masked_fill(beyond[..., None], torch.nan), None
+        scales = (exact.abs().amax(-1) / 127).half()
+        codes = exact.div(scales.float()[..., None]).round().clamp(-127, 127).to(torch.int8)
+        return codes.masked_fill(beyond[..., None], -128), scales.masked_fill(beyond, torch.nan)
 
     def poisoned(*shape: object, **how: object) -> Tensor:
         return torch.empty(*shape, **how).fill_(torch.nan)
 
-    tensors = (each.to(device) for each in (query, key, value, lengths, *scales))
-    found = decode_attention(*tensors, scale=0.2, splits=case.options.get("splits"), empty=poisoned).double().cpu()
-    off = (found - wanted).abs()
-    worst = (off / (case.atol + case.rtol * wanted.abs())).nan_to_num(nan=torch.inf).max()
-    return Outcome(float(worst), float(off.nan_to_num(nan=torch.inf).max()))
+    query = torch.randn((batch, heads, head_dim), generator=draw).to(dtype)
+    key, key_scales = cached(torch.randn((batch, shared, capacity, head_dim), generator=draw) * 1.5)
+    value, value_scales = cached(torch.randn((batch, shared, capacity, head_dim), generator=draw) * 1.5)
+    tensors = (query, key, value, lengths, key_scales, value_scales)
+    moved = [None if tensor is None else tensor.to(device) for tensor in tensors]
+    result = decode_attention(*moved, scale=0.2, splits=case.options.get("splits"), empty=poisoned)
+    exact = decode_attention_ref(query.double(), *tensors[1:], scale=0.2)
+    return Outcome.of(result, exact, case.atol, case.rtol)
 
 
 def _builds() -> Iterator[Build]:
     """Every head_dim in fp16, the usual two in bf16; pieces for all, the undivided form for the usual two."""
     for head_dim, short in itertools.product(HEAD_DIMS, ("fp16", "bf16")):
         usual = head_dim in (64, 128)
-        if short == "bf16" and not usual:
-            continue
-        padded, chosen = 1 << (head_dim - 1).bit_length(), NARROW if head_dim <= 64 else WIDE
-        for quantized, whole in itertools.product((False, True), (False, True) if usual else (False,)):
-            yield _attention_build(head_dim, short, quantized, whole, padded, chosen)
-        yield Build(
-            "decode_attention",
-            f"merge-{short}-d{head_dim}",
-            _merge_kernel,
-            {
-                "peaks": "*fp32",
-                "sums": "*fp32",
-                "partials": "*fp32",
-                "lengths": "*i32",
-                "out": f"*{short}",
-                "BATCH": "i32",
-                "HEADS": "i32",
-                "S": "i32",
-                "TOKENS": "i32",
-                "SPLITS": "i32",
-            },
-            {"D": head_dim, "BLOCK_D": padded, **_MERGE.constants},
-            _MERGE,
-            aligned=("peaks", "sums", "partials", "out", "TOKENS"),
-            grid=("BATCH * HEADS", "1", "1"),
-        )
+        if short == "fp16" or usual:
+            for quantized in (False, True):
+                yield _attention_build(head_dim, short, quantized, whole=False)
+                if usual:
+                    yield _attention_build(head_dim, short, quantized, whole=True)
+            yield _merge_build(head_dim, short)
 
 
-def _attention_build(
-    head_dim: int, short: str, quantized: bool, whole: bool, padded: int, chosen: Configuration
-) -> Build:
+def _attention_build(head_dim: int, short: str, quantized: bool, whole: bool) -> Build:
     cache, scales = ("*i8", "*fp16") if quantized else (f"*{short}", f"*{short}")
+    configuration = NARROW if head_dim <= 64 else WIDE
     return Build(
         "decode_attention",
         f"{short}-{'int8' if quantized else short}-d{head_dim}{'-whole' if whole else ''}",
@@ -457,13 +437,37 @@ def _attention_build(
             "QUANTIZED": quantized,
             "WHOLE": whole,
             "BLOCK_G": 16,
-            "BLOCK_D": padded,
+            "BLOCK_D": 1 << (head_dim - 1).bit_length(),
             "INTERPRETED": False,
-            **chosen.constants,
+            **configuration.constants,
         },
-        chosen,
+        configuration,
         aligned=("query", "key", "value", "partials", "out", "TOKENS"),
         grid=("BATCH * HEADS", "SPLITS", "1"),
+    )
+
+
+def _merge_build(head_dim: int, short: str) -> Build:
+    return Build(
+        "decode_attention",
+        f"merge-{short}-d{head_dim}",
+        _merge_kernel,
+        {
+            "peaks": "*fp32",
+            "sums": "*fp32",
+            "partials": "*fp32",
+            "lengths": "*i32",
+            "out": f"*{short}",
+            "BATCH": "i32",
+            "HEADS": "i32",
+            "S": "i32",
+            "TOKENS": "i32",
+            "SPLITS": "i32",
+        },
+        {"D": head_dim, "BLOCK_D": 1 << (head_dim - 1).bit_length(), **_MERGE.constants},
+        _MERGE,
+        aligned=("peaks", "sums", "partials", "out", "TOKENS"),
+        grid=("BATCH * HEADS", "1", "1"),
     )
 
 

@@ -69,7 +69,8 @@ def of_few(log_q: Tensor, rest_q: Tensor, teacher: TopK, kind: Kind, beta: float
         log_p, rest_p = values, (1 - values.exp().sum(-1)).clamp(min=_FLOOR).log()
     else:
         log_p, rest_p = (values / temperature).log_softmax(-1), torch.full_like(rest_q, -torch.inf)
-    log_q, log_p = (torch.cat([few, rest[:, None]], -1) for few, rest in ((log_q, rest_q), (log_p, rest_p)))
+    log_q = torch.cat([log_q, rest_q[:, None]], -1)
+    log_p = torch.cat([log_p, rest_p[:, None]], -1)
     return divergence_ref(log_q, log_p, kind, beta)
 
 
@@ -82,12 +83,12 @@ def refuse_misfit(
         given, k = teacher.indices.shape
         if teacher.values.shape != teacher.indices.shape or not 0 < k < tokens:
             raise UsageError(f"divergence: a top k of {k} tokens of {tokens}: give values for each, and fewer than all")
-        taught: tuple[int, ...] = (given, tokens)
+        scored: tuple[int, ...] = (given, tokens)
     else:
-        taught = tuple(teacher.shape) if isinstance(teacher, Tensor) else (len(teacher.states), len(teacher.weight))
-    if taught != (rows, tokens):
+        scored = tuple(teacher.shape) if isinstance(teacher, Tensor) else (len(teacher.states), len(teacher.weight))
+    if scored != (rows, tokens):
         raise UsageError(
-            f"divergence: the student's logits are {(rows, tokens)}, the teacher's {taught}; "
+            f"divergence: the student's logits are {(rows, tokens)}, the teacher's {scored}; "
             "both must score the same tokens of one vocabulary"
         )
     if hidden.shape[1] != weight.shape[1]:

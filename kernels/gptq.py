@@ -28,9 +28,18 @@ from torch import Tensor
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.kernels.jit import tl, triton
-from soloist.kernels.layout import BITS, MIDDLE, Quantized, dequantize, narrow_of, pack_nibbles, top_of, zero_of
-from soloist.kernels.pack import pack, pack_ref
-from soloist.kernels.pack_options import Bits
+from soloist.kernels.layout import (
+    BITS,
+    MIDDLE,
+    Quantized,
+    dequantize,
+    narrow_of,
+    pack_nibbles,
+    per_column,
+    top_of,
+    zero_of,
+)
+from soloist.kernels.pack import Bits, pack, pack_ref
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
 
 Order = Literal["natural", "activation"]
@@ -124,30 +133,31 @@ def _solve(
 
     def scaled(columns: slice) -> tuple[Tensor, Tensor]:
         """Scales and zero points of groups, one for each of their columns."""
-        importance = h[columns] if options.search else None
-        found = pack(
+        packed = pack(
             w[:, columns].contiguous(),
             bits=options.bits,
             group=options.group,
             zeros=options.zeros,
             search=options.search,
-            importance=importance,
+            importance=h[columns] if options.search else None,
         )
-        s = found.scales.float().repeat_interleave(options.group, 1)[:, : h[columns].numel()]
-        if found.zeros is None:
+        s = per_column(packed.scales.float(), options.group, h[columns].numel())
+        if packed.zeros is None:
             return s, torch.full_like(s, zero_of(options.bits))
-        return s, found.zeros.float().repeat_interleave(options.group, 1)[:, : s.shape[1]]
+        return s, per_column(packed.zeros.float(), options.group, s.shape[1])
 
     if options.order == "natural":
         codes, s, z = _walk(w, _factor(hessian, options.damping), options.group, options.top, scaled, inner)
     else:
         s, z = scaled(slice(None))
-        by = torch.argsort(h, descending=True, stable=True)
-        u = _factor(hessian[by][:, by], options.damping)
-        taken, s_by, z_by = w[:, by], s[:, by], z[:, by]
-        found, _, _ = _walk(taken, u, _BLOCK, options.top, lambda columns: (s_by[:, columns], z_by[:, columns]), inner)
-        codes = torch.empty_like(found)
-        codes[:, by] = found
+        order = torch.argsort(h, descending=True, stable=True)
+        u = _factor(hessian[order][:, order], options.damping)
+        s_by, z_by = s[:, order], z[:, order]
+        values, _, _ = _walk(
+            w[:, order], u, _BLOCK, options.top, lambda columns: (s_by[:, columns], z_by[:, columns]), inner
+        )
+        codes = torch.empty_like(values)
+        codes[:, order] = values
     scales, points = s[:, :: options.group].half(), z[:, :: options.group].to(torch.uint8)
     stored = pack_nibbles(codes + z) if options.bits == 4 else codes.to(torch.int8)
     return Quantized(stored, scales, options.group, points if options.zeros else None, narrow_of(options.bits))
@@ -179,8 +189,8 @@ def _factor(hessian: Tensor, damping: float) -> Tensor:
         if not int(failed):
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not int(failed):
-            found: Tensor = upper.float()
-            return found
+            factor: Tensor = upper.float()
+            return factor
         damping = max(10 * damping, 1e-6)
     raise DataError("the Hessian cannot be factored, however damped: calibrate on more, or more different, text")
 
@@ -228,15 +238,7 @@ def _block(w: Tensor, u: Tensor, s: Tensor, z: Tensor, top: int) -> tuple[Tensor
     return values, errors
 
 
-def _launch(
-    w: Tensor,
-    u: Tensor,
-    s: Tensor,
-    z: Tensor,
-    top: int,
-    values: Tensor,
-    errors: Tensor,
-) -> None:
+def _launch(w: Tensor, u: Tensor, s: Tensor, z: Tensor, top: int, values: Tensor, errors: Tensor) -> None:
     rows, columns = w.shape
     configuration = INTERPRETED if w.device.type == "cpu" else CONFIGURATIONS[0]
     per = configuration.constants["ROWS"]
@@ -291,10 +293,11 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
     want, got = gptq_ref(weight, gram.hessian, **options), gptq(weight, gram.hessian, **options)
     same = torch.equal(want.codes, got.codes) and torch.equal(want.scales, got.scales) and _poisoned(weight, gram)
     plain = pack_ref(weight, bits=options["bits"], group=options["group"], zeros=options["zeros"])
-    lost, lost_plain = (
-        float(((dequantize(q, torch.float64) - weight.double()) @ x.double().T).square().mean()) for q in (got, plain)
-    )
-    return Outcome(lost / lost_plain if same else float("inf"), lost**0.5)
+
+    def loss(matrix: Quantized) -> float:
+        return float(((dequantize(matrix, torch.float64) - weight.double()) @ x.double().T).square().mean())
+
+    return Outcome(loss(got) / loss(plain) if same else float("inf"), loss(got) ** 0.5)
 
 
 def _poisoned(weight: Tensor, gram: Gram) -> bool:

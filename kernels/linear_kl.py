@@ -80,12 +80,12 @@ CONFIGURATIONS = (
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
 def _online(x: tl.tensor, peak: tl.tensor, total: tl.tensor) -> tl.tensor:
-    """exp(x - new peak), what older sums fade by, the new peak, the new sum."""
+    """exp(x - new peak), the factor of older sums, the new peak, the new sum."""
     top = tl.maximum(peak, tl.max(x, 1))
     base = tl.where(top == float("-inf"), 0.0, top)  # nothing but tokens without mass so far
-    grown = tl.exp(x - base[:, None])
-    fade = tl.exp(peak - base)
-    return grown, fade, top, total * fade + tl.sum(grown, 1)
+    mass = tl.exp(x - base[:, None])
+    rescale = tl.exp(peak - base)
+    return mass, rescale, top, total * rescale + tl.sum(mass, 1)
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -104,34 +104,34 @@ def _statistics_kernel(
     BLOCK_V: tl.constexpr,
 ) -> None:
     """First sweep: state (5, count) is peak and sum of the student, of the teacher, and an expectation."""
-    mine = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    real = mine < count
-    own = logits + mine.to(tl.int64)[:, None] * stride
-    theirs = teacher + tl.load(rows + mine, mask=real, other=0)[:, None] * teacher_stride
-    peak_q = tl.load(state + mine, mask=real, other=float("-inf"))
-    sum_q = tl.load(state + count + mine, mask=real, other=0.0)
-    peak_p = tl.load(state + 2 * count + mine, mask=real, other=float("-inf"))
-    sum_p = tl.load(state + 3 * count + mine, mask=real, other=0.0)
-    acc = tl.load(state + 4 * count + mine, mask=real, other=0.0)
+    row = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    valid = row < count
+    logits_at = logits + row.to(tl.int64)[:, None] * stride
+    teacher_at = teacher + tl.load(rows + row, mask=valid, other=0)[:, None] * teacher_stride
+    peak_q = tl.load(state + row, mask=valid, other=float("-inf"))
+    sum_q = tl.load(state + count + row, mask=valid, other=0.0)
+    peak_p = tl.load(state + 2 * count + row, mask=valid, other=float("-inf"))
+    sum_p = tl.load(state + 3 * count + row, mask=valid, other=0.0)
+    acc = tl.load(state + 4 * count + row, mask=valid, other=0.0)
     for start in range(0, width, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)
-        inside = real[:, None] & (columns < width)[None, :]
-        z = tl.load(own + columns[None, :], mask=inside, other=float("-inf"))
-        grown_q, fade_q, peak_q, sum_q = _online(z, peak_q, sum_q)
+        inside = valid[:, None] & (columns < width)[None, :]
+        z = tl.load(logits_at + columns[None, :], mask=inside, other=float("-inf"))
+        mass_q, rescale_q, peak_q, sum_q = _online(z, peak_q, sum_q)
         if KIND != 0:
-            t = tl.load(theirs + columns[None, :], mask=inside, other=float("-inf")).to(tl.float32) * inverse
-            grown_p, fade_p, peak_p, sum_p = _online(t, peak_p, sum_p)
+            t = tl.load(teacher_at + columns[None, :], mask=inside, other=float("-inf")).to(tl.float32) * inverse
+            mass_p, rescale_p, peak_p, sum_p = _online(t, peak_p, sum_p)
             if KIND == 1:
-                apart = tl.where(grown_p > 0, t, 0.0) - tl.where(grown_p > 0, z, 0.0)
-                acc = acc * fade_p + tl.sum(grown_p * apart, 1)
+                log_ratio = tl.where(mass_p > 0, t, 0.0) - tl.where(mass_p > 0, z, 0.0)
+                acc = acc * rescale_p + tl.sum(mass_p * log_ratio, 1)
             if KIND == 2:
-                apart = tl.where(grown_q > 0, z, 0.0) - tl.where(grown_q > 0, t, 0.0)
-                acc = acc * fade_q + tl.sum(grown_q * apart, 1)
-    tl.store(state + mine, peak_q, mask=real)
-    tl.store(state + count + mine, sum_q, mask=real)
-    tl.store(state + 2 * count + mine, peak_p, mask=real)
-    tl.store(state + 3 * count + mine, sum_p, mask=real)
-    tl.store(state + 4 * count + mine, acc, mask=real)
+                log_ratio = tl.where(mass_q > 0, z, 0.0) - tl.where(mass_q > 0, t, 0.0)
+                acc = acc * rescale_q + tl.sum(mass_q * log_ratio, 1)
+    tl.store(state + row, peak_q, mask=valid)
+    tl.store(state + count + row, sum_q, mask=valid)
+    tl.store(state + 2 * count + row, peak_p, mask=valid)
+    tl.store(state + 3 * count + row, sum_p, mask=valid)
+    tl.store(state + 4 * count + row, acc, mask=valid)
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -139,7 +139,7 @@ def _mixture_kernel(
     logits: tl.tensor,
     teacher: tl.tensor,
     rows: tl.tensor,
-    ends: tl.tensor,
+    lse: tl.tensor,
     sums: tl.tensor,
     count: tl.int32,
     width: tl.int32,
@@ -151,25 +151,27 @@ def _mixture_kernel(
     BLOCK_V: tl.constexpr,
 ) -> None:
     """Second sweep of jsd: sums (2, count) gather KL(P || M) and KL(Q || M)."""
-    mine = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    real = mine < count
-    own = logits + mine.to(tl.int64)[:, None] * stride
-    theirs = teacher + tl.load(rows + mine, mask=real, other=0)[:, None] * teacher_stride
-    end_q = tl.load(ends + mine, mask=real, other=0.0)[:, None]
-    end_p = tl.load(ends + count + mine, mask=real, other=0.0)[:, None]
-    of_p = tl.load(sums + mine, mask=real, other=0.0)
-    of_q = tl.load(sums + count + mine, mask=real, other=0.0)
+    row = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    valid = row < count
+    logits_at = logits + row.to(tl.int64)[:, None] * stride
+    teacher_at = teacher + tl.load(rows + row, mask=valid, other=0)[:, None] * teacher_stride
+    lse_q = tl.load(lse + row, mask=valid, other=0.0)[:, None]
+    lse_p = tl.load(lse + count + row, mask=valid, other=0.0)[:, None]
+    of_p = tl.load(sums + row, mask=valid, other=0.0)
+    of_q = tl.load(sums + count + row, mask=valid, other=0.0)
     for start in range(0, width, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)
-        inside = real[:, None] & (columns < width)[None, :]
-        log_q = tl.load(own + columns[None, :], mask=inside, other=-1e30) - end_q
-        log_p = tl.load(theirs + columns[None, :], mask=inside, other=float("-inf")).to(tl.float32) * inverse - end_p
-        apart = tl.minimum(tl.maximum(log_p - log_q, -80.0), 80.0)  # beyond, one of them has no mass
-        over = -tl.log(beta * tl.exp(apart) + (1.0 - beta))  # log(Q / M)
-        of_p += tl.sum(tl.exp(log_p) * (apart + over), 1)
-        of_q += tl.sum(tl.exp(log_q) * over, 1)
-    tl.store(sums + mine, of_p, mask=real)
-    tl.store(sums + count + mine, of_q, mask=real)
+        inside = valid[:, None] & (columns < width)[None, :]
+        log_q = tl.load(logits_at + columns[None, :], mask=inside, other=-1e30) - lse_q
+        log_p = (
+            tl.load(teacher_at + columns[None, :], mask=inside, other=float("-inf")).to(tl.float32) * inverse - lse_p
+        )
+        log_ratio = tl.minimum(tl.maximum(log_p - log_q, -80.0), 80.0)  # beyond, one of them has no mass
+        log_q_m = -tl.log(beta * tl.exp(log_ratio) + (1.0 - beta))  # log(Q / M)
+        of_p += tl.sum(tl.exp(log_p) * (log_ratio + log_q_m), 1)
+        of_q += tl.sum(tl.exp(log_q) * log_q_m, 1)
+    tl.store(sums + row, of_p, mask=valid)
+    tl.store(sums + count + row, of_q, mask=valid)
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
@@ -177,7 +179,7 @@ def _gradient_kernel(
     logits: tl.tensor,
     teacher: tl.tensor,
     rows: tl.tensor,
-    ends: tl.tensor,
+    lse: tl.tensor,
     out: tl.tensor,
     count: tl.int32,
     width: tl.int32,
@@ -189,29 +191,29 @@ def _gradient_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ) -> None:
-    """Last sweep: dz of a block. ends (3, count): log-sum-exp of the student, of the teacher, what the row pulls by."""
-    mine = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    """Last sweep: dz of a block. lse (3, count): log-sum-exp of student and teacher, and the row's term of dz."""
+    row = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
-    real = mine < count
-    inside = real[:, None] & (columns < width)[None, :]
-    place = mine.to(tl.int64)[:, None] * stride + columns[None, :]
+    valid = row < count
+    inside = valid[:, None] & (columns < width)[None, :]
+    place = row.to(tl.int64)[:, None] * stride + columns[None, :]
     log_q = tl.load(logits + place, mask=inside, other=-1e30)
-    log_q = log_q - tl.load(ends + mine, mask=real, other=0.0)[:, None]
-    pull = tl.load(ends + 2 * count + mine, mask=real, other=0.0)[:, None]
+    log_q = log_q - tl.load(lse + row, mask=valid, other=0.0)[:, None]
+    row_term = tl.load(lse + 2 * count + row, mask=valid, other=0.0)[:, None]
     q = tl.exp(log_q)
     if KIND == 0:
-        gradient = q * pull
+        gradient = q * row_term
     else:
-        theirs = teacher + tl.load(rows + mine, mask=real, other=0)[:, None] * teacher_stride + columns[None, :]
-        log_p = tl.load(theirs, mask=inside, other=float("-inf")).to(tl.float32) * inverse
-        log_p = log_p - tl.load(ends + count + mine, mask=real, other=0.0)[:, None]
+        teacher_at = teacher + tl.load(rows + row, mask=valid, other=0)[:, None] * teacher_stride + columns[None, :]
+        log_p = tl.load(teacher_at, mask=inside, other=float("-inf")).to(tl.float32) * inverse
+        log_p = log_p - tl.load(lse + count + row, mask=valid, other=0.0)[:, None]
         if KIND == 1:
             gradient = q - tl.exp(log_p)
         if KIND == 2:
-            gradient = q * tl.where(q > 0, log_q - log_p - pull, 0.0)
+            gradient = q * tl.where(q > 0, log_q - log_p - row_term, 0.0)
         if KIND == 3:
-            apart = tl.minimum(tl.maximum(log_p - log_q, -80.0), 80.0)
-            gradient = (1.0 - beta) * q * (-tl.log(beta * tl.exp(apart) + (1.0 - beta)) - pull)
+            log_ratio = tl.minimum(tl.maximum(log_p - log_q, -80.0), 80.0)
+            gradient = (1.0 - beta) * q * (-tl.log(beta * tl.exp(log_ratio) + (1.0 - beta)) - row_term)
     tl.store(out + place, gradient.to(out.dtype.element_ty), mask=inside)
 
 
@@ -230,20 +232,20 @@ class _Triton:
             z, t, rows, state, *z.shape, z.stride(0), t.stride(0), plan.inverse, KIND=_NUMBERS[plan.kind], **self.how
         )
 
-    def mixture(self, z: Tensor, t: Tensor | None, rows: Tensor, ends: Tensor, sums: Tensor, plan: Plan) -> None:
+    def mixture(self, z: Tensor, t: Tensor | None, rows: Tensor, lse: Tensor, sums: Tensor, plan: Plan) -> None:
         assert t is not None
         _mixture_kernel[(self._blocks(z),)](
-            z, t, rows, ends, sums, *z.shape, z.stride(0), t.stride(0), plan.inverse, plan.beta, **self.how
+            z, t, rows, lse, sums, *z.shape, z.stride(0), t.stride(0), plan.inverse, plan.beta, **self.how
         )
 
-    def gradient(self, z: Tensor, t: Tensor | None, rows: Tensor, ends: Tensor, out: Tensor, plan: Plan) -> None:
+    def gradient(self, z: Tensor, t: Tensor | None, rows: Tensor, lse: Tensor, out: Tensor, plan: Plan) -> None:
         t = z if t is None else t
         wide = -(-z.shape[1] // self.configuration.constants["BLOCK_V"])
         _gradient_kernel[(self._blocks(z), wide)](
             z,
             t,
             rows,
-            ends,
+            lse,
             out,
             *z.shape,
             z.stride(0),
@@ -279,7 +281,7 @@ def linear_kl(
         weights: (T,), of each row; one of 0 costs nothing.
         chunk: tokens of the vocabulary at a time; by default what fits the caches.
         plain: in torch instead of Triton.
-        configuration: by default the tuned one for sizes T (rows that weigh), C (chunk) and option kind, `lse` of TopK.
+        configuration: by default the tuned one for sizes T (rows of weight), C (chunk) and option kind, `lse` of TopK.
         empty: allocates buffers and gradients.
 
     Raises:
@@ -290,11 +292,11 @@ def linear_kl(
         raise UsageError("linear_kl: no Triton for fp64, nor on a CPU without TRITON_INTERPRET=1: choose plain")
     device = hidden.device
     autocast = torch.is_autocast_enabled(device.type)
-    own = hidden.to(torch.get_autocast_dtype(device.type)) if autocast else hidden
+    states = hidden.to(torch.get_autocast_dtype(device.type)) if autocast else hidden
     rows = torch.arange(len(hidden), device=device) if weights is None else weights.nonzero()[:, 0]
     if not len(rows):
-        return torch.zeros(len(hidden), dtype=precise(own.dtype), device=device) + hidden[:0].sum()
-    own = own if weights is None else own[rows]
+        return torch.zeros(len(hidden), dtype=precise(states.dtype), device=device) + hidden[:0].sum()
+    states = states if weights is None else states[rows]
     if chunk is None:
         elements = _CPU_ELEMENTS if device.type == "cpu" else _GPU_ELEMENTS
         chunk = min(max(256, elements // len(rows) // 256 * 256), -(-len(weight) // SPARE) * SPARE)
@@ -307,18 +309,16 @@ def linear_kl(
     with torch.autocast(device.type, enabled=False):
         if isinstance(teacher, TopK):
             few = TopK(teacher.indices[rows], teacher.values[rows], teacher.rest)
-            rest, picked = Picked.apply(own.contiguous(), weight, bias, plan, few.indices)
-            end = torch.logaddexp(rest, picked.logsumexp(-1))
-            values = of_few(picked - end[:, None], rest - end, few, kind, beta, temperature)
+            rest, picked = Picked.apply(states.contiguous(), weight, bias, plan, few.indices)
+            lse = torch.logaddexp(rest, picked.logsumexp(-1))
+            values = of_few(picked - lse[:, None], rest - lse, few, kind, beta, temperature)
         else:
-            taught: tuple[Tensor | None, ...] = (teacher,) if isinstance(teacher, Tensor) else ()
+            parts: list[Tensor | None] = [teacher] if isinstance(teacher, Tensor) else []
             if isinstance(teacher, Head):
-                taught = (teacher.states[rows], teacher.weight, teacher.bias)
-                rows_of_teacher = torch.arange(len(rows), device=device)
-            else:
-                rows_of_teacher = rows
-            taught = tuple(None if each is None else each.detach() for each in taught)
-            values = Divergence.apply(own.contiguous(), weight, bias, plan, rows_of_teacher, *taught)
+                parts = [teacher.states[rows], teacher.weight, teacher.bias]
+            teacher_rows = torch.arange(len(rows), device=device) if isinstance(teacher, Head) else rows
+            detached = [None if part is None else part.detach() for part in parts]
+            values = Divergence.apply(states.contiguous(), weight, bias, plan, teacher_rows, *detached)
     if weights is None:
         return values
     return torch.zeros(len(hidden), dtype=values.dtype, device=device).index_copy(
@@ -351,8 +351,7 @@ _CASES = (
     _case(1, 17, 8, 256, "float16", kind="jsd"),
     *(
         _case(33, 4099, 64, 1024, dtype, kind=kind, weighted=True, slow=True)
-        for dtype in ("float32", "float16", "bfloat16")
-        for kind in ("forward", "reverse", "jsd")
+        for dtype, kind in itertools.product(("float32", "float16", "bfloat16"), ("forward", "reverse", "jsd"))
     ),
 )
 
@@ -360,8 +359,8 @@ _CASES = (
 def _check(case: Case, device: str, seed: int) -> Outcome:
     """Random states and teachers: rows, dh, dW and db against float64 autograd; every buffer starts as NaN."""
     draw = torch.Generator().manual_seed(seed)
-    rows, vocabulary, width = (case.sizes[name] for name in ("T", "V", "D"))
-    how: dict[str, Any] = {name: case.options[name] for name in ("kind", "beta", "temperature") if name in case.options}
+    rows, vocabulary, width = case.sizes["T"], case.sizes["V"], case.sizes["D"]
+    how = {name: value for name, value in case.options.items() if name in ("kind", "beta", "temperature")}
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(shape, generator=draw) * scale).to(getattr(torch, case.dtype))
@@ -383,20 +382,19 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
         elif kind:
             teacher = TopK(likely.indices.to(place), likely.values.to(place, precise(dtype)), kind)
         given = None if weights is None else weights.to(place)
-        found = function(own[0], own[1], teacher, bias=own[2] if own[2:] else None, weights=given, **how, **more)
-        found.backward(upstream.to(found))
-        return [each.double().cpu() for each in (found.detach(), *(leaf.grad for leaf in own)) if each is not None]
+        values = function(own[0], own[1], teacher, bias=own[2] if own[2:] else None, weights=given, **how, **more)
+        values.backward(upstream.to(values))
+        return [values.detach(), *(leaf.grad for leaf in own if leaf.grad is not None)]
 
     def poisoned(*shape: object, **options: Any) -> Tensor:
         return torch.empty(*shape, **options).fill_(torch.nan)
 
-    found = run(linear_kl, getattr(torch, case.dtype), device, chunk=case.sizes["C"], empty=poisoned)
-    worst = absolute = 0.0
-    for number, (one, other) in enumerate(zip(found, run(linear_kl_ref, torch.float64, "cpu"), strict=True)):
-        off = (one - other).abs().nan_to_num(nan=torch.inf)
-        atol, rtol = (case.atol * float(other.abs().max()), case.rtol) if number else (2e-5, 1e-4)
-        worst, absolute = max(worst, float((off / (atol + rtol * other.abs())).max())), max(absolute, float(off.max()))
-    return Outcome(worst, absolute)
+    values, *gradients = run(linear_kl, getattr(torch, case.dtype), device, chunk=case.sizes["C"], empty=poisoned)
+    exact, *exact_gradients = run(linear_kl_ref, torch.float64, "cpu")
+    outcomes = [Outcome.of(values, exact, 2e-5, 1e-4)]
+    for gradient, right in zip(gradients, exact_gradients, strict=True):
+        outcomes.append(Outcome.of(gradient, right, case.atol * float(right.abs().max()), case.rtol))
+    return Outcome(max(each.worst for each in outcomes), max(each.absolute for each in outcomes))
 
 
 def _builds() -> Iterator[Build]:
@@ -422,10 +420,10 @@ def _builds() -> Iterator[Build]:
             "linear_kl",
             f"gradient-{kind}-{dtype}",
             _gradient_kernel,
-            {**front, "ends": "*fp32", "out": f"*{dtype}", **sizes, "beta": "fp32"},
+            {**front, "lse": "*fp32", "out": f"*{dtype}", **sizes, "beta": "fp32"},
             {"KIND": _NUMBERS[kind], **config.constants},
             config,
-            (*aligned, "ends", "out"),
+            (*aligned, "lse", "out"),
             (blocks, "cdiv(width, BLOCK_V)", "1"),
         )
         if kind == "jsd":
@@ -433,10 +431,10 @@ def _builds() -> Iterator[Build]:
                 "linear_kl",
                 f"mixture-{dtype}",
                 _mixture_kernel,
-                {**front, "ends": "*fp32", "sums": "*fp32", **sizes, "beta": "fp32"},
+                {**front, "lse": "*fp32", "sums": "*fp32", **sizes, "beta": "fp32"},
                 dict(config.constants),
                 config,
-                (*aligned, "ends", "sums"),
+                (*aligned, "lse", "sums"),
                 (blocks, "1", "1"),
             )
 

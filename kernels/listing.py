@@ -112,12 +112,12 @@ def _body(text: str, begin: int) -> str:
 def _instructions(body: str) -> Iterator[_Instruction]:
     """Instructions with the number of loops around each: a loop is a label and the last jump back to it."""
     labels: dict[str, int] = {}
-    found: list[tuple[str, str]] = []
+    code: list[tuple[str, str]] = []
     for piece in body.split(";"):
         rest = piece.strip()
         while rest and (rest[0] in "{}" or _LABEL.match(rest)):
             if label := _LABEL.match(rest):
-                labels[label[1]] = len(found)
+                labels[label[1]] = len(code)
                 rest = rest[label.end() :].lstrip()
             else:
                 rest = rest[1:].lstrip()
@@ -125,13 +125,13 @@ def _instructions(body: str) -> Iterator[_Instruction]:
         if rest and not rest.startswith("."):
             name, _, operands = rest.partition(" ") if " " in rest else rest.partition("\t")
             name, _, more = name.partition("\t")
-            found.append((name, f"{more} {operands}"))
+            code.append((name, f"{more} {operands}"))
     loops: dict[int, int] = {}
-    for place, (name, operands) in enumerate(found):
+    for place, (name, operands) in enumerate(code):
         begin = labels.get(operands.split(",")[-1].strip(), place + 1) if name.startswith("bra") else place + 1
         if begin <= place:
             loops[begin] = max(place, loops.get(begin, 0))
-    for place, (name, operands) in enumerate(found):
+    for place, (name, operands) in enumerate(code):
         depth = sum(begin <= place <= end for begin, end in loops.items())
         yield _Instruction(name, tuple(_split(operands)), depth)
 

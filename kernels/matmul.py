@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -439,10 +440,9 @@ def compare(
     parts = fenced(torch.full((workspace_size(configuration, m, n, up is not None),), torch.nan), device)
     y = run(x, weight, up=up, bias=bias, out=out, workspace=parts, configuration=configuration)
     exact = matmul_ref(x, weight, up=up, bias=bias, inside=torch.float64)
-    error = (y.double() - exact).abs()
-    worst = (error / (case.atol + case.rtol * exact.abs())).max().item()
-    whole = y is out and _margins_are_whole(out) and _margins_are_whole(parts) and bool(error.isfinite().all())
-    return Outcome(worst if whole else float("inf"), error.max().item())
+    outcome = Outcome.of(y, exact, case.atol, case.rtol)
+    whole = y is out and _margins_are_whole(out) and _margins_are_whole(parts)
+    return outcome if whole else Outcome(math.inf, outcome.absolute)
 
 
 def _margins_are_whole(inner: Tensor) -> bool:

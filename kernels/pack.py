@@ -30,18 +30,68 @@ Bit for bit the same everywhere: sums are added half onto half in one fixed orde
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from soloist.kernels.choose import choose_config
+from soloist.kernels.errors import DataError, UsageError
 from soloist.kernels.jit import tl, triton
-from soloist.kernels.layout import GROUPS, Quantized, dequantize, narrow_of, pack_nibbles, per_column, top_of, zero_of
-from soloist.kernels.pack_options import Bits, checked, scale_candidates
+from soloist.kernels.layout import (
+    BITS,
+    BLOCK,
+    GROUPS,
+    Quantized,
+    dequantize,
+    narrow_of,
+    pack_nibbles,
+    per_column,
+    top_of,
+    zero_of,
+)
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
 
+Bits = Literal[4, 5, 6, 8]
+SCALE_CANDIDATES = {
+    "4": (-8.0, -7.0, -7.25, -7.5, -7.75, -8.25, -8.5, -8.75, -9.0, -9.5, -10.0, 7.0, 7.25, 7.5, 7.75, 8.0, 8.5),
+    "zeros": (15.0, 14.5, 15.5, 16.0, 16.5, 17.0, 17.5, 18.0, 19.0),
+    "5": (-16.0, -15.0, -15.5, -15.75, -16.25, -16.5, -17.0, -18.0, 15.0, 15.5, 15.75, 16.0, 16.5),
+    "6": (-32.0, -31.0, -31.5, -32.5, -33.0, -34.0, 31.0, 31.5, 32.0, 33.0),
+    "8": (127.0, 126.5, 127.5, 128.0, 129.0, 130.0, 132.0),
+}
+LARGEST = 65504.0  # of fp16: no scale can overflow
 _CHUNK = 1 << 15  # weights that the reference works on at once: they stay in a core's cache
+
+
+def scale_candidates(bits: int, zeros: bool, search: bool) -> tuple[float, ...]:
+    """The scales a search tries, as divisors of a group's extreme; the unsearched one first."""
+    table = SCALE_CANDIDATES["zeros" if zeros else str(bits)]
+    return table if search else table[:1]
+
+
+def _checked(weight: Tensor, bits: int, group: int, zeros: bool, search: bool, importance: Tensor | None) -> Tensor:
+    """The importance of each column in fp32, its largest 1."""
+    if bits not in BITS or (zeros and bits != 4):
+        raise UsageError(f"{bits} bits{' with zero points' * zeros}: choose 4, 5, 6 or 8; zero points are for 4")
+    if group not in GROUPS:
+        raise UsageError(f"group size {group}: choose one of {', '.join(map(str, GROUPS))}")
+    if weight.dim() != 2 or weight.shape[1] % BLOCK or 0 in weight.shape:
+        raise UsageError(
+            f"shape {tuple(weight.shape)}: the layout takes (rows, columns), columns a multiple of {BLOCK}"
+        )
+    largest = float(weight.abs().amax())
+    if not largest <= LARGEST:  # NaN is not either
+        raise DataError(f"the largest weight is {largest:g}: weights must be finite and at most {LARGEST:g}")
+    if importance is None:
+        return torch.ones(weight.shape[1], device=weight.device)
+    if not search:
+        raise UsageError("importance weighs the error of a search: ask for search=True, or leave importance out")
+    h = importance.float()
+    if h.shape != weight.shape[1:] or not bool(torch.isfinite(h).all()) or float(h.min()) < 0:
+        raise DataError(f"importance must be {weight.shape[1]} finite numbers, none below 0, one for each column")
+    return h / torch.where(h.max() == 0, 1.0, h.max())
 
 
 def pack_ref(
@@ -59,49 +109,38 @@ def pack_ref(
         UsageError: bits, group or shape that the layout does not have.
         DataError: weights that are infinite, no numbers, or too large for a scale in fp16.
     """
-    h = checked(weight, bits, group, zeros, search, importance)
-    rows, columns = weight.shape
-    groups = -(-columns // group)
+    h = _checked(weight, bits, group, zeros, search, importance)
     table = scale_candidates(bits, zeros, search)
-    step = max(1, _CHUNK // columns)
-    parts = [
-        _pack_rows(weight[first : first + step], h, table, bits, group, groups, zeros) for first in range(0, rows, step)
-    ]
-    codes, scales, points = (torch.cat(found) for found in zip(*parts, strict=True))
+    step = max(1, _CHUNK // weight.shape[1])
+    parts = [_pack_rows(rows, h, table, bits, group, zeros) for rows in weight.split(step)]
+    codes, scales, points = map(torch.cat, zip(*parts, strict=True))
     return Quantized(codes, scales, group, points if zeros else None, narrow_of(bits))
 
 
 def _pack_rows(
-    weight: Tensor, h: Tensor, table: tuple[float, ...], bits: int, group: int, groups: int, zeros: bool
+    weight: Tensor, h: Tensor, table: tuple[float, ...], bits: int, group: int, zeros: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes as the layout stores them, scales and zero points of some rows."""
     columns = weight.shape[1]
+    groups = -(-columns // group)
     pad = groups * group - columns
     w = F.pad(weight.float(), (0, pad)).reshape(-1, groups, group)
     h = F.pad(h, (0, pad)).reshape(groups, group)
     low, high = w.amin(-1), w.amax(-1)
-    scale, z = _first(low, high, table[0], bits, zeros)
+    if zeros:
+        extreme = high.clamp_min(0) - low.clamp_max(0)
+    else:
+        extreme = torch.maximum(high, -low) if bits == 8 else torch.where(high > -low, high, low)
+    scale = _half(extreme / table[0])
+    z = torch.full_like(scale, zero_of(bits))
+    if zeros:
+        z = torch.where(scale == 0, z, torch.round((-low.clamp_max(0) / _divisible(scale)).clamp(0, 15)))
     if len(table) > 1:
-        scale = _search(w, h, _extreme(low, high, bits, zeros), scale, z, table, bits)
+        scale = _search(w, h, extreme, scale, z, table, bits)
     codes = (_values(w, scale, z, bits) + z[..., None]).reshape(len(w), -1)[:, :columns]
     if bits != 4:
         return (codes - zero_of(bits)).to(torch.int8), scale.half(), z.to(torch.uint8)
     return pack_nibbles(codes), scale.half(), z.to(torch.uint8)
-
-
-def _extreme(low: Tensor, high: Tensor, bits: int, zeros: bool) -> Tensor:
-    if zeros:
-        return high.clamp_min(0) - low.clamp_max(0)
-    return torch.maximum(high, -low) if bits == 8 else torch.where(high > -low, high, low)
-
-
-def _first(low: Tensor, high: Tensor, divisor: float, bits: int, zeros: bool) -> tuple[Tensor, Tensor]:
-    """Unsearched scales (fp32, of fp16 value) and zero points (`zero_of` where there are none)."""
-    scale = _half(_extreme(low, high, bits, zeros) / divisor)
-    if not zeros:
-        return scale, torch.full_like(scale, zero_of(bits))
-    z = torch.round((-low.clamp_max(0) / _divisible(scale)).clamp(0, 15))
-    return scale, torch.where(scale == 0, zero_of(bits), z)
 
 
 def _half(scale: Tensor) -> Tensor:
@@ -128,19 +167,19 @@ def _sum(x: Tensor) -> Tensor:
 def _search(
     w: Tensor, h: Tensor, extreme: Tensor, scale: Tensor, z: Tensor, table: tuple[float, ...], bits: int
 ) -> Tensor:
-    def error(scale: Tensor) -> Tensor:
+    def error_of(scale: Tensor) -> Tensor:
         off = w - _values(w, scale, z, bits) * scale[..., None]
         return _sum(h * (off * off))
 
-    best = error(scale)
+    best = error_of(scale)
     for divisor in table:
-        tried = _half(extreme / divisor)
-        v = _values(w, tried, z, bits)
+        trial = _half(extreme / divisor)
+        v = _values(w, trial, z, bits)
         above, below = _sum(h * (w * v)), _sum(h * (v * v))
-        tried = torch.where(below > 0, _half(above / _divisible(below)), tried)
-        found = error(tried)
-        better = found < best
-        scale, best = torch.where(better, tried, scale), torch.where(better, found, best)
+        trial = torch.where(below > 0, _half(above / _divisible(below)), trial)
+        error = error_of(trial)
+        better = error < best
+        scale, best = torch.where(better, trial, scale), torch.where(better, error, best)
     return scale
 
 
@@ -237,15 +276,15 @@ def _pack_kernel(
             h = tl.load(importance + column, mask=inside, other=0.0)
         best = _error(w, h, scale, z, TOP, ROWS, GROUP, STEPS)
         for candidate in range(CANDIDATES):
-            tried = _to_half(tl.div_rn(extreme, tl.load(table + candidate) + tl.zeros_like(extreme)))
-            v = _to_values(w, tried, z, TOP)
+            trial = _to_half(tl.div_rn(extreme, tl.load(table + candidate) + tl.zeros_like(extreme)))
+            v = _to_values(w, trial, z, TOP)
             above = _half_sum(h * (w * v), ROWS, GROUP, STEPS)
             below = _half_sum(h * (v * v), ROWS, GROUP, STEPS)
             fitted = _to_half(tl.div_rn(above, tl.where(below == 0.0, 1.0, below)))
-            tried = tl.where(below > 0.0, fitted, tried)
-            found = _error(w, h, tried, z, TOP, ROWS, GROUP, STEPS)
-            better = found < best
-            scale, best = tl.where(better, tried, scale), tl.where(better, found, best)
+            trial = tl.where(below > 0.0, fitted, trial)
+            error = _error(w, h, trial, z, TOP, ROWS, GROUP, STEPS)
+            better = error < best
+            scale, best = tl.where(better, trial, scale), tl.where(better, error, best)
     v = _to_values(w, scale, z, TOP)
     tl.store(scales + index, scale.to(tl.float16), mask=index < total)
     if ZEROS:
@@ -275,13 +314,13 @@ def pack(
 
     A configuration is tuned for sizes N, K and options bits, group, zeros, search.
     """
-    h = checked(weight, bits, group, zeros, search, importance)
-    out = _room(weight, bits, group, zeros)
+    h = _checked(weight, bits, group, zeros, search, importance)
+    out = _allocate(weight, bits, group, zeros)
     _launch(weight.contiguous(), h, out, search, importance is not None, configuration)
     return out
 
 
-def _room(weight: Tensor, bits: int, group: int, zeros: bool) -> Quantized:
+def _allocate(weight: Tensor, bits: int, group: int, zeros: bool) -> Quantized:
     rows, columns = weight.shape
     shape = (rows, -(-columns // group))
     stored = (columns // 8, torch.int32) if bits == 4 else (columns, torch.int8)
@@ -339,30 +378,31 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
     weight = weight.to(getattr(torch, case.dtype)).to(device)
     importance = torch.rand(columns, generator=random).to(device) if weighted else None
     want = pack_ref(weight, **options, importance=importance)
-    got = _room(weight, options["bits"], options["group"], options["zeros"])
+    got = _allocate(weight, options["bits"], options["group"], options["zeros"])
     got.codes.fill_(0x5A)
     got.scales.fill_(float("nan"))
     if got.zeros is not None:
         got.zeros.fill_(255)
-    h = checked(weight, options["bits"], options["group"], options["zeros"], options["search"], importance)
+    h = _checked(weight, **options, importance=importance)
     _launch(weight, h, got, options["search"], weighted, None)
     off = float((dequantize(got, torch.float64) - weight.double()).abs().max())
     return Outcome(_farthest(weight.double(), got) if _same(got, want) else float("inf"), off)
 
 
 def _same(a: Quantized, b: Quantized) -> bool:
-    pairs = [(a.codes, b.codes), (a.scales.view(torch.int16), b.scales.view(torch.int16)), (a.zeros, b.zeros)]
-    return all(x is y if x is None or y is None else torch.equal(x, y) for x, y in pairs)
+    if a.zeros is not None and b.zeros is not None and not torch.equal(a.zeros, b.zeros):
+        return False
+    return torch.equal(a.codes, b.codes) and torch.equal(a.scales.view(torch.int16), b.scales.view(torch.int16))
 
 
-def _farthest(weight: Tensor, found: Quantized) -> float:
-    """The largest distance of a weight, cut to what its group can hold, from its code: 1 is half a step."""
-    columns = weight.shape[1]
-    points = torch.full_like(found.scales, zero_of(found.bits)) if found.zeros is None else found.zeros
-    s, z = (per_column(values.double(), found.group, columns) for values in (found.scales, points))
+def _farthest(weight: Tensor, packed: Quantized) -> float:
+    """The largest distance of a weight, clamped to what its group can hold, from its code: 1 is half a step."""
+    points = torch.full_like(packed.scales, zero_of(packed.bits)) if packed.zeros is None else packed.zeros
+    s = per_column(packed.scales.double(), packed.group, weight.shape[1])
+    z = per_column(points.double(), packed.group, weight.shape[1])
     s = torch.where(s == 0, 1.0, s)
-    exact = (weight / s).maximum(-z).minimum(top_of(found.bits) - z)
-    distance = (dequantize(found, torch.float64) / s - exact).abs() / 0.5
+    exact = (weight / s).maximum(-z).minimum(top_of(packed.bits) - z)
+    distance = (dequantize(packed, torch.float64) / s - exact).abs() / 0.5
     return float((distance / (1 + 2.0**-20)).max())
 
 

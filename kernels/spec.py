@@ -6,9 +6,13 @@ A module exposes its `KERNEL`. Its cases are what `soloist kernels check` and th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,13 @@ class Outcome:
 
     worst: float
     absolute: float
+
+    @classmethod
+    def of(cls, result: Tensor, exact: Tensor, atol: float, rtol: float) -> Outcome:
+        """The worst element of a result by its float64 reference; infinite where it is not a number."""
+        error = (result.double() - exact.to(result.device)).abs().nan_to_num(nan=math.inf)
+        allowed = atol + rtol * exact.to(result.device).abs()
+        return cls(float((error / allowed).max()), float(error.max()))
 
     @property
     def passed(self) -> bool:

@@ -33,11 +33,11 @@ class Steps(Protocol):
     def statistics(self, z: Tensor, t: Tensor | None, rows: Tensor, state: Tensor, plan: Plan) -> None:
         """Go on with state (5, T): peak and sum of exp of the student, of the teacher, and the kind's expectation."""
 
-    def mixture(self, z: Tensor, t: Tensor | None, rows: Tensor, ends: Tensor, sums: Tensor, plan: Plan) -> None:
-        """Add to sums (2, T): KL(P || M), KL(Q || M), given ends = log-sum-exps of student and teacher."""
+    def mixture(self, z: Tensor, t: Tensor | None, rows: Tensor, lse: Tensor, sums: Tensor, plan: Plan) -> None:
+        """Add to sums (2, T): KL(P || M), KL(Q || M), given lse, the log-sum-exps of student and teacher."""
 
-    def gradient(self, z: Tensor, t: Tensor | None, rows: Tensor, ends: Tensor, out: Tensor, plan: Plan) -> None:
-        """Write dz, given ends (3, T): both log-sum-exps and what the row pulls by. z may be overwritten."""
+    def gradient(self, z: Tensor, t: Tensor | None, rows: Tensor, lse: Tensor, out: Tensor, plan: Plan) -> None:
+        """Write dz, given lse (3, T): both log-sum-exps and the row's term of dz. z may be overwritten."""
 
 
 @dataclass(frozen=True)
@@ -100,26 +100,27 @@ class _Sweep:
             z = self._logits(self.space, *self.student, piece)
             if self.plan.temperature != 1:
                 z.mul_(self.plan.inverse)
-            yield piece, z, self._taught(piece)
+            yield piece, z, self._teacher_logits(piece)
 
-    def _taught(self, piece: slice) -> Tensor | None:
+    def _teacher_logits(self, piece: slice) -> Tensor | None:
         if len(self.teacher) > 1:
             states, weight, bias = self.teacher
-            assert states is not None and weight is not None
+            assert states is not None
+            assert weight is not None
             return self._logits(self.other, states, weight, bias, piece)
         whole = self.teacher[0] if self.teacher else None
         return None if whole is None else whole[:, piece]
 
     def _logits(self, space: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None, piece: slice) -> Tensor:
         matrix = weight[piece].to(states.dtype).T
-        found = space[:, : matrix.shape[1]]
+        logits = space[:, : matrix.shape[1]]
         if states.dtype == space.dtype:
-            torch.mm(states, matrix, out=found)
+            torch.mm(states, matrix, out=logits)
         elif states.is_cuda:
-            torch.mm(states, matrix, out_dtype=space.dtype, out=found)
+            torch.mm(states, matrix, out_dtype=space.dtype, out=logits)
         else:
-            found.copy_(product(states, matrix, self.plan.steps))
-        return found if bias is None else found.add_(bias[piece])
+            logits.copy_(product(states, matrix, self.plan.steps))
+        return logits if bias is None else logits.add_(bias[piece])
 
 
 class _Gradients:
@@ -151,13 +152,13 @@ class _Gradients:
         if self.bias is not None:
             self.bias[piece] = (dz * self.share).sum(0) * self.peak
 
-    def found(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """dh, dW, db in the dtypes of h, W and b."""
         hidden = None if self.hidden is None else self.hidden.mul_(self.factor[:, None]).to(self.dtype)
         return hidden, self.weight, self.bias
 
 
-def _start(hidden: Tensor) -> Tensor:
+def _initial_state(hidden: Tensor) -> Tensor:
     state = torch.zeros((5, len(hidden)), dtype=precise(hidden.dtype), device=hidden.device)
     state[0], state[2] = -torch.inf, -torch.inf
     return state
@@ -176,36 +177,36 @@ class Divergence(torch.autograd.Function):  # type: ignore[misc]  # torch's type
         rows: Tensor,
         *teacher: Tensor | None,
     ) -> Tensor:
-        sweep, state = _Sweep(hidden, weight, bias, plan, teacher), _start(hidden)
+        sweep, state = _Sweep(hidden, weight, bias, plan, teacher), _initial_state(hidden)
         for _, z, t in sweep:
             plan.steps.statistics(z, t, rows, state, plan)
-        end_q, end_p = state[0] + state[1].log(), state[2] + state[3].log()
+        lse_q, lse_p = state[0] + state[1].log(), state[2] + state[3].log()
         if plan.kind == "forward":
-            values = pull = state[4] / state[3] + (end_q - end_p)
+            values = row_term = state[4] / state[3] + (lse_q - lse_p)
         elif plan.kind == "reverse":
-            values = pull = state[4] / state[1] + (end_p - end_q)
+            values = row_term = state[4] / state[1] + (lse_p - lse_q)
         else:
-            ends, sums = torch.stack([end_q, end_p]), torch.zeros_like(state[:2])
+            lse, sums = torch.stack([lse_q, lse_p]), torch.zeros_like(state[:2])
             for _, z, t in sweep:
-                plan.steps.mixture(z, t, rows, ends, sums, plan)
-            values, pull = plan.beta * sums[0] + (1 - plan.beta) * sums[1], sums[1]
+                plan.steps.mixture(z, t, rows, lse, sums, plan)
+            values, row_term = plan.beta * sums[0] + (1 - plan.beta) * sums[1], sums[1]
         ctx.plan = plan
-        ctx.save_for_backward(hidden, weight, bias, rows, torch.stack([end_q, end_p, pull]), *teacher)
+        ctx.save_for_backward(hidden, weight, bias, rows, torch.stack([lse_q, lse_p, row_term]), *teacher)
         return values
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]  # as above
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, rows, ends, *teacher = ctx.saved_tensors
+        hidden, weight, bias, rows, lse, *teacher = ctx.saved_tensors
         plan: Plan = ctx.plan
         with torch.autocast(hidden.device.type, enabled=False):
             out = plan.buffer(len(hidden), hidden.dtype, hidden.device)
-            found = _Gradients(hidden, weight, bias, upstream * plan.inverse, ctx.needs_input_grad, plan)
+            gradients = _Gradients(hidden, weight, bias, upstream * plan.inverse, ctx.needs_input_grad, plan)
             for piece, z, t in _Sweep(hidden, weight, bias, plan, tuple(teacher)):
                 dz = out[:, : z.shape[1]]
-                plan.steps.gradient(z, t, rows, ends, dz, plan)
-                found.add(piece, dz)
-        return (*found.found(), None, None, *[None] * len(teacher))
+                plan.steps.gradient(z, t, rows, lse, dz, plan)
+                gradients.add(piece, dz)
+        return (*gradients.result(), None, None, *[None] * len(teacher))
 
 
 class Picked(torch.autograd.Function):  # type: ignore[misc]  # torch's types are not followed
@@ -220,7 +221,7 @@ class Picked(torch.autograd.Function):  # type: ignore[misc]  # torch's types ar
         plan: Plan,
         indices: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        sweep, state = _Sweep(hidden, weight, bias, plan), _start(hidden)
+        sweep, state = _Sweep(hidden, weight, bias, plan), _initial_state(hidden)
         picked = torch.zeros(indices.shape, dtype=state.dtype, device=hidden.device)
         for piece, z, _ in sweep:
             places = _places(indices, piece, plan)
@@ -240,17 +241,17 @@ class Picked(torch.autograd.Function):  # type: ignore[misc]  # torch's types ar
         with torch.autocast(hidden.device.type, enabled=False):
             size = torch.cat([of_rest[:, None], of_picked], 1).abs().amax(1)
             unit = size.clamp(min=torch.finfo(size.dtype).tiny)
-            ends, few = torch.stack([rest, rest, of_rest / unit]), (of_picked / unit[:, None]).to(hidden.dtype)
+            lse, few = torch.stack([rest, rest, of_rest / unit]), (of_picked / unit[:, None]).to(hidden.dtype)
             out = plan.buffer(len(hidden), hidden.dtype, hidden.device)
             sweep = _Sweep(hidden, weight, bias, plan)
-            found = _Gradients(hidden, weight, bias, size * plan.inverse, ctx.needs_input_grad, plan)
+            gradients = _Gradients(hidden, weight, bias, size * plan.inverse, ctx.needs_input_grad, plan)
             for piece, z, _ in sweep:
                 places = _places(indices, piece, plan)
                 sweep.space.scatter_(1, places, -torch.inf)
-                plan.steps.gradient(z, None, indices, ends, out[:, : z.shape[1]], plan)
+                plan.steps.gradient(z, None, indices, lse, out[:, : z.shape[1]], plan)
                 out.scatter_(1, places, few)
-                found.add(piece, out[:, : z.shape[1]])
-        return (*found.found(), None, None)
+                gradients.add(piece, out[:, : z.shape[1]])
+        return (*gradients.result(), None, None)
 
 
 def _places(indices: Tensor, piece: slice, plan: Plan) -> Tensor:
@@ -265,57 +266,57 @@ class Plain:
     exact = False
 
     def statistics(self, z: Tensor, t: Tensor | None, rows: Tensor, state: Tensor, plan: Plan) -> None:
-        grown_q, fade_q = _online(z, state[0], state[1])
+        mass_q, rescale_q = _online(z, state[0], state[1])
         if plan.kind == "lse":
             return
         log_p = _rows_of(t, rows, z, plan)
-        grown_p, fade_p = _online(log_p, state[2], state[3])
+        mass_p, rescale_p = _online(log_p, state[2], state[3])
         if plan.kind == "forward":  # a token without mass may lie infinitely far: 0 times that is left out
-            state[4].mul_(fade_p).add_(grown_p.mul_(log_p.sub_(z)).nansum(1))
+            state[4].mul_(rescale_p).add_(mass_p.mul_(log_p.sub_(z)).nansum(1))
         elif plan.kind == "reverse":
-            state[4].mul_(fade_q).add_(grown_q.mul_(log_p.sub_(z).neg_()).nansum(1))
+            state[4].mul_(rescale_q).add_(mass_q.mul_(log_p.sub_(z).neg_()).nansum(1))
 
-    def mixture(self, z: Tensor, t: Tensor | None, rows: Tensor, ends: Tensor, sums: Tensor, plan: Plan) -> None:
-        log_q, log_p = z.sub_(ends[0, :, None]), _rows_of(t, rows, z, plan).sub_(ends[1, :, None])
-        apart, over = _over(log_q, log_p, plan.beta)
-        sums[0] += apart.add_(over).mul_(log_p.exp_()).sum(1)
-        sums[1] += over.mul_(log_q.exp_()).sum(1)
+    def mixture(self, z: Tensor, t: Tensor | None, rows: Tensor, lse: Tensor, sums: Tensor, plan: Plan) -> None:
+        log_q, log_p = z.sub_(lse[0, :, None]), _rows_of(t, rows, z, plan).sub_(lse[1, :, None])
+        log_ratio, log_q_m = _log_ratios(log_q, log_p, plan.beta)
+        sums[0] += log_ratio.add_(log_q_m).mul_(log_p.exp_()).sum(1)
+        sums[1] += log_q_m.mul_(log_q.exp_()).sum(1)
 
-    def gradient(self, z: Tensor, t: Tensor | None, rows: Tensor, ends: Tensor, out: Tensor, plan: Plan) -> None:
-        log_q, pull = z.sub_(ends[0, :, None]), ends[2, :, None]
+    def gradient(self, z: Tensor, t: Tensor | None, rows: Tensor, lse: Tensor, out: Tensor, plan: Plan) -> None:
+        log_q, row_term = z.sub_(lse[0, :, None]), lse[2, :, None]
         if plan.kind == "lse":
-            out.copy_(log_q.exp_().mul_(pull))
+            out.copy_(log_q.exp_().mul_(row_term))
             return
-        log_p = _rows_of(t, rows, z, plan).sub_(ends[1, :, None])
+        log_p = _rows_of(t, rows, z, plan).sub_(lse[1, :, None])
         if plan.kind == "forward":
             out.copy_(log_q.exp_().sub_(log_p.exp_()))
         elif plan.kind == "reverse":
-            ratio = log_p.sub_(log_q).neg_().sub_(pull)
+            ratio = log_p.sub_(log_q).neg_().sub_(row_term)
             out.copy_(ratio.mul_(log_q.exp_()))
         else:
-            over = _over(log_q, log_p, plan.beta)[1]
-            out.copy_(over.sub_(pull).mul_(log_q.exp_()).mul_(1 - plan.beta))
+            log_q_m = _log_ratios(log_q, log_p, plan.beta)[1]
+            out.copy_(log_q_m.sub_(row_term).mul_(log_q.exp_()).mul_(1 - plan.beta))
 
 
 def _online(x: Tensor, peak: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(x - new peak) and what older sums fade by; peak and total go on in place."""
+    """exp(x - new peak) and the factor of older sums; peak and total are updated in place."""
     top = torch.maximum(peak, x.amax(1))
     base = torch.where(top == -torch.inf, 0.0, top)
-    grown, fade = (x - base[:, None]).exp_(), (peak - base).exp_()
-    total.mul_(fade).add_(grown.sum(1))
+    mass, rescale = (x - base[:, None]).exp_(), (peak - base).exp_()
+    total.mul_(rescale).add_(mass.sum(1))
     peak.copy_(top)
-    return grown, fade
+    return mass, rescale
 
 
-def _over(log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def _log_ratios(log_q: Tensor, log_p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """log(P / Q), limited to where both have mass, and log(Q / M)."""
-    apart = (log_p - log_q).clamp_(-80.0, 80.0)
-    return apart, apart.exp().mul_(beta).add_(1 - beta).log_().neg_()
+    log_ratio = (log_p - log_q).clamp_(-80.0, 80.0)
+    return log_ratio, log_ratio.exp().mul_(beta).add_(1 - beta).log_().neg_()
 
 
 def _rows_of(t: Tensor | None, rows: Tensor, z: Tensor, plan: Plan) -> Tensor:
     """A new tensor: the teacher's logits beside z's."""
     assert t is not None
-    mine = t if len(t) == len(rows) else t.index_select(0, rows)
-    found = mine.to(z.dtype, copy=True)
-    return found if plan.temperature == 1 else found.mul_(plan.inverse)
+    chosen = t if len(t) == len(rows) else t.index_select(0, rows)
+    logits = chosen.to(z.dtype, copy=True)
+    return logits if plan.temperature == 1 else logits.mul_(plan.inverse)

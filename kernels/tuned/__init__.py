@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -62,16 +62,25 @@ def tuned(
 ) -> Configuration | None:
     """The configuration measured best near these sizes on this GPU, or None."""
     table = tables().get(device)
-    found = [entry for entry in table.kernels.get(kernel, ()) if entry.options == (options or {})] if table else []
-    best = min(found, key=lambda entry: (entry.distance(sizes), entry.microseconds), default=None)
-    return best.configuration if best is not None and math.isfinite(best.distance(sizes)) else None
+    if table is None:
+        return None
+    near = []
+    for entry in table.kernels.get(kernel, ()):
+        if entry.options == (options or {}) and math.isfinite(entry.distance(sizes)):
+            near.append(entry)
+    best = min(near, key=lambda entry: (entry.distance(sizes), entry.microseconds), default=None)
+    return best.configuration if best else None
 
 
 @functools.cache
 def tables() -> Mapping[str, Table]:
     """All tables that ship, by name of the GPU."""
-    files = [file for file in resources.files(__name__).iterdir() if file.name.endswith(".json")]
-    return {table.device: table for table in (read_table(file.read_text("utf-8"), file.name) for file in files)}
+    shipped = {}
+    for file in resources.files(__name__).iterdir():
+        if file.name.endswith(".json"):
+            table = read_table(file.read_text("utf-8"), file.name)
+            shipped[table.device] = table
+    return shipped
 
 
 def read_table(text: str, name: str) -> Table:
@@ -95,21 +104,10 @@ def _entry(data: Mapping[str, Any]) -> Entry:
 def write_table(path: Path, table: Table) -> None:
     """Write a table, entries in order of their sizes, so that two runs differ only where they measured differently."""
 
-    def plain(entry: Entry) -> dict[str, Any]:
-        return {
-            "sizes": dict(entry.sizes),
-            "options": dict(entry.options),
-            "microseconds": entry.microseconds,
-            "configuration": dataclasses.asdict(entry.configuration),
-        }
+    def order(entry: Entry) -> Any:
+        return sorted(entry.options.items(), key=str), sorted(entry.sizes.items())
 
-    def ordered(entries: Sequence[Entry]) -> list[Entry]:
-        return sorted(entries, key=lambda entry: (sorted(entry.options.items(), key=str), sorted(entry.sizes.items())))
-
-    data = {
-        "device": table.device,
-        "architecture": table.architecture,
-        "measured": dict(table.measured),
-        "kernels": {name: [plain(e) for e in ordered(entries)] for name, entries in sorted(table.kernels.items())},
-    }
+    data = {**dataclasses.asdict(table), "kernels": {}}
+    for name, entries in sorted(table.kernels.items()):
+        data["kernels"][name] = [dataclasses.asdict(entry) for entry in sorted(entries, key=order)]
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

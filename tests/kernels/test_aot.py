@@ -135,7 +135,7 @@ def test_a_process_that_dies_is_told(importable, tmp_path):
 
 
 def test_without_triton_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("soloist.kernels.aot._installed", lambda: False)
+    monkeypatch.setattr("soloist.kernels.choose._installed", lambda: False)
     with pytest.raises(MissingExtraError, match=r"soloist\[kernels\]"):
         build_kernels(ROW_DOT, (87,), tmp_path, tmp_path / "cache")
 

@@ -34,13 +34,13 @@ def test_cases_pass_in_the_interpreter_whatever_the_environment_says(monkeypatch
 def test_a_wrong_kernel_fails(monkeypatch):
     monkeypatch.setenv("ROW_DOT", "wrong")
     (result,) = run_cases(ROW_DOT, "cpu", seed=0, slow=False)
-    assert not result.passed and result.worst > 10 and result.said == ""
+    assert not result.passed and result.worst > 10 and result.error == ""
     assert (result.case, result.total) == ("N19-K128-float16", 1)  # and not the slow one
 
 
 def test_a_case_that_breaks_off_says_why_and_fails():
     (result,) = run_cases(ROW_DOT, "cpu", seed=-(2**70), slow=False)  # no seed of torch's
-    assert not result.passed and math.isinf(result.worst) and result.said
+    assert not result.passed and math.isinf(result.worst) and result.error
 
 
 def test_a_process_that_dies_is_told():

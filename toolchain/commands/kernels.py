@@ -101,8 +101,8 @@ def check(names: tuple[str, ...], torch_device: str, seed: int, slow: bool, as_j
     for result in run_cases(_chosen(names), "cuda" if torch_device == "cuda" else "cpu", seed=seed, slow=slow):
         results.append(result)
         if not as_json:
-            said = result.said or f"worst {result.worst:4.2f} of the tolerance, {result.absolute:.1e} absolute"
-            click.echo(f"{'ok  ' if result.passed else 'FAIL'}  {result.kernel:16} {result.case}  {said}")
+            outcome = result.error or f"worst {result.worst:4.2f} of the tolerance, {result.absolute:.1e} absolute"
+            click.echo(f"{'ok  ' if result.passed else 'FAIL'}  {result.kernel:16} {result.case}  {outcome}")
     failed = [f"{result.kernel} {result.case}" for result in results if not result.passed]
     if as_json:
         echo_json({"device": torch_device, "seed": seed, "results": [asdict(result) for result in results]})
