@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import tomllib
 from pathlib import Path
 
@@ -10,6 +11,27 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ["kernels", "targets", "toolchain"]
+# the way of the data; `verify` stands before `export`, which hands out nothing that was not compared
+ROOMS = [
+    "core",
+    "tasks",
+    "tools",
+    "traces",
+    "knowledge",
+    "teams",
+    "record",
+    "student",
+    "distill",
+    "assess",
+    "quantize",
+    "verify",
+    "export",
+    "bench",
+    "report",
+    "pipeline",
+    "desk",
+    "commands",
+]
 MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 BESIDE = sorted(path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
@@ -68,6 +90,56 @@ def test_imports_point_one_way(path):
         assert parts[0] not in LAYERS, f"{path}: bare import of {name}"
         if parts[0] == "soloist":
             assert LAYERS.index(parts[1]) <= layer, f"{path}: imports {name}, which lies above it"
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return "soloist." + ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {_name(path): path for path in MODULES}
+
+
+def _arrows(path: Path) -> set[str]:
+    """The modules of ours that a module imports, inside functions and for types as well."""
+    arrows = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            arrows |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                arrows.add(submodule if submodule in NAMES else node.module)
+    return {arrow for arrow in arrows if arrow in NAMES}
+
+
+def test_no_module_imports_itself_in_a_circle():
+    order = graphlib.TopologicalSorter({name: _arrows(path) for name, path in NAMES.items()})
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def _room(name: str) -> str | None:
+    """The folder of `toolchain/` that a module stands in; None for the other layers and for the command itself."""
+    parts = name.split(".")
+    folder = parts[2] if parts[1] == "toolchain" and len(parts) > 2 else None
+    return folder if folder is not None and (ROOT / "toolchain" / folder).is_dir() else None
+
+
+def test_every_folder_is_a_room():
+    folders = {path.name for path in (ROOT / "toolchain").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_before_it(room):
+    for name, path in NAMES.items():
+        if _room(name) == room:
+            for arrow in _arrows(path):
+                other = _room(arrow)
+                if other is None:
+                    assert not arrow.startswith("soloist.toolchain"), f"{name} imports {arrow}, the command itself"
+                else:
+                    assert ROOMS.index(other) <= ROOMS.index(room), f"{name} imports {arrow}, a later room"
 
 
 @pytest.mark.parametrize("path", MODULES + BESIDE, ids=lambda p: p.relative_to(ROOT).as_posix())
