@@ -33,6 +33,7 @@ from soloist.toolchain.core.config import describe
 from soloist.toolchain.core.environment import commit, device, versions
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import explain_disk_errors, sha256_file, write_atomic
+from soloist.toolchain.core.memory import peak_memory
 
 MANIFEST = "manifest.json"
 _PLAN = "plan.json"
@@ -167,29 +168,26 @@ def stage(
         began = time.time()
         write_atomic(partial / _PLAN, json.dumps(plan, indent=1))
         events.emit(name, "start", path=str(out))
-        facts = build(partial)
-        if isinstance(facts, Facts):
-            facts = facts.model_dump(mode="json", exclude_none=True)
+        with peak_memory() as peak:
+            facts = build(partial)
         for entry in scratch:
             shutil.rmtree(partial / entry, ignore_errors=True)
             if (partial / entry).is_file():
                 (partial / entry).unlink()
-        manifest: dict[str, Any] = {
-            "schema": 1,
-            **plan,
-            "parents": [{"path": os.path.relpath(p.path, out.parent), "digest": p.digest} for p in parents],
-            "files": _files(partial, scratch),
-            "facts": facts,
-            "versions": versions(),
-            "device": device(),
-            "commit": commit(),
-            "seconds": round(time.time() - began, 1),
-        }
-        manifest["digest"] = _digest(manifest)
+        places = [{"path": os.path.relpath(p.path, out.parent), "digest": p.digest} for p in parents]
+        made = {"facts": facts.model_dump(mode="json", exclude_none=True) if isinstance(facts, Facts) else facts}
+        took = {"seconds": round(time.time() - began, 1), "peak_mb": peak.mb}
+        manifest = _manifest({**plan, "parents": places, "files": _files(partial, scratch), **made, **took})
         write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
         _take_place(partial, out)
     events.emit(name, "end", reused=False, path=str(out), digest=manifest["digest"], seconds=manifest["seconds"])
     return Artifact(out, manifest)
+
+
+def _manifest(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What was made, with where it was made and the digest of it."""
+    manifest = {"schema": 1, **content, "versions": versions(), "device": device(), "commit": commit()}
+    return {**manifest, "digest": _digest(manifest)}
 
 
 @contextlib.contextmanager
