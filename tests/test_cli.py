@@ -58,10 +58,12 @@ def test_exit_codes_differ_and_are_drawn():
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.SoloistError)]
     assert len({c.exit_code for c in classes}) == len(classes)
     for c in classes:
-        assert f"{c.__name__}" in errors.__doc__ and f" {c.exit_code} " in errors.__doc__
+        assert f"{c.__name__}" in errors.__doc__
+        assert f" {c.exit_code} " in errors.__doc__
 
 
 def test_an_unknown_team_is_one_line_with_its_exit_code():
     result = CliRunner().invoke(main, ["teams", "no-such-team"])
     assert result.exit_code == errors.UsageError.exit_code
-    assert result.output.strip().count("\n") == 0 and "no-such-team.yaml: no such file" in result.output
+    assert result.output.strip().count("\n") == 0
+    assert "no-such-team.yaml: no such file" in result.output

@@ -34,7 +34,8 @@ def test_tools_are_counted(runs, team):
     calc = next(tool for tool in card.tools if tool.name == "calc")
     assert (calc.used, calc.failed, calc.made_answers, calc.right) == (6, 1, 6, 4)
     gcd = next(tool for tool in card.tools if tool.name == "gcd")
-    assert (gcd.used, gcd.right) == (1, 1) and gcd.definition["parameters"]["type"] == "object"
+    assert (gcd.used, gcd.right) == (1, 1)
+    assert gcd.definition["parameters"]["type"] == "object"
     unused = next(tool for tool in card.tools if tool.name == "weekday")
     assert unused.used == 0 and "weekday" not in card.system, "in the card, not in the prompt"
     assert (card.runs, card.correct) == (6, 4)
@@ -58,7 +59,8 @@ def test_knowledge_is_what_correct_runs_agree_on(runs, team):
     card = make_card(runs, advice(), team)
     assert "sums: calc (2 of 2 correct runs)" in card.knowledge
     assert "chains: calc, then gcd (1 of 1 correct runs)" in card.knowledge
-    assert "1 ft is 12 in" in card.knowledge and not any("=" in line for line in card.knowledge)
+    assert "1 ft is 12 in" in card.knowledge
+    assert not any("=" in line for line in card.knowledge)
 
 
 def test_what_is_dropped_is_not_in_the_prompt_but_in_the_card(runs, team):
@@ -66,10 +68,13 @@ def test_what_is_dropped_is_not_in_the_prompt_but_in_the_card(runs, team):
         make_card(runs, advice(), team),
         make_card(runs, advice(structure="drop", instructions="drop"), team),
     )
-    assert "As ann: Only add." in kept.system and "Work as the team did: reader.\n" in kept.system
-    assert "Only add." not in dropped.system and "Work as the team did" not in dropped.system
+    assert "As ann: Only add." in kept.system
+    assert "Work as the team did: reader.\n" in kept.system
+    assert "Only add." not in dropped.system
+    assert "Work as the team did" not in dropped.system
     fates = {(item.kind, item.name): item.fate for item in dropped.items}
-    assert fates["instructions", "ann"] == "drop" and fates["structure", "sam"] == "drop"
+    assert fates["instructions", "ann"] == "drop"
+    assert fates["structure", "sam"] == "drop"
     assert fates["tools", "all tools"] == "keep"
 
 
@@ -78,7 +83,8 @@ def test_the_prompt_has_no_counts_and_no_scribe(runs, team):
         update={"agents": (team.agents[0], team.agents[1].model_copy(update={"prompt": "Write prose."}))}
     )
     card = make_card(runs, advice(), told)
-    assert "- chains: calc, then gcd\n" in card.system and "correct runs" not in card.system
+    assert "- chains: calc, then gcd\n" in card.system
+    assert "correct runs" not in card.system
     assert "Write prose." not in card.system, "it may write nothing but calls"
     assert ("instructions", "sam", "keep") in [(item.kind, item.name, item.fate) for item in card.items]
 
@@ -107,7 +113,8 @@ def test_the_card_is_one_agent_that_answers(runs, team, script, question):
         "user",
     ]
     assert "- calc(" in messages[0]["content"]
-    assert '"calc("' in engine.asks[0].grammar and '"gcd("' in engine.asks[0].grammar
+    assert '"calc("' in engine.asks[0].grammar
+    assert '"gcd("' in engine.asks[0].grammar
 
 
 def test_a_team_without_tools_gives_an_agent_that_answers_in_words(run_of, team):
@@ -115,24 +122,29 @@ def test_a_team_without_tools_gives_an_agent_that_answers_in_words(run_of, team)
     run = run.model_copy(update={"turns": tuple(t.model_copy(update={"tools": ()}) for t in run.turns)})
     plain = team.model_copy(update={"tools": (), "agents": (team.agents[0].model_copy(update={"tools": ()}),)})
     card = make_card([run], advice(), plain)
-    assert card.tools == () and card.system.startswith("Answer the question.")
+    assert card.tools == ()
+    assert card.system.startswith("Answer the question.")
     assert card.demonstrations[0].reply == "It is 5. #### 5"
     assert agent_of(card, plain).tools == ()
 
 
 def test_without_a_team_file_the_card_knows_tools_by_name_only(runs):
     card = make_card(runs, advice(), name="imported")
-    assert card.team == "imported" and {tool.name for tool in card.tools} == {"calc", "gcd"}
-    assert all(tool.definition is None for tool in card.tools) and "- calc\n" in card.system
+    assert card.team == "imported"
+    assert {tool.name for tool in card.tools} == {"calc", "gcd"}
+    assert all(tool.definition is None for tool in card.tools)
+    assert "- calc\n" in card.system
 
 
 def test_markdown_shows_the_prompt_as_it_is_and_other_text_as_text(runs, team, run_of):
     hostile = run_of([("calc(1 + 3)", "4")], number=1, task="<b>|`x`")
     card = make_card([*runs, hostile], advice(), team)
-    said = render(card, advice(), "The finding.")
-    assert said.startswith("# Skill card: adder\n\nThe finding.\n")
-    assert card.system in said and "| calc | 7 | 1 | 7 | 5 |" in said
-    fences = [line for line in said.splitlines() if set(line) == {"`"}]
+    markdown = render(card, advice(), "The finding.")
+    assert markdown.startswith("# Skill card: adder\n\nThe finding.\n")
+    assert card.system in markdown
+    assert "| calc | 7 | 1 | 7 | 5 |" in markdown
+    fences = [line for line in markdown.splitlines() if set(line) == {"`"}]
     assert len(fences) % 2 == 0
-    outside = "\n".join(re.split(r"(?m)^`{3,}$", said)[::2])
-    assert "<b>" not in outside and "&lt;b>" in outside
+    outside = "\n".join(re.split(r"(?m)^`{3,}$", markdown)[::2])
+    assert "<b>" not in outside
+    assert "&lt;b>" in outside

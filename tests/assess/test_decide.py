@@ -20,7 +20,8 @@ def freedom(value, low=None, high=None, p=0.01, why=""):
 @pytest.mark.parametrize("value", [0.0, 0.2, 0.5, BORDER, 0.61, 0.9, 1.0, 1.7])
 def test_the_rules_contradict_each_other_on_refinement_everywhere(value):
     v1, v3 = decide("v1", freedom(value)), decide("v3", freedom(value))
-    assert v1.refine is (value <= BORDER) and v3.refine is (value > BORDER)
+    assert v1.refine is (value <= BORDER)
+    assert v3.refine is (value > BORDER)
     assert (v1.rule, v3.rule) == ("v1", "v3")
     assert any("Rule v1" in line and "v3 says the opposite" in line for line in v1.reasons)
 
@@ -78,12 +79,13 @@ def test_certain_needs_an_interval_on_one_side_and_a_rigid_metric_a_p(value, low
 
 def test_without_an_interval_nothing_is_said_about_its_side():
     alike = decide("v3", freedom(0.1)).reasons
-    assert any("There is no interval" in line for line in alike) and not any("one side" in line for line in alike)
+    assert any("There is no interval" in line for line in alike)
+    assert not any("one side" in line for line in alike)
     assert any("one side" in line for line in decide("v3", freedom(0.1, 0.0, 0.8)).reasons)
 
 
 def assessment(value, rule="v3", low=None, high=None):
-    found = freedom(value, low, high, p=None if value is None else 0.01)
+    decisive = freedom(value, low, high, p=None if value is None else 0.01)
     return Assessment(
         team="desk",
         distance="edits of tokens",
@@ -92,9 +94,9 @@ def assessment(value, rule="v3", low=None, high=None):
         questions=1,
         mean_score=0.5,
         seconds=3,
-        freedom=(found,),
+        freedom=(decisive,),
         decided_on="verdict",
-        advice=decide(rule, found),
+        advice=decide(rule, decisive),
         warnings=(),
     )
 
@@ -104,10 +106,12 @@ def test_the_sentence_names_the_version_and_that_it_is_advice():
         "Metric Freedom 0.10 (0.00 to 0.31), rigid: rule v3 says distilling is 'likely to help', do not refine. "
         "Advice only."
     )
-    assert "rule v1" in sentence(assessment(0.1, "v1")) and "cannot make certain" in sentence(assessment(0.1, "v1"))
+    assert "rule v1" in sentence(assessment(0.1, "v1"))
+    assert "cannot make certain" in sentence(assessment(0.1, "v1"))
     part = assessment(0.1)
     silent = part.freedom[0].questions[0].model_copy(update={"r": None, "why": "every run has the score 1"})
-    found = part.freedom[0].model_copy(update={"questions": (*part.freedom[0].questions, silent)})
-    assert "0.10 on 1 of 2 questions, rigid" in sentence(part.model_copy(update={"freedom": (found,)}))
-    said = sentence(assessment(None))
-    assert said.startswith("Metric Freedom is undefined (0 of 1 questions") and "rule v3 cannot say" in said
+    both = part.freedom[0].model_copy(update={"questions": (*part.freedom[0].questions, silent)})
+    assert "0.10 on 1 of 2 questions, rigid" in sentence(part.model_copy(update={"freedom": (both,)}))
+    text = sentence(assessment(None))
+    assert text.startswith("Metric Freedom is undefined (0 of 1 questions")
+    assert "rule v3 cannot say" in text

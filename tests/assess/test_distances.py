@@ -18,9 +18,11 @@ def test_output_is_the_path_and_the_answer_and_nothing_after_it(run_of):
 
 def test_output_distances_count_tokens(run_of):
     runs = [run_of([("calc(2 + 3)", "5")]), run_of([("calc(2 + 4)", "6")]), run_of([("calc(", None)])]
-    found = output_distances(runs)
-    assert found[0, 1] == pytest.approx(2 / 7)  # calc ( 2 + 3 ) 5: the 3 and the 5
-    assert found[0, 2] == 1 and found.diagonal().tolist() == [0, 0, 0] and (found == found.T).all()
+    distances = output_distances(runs)
+    assert distances[0, 1] == pytest.approx(2 / 7)  # calc ( 2 + 3 ) 5: the 3 and the 5
+    assert distances[0, 2] == 1
+    assert distances.diagonal().tolist() == [0, 0, 0]
+    assert (distances == distances.T).all()
 
 
 def test_trace_is_roles_and_calls(run_of):
@@ -36,8 +38,9 @@ def test_trace_is_roles_and_calls(run_of):
 def test_trace_distances_see_calls_and_extra_turns(run_of):
     one, two = run_of([("calc(2 + 3)", "5")]), run_of([("calc(3 + 2)", "5")])
     longer = run_of([("calc(2 + 3)", "5"), ("calc(2 + 3)", "5")])
-    found = trace_distances([one, two, longer])
-    assert found[0, 1] == pytest.approx(1 / 2) and found[0, 2] == pytest.approx(2 / 4)
+    distances = trace_distances([one, two, longer])
+    assert distances[0, 1] == pytest.approx(1 / 2)
+    assert distances[0, 2] == pytest.approx(2 / 4)
 
 
 class Angles:
@@ -55,9 +58,10 @@ class Angles:
 def test_hidden_states_give_one_minus_the_cosine_and_equal_texts_nothing(run_of):
     a, b = run_of([("calc(1)", "1")]), run_of([("calc(2)", "2")])
     states = Angles({"calc(1)\n1": 0.3, "calc(2)\n2": 0.3 + np.pi / 3})
-    found = output_distances([a, b, a, run_of([("calc(", None)])], states)
-    assert found[0, 1] == pytest.approx(0.5, abs=1e-6)
-    assert found[0, 2] == 0 and found[1, 3] == 1
+    distances = output_distances([a, b, a, run_of([("calc(", None)])], states)
+    assert distances[0, 1] == pytest.approx(0.5, abs=1e-6)
+    assert distances[0, 2] == 0
+    assert distances[1, 3] == 1
     assert sorted(states.seen) == ["calc(1)\n1", "calc(2)\n2"], "each text once, and never an empty one"
 
 

@@ -35,10 +35,11 @@ def free(tables):
 
 def test_distances_that_order_as_the_scores_do_give_f_0():
     scores = [0, 1, 3, 7]  # all six differences differ, so no renaming but none keeps their order
-    found = free([table(differences(scores) ** 3 / 400, scores)])
-    assert found.value == pytest.approx(0, abs=1e-12)
-    assert found.p == pytest.approx(1 / 24) and found.exact
-    assert found.questions[0].permutations == 24
+    freedom = free([table(differences(scores) ** 3 / 400, scores)])
+    assert freedom.value == pytest.approx(0, abs=1e-12)
+    assert freedom.p == pytest.approx(1 / 24)
+    assert freedom.exact
+    assert freedom.questions[0].permutations == 24
 
 
 def test_distances_in_reverse_give_f_2():
@@ -69,10 +70,11 @@ def test_r_and_p_with_ties_by_hand():
     ],
 )
 def test_constant_sides_leave_f_undefined_and_say_why(pairs, scores, why):
-    found = free([table(pairs, scores)])
-    assert (found.value, found.p, found.low, found.high, found.exact) == (None, None, None, None, False)
-    assert found.questions[0].why == why and found.defined == 0
-    assert any(why in line for line in warnings(found))
+    freedom = free([table(pairs, scores)])
+    assert (freedom.value, freedom.p, freedom.low, freedom.high, freedom.exact) == (None, None, None, None, False)
+    assert freedom.questions[0].why == why
+    assert freedom.defined == 0
+    assert any(why in line for line in warnings(freedom))
 
 
 def test_rounding_errors_are_ties():
@@ -91,7 +93,8 @@ def test_renaming_runs_changes_nothing(pairs, scores, order):
     one, two = mantel(first), mantel(second)
     assert (one.r is None) == (two.r is None)
     if one.r is not None:
-        assert two.r == pytest.approx(one.r) and two.p == pytest.approx(one.p)
+        assert two.r == pytest.approx(one.r)
+        assert two.p == pytest.approx(one.p)
         assert 1 / 120 <= one.p <= 1
 
 
@@ -110,34 +113,42 @@ def test_p_is_small_where_something_is_there_and_sampling_agrees_with_counting(m
     exact = mantel(one)
     monkeypatch.setattr(mf, "EXACT_UP_TO", 4)
     sampled = mantel(one, draws=4000)
-    assert exact.exact and not sampled.exact and len(exact.null) == 5040
-    assert exact.p < 0.05 and sampled.r == exact.r
-    assert sampled.p == pytest.approx(exact.p, abs=0.01) and sampled.p > 0
+    assert exact.exact
+    assert not sampled.exact
+    assert len(exact.null) == 5040
+    assert exact.p < 0.05
+    assert sampled.r == exact.r
+    assert sampled.p == pytest.approx(exact.p, abs=0.01)
+    assert sampled.p > 0
 
 
 def test_above_eight_runs_orders_are_sampled():
     scores = list(range(9))
-    found = free([table(differences(scores), scores)])
-    assert found.value == pytest.approx(0, abs=1e-12) and not found.exact
-    assert found.questions[0].permutations == mf.DRAWS + 1
-    assert found.p <= 0.001
+    freedom = free([table(differences(scores), scores)])
+    assert freedom.value == pytest.approx(0, abs=1e-12)
+    assert not freedom.exact
+    assert freedom.questions[0].permutations == mf.DRAWS + 1
+    assert freedom.p <= 0.001
 
 
 def test_a_set_takes_the_mean_r_of_its_defined_questions():
     scores = [0, 1, 3, 7]
     one, none = table(differences(scores), scores, "one"), table([1, 2, 3, 4, 5, 6], [0, 0, 1, 1], "none")
     constant = table([1, 2, 3, 4, 5, 6], [1, 1, 1, 1], "constant")
-    found = free([one, none, constant])
-    assert found.value == pytest.approx(0.5) and found.defined == 2 and not found.exact
-    assert [question.question for question in found.questions] == ["one", "none", "constant"]
+    freedom = free([one, none, constant])
+    assert freedom.value == pytest.approx(0.5)
+    assert freedom.defined == 2
+    assert not freedom.exact
+    assert [question.question for question in freedom.questions] == ["one", "none", "constant"]
     both = mantel(one).null[:, None] + mantel(none).null[None, :]  # every order of one with every order of the other
-    assert found.p == pytest.approx(np.mean(both >= 1 - 1e-9), abs=0.01)
+    assert freedom.p == pytest.approx(np.mean(both >= 1 - 1e-9), abs=0.01)
 
 
 def test_one_defined_question_has_an_exact_p_in_a_set():
     scores = [0, 1, 3, 7]
-    found = free([table(differences(scores), scores), table([1, 2, 3, 4, 5, 6], [0, 0, 0, 0])])
-    assert found.exact and found.p == pytest.approx(1 / 24)
+    freedom = free([table(differences(scores), scores), table([1, 2, 3, 4, 5, 6], [0, 0, 0, 0])])
+    assert freedom.exact
+    assert freedom.p == pytest.approx(1 / 24)
 
 
 def test_two_questions_together_show_more_than_one():
@@ -157,7 +168,8 @@ def test_the_interval_holds_the_value_and_narrows_with_questions():
         return free(tables)
 
     few, many = made(3), made(24)
-    assert few.low <= few.value <= few.high and many.low <= many.value <= many.high
+    assert few.low <= few.value <= few.high
+    assert many.low <= many.value <= many.high
     assert many.high - many.low < few.high - few.low
 
 
@@ -165,16 +177,16 @@ def test_no_interval_where_resamples_are_mostly_constant():
     # one run of six is wrong on one of six questions: most resamples never see it, or see nothing else
     pairs = [1.0] * 5 + [0.0] * 10
     quiet = [table(pairs, [1] * 6, f"q{i}") for i in range(5)]
-    found = free([*quiet, table(pairs, [0, 1, 1, 1, 1, 1])])
-    assert found.value == pytest.approx(0, abs=1e-9)
-    assert (found.low, found.high) == (None, None)
+    freedom = free([*quiet, table(pairs, [0, 1, 1, 1, 1, 1])])
+    assert freedom.value == pytest.approx(0, abs=1e-9)
+    assert (freedom.low, freedom.high) == (None, None)
 
 
 def simulated(rng):
     """Six runs that say a point of the plane; the score follows one of its coordinates more or less."""
-    said, follows = rng.normal(size=(6, 2)), rng.uniform(0.4, 1)
-    scores = follows * said[:, 0] + np.sqrt(1 - follows**2) * rng.normal(size=6)
-    return Table("q", np.linalg.norm(said[:, None] - said[None], axis=-1), scores)
+    outputs, follows = rng.normal(size=(6, 2)), rng.uniform(0.4, 1)
+    scores = follows * outputs[:, 0] + np.sqrt(1 - follows**2) * rng.normal(size=6)
+    return Table("q", np.linalg.norm(outputs[:, None] - outputs[None], axis=-1), scores)
 
 
 def test_the_interval_is_wide_enough():
@@ -189,17 +201,19 @@ def test_the_interval_is_wide_enough():
 
 def test_resamples_that_all_agree_are_no_interval():
     rigid = table([1.0, 1, 1, 0, 0, 0], [0, 1, 1, 1])  # the one that is wrong says something else
-    found = free([rigid] * 6)
-    assert found.value == pytest.approx(0, abs=1e-9) and found.p < 0.01
-    assert (found.low, found.high) == (None, None)
+    freedom = free([rigid] * 6)
+    assert freedom.value == pytest.approx(0, abs=1e-9)
+    assert freedom.p < 0.01
+    assert (freedom.low, freedom.high) == (None, None)
 
 
 def test_warnings_name_few_runs_ties_and_constant_scores():
-    found = free([table([1, 2, 3, 4, 5, 6], [0, 0, 1, 1]), table(range(15), [1] * 6)])
-    said = " | ".join(warnings(found))
-    assert "1 of 2 questions have fewer than 6 runs (down to 4)" in said
-    assert "undefined on 1 of 2 questions: every run has the score 1" in said
+    freedom = free([table([1, 2, 3, 4, 5, 6], [0, 0, 1, 1]), table(range(15), [1] * 6)])
+    text = " | ".join(warnings(freedom))
+    assert "1 of 2 questions have fewer than 6 runs (down to 4)" in text
+    assert "undefined on 1 of 2 questions: every run has the score 1" in text
     # two of six pairs and all of fifteen tie
-    assert found.tied == pytest.approx(17 / 21) and "81% of the pairs of runs tie" in said
+    assert freedom.tied == pytest.approx(17 / 21)
+    assert "81% of the pairs of runs tie" in text
     clean = free([table(differences([0, 1, 3, 7, 15, 31]), [0, 1, 3, 7, 15, 31])])
     assert warnings(clean) == []

@@ -10,7 +10,7 @@ import pytest
 from soloist.kernels.errors import DataError, EngineError, UsageError
 from soloist.toolchain.assess import metric_freedom
 from soloist.toolchain.assess.result import read_assessment
-from soloist.toolchain.assess.stage import AssessConfig, AssessFacts, assess, assessment_of, score_of, spread
+from soloist.toolchain.assess.stage import AssessConfig, AssessFacts, assess, assessment_of, score_of
 from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.record.repeats import Sampled, varied
@@ -58,7 +58,7 @@ def asked(question):
 
 
 @pytest.fixture
-def found(team, script, asked, tmp_path):
+def assessed(team, script, asked, tmp_path):
     def run(say, config=None, **more):
         made = assess(config or AssessConfig(), team, tmp_path / "assess", questions=asked, engine=script(say), **more)
         return read_assessment(made.path / "assessment.json"), made
@@ -66,12 +66,14 @@ def found(team, script, asked, tmp_path):
     return run
 
 
-def test_a_rigid_metric_has_f_0(found):
-    result, made = found(rigid)
+def test_a_rigid_metric_has_f_0(assessed):
+    result, made = assessed(rigid)
     output = result.find("output", "verdict")
-    assert output.value == pytest.approx(0, abs=1e-9) and output.defined == 6
+    assert output.value == pytest.approx(0, abs=1e-9)
+    assert output.defined == 6
     # 3 right and 3 wrong of 6: 720 orders fall into 10 splits, so p is 1/10 for one question and far less for six
-    assert [question.p for question in output.questions] == pytest.approx([0.1] * 6) and output.p < 0.001
+    assert [question.p for question in output.questions] == pytest.approx([0.1] * 6)
+    assert output.p < 0.001
     assert result.find("trace", "verdict").value == pytest.approx(0, abs=1e-9)
     assert (result.advice.side, result.advice.outlook, result.advice.refine) == ("rigid", "likely to help", False)
     assert (result.runs, result.questions, result.mean_score, result.temperature) == (36, 6, 0.5, 0.7)
@@ -80,23 +82,26 @@ def test_a_rigid_metric_has_f_0(found):
     assert made.manifest["stage"] == "assess"
 
 
-def test_a_freer_metric_has_a_larger_f_and_v1_disagrees(found, tmp_path):
-    loose = found(free)[0]
+def test_a_freer_metric_has_a_larger_f_and_v1_disagrees(assessed, tmp_path):
+    loose = assessed(free)[0]
     value = loose.find("output", "verdict").value
     assert value > 0.3
-    v1 = found(free, AssessConfig(rule="v1"))[0]
-    assert v1.find("output", "verdict").value == value and v1.advice.refine is not loose.advice.refine
+    v1 = assessed(free, AssessConfig(rule="v1"))[0]
+    assert v1.find("output", "verdict").value == value
+    assert v1.advice.refine is not loose.advice.refine
 
 
-def test_constant_scores_are_undefined(found):
-    result, made = found(lambda text, seed: f"calc({first_of(text)} + 3)")
-    assert result.find("output", "verdict").value is None and made.read(AssessFacts).metric_freedom is None
-    assert result.advice.outlook == "cannot say" and result.mean_score == 1
+def test_constant_scores_are_undefined(assessed):
+    result, made = assessed(lambda text, seed: f"calc({first_of(text)} + 3)")
+    assert result.find("output", "verdict").value is None
+    assert made.read(AssessFacts).metric_freedom is None
+    assert result.advice.outlook == "cannot say"
+    assert result.mean_score == 1
     assert any("every run has the score 1" in line for line in result.warnings)
 
 
-def test_every_file_is_there_and_the_agent_is_a_team_file(found):
-    _, made = found(rigid)
+def test_every_file_is_there_and_the_agent_is_a_team_file(assessed):
+    _, made = assessed(rigid)
     assert set(made.manifest["files"]) == {
         "assessment.json",
         "skill_card.md",
@@ -105,9 +110,13 @@ def test_every_file_is_there_and_the_agent_is_a_team_file(found):
         "traces.jsonl.gz",
     }
     agent = load_team(str(made.path / "skill_agent.yaml"))
-    assert agent.topology == "solo" and agent.agents[0].tools == ("calc",) and agent.agents[0].demonstrations
+    assert agent.topology == "solo"
+    assert agent.agents[0].tools == ("calc",)
+    assert agent.agents[0].demonstrations
     runs = list(read_runs(made.path / "traces.jsonl.gz"))
-    assert len(runs) == 36 and len({run.question.id for run in runs[:6]}) == 1 and len({r.seed for r in runs}) == 6
+    assert len(runs) == 36
+    assert len({run.question.id for run in runs[:6]}) == 1
+    assert len({r.seed for r in runs}) == 6
 
 
 def test_agents_are_warmed_but_for_those_who_hand_on(team, script, asked, tmp_path):
@@ -145,14 +154,14 @@ def test_a_killed_recording_goes_on(team, script, asked, tmp_path):
     assert third.asks == []
 
 
-def test_runs_the_engine_failed_on_are_left_out(found):
+def test_runs_the_engine_failed_on_are_left_out(assessed):
     def fails(text, seed):
         if number_of(seed) == 0 or (first_of(text) == 10 and number_of(seed) < 4):
             raise EngineError("no server")
         return rigid(text, seed)
 
     seen = []
-    result, _ = found(fails, events=EventLog(None, (seen.append,)))
+    result, _ = assessed(fails, events=EventLog(None, (seen.append,)))
     assert (result.questions, result.runs) == (5, 25)
     assert "1 of 6 questions left out: fewer than 3 judged runs" in result.warnings
     assert any("fewer than 6 runs (down to 5)" in line for line in result.warnings)
@@ -178,24 +187,26 @@ def test_recordings_with_other_seeds_are_read_and_bring_their_team(team, script,
         assess(AssessConfig(), None, tmp_path / "two", recordings=folders[:2])
 
 
-def test_a_run_in_two_recordings_counts_once(found, tmp_path):
-    alone, made = found(free)
+def test_a_run_in_two_recordings_counts_once(assessed, tmp_path):
+    alone, made = assessed(free)
     kept = made.path / "traces.jsonl.gz"
     write_runs([*read_runs(kept)][:5], tmp_path / "part.jsonl.gz")
     for number, files in enumerate(([kept, kept], [tmp_path / "part.jsonl.gz", made.path])):
         again = assess(AssessConfig(), None, tmp_path / f"again{number}", recordings=files)
         result = read_assessment(again.path / "assessment.json")
-        assert result.freedom == alone.freedom and result.runs == 36
+        assert result.freedom == alone.freedom
+        assert result.runs == 36
         assert f"{[36, 5][number]} runs stand in more than one of the recordings; each counts once" in result.warnings
 
 
-def test_known_traces_add_to_the_card_alone(found, run_of, tmp_path):
+def test_known_traces_add_to_the_card_alone(assessed, run_of, tmp_path):
     more = tmp_path / "more.jsonl.gz"
     write_runs([run_of([("gcd(4, 6)", "2")], number=77, task="divisors")], more)
-    alone, with_more = found(rigid)[0], found(rigid, known=[more])
+    alone, with_more = assessed(rigid)[0], assessed(rigid, known=[more])
     assert with_more[0].freedom == alone.freedom
     card = json.loads((with_more[1].path / "skill_card.json").read_text())
-    assert card["runs"] == 37 and "divisors" in [skill["family"] for skill in card["skills"]]
+    assert card["runs"] == 37
+    assert "divisors" in [skill["family"] for skill in card["skills"]]
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line(team, script, asked, run_of, tmp_path):
@@ -253,17 +264,11 @@ def test_advice_by_turns_needs_judged_turns(run_of, tmp_path):
         assess(AssessConfig(score="turns"), None, tmp_path / "g", recordings=[tmp_path / "mute.jsonl.gz"])
 
 
-def test_questions_are_spread_over_the_families(question):
-    many = [question(n, task=f"f{n % 4}") for n in range(12)]
-    assert [q.task for q in spread(many, 2)] == ["f0", "f2"]
-    assert [q.id for q in spread([*many, many[0]], 6)] == ["q0", "q1", "q2", "q3", "q4", "q5"]
-    assert len(spread(many, 99)) == 12
-
-
-def test_a_job_shows_only_the_assessment_of_its_own_team(found, tmp_path):
+def test_a_job_shows_only_the_assessment_of_its_own_team(assessed, tmp_path):
     assert assessment_of(tmp_path, "adder") is None
-    result, _ = found(rigid)
-    assert assessment_of(tmp_path, "adder") == result and assessment_of(tmp_path, "desk") is None
+    result, _ = assessed(rigid)
+    assert assessment_of(tmp_path, "adder") == result
+    assert assessment_of(tmp_path, "desk") is None
 
 
 def test_a_damaged_result_is_named(tmp_path):
@@ -274,6 +279,6 @@ def test_a_damaged_result_is_named(tmp_path):
         read_assessment(tmp_path / "assessment.json")
 
 
-def test_the_artifact_verifies(found):
-    _, made = found(rigid)
+def test_the_artifact_verifies(assessed):
+    _, made = assessed(rigid)
     assert Artifact.open(made.path, stage="assess").digest == made.digest

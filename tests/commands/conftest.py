@@ -27,14 +27,16 @@ def soloist(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(soloist):
-    """Call `soloist`, expect this exit code, and return the message: lines that begin at `soloist: `."""
+    """Call `soloist`, expect this exit code, and return the message, of one line: what begins at `soloist: `."""
 
-    def call(code, *arguments):
+    def call(code, *arguments, lines=1):
         result = soloist(*arguments)
         assert result.exit_code == code, result.output
         assert "Traceback" not in result.output
         begin = result.stderr.index("soloist: ")
-        return result.stderr[begin:].removeprefix("soloist: ").strip()
+        message = result.stderr[begin:].removeprefix("soloist: ").strip()
+        assert len(message.splitlines()) == lines, message
+        return message
 
     return call
 

@@ -51,18 +51,20 @@ def test_recorded_runs_give_a_verdict_and_a_card(soloist, recording, tmp_path):
     result = soloist("assess", recording(), "-o", tmp_path / "assess")
     assert result.exit_code == 0, result.output
     sure = "Metric Freedom 0.00, rigid, which so few runs cannot make certain: rule v3 says distilling is 'likely to"
-    assert result.stdout.startswith(sure) and "There is no interval" in result.stdout
+    assert result.stdout.startswith(sure)
+    assert "There is no interval" in result.stdout
     assert "keep: structure, instructions, skills, tools, knowledge" in result.stdout
     assert "pairs of runs tie in score" in result.stdout
     assert str(tmp_path / "assess" / "skill_card.md") in result.stderr
     other = soloist("assess", recording(), "--rule", "v1", "-o", tmp_path / "v1")
-    assert "rule v1" in other.stdout and "rule v1 says distilling is 'likely to help', refine." in other.stdout
+    assert "rule v1" in other.stdout
+    assert "rule v1 says distilling is 'likely to help', refine." in other.stdout
     assert "# Skill card: sums" in (tmp_path / "assess" / "skill_card.md").read_text()
 
 
 def test_one_run_per_question_is_refused_in_one_line(refused, recording, tmp_path):
-    said = refused(3, "assess", recording(runs=1), "-o", tmp_path / "assess")
-    assert said.startswith("one run per question: Metric Freedom compares at least 3") and "\n" not in said
+    message = refused(3, "assess", recording(runs=1), "-o", tmp_path / "assess")
+    assert message.startswith("one run per question: Metric Freedom compares at least 3")
     assert not (tmp_path / "assess").exists()
 
 
@@ -85,14 +87,15 @@ def test_a_team_is_run_and_its_card_is_a_team(
     team, asked = team_file(sums.team(tiny_smollm2_gguf)), question_file(sums.questions(8))
     result = soloist("assess", team, "--questions", asked, "--count", 3, "--runs", 4, "-o", tmp_path / "assess")
     assert result.exit_code == 0, result.output
-    found = read_assessment(tmp_path / "assess" / "assessment.json")
-    assert (found.runs, found.questions, found.team) == (12, 3, "sums")
-    assert found.distance == "1 - cosine of hidden states"
-    assert sentence(found) in result.stdout
+    assessment = read_assessment(tmp_path / "assess" / "assessment.json")
+    assert (assessment.runs, assessment.questions, assessment.team) == (12, 3, "sums")
+    assert assessment.distance == "1 - cosine of hidden states"
+    assert sentence(assessment) in result.stdout
     assert "every run has the score 1" in result.stdout, "an exact tool computes: there is nothing to tell apart"
     assert "3 of 3 questions have fewer than 6 runs (down to 4)" in result.stdout
     shown = soloist("teams", tmp_path / "assess" / "skill_agent.yaml")
-    assert shown.exit_code == 0 and shown.stdout.startswith("sums-card: topology solo")
+    assert shown.exit_code == 0
+    assert shown.stdout.startswith("sums-card: topology solo")
 
 
 def test_a_job_asks_first_and_reports_what_was_said(whole_job, tmp_path):
@@ -101,15 +104,16 @@ def test_a_job_asks_first_and_reports_what_was_said(whole_job, tmp_path):
     out = shutil.copytree(whole_job.out, tmp_path / "job")
     job, seen = dataclasses.replace(whole_job.job, out=out, assess=True), []
     report = run(job, EventLog(None, (seen.append,)))
-    found = read_assessment(Artifact.open(out / "assess", stage="assess").path / "assessment.json")
-    assert report.details.assessment == found and (found.runs, found.questions) == (36, 6)
+    assessment = read_assessment(Artifact.open(out / "assess", stage="assess").path / "assessment.json")
+    assert report.details.assessment == assessment
+    assert (assessment.runs, assessment.questions) == (36, 6)
     ended = [event["stage"] for event in seen if event["event"] == "end"]
     assert ended.index("assess") == ended.index("record") + 1 < ended.index("distill")
-    assert sentence(found) in (out / "report.md").read_text()
+    assert sentence(assessment) in (out / "report.md").read_text()
     assert 'id="assessment"' in (out / "report.html").read_text()
     card = json.loads((out / "assess" / "skill_card.json").read_text())
     assert card["runs"] == 36 + 24, "the recording adds to the card"
-    assert {question.question for question in found.freedom[0].questions} <= {q.id for q in job.task.train}
+    assert {question.question for question in assessment.freedom[0].questions} <= {q.id for q in job.task.train}
 
 
 def test_an_assessment_with_nothing_to_compare_does_not_stop_the_job(whole_job, tmp_path, monkeypatch):

@@ -45,11 +45,11 @@ def cannot(refused, tmp_path, probe):
 
     def call(code, command, student, *arguments):
         more = ("--prompts", probe) if command == "export" else ()
-        said = refused(code, command, student, "-o", tmp_path / "out", *arguments, *more)
-        assert "\n" not in said and not (tmp_path / "out").exists()
+        message = refused(code, command, student, "-o", tmp_path / "out", *arguments, *more)
+        assert not (tmp_path / "out").exists()
         left = [file for file in (tmp_path / "out.partial").rglob("*") if file.is_file()]
         assert all(file.suffix in (".json", ".jinja") for file in left), left
-        return said
+        return message
 
     return call
 
@@ -82,14 +82,15 @@ def test_weights_that_are_cut_off_become_no_file(cannot, student_with, format):
     for needed in ("llama_cpp", "onnxscript", "onnx_ir"):
         pytest.importorskip(needed)
     student = student_with(_cut_weights)
-    said = cannot(ARTIFACT, "export", student, "--formats", format)
-    assert said.startswith(str(student)) and "incomplete metadata, file not fully covered" in said
+    message = cannot(ARTIFACT, "export", student, "--formats", format)
+    assert message.startswith(str(student))
+    assert "incomplete metadata, file not fully covered" in message
 
 
 def test_weights_that_are_cut_off_are_not_quantized(cannot, student_with):
     student = student_with(_cut_weights)
-    said = cannot(ARTIFACT, "quantize", student, "--rounding", "mse")
-    assert said.startswith(f"{student / 'model.safetensors'}: cut off or damaged")
+    message = cannot(ARTIFACT, "quantize", student, "--rounding", "mse")
+    assert message.startswith(f"{student / 'model.safetensors'}: cut off or damaged")
 
 
 @pytest.mark.parametrize(
@@ -111,24 +112,25 @@ def test_an_architecture_no_target_knows_is_named(cannot, student_with, monkeypa
 
     monkeypatch.setattr("soloist.targets.compile.compile_onnx", builder)
     student = student_with(_settings(model_type="mamba9", architectures=["Mamba9ForCausalLM"]))
-    said = cannot(ARTIFACT, "export", student, "--formats", format)
-    assert said.startswith(f"{student}: {reason}") and "mamba9" in said
+    message = cannot(ARTIFACT, "export", student, "--formats", format)
+    assert message.startswith(f"{student}: {reason}")
+    assert "mamba9" in message
 
 
 @pytest.mark.parametrize("format", ["gguf", "gguf-q5_0", "gguf-iq4_nl"])
 def test_a_tokenizer_never_seen_is_an_error_that_says_what_to_do(cannot, student_with, format):
-    said = cannot(ARTIFACT, "export", student_with(_other_cut_of_texts), "--formats", format)
-    assert said.startswith("tokenizer.json: this pre_tokenizer has no name in GGUF among smollm, gpt-2")
-    assert "train it from a base whose tokenizer cuts like one of these" in said
+    message = cannot(ARTIFACT, "export", student_with(_other_cut_of_texts), "--formats", format)
+    assert message.startswith("tokenizer.json: this pre_tokenizer has no name in GGUF among smollm, gpt-2")
+    assert "train it from a base whose tokenizer cuts like one of these" in message
 
 
 def test_a_plan_for_another_model_is_refused(cannot, student_with, tmp_path):
     plan = tmp_path / "other.yaml"
     rule = "rules:\n- {tensors: '*', bits: 4, rounding: mse}\n"
     plan.write_text(f"schema: 1\nmodel: {{type: llama, digest: '0123456789abcdef'}}\n{rule}")
-    said = cannot(USAGE, "quantize", student_with(), "--plan", plan)
-    assert "made for another model (llama, 0123456789abcdef), this one is llama, " in said
-    assert "make a plan for it with `soloist plan`" in said
+    message = cannot(USAGE, "quantize", student_with(), "--plan", plan)
+    assert "made for another model (llama, 0123456789abcdef), this one is llama, " in message
+    assert "make a plan for it with `soloist plan`" in message
 
 
 # --- a machine ------------------------------------------------------------------------------------------------------
@@ -136,15 +138,16 @@ def test_a_plan_for_another_model_is_refused(cannot, student_with, tmp_path):
 
 def test_tensorrt_that_is_missing_is_named_before_the_graph_is_made(cannot, student_with, monkeypatch):
     monkeypatch.setattr("soloist.targets.tensorrt.rtx.LIBRARY", "tensorrt_rtx_that_nobody_has")
-    said = cannot(MISSING, "export", student_with(), "--formats", "tensorrt-rtx")
-    assert said == "this needs the package 'tensorrt_rtx_that_nobody_has': pip install 'soloist[rtx]'"
+    message = cannot(MISSING, "export", student_with(), "--formats", "tensorrt-rtx")
+    assert message == "this needs the package 'tensorrt_rtx_that_nobody_has': pip install 'soloist[rtx]'"
 
 
 def test_a_provider_that_is_not_installed_is_named(refused, tiny_portable, tiny_gguf):
-    said = refused(NO_PROVIDER, "chat", tiny_portable, "--provider", "cuda", "hi")
-    assert said.startswith("onnxruntime has no provider 'cuda' here: pip uninstall") and "onnx-gpu" in said
-    said = refused(USAGE, "chat", tiny_gguf, "--provider", "cuda", "hi")
-    assert said.endswith("the provider 'cuda' is of ONNX Runtime, and this is gguf")
+    message = refused(NO_PROVIDER, "chat", tiny_portable, "--provider", "cuda", "hi")
+    assert message.startswith("onnxruntime has no provider 'cuda' here: pip uninstall")
+    assert "onnx-gpu" in message
+    message = refused(USAGE, "chat", tiny_gguf, "--provider", "cuda", "hi")
+    assert message.endswith("the provider 'cuda' is of ONNX Runtime, and this is gguf")
 
 
 @pytest.fixture
@@ -167,15 +170,16 @@ def engine(tmp_path):
 
 def test_an_engine_that_is_cut_off_or_has_no_library_is_named(refused, engine, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    said = refused(ARTIFACT, "chat", engine, "hi")
-    assert said.startswith("no tensorrt here (") and said.endswith("it is part of JetPack") and "\n" not in said
+    message = refused(ARTIFACT, "chat", engine, "hi")
+    assert message.startswith("no tensorrt here (")
+    assert message.endswith("it is part of JetPack")
     file = engine / "model.engine"
     file.write_bytes(file.read_bytes()[:-7])
-    said = refused(ARTIFACT, "chat", engine, "hi")
-    assert said.startswith(f"{file} is not the engine that engine.json speaks of (its hash differs)")
+    message = refused(ARTIFACT, "chat", engine, "hi")
+    assert message.startswith(f"{file} is not the engine that engine.json speaks of (its hash differs)")
     (engine / "engine.json").write_text('{"schema": 1, "eng')
-    said = refused(ARTIFACT, "chat", engine, "hi")
-    assert said.startswith(f"{engine / 'engine.json'}: not there or not ours") and "\n" not in said
+    message = refused(ARTIFACT, "chat", engine, "hi")
+    assert message.startswith(f"{engine / 'engine.json'}: not there or not ours")
 
 
 # --- a file ---------------------------------------------------------------------------------------------------------
@@ -188,8 +192,9 @@ def test_a_gguf_that_is_cut_off_is_named(refused, tiny, tmp_path, left):
 
     file = tmp_path / compile_gguf(tiny, tmp_path, "Q8_0", "Tiny")["file"]
     file.write_bytes(file.read_bytes()[:left])
-    said = refused(ARTIFACT, "chat", file, "hi")
-    assert said.startswith(f"{file}: ") and ("not a GGUF file" in said or "truncated" in said) and "\n" not in said
+    message = refused(ARTIFACT, "chat", file, "hi")
+    assert message.startswith(f"{file}: ")
+    assert "not a GGUF file" in message or "truncated" in message
 
 
 FILES = {
@@ -216,9 +221,9 @@ def test_an_exported_file_that_is_cut_off_or_gone_is_neither_verified_nor_opened
     folder = stage("export", tmp_path / "compiled", {}, [student], build).path
     file = folder / format / FILES[format]
     file.write_bytes(b"x" * 4000)
-    said = f"{file}: changed after it was made (hash differs); make the artifact again"
-    assert refused(ARTIFACT, "verify", folder, "--prompts", probe) == said
-    assert refused(ARTIFACT, "chat", folder / format, "hi") == said
+    message = f"{file}: changed after it was made (hash differs); make the artifact again"
+    assert refused(ARTIFACT, "verify", folder, "--prompts", probe) == message
+    assert refused(ARTIFACT, "chat", folder / format, "hi") == message
     file.unlink()
     assert refused(ARTIFACT, "verify", folder, "--prompts", probe) == (
         f"{file}: listed in the manifest but missing; make the artifact again"

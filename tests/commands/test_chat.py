@@ -47,7 +47,8 @@ def test_text_is_streamed_piece_by_piece(file, one_thread, whole_job):
     pieces = []
     with Team(team, engine=StudentEngine(team.engine, on_text=pieces.append)) as opened:
         run = opened.answer(Question(id="q", question="What is 411 + 108?", gold=None))
-    assert len(pieces) > 2 and "".join(pieces) == run.turns[0].text
+    assert len(pieces) > 2
+    assert "".join(pieces) == run.turns[0].text
 
 
 def test_questions_come_from_stdin_until_an_empty_line(soloist, file, one_thread):
@@ -72,14 +73,16 @@ def test_without_tools_a_student_answers_in_words(soloist, file, tmp_path, one_t
     assert result.exit_code == 0, result.output
     assert not [line for line in result.stdout.splitlines() if line.startswith("  ")]
     given = soloist("chat", alone, "--tools", "soloist.toolchain.desk.tools:desk_tools", "What is 411 + 108?")
-    assert given.exit_code == 0 and " = " in call_in(given.stdout)[1]
+    assert given.exit_code == 0
+    assert " = " in call_in(given.stdout)[1]
 
 
 def test_the_torch_student_calls_the_tools_beside_it(soloist, whole_job, one_thread):
     result = soloist("chat", whole_job.out / "student", "What is 411 + 108?")
     assert result.exit_code == 0, result.output
     streamed, outcome, _ = call_in(result.stdout)
-    assert streamed.startswith("calc(") and outcome.startswith(f"  {streamed} = ")
+    assert streamed.startswith("calc(")
+    assert outcome.startswith(f"  {streamed} = ")
 
 
 def test_a_torch_student_whose_tools_nobody_names_is_refused_and_not_answered_without_them(
@@ -92,10 +95,11 @@ def test_a_torch_student_whose_tools_nobody_names_is_refused_and_not_answered_wi
         "name them with --tools MODULE:NAME"
     )
     given = soloist("chat", student, "--tools", "soloist.toolchain.desk.tools:desk_tools", "What is 411 + 108?")
-    assert given.exit_code == 0 and "calc(" in given.stdout
+    assert given.exit_code == 0
+    assert "calc(" in given.stdout
     (student / "student.json").write_text("[]")
-    said = refused(4, "chat", student, "What is 411 + 108?")
-    assert said.startswith(f"{student / 'student.json'}: not a student's card of this version") and "\n" not in said
+    message = refused(4, "chat", student, "What is 411 + 108?")
+    assert message.startswith(f"{student / 'student.json'}: not a student's card of this version")
 
 
 def test_a_quantized_student_calls_the_tools_of_the_one_it_was_made_from(soloist, whole_job, tmp_path, one_thread):
@@ -115,10 +119,10 @@ def test_what_is_no_model_and_tools_that_are_gone_are_refused(refused, file, com
     moved = shutil.copytree(compiled, tmp_path / "moved")
     tools = json.loads((moved / "tools.json").read_text())
     (moved / "tools.json").write_text(json.dumps(tools | {"entries": ["nowhere_at_all:tools"]}))
-    said = refused(2, "chat", moved / file.name, "hi")
-    assert said.endswith("if you trust them: --tools nowhere_at_all:tools") and "\n" not in said
-    said = refused(2, "chat", moved / file.name, "--tools", "nowhere_at_all:tools", "hi")
-    assert "'nowhere_at_all:tools' cannot be imported" in said and "\n" not in said
+    message = refused(2, "chat", moved / file.name, "hi")
+    assert message.endswith("if you trust them: --tools nowhere_at_all:tools")
+    message = refused(2, "chat", moved / file.name, "--tools", "nowhere_at_all:tools", "hi")
+    assert "'nowhere_at_all:tools' cannot be imported" in message
     (moved / "tools.json").write_text("{")
-    said = refused(4, "chat", moved / file.name, "hi")
-    assert "tools.json" in said and "\n" not in said
+    message = refused(4, "chat", moved / file.name, "hi")
+    assert "tools.json" in message

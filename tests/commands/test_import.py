@@ -3,6 +3,7 @@ import json
 import pytest
 
 from soloist.toolchain.core.artifact import Artifact, stage
+from soloist.toolchain.traces.recording import TraceFacts
 from soloist.toolchain.verify.verdict import ExportFacts, FormatFacts, Verdict
 
 USAGE, DATA, ARTIFACT = 2, 3, 4
@@ -23,19 +24,21 @@ def test_import_prints_counts_and_what_was_refused_where(soloist, episodes, tmp_
     result = soloist("import", episodes, "-o", tmp_path / "traces")
     assert result.exit_code == 0, result.output
     words = " ".join(result.stdout.split())
-    assert "fireact kept 4" in words and "refused 1 the same question stands before" in words
+    assert "fireact kept 4" in words
+    assert "refused 1 the same question stands before" in words
     assert "4 runs from 1 files, 4 with a right answer" in words
     assert f"refused  {episodes}: item 6: " in result.stderr
-    assert Artifact.open(tmp_path / "traces", stage="import").facts["runs"] == 4
+    assert Artifact.open(tmp_path / "traces", stage="import").read(TraceFacts).runs == 4
     again = soloist("import", episodes, "-o", tmp_path / "traces")
-    assert again.exit_code == 0 and again.stdout == result.stdout
+    assert again.exit_code == 0
+    assert again.stdout == result.stdout
 
 
 def test_test_questions_are_announced(soloist, episodes, tmp_path):
-    said = soloist("import", episodes, "-o", tmp_path / "a", "--benchmark", "HotpotQA").stdout
-    assert "HotpotQA: these are its test questions, marked as such" in said
-    said = soloist("import", episodes, "-o", tmp_path / "b", "--benchmark", "HotpotQA", "--train-on-test").stdout
-    assert "no student of these traces is ever reported on HotpotQA" in said
+    shown = soloist("import", episodes, "-o", tmp_path / "a", "--benchmark", "HotpotQA").stdout
+    assert "HotpotQA: these are its test questions, marked as such" in shown
+    shown = soloist("import", episodes, "-o", tmp_path / "b", "--benchmark", "HotpotQA", "--train-on-test").stdout
+    assert "no student of these traces is ever reported on HotpotQA" in shown
 
 
 @pytest.mark.parametrize(
@@ -50,8 +53,9 @@ def test_test_questions_are_announced(soloist, episodes, tmp_path):
 )
 def test_bad_files_are_one_line(refused, tmp_path, name, content, why):
     (tmp_path / name).write_bytes(content)
-    said = refused(DATA, "import", tmp_path / name, "-o", tmp_path / "traces")
-    assert why in said and "\n" not in said and not (tmp_path / "traces").exists()
+    message = refused(DATA, "import", tmp_path / name, "-o", tmp_path / "traces")
+    assert why in message
+    assert not (tmp_path / "traces").exists()
 
 
 def test_other_mistakes_have_their_codes(refused, episodes, tmp_path):
@@ -73,5 +77,5 @@ def test_bench_refuses_the_benchmark_that_a_file_descends_from(refused, soloist,
     stage("export", tmp_path / "compiled", {}, [Artifact.open(tmp_path / "traces")], build)
     test = tmp_path / "test.jsonl"
     test.write_text(json.dumps({"question": "Who?", "answer": "me", "benchmark": "HotpotQA"}) + "\n")
-    said = refused(DATA, "bench", tmp_path / "compiled" / "gguf-f16" / "model.gguf", "--questions", test)
-    assert "the student was trained on test questions of HotpotQA" in said and "\n" not in said
+    message = refused(DATA, "bench", tmp_path / "compiled" / "gguf-f16" / "model.gguf", "--questions", test)
+    assert "the student was trained on test questions of HotpotQA" in message

@@ -77,7 +77,8 @@ def test_a_debate_behind_a_real_server_becomes_a_report(soloist, base_gguf, tiny
         result = soloist(*command)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    assert told == json.loads((out / "report.json").read_text()) and told["task"] == "capitals"
+    assert told == json.loads((out / "report.json").read_text())
+    assert told["task"] == "capitals"
     check_traces(out)
     check_systems(read_report(out / "report.json"))
     assert "capitals" in (out / "report.html").read_text()
@@ -102,17 +103,21 @@ def check_traces(out):
 
 
 def check_systems(report):
-    found = {system.id: system for system in report.systems}
-    assert {system.kind for system in found.values()} == {"team", "base", "self-consistency", "student", "artifact"}
-    assert set(found) == {"team", "base", "self-consistency", "student-torch", "student-gguf-f16"}
-    assert {(system.split, system.label) for system in found.values()} == {("held-out", "measured")}
-    team = found["team"]
-    assert (team.n, found["student-gguf-f16"].n) == (2, 2) and team.correct > 0 and team.calls in (3, 4.5, 6)
-    assert team.vs_team is None and found["base"].vs_team is not None
+    systems = {system.id: system for system in report.systems}
+    assert {system.kind for system in systems.values()} == {"team", "base", "self-consistency", "student", "artifact"}
+    assert set(systems) == {"team", "base", "self-consistency", "student-torch", "student-gguf-f16"}
+    assert {(system.split, system.label) for system in systems.values()} == {("held-out", "measured")}
+    team = systems["team"]
+    assert (team.n, systems["student-gguf-f16"].n) == (2, 2)
+    assert team.correct > 0
+    assert team.calls in (3, 4.5, 6)
+    assert team.vs_team is None
+    assert systems["base"].vs_team is not None
     for name in ("team", "base", "self-consistency"):  # what the server answered has the price that was given
-        one = found[name]
+        one = systems[name]
         assert one.usd_per_1k == pytest.approx((2 * one.tokens_in + 10 * one.tokens_out) / 1000, rel=1e-6), name
-    assert found["student-gguf-f16"].usd_per_1k > 0
+    assert systems["student-gguf-f16"].usd_per_1k > 0
     assert "assumed" in report.details.prices[0], "no price was given for this machine"
-    assert found["student-gguf-f16"].calls == 1 and found["student-gguf-f16"].peak_mb > 10
+    assert systems["student-gguf-f16"].calls == 1
+    assert systems["student-gguf-f16"].peak_mb > 10
     assert {turn.agent for turn in report.details.anatomy.turns} == {"ann", "bob", "cleo"}

@@ -1,4 +1,4 @@
-"""`soloist verify`, and what other commands do with what it found."""
+"""`soloist verify`, and what other commands do with its verdict."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ def test_a_file_without_a_passing_verdict_is_not_opened(refused, refused_file, q
         ("chat", refused_file, "hi"),
         ("bench", refused_file, "--questions", asked, "-o", tmp_path / "b"),
     ):
-        said = refused(GATE, *arguments)
-        assert said.startswith(f"{refused_file}: no passing verdict (fail: loses 7.0 points of accuracy)")
-        assert "\n" not in said
+        message = refused(GATE, *arguments)
+        assert message.startswith(f"{refused_file}: no passing verdict (fail: loses 7.0 points of accuracy)")
     assert json.loads((refused_file.parent / FILE).read_text())["forced"] == []
 
 
@@ -42,12 +41,13 @@ def test_force_opens_it_and_leaves_its_mark(soloist, refused_file):
     result = soloist("chat", refused_file, "--force", "hi")
     assert result.exit_code == ARTIFACT and "not a GGUF file" in result.output, "it was opened"
     (mark,) = json.loads((refused_file.parent / FILE).read_text())["forced"]
-    assert mark["command"] == "chat" and mark["verdict"] == "fail"
+    assert mark["command"] == "chat"
+    assert mark["verdict"] == "fail"
 
 
 def test_what_cannot_be_verified_is_said(refused, refused_file, question_file, sums, tmp_path):
     assert "give --prompts or --questions" in refused(USAGE, "verify", refused_file)
     asked = question_file(sums.questions(1))
-    said = refused(USAGE, "verify", refused_file, "--student", tmp_path, "--prompts", asked)
-    assert said == "a lone file takes one --format, and accuracy is of the files of an export"
+    message = refused(USAGE, "verify", refused_file, "--student", tmp_path, "--prompts", asked)
+    assert message == "a lone file takes one --format, and accuracy is of the files of an export"
     assert "not a whole artifact" in refused(ARTIFACT, "verify", tmp_path, "--prompts", asked)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from soloist.toolchain.record.importing import ImportOptions, import_traces
+from soloist.toolchain.record.importing import ImportFacts, ImportOptions, import_traces
 from soloist.toolchain.traces.recording import TRACES
 from soloist.toolchain.traces.store import read_runs
 
@@ -40,10 +40,9 @@ def load(tmp_path):
         out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
         artifact = import_traces(paths, out, ImportOptions(**options))
         runs = list(read_runs(out / TRACES))
-        name, counts = next(iter(artifact.facts["formats"].items()))
-        return SimpleNamespace(
-            runs=runs, run=runs[0], facts=artifact.facts, format=name, counts=counts, artifact=artifact
-        )
+        facts = artifact.read(ImportFacts)
+        name, counts = next(iter(facts.formats.items()))
+        return SimpleNamespace(runs=runs, run=runs[0], facts=facts, format=name, counts=counts, artifact=artifact)
 
     return call
 

@@ -16,15 +16,17 @@ def test_files_of_several_formats_are_told_apart_by_content(write, load):
     write("c/two.json", MAGDI)
     write("d/gsm.json", DU)
     folder = write("a/LICENSE", "MIT").parent.parent
-    found = load(folder)
-    assert {name: counts["kept"] for name, counts in found.facts["formats"].items()} == {
+    imported = load(folder)
+    assert {name: counts.kept for name, counts in imported.facts.formats.items()} == {
         "fireact": 3,
         "magdi": 0,
         "du": 1,
     }
-    assert found.facts["formats"]["magdi"]["refused"] == {"the same question stands before": 1}  # q1, as text
-    assert found.facts["runs"] == 4 and found.facts["benchmarks"] == {"GSM8K": "test"}
-    assert found.facts["files"] == 3 and len(found.facts["origins"]) == 3
+    assert imported.facts.formats["magdi"].refused == {"the same question stands before": 1}  # q1, as text
+    assert imported.facts.runs == 4
+    assert imported.facts.benchmarks == {"GSM8K": "test"}
+    assert imported.facts.files == 3
+    assert len(imported.facts.origins) == 3
 
 
 def test_importing_again_does_nothing_and_the_digest_is_the_contents(write, tmp_path):
@@ -45,7 +47,8 @@ def test_all_bad_files_are_named_at_once_and_nothing_is_written(write, tmp_path)
     lines = str(refused.value).splitlines()
     assert [line.split(": ")[0].rpartition("/")[2] for line in lines] == ["four.pkl", "three.json", "two.json"]
     assert "no trace format that is known" in lines[1]
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_what_cannot_be_is_refused(write, tmp_path):
@@ -65,7 +68,7 @@ def test_what_cannot_be_is_refused(write, tmp_path):
 
 def test_half_a_surrogate_pair_is_refused_not_written(write, load):
     rows = [FIREACT[0], {"instruction": "q \ud83d?", "input": "", "output": EPISODE}]
-    assert load(write("one.json", rows)).counts["refused"] == {"a text that is no Unicode": 1}
+    assert load(write("one.json", rows)).counts.refused == {"a text that is no Unicode": 1}
 
 
 def test_a_file_of_two_formats_has_to_be_named(write, load):
@@ -81,10 +84,11 @@ def test_test_questions_are_trained_on_only_when_told_so(write, load):
     assert load(path).run.question.split == "test"
     trained = load(path, train_on_test=True)
     assert (trained.run.question.split, trained.run.question.benchmark) == ("train", "GSM8K")
-    assert trained.facts["benchmarks"] == {"GSM8K": "test"}
+    assert trained.facts.benchmarks == {"GSM8K": "test"}
     assert trained.artifact.manifest["config"]["train_on_test"] is True
     named = load(write("one.json", FIREACT), benchmark="HotpotQA")
-    assert {run.question.split for run in named.runs} == {"test"} and named.facts["benchmarks"] == {"HotpotQA": "test"}
+    assert {run.question.split for run in named.runs} == {"test"}
+    assert named.facts.benchmarks == {"HotpotQA": "test"}
 
 
 def test_every_importer_has_its_tests_and_says_what_it_is():
@@ -92,7 +96,9 @@ def test_every_importer_has_its_tests_and_says_what_it_is():
 
     tests = {path.stem.removeprefix("test_") for path in (Path(__file__).parent / "importers").glob("test_*.py")}
     for name, importer in IMPORTERS.items():
-        assert importer.name == name and importer.about and importer.origin
+        assert importer.name == name
+        assert importer.about
+        assert importer.origin
         assert name.replace("-", "_") in tests
 
 
@@ -102,9 +108,10 @@ def test_imported_traces_train_through_the_same_selection(load, shared_data):
 
     runs = load(shared_data / "traces" / "fireact").runs
     assert {reject(run, "tools", lambda steps: True) for run in runs} == {None}
-    said = conversation(runs[0], "tools")
-    assert said[0]["content"] == runs[0].question.question and said[-1]["content"].startswith("finish[")
-    assert not any("reward" in message["content"] for message in said)
+    messages = conversation(runs[0], "tools")
+    assert messages[0]["content"] == runs[0].question.question
+    assert messages[-1]["content"].startswith("finish[")
+    assert not any("reward" in message["content"] for message in messages)
 
 
 def test_training_refuses_a_benchmarks_test_questions(load, write):
@@ -127,5 +134,6 @@ def test_real_debates_are_graphs_that_methods_can_read(load, shared_data):
     steps = Counter(
         graph.nodes[link.target].attempt - graph.nodes[link.source].attempt for graph in graphs for link in graph.links
     )
-    assert set(steps) == {0, 1} and steps[0] > 500  # speaking in turn, many read what was said in their own round
+    assert set(steps) == {0, 1}
+    assert steps[0] > 500  # speaking in turn, many read what was said in their own round
     assert sum(graph.corrective(i) for graph in graphs for i in range(len(graph.nodes))) > 50

@@ -8,6 +8,7 @@ from soloist.kernels.errors import DataError, EngineError
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.record.team import record
 from soloist.toolchain.teams import team as teams
+from soloist.toolchain.traces.recording import TaskCount, TraceFacts
 from soloist.toolchain.traces.store import TraceWriter, read_runs
 
 
@@ -26,7 +27,8 @@ def test_side_by_side_gives_the_same_traces_in_question_order(team, sums, tmp_pa
     alone = record(team, asked, tmp_path / "alone", seed=5)
     beside = record(team, asked, tmp_path / "beside", seed=5, jobs=2, events=EventLog(None, (events.append,)))
     assert ids(beside) == ids(alone) == [question.id for question in asked]
-    assert beside.manifest["files"] == alone.manifest["files"] and beside.digest == alone.digest
+    assert beside.manifest["files"] == alone.manifest["files"]
+    assert beside.digest == alone.digest
     assert beside.facts == alone.facts
     assert [event["done"] for event in events if event["event"] == "progress"] == list(range(1, 8))
 
@@ -50,9 +52,9 @@ def test_what_is_recorded_is_not_asked_again(team, sums, tmp_path, jobs):
     events = []
     made = record(team, asked, tmp_path / "out", jobs=jobs, events=EventLog(None, (events.append,)))
     assert [event["done"] for event in events if event["event"] == "progress"] == [3, 4, 5]
-    found = list(read_runs(made.path / "traces.jsonl.gz"))
-    assert [run.question.id for run in found] == [question.id for question in asked]
-    assert [run.seed for run in found] == [99, 0, 0, 99, 0]
+    recorded = list(read_runs(made.path / "traces.jsonl.gz"))
+    assert [run.question.id for run in recorded] == [question.id for question in asked]
+    assert [run.seed for run in recorded] == [99, 0, 0, 99, 0]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -62,10 +64,13 @@ def test_a_failing_engine_is_a_run_that_says_why(team, sums, tmp_path, jobs):
     made = record(team, asked, tmp_path / "out", jobs=jobs, events=EventLog(None, (events.append,)))
     good, broken, after = read_runs(made.path / "traces.jsonl.gz")
     assert (good.verdict, broken.verdict, after.verdict) == ("correct", "absent", "correct")
-    assert broken.answer is None and "cannot be reached" in broken.error
-    assert (made.facts["runs"], made.facts["correct"], made.facts["errors"]) == (3, 2, 1)
+    assert broken.answer is None
+    assert "cannot be reached" in broken.error
+    facts = made.read(TraceFacts)
+    assert (facts.runs, facts.correct, facts.errors) == (3, 2, 1)
     (warning,) = [event for event in events if event["event"] == "warning"]
-    assert warning["question"] == "train-1" and "cannot be reached" in warning["text"]
+    assert warning["question"] == "train-1"
+    assert "cannot be reached" in warning["text"]
 
 
 def test_a_copy_that_dies_loses_no_other_question(team, sums, tmp_path):
@@ -80,10 +85,11 @@ def test_a_copy_that_dies_loses_no_other_question(team, sums, tmp_path):
 def test_facts_are_counted_by_task(team, sums, tmp_path):
     asked = [*sums.questions(2), *sums.questions(1, start=2, words=sums.MUTE)]
     asked[0] = asked[0].model_copy(update={"task": ""})
-    facts = record(team, asked, tmp_path / "out").facts
-    assert facts["tasks"] == {"all": {"correct": 1, "n": 1}, "sums": {"correct": 1, "n": 2}}
-    assert facts["calls"] == 3 and facts["tokens_in"] > 3 * 5 and facts["tokens_out"] >= 3
-    assert facts["seconds"] == pytest.approx(1.5 + 1.5 + 0.5)
+    facts = record(team, asked, tmp_path / "out").read(TraceFacts)
+    assert facts.tasks == {"all": TaskCount(correct=1, n=1), "sums": TaskCount(correct=1, n=2)}
+    assert (facts.calls, facts.seconds) == (3, pytest.approx(1.5 + 1.5 + 0.5))
+    assert facts.tokens_in > 3 * 5
+    assert facts.tokens_out >= 3
 
 
 def test_an_engine_that_never_opens_stops_the_recording(sums, tmp_path, monkeypatch):

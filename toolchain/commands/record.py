@@ -38,13 +38,14 @@ def command(
             raise UsageError(f"--threads: team '{config.name}' asks an endpoint, whose threads are its own")
         config = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": threads})})
     out = output or Path("runs") / config.name / "traces"
-    if file is None and team != "desk":
+    if file is not None:
+        if count is not None:
+            raise UsageError("--count is for the desk's own questions; of a file all are recorded")
+        questions = load_questions(file, split="train").questions
+    elif team == "desk":
+        questions = desk_train(config, count or DESK_TRAIN)
+    else:
         raise UsageError("a team of your own needs questions: --questions FILE.jsonl")
-    if file is not None and count is not None:
-        raise UsageError("--count is for the desk's own questions; of a file all are recorded")
-    questions = (
-        desk_train(config, count or DESK_TRAIN) if file is None else load_questions(file, split="train").questions
-    )
     with Bars() as bars, EventLog(out.parent / "events.jsonl", (bars,)) as events:
         artifact = record(config, questions, out, seed=seed, jobs=jobs, events=events)
     facts = artifact.read(TraceFacts)

@@ -15,16 +15,19 @@ def stats(tokens):
 
 def test_batch_headers_make_agents_and_an_aggregator(write, load, edges):
     row = {"query": "6*7?", "gt": "42", "tag": None, "source": None, "response": BATCH, "token_stats": stats(90)}
-    found = load(write("math_infer.jsonl", [row], lines=True))
-    run = found.run
-    assert found.format == "agentark"
+    imported = load(write("math_infer.jsonl", [row], lines=True))
+    run = imported.run
+    assert imported.format == "agentark"
     assert [(t.agent, t.role, t.round, t.verdict) for t in run.turns] == [
         ("agent-1", "solver", 0, "correct"),
         ("agent-2", "solver", 0, "wrong"),
         ("aggregator", "aggregator", 1, "correct"),
     ]
-    assert run.turns[0].text == "6*7=42. The answer is 42." and run.turns[0].model == "model-x"
-    assert edges(run, "influence") == [(0, 2), (1, 2)] and run.path == (2,) and run.verdict == "correct"
+    assert run.turns[0].text == "6*7=42. The answer is 42."
+    assert run.turns[0].model == "model-x"
+    assert edges(run, "influence") == [(0, 2), (1, 2)]
+    assert run.path == (2,)
+    assert run.verdict == "correct"
     assert run.tokens_in == 0  # running totals are nobody's tokens
 
 
@@ -68,17 +71,17 @@ def test_failed_and_broken_records_are_counted_with_their_place(write, load):
     ]
     path = write("i.jsonl", rows, lines=True)
     path.write_text(path.read_text() + '{"query": "torn')
-    found = load(path)
-    assert found.counts["kept"] == 2
-    assert found.counts["refused"] == {
+    imported = load(path)
+    assert imported.counts.kept == 2
+    assert imported.counts.refused == {
         "not JSON (Unterminated string starting at)": 1,
         "the run failed (it has 'error' and no 'response')": 1,
         "an empty response": 1,
         "'gt' is no answer": 1,
         "the same question stands before": 1,
     }
-    assert f"{path}: line 2: an empty response" in found.facts["refused_at"]
-    assert found.counts["noted"] == {"most tokens that token_stats counted": 910}  # the maximum, not the sum
+    assert f"{path}: line 2: an empty response" in imported.facts.refused_at
+    assert imported.counts.noted == {"most tokens that token_stats counted": 910}  # the maximum, not the sum
 
 
 def label(*texts, gold, flags):
@@ -92,7 +95,7 @@ def test_labels_are_believed_only_where_our_grading_cannot_decide(write, load):
         label("in the north of it", "in the south", gold="the northern part of the whole country", flags=(True, False)),
         label("I think", "no idea", gold="7", flags=(None, None)),
     ]
-    found = load(write("l.jsonl", rows, lines=True))
-    verdicts = [[t.verdict for t in run.turns] for run in found.runs]
+    imported = load(write("l.jsonl", rows, lines=True))
+    verdicts = [[t.verdict for t in run.turns] for run in imported.runs]
     assert verdicts == [["correct", "wrong"], ["correct", "unknown"], ["unknown", "unknown"]]
-    assert found.counts["repaired"] == {"label contradicts the answer and the gold: graded again": 2}
+    assert imported.counts.repaired == {"label contradicts the answer and the gold: graded again": 2}

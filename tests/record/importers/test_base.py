@@ -24,8 +24,10 @@ def test_files_that_are_none_are_one_line_with_the_name(write, content, why):
     path = write("x.json", content)
     with pytest.raises(DataError) as refused:
         load_document(path)
-    said = str(refused.value)
-    assert said.startswith(f"{path}: ") and why in said and "\n" not in said
+    text = str(refused.value)
+    assert text.startswith(f"{path}: ")
+    assert why in text
+    assert "\n" not in text
 
 
 def test_lines_items_and_entries(write):
@@ -53,7 +55,8 @@ def test_scorer_for(gold, scorer):
 def test_what_nobody_can_grade_is_unknown_and_never_wrong():
     assert grade(None, ask("1")) == grade("1", ask(None)) == "unknown"
     assert grade("in other words", ask("a gold answer of a whole sentence")) == "unknown"
-    assert grade("no", ask("yes")) == "wrong" and grade("Yes.", ask("yes")) == "correct"
+    assert grade("no", ask("yes")) == "wrong"
+    assert grade("Yes.", ask("yes")) == "correct"
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@ import pytest
 from soloist.kernels.errors import DataError
 
 
-def talk(*said, asked="Can you solve it?"):
-    found = []
-    for text in said:
-        found += [{"role": "user", "content": asked}, {"role": "assistant", "content": text}]
+def talk(*texts, asked="Can you solve it?"):
+    messages = []
+    for text in texts:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": text}]
         asked = "These are others."
-    return found
+    return messages
 
 
 GSM = {
@@ -24,9 +24,10 @@ GSM = {
 
 
 def test_a_gsm_debate_is_a_complete_graph_between_rounds(write, load, edges):
-    found = load(write("gsm_3_2.json", GSM))
-    run = found.run
-    assert found.format == "du" and run.question.gold == "24"
+    imported = load(write("gsm_3_2.json", GSM))
+    run = imported.run
+    assert imported.format == "du"
+    assert run.question.gold == "24"
     assert (run.question.split, run.question.benchmark) == ("test", "GSM8K")
     assert [t.verdict for t in run.turns] == ["correct", "wrong", "wrong", "correct", "correct", "wrong"]
     assert edges(run, "continuity") == [(0, 3), (1, 4), (2, 5)]
@@ -43,18 +44,21 @@ def test_edges_follow_the_quotes_where_there_are_any(write, load, edges):
 
 def test_mmlu_letters_and_biographies(write, load):
     mmlu = {"Which: A) x, B) y?": [[talk("so (A)", "I now say (B)."), talk("(B)", "The answer is B")], "B"]}
-    found = load(write("mmlu_2_2.json", mmlu))
-    assert [t.verdict for t in found.run.turns] == ["wrong", "correct", "correct", "correct"]
-    assert found.run.question.benchmark == "MMLU" and found.run.question.scorer == "choice"
+    imported = load(write("mmlu_2_2.json", mmlu))
+    assert [t.verdict for t in imported.run.turns] == ["wrong", "correct", "correct", "correct"]
+    assert imported.run.question.benchmark == "MMLU"
+    assert imported.run.question.scorer == "choice"
     biography = load(write("biography.json", {"Ada Example": [talk("born in 1815"), talk("born in 1816")]}))
-    assert {t.verdict for t in biography.run.turns} == {"unknown"} and biography.run.verdict == "unknown"
+    assert {t.verdict for t in biography.run.turns} == {"unknown"}
+    assert biography.run.verdict == "unknown"
     assert biography.run.question.gold is None
 
 
 def test_numbers_as_gold_and_a_named_benchmark(write, load):
-    found = load(write("math_2_1.json", {"What is 3+4?": [[talk("7"), talk("8")], 7]}), benchmark="Sums")
-    assert found.run.question.gold == "7" and found.facts["benchmarks"] == {"Sums": "test"}
-    assert load(write("math_3_1.json", {"What is 3+5?": [[talk("7"), talk("8")], 8]})).facts["benchmarks"] == {}
+    imported = load(write("math_2_1.json", {"What is 3+4?": [[talk("7"), talk("8")], 7]}), benchmark="Sums")
+    assert imported.run.question.gold == "7"
+    assert imported.facts.benchmarks == {"Sums": "test"}
+    assert load(write("math_3_1.json", {"What is 3+5?": [[talk("7"), talk("8")], 8]})).facts.benchmarks == {}
 
 
 @pytest.mark.parametrize(("name", "content"), [("math.p", b"anything"), ("math.json", b"\x80\x04\x95abc")])
@@ -73,5 +77,6 @@ def test_a_folder_with_a_pickle_says_so(write, load):
 
 def test_bad_entries_are_counted(write, load):
     bad = {"a": [[talk("1")], True], "b": "text", "c": [[[{"role": "assistant", "content": "1"}]], "1"]}
-    found = load(write("gsm_1.json", GSM | bad))
-    assert found.counts["kept"] == 1 and sum(found.counts["refused"].values()) == 3
+    imported = load(write("gsm_1.json", GSM | bad))
+    assert imported.counts.kept == 1
+    assert sum(imported.counts.refused.values()) == 3

@@ -21,11 +21,11 @@ def quote(*texts):
 
 
 def context(problem, *rounds):
-    """`rounds`: what was asked (None for the first) and what was said."""
-    found = [message("system", "It's a debate.")]
-    for shown, said in rounds:
-        found += [message("user", shown or prompt(problem)), message("assistant", said)]
-    return found
+    """`rounds`: what was asked (None for the first) and what was answered."""
+    messages = [message("system", "It's a debate.")]
+    for shown, text in rounds:
+        messages += [message("user", shown or prompt(problem)), message("assistant", text)]
+    return messages
 
 
 A0, B0, A1, B1 = "I get $\\boxed{27}$.", "The answer is 17.", "Still \\boxed{27}.", "Right, $27$."
@@ -40,9 +40,11 @@ def debate():
 
 
 def test_a_debate_becomes_a_graph_of_what_was_really_quoted(write, load, edges, debate):
-    found = load(write("algebra_4_3.json", debate))
-    run = found.run
-    assert found.format == "dylan" and run.question.question == "What is 3(4+5)?" and run.question.gold == "27"
+    imported = load(write("algebra_4_3.json", debate))
+    run = imported.run
+    assert imported.format == "dylan"
+    assert run.question.question == "What is 3(4+5)?"
+    assert run.question.gold == "27"
     assert [(t.agent, t.round, t.verdict) for t in run.turns] == [
         ("agent-0", 0, "correct"),
         ("agent-1", 0, "wrong"),
@@ -54,14 +56,15 @@ def test_a_debate_becomes_a_graph_of_what_was_really_quoted(write, load, edges, 
     assert [turn.text for turn in run.turns] == [A0, B0, A1, B1]
     assert run.turns[3].messages[-1].content == quote(A1, "I was dropped.")
     assert (run.answer, run.verdict, run.path) == ("27", "correct", (2,))
-    assert found.counts["noted"] == {"quotes of agents that the file does not hold": 2}
+    assert imported.counts.noted == {"quotes of agents that the file does not hold": 2}
 
 
 def test_its_questions_are_test_questions_with_source_and_licence(write, load, debate):
     question = load(write("algebra_4_3.json", debate)).run.question
     assert (question.split, question.benchmark, question.scorer) == ("test", "MATH", "math")
     assert question.task == "Prealgebra, level 1"
-    assert "algebra_4_3.json" in question.source and "MIT" in question.source
+    assert "algebra_4_3.json" in question.source
+    assert "MIT" in question.source
 
 
 def test_a_turn_without_an_answer_is_unknown_and_a_silent_agent_has_no_turn(write, load):
@@ -81,9 +84,9 @@ def test_bad_entries_are_refused_with_their_reason_and_the_rest_is_kept(write, l
         prompt("q5"): [[context("q5", (None, " "))], "1", 1, "Algebra"],
         prompt(" "): [[context("q6", (None, "1"))], "1", 1, "Algebra"],
     }
-    found = load(write("d.json", bad | debate))
-    assert found.counts["kept"] == 1
-    assert found.counts["refused"] == {
+    imported = load(write("d.json", bad | debate))
+    assert imported.counts.kept == 1
+    assert imported.counts.refused == {
         "a context is not user and assistant in turn": 1,
         "no contexts, or no gold answer": 1,
         "not [contexts, gold, level, subject]": 1,
@@ -91,7 +94,7 @@ def test_bad_entries_are_refused_with_their_reason_and_the_rest_is_kept(write, l
         "nobody spoke": 1,
         "an empty question": 1,
     }
-    assert any("d.json: entry 2: no contexts" in place for place in found.facts["refused_at"])
+    assert any("d.json: entry 2: no contexts" in place for place in imported.facts.refused_at)
 
 
 # ---------------------------------------------------------------- MMLU
@@ -119,24 +122,26 @@ def asked(tmp_path):
 
 
 def test_mmlu_lines_meet_their_questions_by_order(write, load, edges, asked):
-    found = load(write("anatomy_test_43.json", ROWS, lines=True), questions=asked())
-    assert [run.verdict for run in found.runs] == ["correct", "correct", "wrong"]
-    first = found.run
+    imported = load(write("anatomy_test_43.json", ROWS, lines=True), questions=asked())
+    assert [run.verdict for run in imported.runs] == ["correct", "correct", "wrong"]
+    first = imported.run
     assert [(t.agent, t.round) for t in first.turns] == [
         ("agent-0", 0),
         ("agent-1", 0),
         ("agent-3", 0),
         ("agent-3", 1),
     ]
-    assert edges(first, "influence") == [(0, 3), (1, 3)] and edges(first, "continuity") == [(2, 3)]
-    assert first.question.benchmark == "MMLU" and first.question.choices == tuple("wxyz")
-    assert "not checked" in next(iter(found.counts["noted"]))
+    assert edges(first, "influence") == [(0, 3), (1, 3)]
+    assert edges(first, "continuity") == [(2, 3)]
+    assert first.question.benchmark == "MMLU"
+    assert first.question.choices == tuple("wxyz")
+    assert "not checked" in next(iter(imported.counts.noted))
 
 
 def test_mmlu_flags_beside_the_file_are_believed(write, load, asked):
     path = write("anatomy_test_43.json", ROWS, lines=True)
     path.with_suffix(".txt").write_text("[True, True, False] 0.67\n9 3.0\n[[0.5]]\n")
-    assert load(path, questions=asked()).counts["noted"] == {}
+    assert load(path, questions=asked()).counts.noted == {}
 
 
 @pytest.mark.parametrize(
@@ -176,17 +181,18 @@ def test_mmlu_questions_may_lie_in_a_folder_by_subject(write, load, asked, tmp_p
 
 def test_the_real_files_import_whole(load, shared_data):
     folder = shared_data / "traces" / "dylan_math"
-    found = load(folder)
+    imported = load(folder)
     entries = [v for file in sorted(folder.glob("*.json")) for v in json.loads(file.read_text()).values()]
-    said = [m["content"] for contexts, *_ in entries for c in contexts for m in c if m["role"] == "assistant"]
-    assert found.counts["kept"] == len(found.runs) == len(entries) == 500
-    assert found.counts["refused"] == found.counts["repaired"] == {}
-    assert sorted(t.text for run in found.runs for t in run.turns) == sorted(text for text in said if text.strip())
-    assert [run.question.gold for run in found.runs] == [v[1] for v in entries]
-    assert Counter(max(t.round for t in run.turns) + 1 for run in found.runs) == Counter(
+    texts = [m["content"] for contexts, *_ in entries for c in contexts for m in c if m["role"] == "assistant"]
+    assert imported.counts.kept == len(imported.runs) == len(entries) == 500
+    assert imported.counts.refused == imported.counts.repaired == {}
+    assert sorted(t.text for run in imported.runs for t in run.turns) == sorted(text for text in texts if text.strip())
+    assert [run.question.gold for run in imported.runs] == [v[1] for v in entries]
+    assert Counter(max(t.round for t in run.turns) + 1 for run in imported.runs) == Counter(
         (len(v[0][0]) - 1) // 2 for v in entries
     )
-    assert found.facts["benchmarks"] == {"MATH": "test"} and all(r.question.split == "test" for r in found.runs)
+    assert imported.facts.benchmarks == {"MATH": "test"}
+    assert all(r.question.split == "test" for r in imported.runs)
 
 
 def test_the_real_graphs_are_graded_and_connected(load, shared_data):
@@ -200,4 +206,5 @@ def test_the_real_graphs_are_graded_and_connected(load, shared_data):
     heard = [turn for run in runs for turn in run.turns if turn.round]
     read = {(id(run), e.target) for run in runs for e in run.edges if e.kind == "influence"}
     several = [(id(run), t.id) for run in runs if len({t.agent for t in run.turns}) > 2 for t in run.turns if t.round]
-    assert len(heard) > 1000 and set(several) <= read  # nobody in a group of three or more heard none of the others
+    assert len(heard) > 1000
+    assert set(several) <= read  # nobody in a group of three or more heard none of the others

@@ -22,19 +22,23 @@ def joined(run, reward):
 
 
 def test_an_episode_keeps_thought_action_and_observation_apart(write, load, edges):
-    found = load(write("hotpotqa.json", [alpaca(EPISODE)]))
-    run = found.run
-    assert found.format == "fireact" and joined(run, "True") == EPISODE
+    imported = load(write("hotpotqa.json", [alpaca(EPISODE)]))
+    run = imported.run
+    assert imported.format == "fireact"
+    assert joined(run, "True") == EPISODE
     first, last = run.turns
     assert first.text == "Thought: I should look it up.\nAction: search[Exampletown river]"
     assert (first.tools[0].name, first.tools[0].call) == ("search", "search[Exampletown river]")
     assert first.tools[0].result == "It lies on the Example River."
-    assert last.tools[0].call == "finish[Example River]" and last.tools[0].result == "Example River"
-    assert run.path == (0, 1) and edges(run, "continuity") == [(0, 1)]
+    assert last.tools[0].call == "finish[Example River]"
+    assert last.tools[0].result == "Example River"
+    assert run.path == (0, 1)
+    assert edges(run, "continuity") == [(0, 1)]
     assert (run.answer, run.question.gold, run.verdict) == ("Example River", "Example River", "correct")
     assert "reward" not in run.model_dump_json()
     (node,) = graph_of(run).nodes  # one attempt of two calls
-    assert [use.name for use in node.uses] == ["search", "finish"] and node.verdict == "correct"
+    assert [use.name for use in node.uses] == ["search", "finish"]
+    assert node.verdict == "correct"
     assert (run.question.split, run.question.benchmark) == ("train", None)
 
 
@@ -43,7 +47,9 @@ def test_an_episode_keeps_thought_action_and_observation_apart(write, load, edge
 )
 def test_the_reward_is_the_verdict(write, load, reward, verdict):
     run = load(write("h.json", [alpaca(EPISODE.replace("True", reward))])).run
-    assert run.verdict == verdict and run.turns[-1].verdict == verdict and run.turns[0].verdict == "unknown"
+    assert run.verdict == verdict
+    assert run.turns[-1].verdict == verdict
+    assert run.turns[0].verdict == "unknown"
     assert (run.question.gold is not None) == (verdict == "correct")
 
 
@@ -59,7 +65,8 @@ def test_chat_lines_are_the_same_episode(write, load):
     }
     chatted = load(write("h.jsonl", [chat], lines=True)).run
     written = load(write("h.json", [alpaca(EPISODE)])).run
-    assert chatted.turns == written.turns and chatted.question.question == written.question.question
+    assert chatted.turns == written.turns
+    assert chatted.question.question == written.question.question
 
 
 def test_an_observation_that_quotes_an_action_stays_whole():
@@ -70,7 +77,8 @@ def test_an_observation_that_quotes_an_action_stays_whole():
     first, second = split_steps(tricky)
     assert first.text == "Thought: one\nthought goes on\nAction: search[x]"
     assert first.observation == ('It said\n"Action: search[y]"\nand then Action: finish[z]\nObservation: twice')
-    assert second.text.endswith("finish[a [b]]") and second.observation == "end"
+    assert second.text.endswith("finish[a [b]]")
+    assert second.observation == "end"
 
 
 def test_steps_without_thoughts_and_episodes_without_end(write, load):
@@ -83,12 +91,13 @@ def test_steps_without_thoughts_and_episodes_without_end(write, load):
         alpaca("Thought: I only think about Action: things", "q4"),
         alpaca("Hello\nAction: finish[x]", "q5"),
     ]
-    found = load(write("h.json", rows))
-    assert found.counts["kept"] == 3
-    assert found.counts["noted"] == {"steps without a thought": 2, "episodes that end without a reward": 2}
-    assert found.runs[0].verdict == "correct" and found.runs[1].answer is None
-    assert found.runs[2].turns[0].tools[0].error == "Invalid Action: no"
-    assert found.counts["refused"] == {
+    imported = load(write("h.json", rows))
+    assert imported.counts.kept == 3
+    assert imported.counts.noted == {"steps without a thought": 2, "episodes that end without a reward": 2}
+    assert imported.runs[0].verdict == "correct"
+    assert imported.runs[1].answer is None
+    assert imported.runs[2].turns[0].tools[0].error == "Invalid Action: no"
+    assert imported.counts.refused == {
         "a step whose last words are no action name[argument]": 1,
         "an episode begins with neither a thought nor an action": 1,
     }
@@ -97,12 +106,13 @@ def test_steps_without_thoughts_and_episodes_without_end(write, load):
 def test_the_real_file_imports_whole(load, shared_data):
     path = shared_data / "traces" / "fireact" / "hotpotqa.json"
     rows = json.loads(path.read_text())
-    found = load(path)
-    assert found.counts["kept"] == len(rows) == 500 and found.counts["refused"] == found.counts["noted"] == {}
-    assert {run.verdict for run in found.runs} == {"correct"}
-    for run, row in zip(found.runs, rows, strict=True):
+    imported = load(path)
+    assert imported.counts.kept == len(rows) == 500
+    assert imported.counts.refused == imported.counts.noted == {}
+    assert {run.verdict for run in imported.runs} == {"correct"}
+    for run, row in zip(imported.runs, rows, strict=True):
         assert run.question.question == row["instruction"].strip()
         assert joined(run, "True") == row["output"]
-    uses = [use.name for run in found.runs for use in run.trajectory]
+    uses = [use.name for run in imported.runs for use in run.trajectory]
     assert (uses.count("search"), uses.count("finish")) == (885, 500)
-    assert found.facts["benchmarks"] == {}
+    assert imported.facts.benchmarks == {}

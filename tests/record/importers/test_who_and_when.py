@@ -39,14 +39,18 @@ HAND = {
 
 
 def test_steps_before_the_mistake_are_right_and_after_it_unknown(write, load, edges):
-    found = load(write("1.json", ALGORITHM))
-    run = found.run
-    assert found.format == "who-and-when"
+    imported = load(write("1.json", ALGORITHM))
+    run = imported.run
+    assert imported.format == "who-and-when"
     assert [t.verdict for t in run.turns] == ["correct", "correct", "wrong", "unknown"]
     assert [t.model is None for t in run.turns] == [False, True, False, False]
-    assert edges(run, "influence") == [(0, 1), (1, 2), (2, 3)] and edges(run, "continuity") == [(0, 2)]
-    assert run.verdict == "wrong" and run.question.gold == "8" and run.question.benchmark == "GAIA"
-    assert run.turns[0].messages[0].content == "You know Excel." and not run.turns[3].messages
+    assert edges(run, "influence") == [(0, 1), (1, 2), (2, 3)]
+    assert edges(run, "continuity") == [(0, 2)]
+    assert run.verdict == "wrong"
+    assert run.question.gold == "8"
+    assert run.question.benchmark == "GAIA"
+    assert run.turns[0].messages[0].content == "You know Excel."
+    assert not run.turns[3].messages
 
 
 def test_the_hand_crafted_dialect_has_its_agents_in_roles(write, load):
@@ -58,7 +62,8 @@ def test_the_hand_crafted_dialect_has_its_agents_in_roles(write, load):
         ("WebSurfer", "agent", "wrong"),
         ("Orchestrator", "thought", "unknown"),
     ]
-    assert run.question.benchmark == "AssistantBench" and run.turns[0].model is None
+    assert run.question.benchmark == "AssistantBench"
+    assert run.turns[0].model is None
 
 
 @pytest.mark.parametrize(
@@ -72,29 +77,31 @@ def test_the_hand_crafted_dialect_has_its_agents_in_roles(write, load):
     ],
 )
 def test_labels_that_do_not_fit_are_repaired_and_counted(write, load, change, verdicts, why):
-    found = load(write("1.json", ALGORITHM | change))
-    assert [t.verdict for t in found.run.turns] == verdicts
-    assert list(found.counts["repaired"].values()) == [1] and why in next(iter(found.counts["repaired"]))
+    imported = load(write("1.json", ALGORITHM | change))
+    assert [t.verdict for t in imported.run.turns] == verdicts
+    assert list(imported.counts.repaired.values()) == [1]
+    assert why in next(iter(imported.counts.repaired))
 
 
 def test_a_history_that_is_none_is_refused(write, load):
     path = write("all.json", [ALGORITHM, HAND | {"history": []}, HAND | {"history": [{"role": "x", "content": None}]}])
-    assert load(path).counts["refused"] == {"'history' is no list, or empty": 1, "'content' is missing": 1}
+    assert load(path).counts.refused == {"'history' is no list, or empty": 1, "'content' is missing": 1}
 
 
 def test_the_real_files_import_whole(load, shared_data):
     folder = shared_data / "traces" / "who_and_when"
-    found = load(folder)
+    imported = load(folder)
     files = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    assert found.counts["kept"] == len(files) == 16 and found.counts["refused"] == {}
-    for run, file in zip(found.runs, files, strict=True):
+    assert imported.counts.kept == len(files) == 16
+    assert imported.counts.refused == {}
+    for run, file in zip(imported.runs, files, strict=True):
         assert [t.text for t in run.turns] == [m["content"] for m in file["history"]]
         wrong = [t for t in run.turns if t.verdict == "wrong"]
         assert [t.id for t in wrong] == [int(file["mistake_step"])]
     mismatched = sum(
         run.turns[int(file["mistake_step"])].agent != file["mistake_agent"]
-        for run, file in zip(found.runs, files, strict=True)
+        for run, file in zip(imported.runs, files, strict=True)
     )
-    assert sum(found.counts["repaired"].values()) == mismatched
-    assert Counter(run.verdict for run in found.runs) == {"wrong": 16}
-    assert set(found.facts["benchmarks"]) == {"GAIA", "AssistantBench"}
+    assert sum(imported.counts.repaired.values()) == mismatched
+    assert Counter(run.verdict for run in imported.runs) == {"wrong": 16}
+    assert set(imported.facts.benchmarks) == {"GAIA", "AssistantBench"}
