@@ -200,33 +200,33 @@ def _plain(number: str) -> str:
 
 def sorting(rng: Random, seed: int) -> Draft | None:
     item = _gym("number_sorting", seed, min_numbers=3, max_numbers=5, max_decimals=0, min_value=0, max_value=99)
-    facts = item["metadata"]
-    order = "asc" if facts["direction"] == "ascending" else "desc"
-    numbers = ", ".join(map(_plain, facts["original_numbers"]))
-    original = f"Sort these numbers in {facts['direction']} order: {numbers}"
+    metadata = item["metadata"]
+    order = "asc" if metadata["direction"] == "ascending" else "desc"
+    numbers = ", ".join(map(_plain, metadata["original_numbers"]))
+    original = f"Sort these numbers in {metadata['direction']} order: {numbers}"
     text = _say(rng, f"sorting-{order}", original, numbers=numbers)
-    return Draft(text, ", ".join(map(_plain, facts["sorted_numbers"])), (f"sort({order} | {numbers})",))
+    return Draft(text, ", ".join(map(_plain, metadata["sorted_numbers"])), (f"sort({order} | {numbers})",))
 
 
 def filtering(rng: Random, seed: int) -> Draft | None:
     item = _gym("number_filtering", seed, min_numbers=3, max_numbers=5, max_decimals=0, min_value=0, max_value=99)
-    facts = item["metadata"]
-    if not facts["result"]:
+    metadata = item["metadata"]
+    if not metadata["result"]:
         return None
-    action, side = facts["operation"].split("_")
-    numbers, limit = ", ".join(map(_plain, facts["original_numbers"])), _plain(facts["filter_value"])
+    action, side = metadata["operation"].split("_")
+    numbers, limit = ", ".join(map(_plain, metadata["original_numbers"])), _plain(metadata["filter_value"])
     original = f"{action.capitalize()} all numbers {side} than {limit} in this list: [{numbers}]"
     text = _say(rng, f"filtering-{action}-{side}", original, numbers=numbers, limit=limit)
     call = f"filter({action} | {side} | {limit} | {numbers})"
-    return Draft(text, ", ".join(map(_plain, facts["result"])), (call,))
+    return Draft(text, ", ".join(map(_plain, metadata["result"])), (call,))
 
 
 def fractions(rng: Random, seed: int) -> Draft | None:
     item = _gym(
         "fraction_simplification", seed, min_value=1, max_value=40, min_factor=2, max_factor=15, styles=("plain",)
     )
-    facts = item["metadata"]
-    fraction = f"{facts['numerator']}/{facts['denominator']}"
+    metadata = item["metadata"]
+    fraction = f"{metadata['numerator']}/{metadata['denominator']}"
     if item["answer"].endswith("/1"):
         return None
     original = item["question"].removesuffix(" Give only the simplified fraction as your final answer.")
@@ -253,8 +253,8 @@ _BASES = {2: "binary", 8: "octal", 10: "decimal", 16: "hexadecimal"}
 
 def bases(rng: Random, seed: int) -> Draft | None:
     item = _gym("base_conversion", seed, min_value=2, max_value=400)
-    facts = item["metadata"]
-    source, target, number = facts["source_base"], facts["target_base"], facts["source_repr"]
+    metadata = item["metadata"]
+    source, target, number = metadata["source_base"], metadata["target_base"], metadata["source_repr"]
     if source == target:
         return None
     names = []
