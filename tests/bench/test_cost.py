@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from soloist.toolchain.bench.cost import ApiCall, ApiPrice, BreakEven, LocalPrice, Spend, break_even
+from soloist.toolchain.bench.cost import ApiCall, ApiPrice, BreakEven, HostedPrice, LocalPrice, Spend, break_even
+from soloist.toolchain.core.statistics import Interval
 
 
 def test_local_price_adds_machine_and_energy():
@@ -71,6 +72,18 @@ def test_break_even_works_the_example():
     # Debate at $0.0017, student at $0.000033, $3.41 of traces and $2.50 of training.
     found = break_even(Spend(3.41, 2.50, 0.0), 0.0017, 0.000033)
     assert found.questions == math.ceil(5.91 / 0.001667)
+
+
+def test_break_even_has_the_interval_of_what_a_question_saves():
+    found = break_even(Spend(1, 1, 1), 0.004, 0.001, Interval(0.003, 0.002, 0.006))
+    assert (found.questions, found.low, found.high) == (1000, 500, 1500)
+    perhaps_never = break_even(Spend(1, 1, 1), 0.004, 0.001, Interval(0.003, -0.001, 0.006))
+    assert (perhaps_never.questions, perhaps_never.low, perhaps_never.high) == (1000, 500, None)
+
+
+def test_the_same_tokens_have_a_hosted_price_that_says_it_is_assumed():
+    assert HostedPrice().usd(2_000_000, 100_000) == pytest.approx(0.36)
+    assert HostedPrice().describe().startswith("assumed: ")
 
 
 def test_break_even_says_never():

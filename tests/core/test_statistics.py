@@ -12,6 +12,7 @@ from soloist.toolchain.core.statistics import (
     average_ranks,
     central,
     mcnemar,
+    mean_interval,
     median_range,
     newcombe,
     paired_difference,
@@ -155,3 +156,14 @@ def test_spearman_by_hand():
     # ranks 1 2 3 4 and 2 1 4 3: 1 - 6 * 4 / (4 * 15)
     assert spearman(np.array([1.0, 2, 3, 4]), np.array([20.0, 10, 400, 30])) == pytest.approx(1 - 24 / 60)
     assert spearman(np.array([1.0, 2]), np.array([3.0, 3])) is None
+
+
+def test_the_interval_of_a_mean_covers_it_and_agrees_with_the_normal_one():
+    values = list(np.random.default_rng(1).normal(5.0, 2.0, 400))
+    found = mean_interval(values)
+    assert found.value == pytest.approx(float(np.mean(values))) and found.low < found.value < found.high
+    half = 1.96 * float(np.std(values)) / 20
+    assert found.high - found.value == pytest.approx(half, rel=0.15)
+    assert found.value - found.low == pytest.approx(half, rel=0.15)
+    assert mean_interval(values) == found, "the same at every call"
+    assert mean_interval([3.0]).low == mean_interval([3.0]).high == 3.0

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from soloist.targets.base import require
+from soloist.toolchain.core.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -139,22 +140,52 @@ class Spend:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """After how many questions the student has paid for itself; None with the reason where it never does."""
+    """After how many questions the student has paid for itself; None with the reason where it never does.
+
+    `low` and `high` are its 95 % interval, from that of what a question saves; `high` None: perhaps never.
+    """
 
     questions: int | None
     reason: str
+    low: int | None = None
+    high: int | None = None
 
 
-def break_even(spend: Spend | None, team_usd: float | None, student_usd: float | None) -> BreakEven:
-    """N* from the one-off spend and both prices per question."""
+def break_even(
+    spend: Spend | None, team_usd: float | None, student_usd: float | None, saved: Interval | None = None
+) -> BreakEven:
+    """N* from the one-off spend and both prices per question; `saved` is the interval of their difference."""
     if spend is None or spend.unknown:
         missing = "one-off spend" if spend is None else " and ".join(spend.unknown)
         return BreakEven(None, f"not known: no price for {missing}")
     if team_usd is None or student_usd is None:
         return BreakEven(None, "not known: no price per question for " + ("team" if team_usd is None else "student"))
-    saved = team_usd - student_usd
-    if saved <= 0:
+    difference = team_usd - student_usd
+    if difference <= 0:
         return BreakEven(None, "never: the student does not cost less per question than the team")
     total = (spend.recording or 0.0) + (spend.training or 0.0) + (spend.evaluation or 0.0)
-    said = f"${total:.4f} spent once, ${1000 * saved:.4f} saved per 1,000 questions"
-    return BreakEven(math.ceil(total / saved), said)
+    reason = f"${total:.4f} spent once, ${1000 * difference:.4f} saved per 1,000 questions"
+    if saved is None:
+        return BreakEven(math.ceil(total / difference), reason)
+    high = math.ceil(total / saved.low) if saved.low > 0 else None
+    return BreakEven(math.ceil(total / difference), reason, math.ceil(total / saved.high), high)
+
+
+@dataclass(frozen=True)
+class HostedPrice:
+    """What the same tokens would cost at a hosted model, in dollars per million: a comparison, not a bill."""
+
+    usd_in: float = 0.15
+    usd_out: float = 0.60
+    kind: str = "assumed"
+
+    def usd(self, tokens_in: float, tokens_out: float) -> float:
+        """The price of so many tokens, cached ones at the full price."""
+        return (tokens_in * self.usd_in + tokens_out * self.usd_out) / 1e6
+
+    def describe(self) -> str:
+        """The price in words, for the report."""
+        return (
+            f"{self.kind}: the same tokens at a hosted model for ${self.usd_in:g} per million read and "
+            f"${self.usd_out:g} per million written"
+        )

@@ -15,12 +15,14 @@ from typing import Any
 
 from soloist.kernels.errors import DataError
 from soloist.toolchain.assess.result import Assessment
-from soloist.toolchain.bench.cost import LocalPrice, Spend, break_even
+from soloist.toolchain.bench.cost import HostedPrice, LocalPrice, Spend, break_even
 from soloist.toolchain.bench.recommend import Recommendation
 from soloist.toolchain.bench.records import Answered, Kind, Measurement, TestSplit
 from soloist.toolchain.core.lineage import Lineage, refuse_trained
 from soloist.toolchain.core.statistics import (
+    Interval,
     Paired,
+    mean_interval,
     paired_difference,
     percentile,
     percentile_interval,
@@ -50,6 +52,8 @@ _UNMEASURED = {
     "fail": "which did not keep to the student",
     "none": "which was never verified",
 }
+HOSTED = HostedPrice()
+SIXTEEN_BITS = "student-gguf-f16"
 ORDER: tuple[Kind, ...] = ("team", "undebated", "self-consistency", "tool-agent", "base", "student", "artifact")
 
 
@@ -106,7 +110,7 @@ def build_report(
     systems = tuple(_system(m, pairs[m.split, m.system_id], price) for m in ordered)
     headline = choose_headline(systems, context.recommended)
     team = next((s for s in systems if s.kind == "team" and s.split == "held-out"), None)
-    paid = break_even(spend, _per_question(team), _per_question(headline))
+    paid = break_even(spend, _per_question(team), _per_question(headline), _saved(ordered, headline, price))
     details = Details(
         headline=headline.id if headline else None,
         command=context.command,
@@ -116,8 +120,10 @@ def build_report(
         prices=(price.describe(), *context.prices),
         one_off_usd=OneOff(**vars(spend)) if spend else None,
         break_even_reason=paid.reason,
+        break_even_interval=(paid.low, paid.high) if paid.low is not None else None,
+        hosted_price=HOSTED.describe(),
         caveats=tuple(_caveats(ordered, systems, context)),
-        extras=tuple(_extra(m, pairs[m.split, m.system_id], price) for m in ordered),
+        extras=tuple(_extra(m, pairs[m.split, m.system_id], price, _against_16_bits(m, ordered)) for m in ordered),
         families=tuple(_families(ordered)),
         roles=tuple(_roles(context.runs or ([anatomy] if anatomy else []))),
         training=tuple(context.training),
@@ -188,10 +194,6 @@ def _system(one: Measurement, pair: Paired | None, price: LocalPrice) -> System:
     answers, seconds = one.answers, [answer.seconds for answer in one.answers]
     share = wilson(one.correct, len(answers))
     first = [answer.ttft for answer in answers if answer.ttft is not None]
-    difference = None
-    if pair is not None:
-        found = pair.difference
-        difference = Difference(difference=found.value, low=found.low, high=found.high)
     return System(
         id=one.system_id,
         split=one.split,
@@ -201,7 +203,7 @@ def _system(one: Measurement, pair: Paired | None, price: LocalPrice) -> System:
         n=len(answers),
         correct=one.correct,
         accuracy=Share(value=share.value, low=share.low, high=share.high),
-        vs_team=difference,
+        vs_team=_difference(pair) if pair else None,
         latency_s=Latency(p50=percentile(seconds, 0.5), p95=percentile(seconds, 0.95)),
         ttft_s=percentile(first, 0.5) if first else None,
         calls=fmean(answer.calls for answer in answers),
@@ -213,6 +215,19 @@ def _system(one: Measurement, pair: Paired | None, price: LocalPrice) -> System:
     )
 
 
+def _difference(pair: Paired) -> Difference:
+    found = pair.difference
+    return Difference(difference=found.value, low=found.low, high=found.high)
+
+
+def _hosted(one: Measurement) -> float | None:
+    """Dollars per 1,000 questions for its tokens at a hosted model; None for one that is hosted already."""
+    if one.where == "api":
+        return None
+    read, written = (fmean(tokens) for tokens in zip(*((a.tokens_in, a.tokens_out) for a in one.answers), strict=True))
+    return 1000 * HOSTED.usd(read, written)
+
+
 def _usd_per_1k(where: str, answers: Sequence[Answered], price: LocalPrice) -> float | None:
     if where == "api":
         known = [answer.usd for answer in answers if answer.usd is not None]
@@ -221,7 +236,40 @@ def _usd_per_1k(where: str, answers: Sequence[Answered], price: LocalPrice) -> f
     return None if busy is None else 1000 * busy / len(answers)
 
 
-def _extra(one: Measurement, pair: Paired | None, price: LocalPrice) -> Extra:
+def _saved(measurements: Sequence[Measurement], headline: System | None, price: LocalPrice) -> Interval | None:
+    """Dollars that a question saves, team minus student, paired over the held-out questions that both answered."""
+    held_out = [one for one in measurements if one.split == "held-out"]
+    team = next((one for one in held_out if one.kind == "team"), None)
+    student = next((one for one in held_out if headline is not None and one.system_id == headline.id), None)
+    if team is None or student is None:
+        return None
+    theirs = {answer.question_id: _usd(team, answer, price) for answer in team.answers}
+    saved = []
+    for answer in student.answers:
+        paid, own = theirs.get(answer.question_id), _usd(student, answer, price)
+        if paid is not None and own is not None:
+            saved.append(paid - own)
+    return mean_interval(saved) if saved else None
+
+
+def _usd(one: Measurement, answer: Answered, price: LocalPrice) -> float | None:
+    return answer.usd if one.where == "api" else price.usd(answer.seconds)
+
+
+def _against_16_bits(one: Measurement, measurements: Sequence[Measurement]) -> Paired | None:
+    """A compiled file against the 16-bit one of the same student, on the questions that both answered."""
+    if one.kind != "artifact" or one.system_id == SIXTEEN_BITS:
+        return None
+    for other in measurements:
+        if other.system_id == SIXTEEN_BITS and other.split == one.split:
+            reference = {answer.question_id: answer.correct for answer in other.answers}
+            shared = [answer for answer in one.answers if answer.question_id in reference]
+            ours = [answer.correct for answer in shared]
+            return paired_difference(ours, [reference[answer.question_id] for answer in shared]) if shared else None
+    return None
+
+
+def _extra(one: Measurement, pair: Paired | None, price: LocalPrice, kept: Paired | None) -> Extra:
     seconds = [answer.seconds for answer in one.answers]
     middle, tail = percentile_interval(seconds, 0.5), percentile_interval(seconds, 0.95)
     critical = [answer.critical_path for answer in one.answers if answer.critical_path is not None]
@@ -241,6 +289,8 @@ def _extra(one: Measurement, pair: Paired | None, price: LocalPrice) -> Extra:
         gained=pair.only_first if pair else None,
         lost=pair.only_second if pair else None,
         neither=pair.neither if pair else None,
+        vs_16_bits=_difference(kept) if kept else None,
+        hosted_usd_per_1k=_hosted(one),
     )
 
 

@@ -128,7 +128,11 @@ class Role(_Part):
 
 
 class Extra(_Part):
-    """Of one system: what the contract has no key for. `kept` .. `neither` count questions against the team."""
+    """Of one system: what the contract has no key for. `kept` .. `neither` count questions against the team.
+
+    `vs_16_bits` is a file's accuracy minus that of the 16-bit file, paired. `hosted_usd_per_1k` is what its tokens
+    would cost at `Details.hosted_price`.
+    """
 
     system: str
     split: TestSplit
@@ -144,6 +148,8 @@ class Extra(_Part):
     gained: int | None = None
     lost: int | None = None
     neither: int | None = None
+    vs_16_bits: Difference | None = None
+    hosted_usd_per_1k: float | None = None
 
 
 class OneOff(_Part):
@@ -165,6 +171,8 @@ class Details(_Part):
     prices: tuple[str, ...] = ()
     one_off_usd: OneOff | None = None
     break_even_reason: str = ""
+    break_even_interval: tuple[int, int | None] | None = None
+    hosted_price: str = ""
     caveats: tuple[str, ...] = ()
     extras: tuple[Extra, ...] = ()
     families: tuple[Family, ...] = ()
