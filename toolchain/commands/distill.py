@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+_TRAINING = ("tuning", "epochs", "max_train_tokens", "learning_rate", "seed")
 
 
 @click.command(short_help="Train one student on recorded traces.")
@@ -22,22 +25,7 @@ import click
 @click.option("--max-target-tokens", type=click.IntRange(min=1), help="Trained tokens to take from the traces.")
 @click.option("--max-train-tokens", type=click.IntRange(min=1), help="Tokens to read in all, whatever the epochs.")
 @click.option("--seed", default=42, show_default=True)
-def command(
-    traces: Path,
-    output: Path,
-    base: str,
-    mode: str,
-    method: str,
-    variant: str,
-    chosen: tuple[str, ...],
-    tuning: str | None,
-    epochs: int | None,
-    learning_rate: float | None,
-    limit: int | None,
-    max_target_tokens: int | None,
-    max_train_tokens: int | None,
-    seed: int,
-) -> None:
+def command(traces: Path, output: Path, base: str, chosen: tuple[str, ...], **settings: Any) -> None:
     """Train a student on the artifact TRACES (made by `soloist record` or `import`). Goes on where it was killed."""
     from soloist.kernels.errors import UsageError
     from soloist.targets.base import require
@@ -53,26 +41,11 @@ def command(
     from soloist.toolchain.student.artifact import StudentFacts
     from soloist.toolchain.traces.recording import open_traces
 
-    if epochs and max_train_tokens:
+    if settings["epochs"] and settings["max_train_tokens"]:
         raise UsageError("--epochs and --max-train-tokens both say how much is read: give one of them")
-    train: dict[str, object] = {"seed": seed}
-    for name, value in (
-        ("tuning", tuning),
-        ("epochs", epochs),
-        ("max_train_tokens", max_train_tokens),
-        ("learning_rate", learning_rate),
-    ):
-        if value is not None:  # else the method's own
-            train[name] = value
-    settings = {
-        "method": method,
-        "variant": variant,
-        "options": method_options(chosen),
-        "mode": mode,
-        "train": train,
-        "limit": limit,
-        "max_target_tokens": max_target_tokens,
-    }
+    training = {name: settings.pop(name) for name in _TRAINING}
+    settings["train"] = {name: value for name, value in training.items() if value is not None}  # else the method's own
+    settings["options"] = method_options(chosen)
     config = validated(DistillConfig, settings, "distill")
     source = Path(base) if Path(base).exists() else find_base(base)
     if follows():  # one of several processes: the first shows, logs and writes for all of them
