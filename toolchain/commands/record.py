@@ -41,7 +41,7 @@ def command(
     if file is not None:
         if count is not None:
             raise UsageError("--count is for the desk's own questions; of a file all are recorded")
-        questions = load_questions(file, split="train").questions
+        questions = list(load_questions(file, split="train").questions)
     elif team == "desk":
         questions = desk_train(config, count or DESK_TRAIN)
     else:

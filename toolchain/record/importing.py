@@ -196,7 +196,10 @@ def _for_training(run: Run) -> Run:
 
 
 def _places(readings: Sequence[tuple[Importer, Reading]]) -> list[str]:
-    return [place for _, reading in readings for place in reading.tally.places][:MOST_PLACES]
+    places: list[str] = []
+    for _, reading in readings:
+        places += reading.tally.places
+    return places[:MOST_PLACES]
 
 
 def _facts(runs: Sequence[Run], readings: Sequence[tuple[Importer, Reading]]) -> ImportFacts:
@@ -206,16 +209,20 @@ def _facts(runs: Sequence[Run], readings: Sequence[tuple[Importer, Reading]]) ->
         total.kept += reading.tally.kept
         for name in ("repaired", "refused", "noted"):
             getattr(total, name).update(getattr(reading.tally, name))
-    turns = Counter(turn.verdict for run in runs for turn in run.turns)
     counts = {}
     for name, tally in formats.items():
         noted = {reason: count for reason, count in tally.noted.items() if count}
         counts[name] = FormatCounts(kept=tally.kept, repaired=tally.repaired, refused=tally.refused, noted=noted)
+    verdicts, turn_verdicts, edges = Counter[str](), Counter[str](), Counter[str]()
+    for run in runs:
+        verdicts[run.verdict] += 1
+        turn_verdicts.update(turn.verdict for turn in run.turns)
+        edges.update(edge.kind for edge in run.edges)
     return ImportFacts(
         **dict(summarize(runs)),
-        verdicts=Counter(run.verdict for run in runs),
-        turn_verdicts=turns,
-        edges=Counter(edge.kind for run in runs for edge in run.edges),
+        verdicts=verdicts,
+        turn_verdicts=turn_verdicts,
+        edges=edges,
         formats=counts,
         refused_at=_places(readings),
         files=len(readings),
