@@ -139,7 +139,8 @@ class Child:
 
     @property
     def _pipes(self) -> tuple[IO[str], IO[str]]:
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         return self.process.stdin, self.process.stdout
 
     def send(self, value: Json) -> None:

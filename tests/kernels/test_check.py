@@ -26,21 +26,27 @@ def importable(monkeypatch):
 def test_cases_pass_in_the_interpreter_whatever_the_environment_says(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     short, long = run_cases(ROW_DOT, "cpu", seed=3, slow=True)
-    assert short.passed and long.passed
+    assert short.passed
+    assert long.passed
     assert (short.kernel, short.case, short.total) == ("row_dot", "N19-K128-float16", 2)
-    assert 0 < short.worst <= 1 and 0 < short.absolute < 0.1
+    assert 0 < short.worst <= 1
+    assert 0 < short.absolute < 0.1
 
 
 def test_a_wrong_kernel_fails(monkeypatch):
     monkeypatch.setenv("ROW_DOT", "wrong")
     (result,) = run_cases(ROW_DOT, "cpu", seed=0, slow=False)
-    assert not result.passed and result.worst > 10 and result.error == ""
+    assert not result.passed
+    assert result.worst > 10
+    assert result.error == ""
     assert (result.case, result.total) == ("N19-K128-float16", 1)  # and not the slow one
 
 
 def test_a_case_that_breaks_off_says_why_and_fails():
     (result,) = run_cases(ROW_DOT, "cpu", seed=-(2**70), slow=False)  # no seed of torch's
-    assert not result.passed and math.isinf(result.worst) and result.error
+    assert not result.passed
+    assert math.isinf(result.worst)
+    assert result.error
 
 
 def test_a_process_that_dies_is_told():

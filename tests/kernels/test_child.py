@@ -101,7 +101,8 @@ def test_a_child_at_work_ends_with_its_killed_parent(parent, hook, needs, tmp_pa
             wait_until(lambda: content(mark) or process.poll() is not None, "the child never began")
             assert process.poll() is None, process.stderr.read()
             child = int(content(mark))
-            assert child != process.pid and alive(child)
+            assert child != process.pid
+            assert alive(child)
         finally:
             process.kill()
     try:

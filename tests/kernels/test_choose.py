@@ -59,8 +59,13 @@ def test_every_file_with_a_kernel_is_registered():
 def test_a_registered_kernel_loads_under_its_own_name(name):
     kernel = REGISTRY[name].load()
     assert kernel.name == name
-    assert callable(kernel.run) and callable(kernel.reference) and kernel.cases and kernel.configurations
-    assert kernel.summary and kernel.summary[0].islower() and not kernel.summary.endswith(".")
+    assert callable(kernel.run)
+    assert callable(kernel.reference)
+    assert kernel.cases
+    assert kernel.configurations
+    assert kernel.summary
+    assert kernel.summary[0].islower()
+    assert not kernel.summary.endswith(".")
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
@@ -85,7 +90,9 @@ def test_auto_takes_triton_where_we_build(row_dot, gpu, capability):
 def test_auto_falls_back_on_a_gpu_we_do_not_build_for_and_an_explicit_wish_does_not(row_dot, gpu):
     gpu(86)
     choice = choose("row_dot", "cuda")
-    assert choice.impl == "reference" and "this GPU is sm_86" in choice.reason and "sm_87" in choice.reason
+    assert choice.impl == "reference"
+    assert "this GPU is sm_86" in choice.reason
+    assert "sm_87" in choice.reason
     assert choose("row_dot", "cuda", "triton").impl == "triton"
     assert choose("row_dot", "cuda", "reference").reason == "plain torch, as asked for"
 
@@ -101,7 +108,8 @@ def test_auto_does_not_fall_into_the_interpreter(row_dot, gpu, monkeypatch):
 def test_the_interpreter_is_triton_on_a_cpu_for_who_asks(row_dot, monkeypatch):
     pytest.importorskip("triton")
     choice = choose("row_dot", "cpu", "triton")
-    assert choice.impl == "triton" and "interpreter" in choice.reason
+    assert choice.impl == "triton"
+    assert "interpreter" in choice.reason
     w, x = torch.randn(5, 64).half(), torch.randn(64).half()
     torch.testing.assert_close(choice.run(w, x), row_dot.reference(w, x), atol=1e-2, rtol=1e-2)
     monkeypatch.delenv("TRITON_INTERPRET")
@@ -173,9 +181,11 @@ def _config(sizes=None, options=None, given=None):
 def test_a_configuration_is_the_given_one_else_the_tuned_one_else_the_kernels_own(table):
     (best,) = REGISTRY["pack"].load().configurations
     table(best)
-    assert _config() == best and _config(given=OTHER) == OTHER
+    assert _config() == best
+    assert _config(given=OTHER) == OTHER
     assert _config(sizes={"N": 96, "K": 64}) == best  # the nearest within a factor of two
-    assert _config(sizes={"N": 640, "K": 64}) == OWN and _config(options={"group": 64}) == OWN
+    assert _config(sizes={"N": 640, "K": 64}) == OWN
+    assert _config(options={"group": 64}) == OWN
 
 
 def test_a_tuned_configuration_that_the_kernel_does_not_have_is_refused(table):
@@ -191,7 +201,8 @@ def test_tables_count_on_a_gpu_alone_and_its_driver_names_it_once(gpu, monkeypat
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: asked.append(device) or "Test GPU")
     module._tuned_for.cache_clear()
     found = [module._tuned_for(torch.device(name)) for name in ("cuda:0", "cuda:0", "cuda:1", "cpu")]
-    assert found == ["Test GPU"] * 3 + [None] and len(asked) == 2
+    assert found == ["Test GPU"] * 3 + [None]
+    assert len(asked) == 2
     module._tuned_for.cache_clear()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert module._tuned_for(torch.device("cuda:0")) is None
@@ -250,7 +261,8 @@ def test_what_is_launched_is_the_tuned_configuration(name, table, monkeypatch):
     table(best, name, sizes, options)
     call(home.KERNEL.run)
     fused = name not in ("pack", "append_int8")
-    assert best.launch_options(fused=fused).items() <= seen[0].items() and best.constants.items() <= seen[0].items()
+    assert best.launch_options(fused=fused).items() <= seen[0].items()
+    assert best.constants.items() <= seen[0].items()
     table(dataclasses.replace(best, warps=16), name, sizes, options)
     module._tuned_config.cache_clear()
     with pytest.raises(ArtifactError, match=f"{name} has no configuration .*w16-s5-r200; it has .*w2-s5-r200"):

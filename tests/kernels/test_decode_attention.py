@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,6 @@ pytest.importorskip("triton")
 
 from soloist.kernels.decode_attention import HEAD_DIMS, KERNEL, decode_attention, decode_attention_ref  # noqa: E402
 from soloist.kernels.errors import UsageError  # noqa: E402
-from soloist.kernels.grid import names_in  # noqa: E402
 
 CASES = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * case.slow) for case in KERNEL.cases]
 
@@ -132,12 +132,9 @@ def test_on_a_cpu_without_the_interpreter_it_says_what_to_do(monkeypatch):
         decode_attention(*drawn())
 
 
-def test_every_width_is_built_for_every_cache_and_no_name_twice():
-    builds = list(KERNEL.builds())
-    names = [build.name for build in builds]
-    assert len(set(names)) == len(names)
-    attention = {(b.constants["D"], b.constants["QUANTIZED"]) for b in builds if "QUANTIZED" in b.constants}
-    assert attention == {(width, quantized) for width in HEAD_DIMS for quantized in (False, True)}
-    for build in builds:
-        assert {*build.signature, *build.constants} == set(build.function.arg_names)
-        assert set().union(*map(names_in, build.grid)) <= {*build.signature, *build.constants}
+def test_every_head_dim_is_built_for_every_cache():
+    built = set()
+    for build in KERNEL.builds():
+        if "QUANTIZED" in build.constants:
+            built.add((build.constants["D"], build.constants["QUANTIZED"]))
+    assert built == set(itertools.product(HEAD_DIMS, (False, True)))

@@ -20,11 +20,11 @@ MATMULS = ("w4a16_gemv", "w8a16_gemv", "w4a16_gemm", "w8a16_gemm")
 STREAMING = (*MATMULS, "decode_attention", "linear_kl", "pack")
 
 
-def _tiles(kernel, constants, types):
+def _bytes_per_turn(kernel, constants, types):
     """Bytes of each streamed tensor that a program takes per turn of its loop, by argument; none in a helper kernel."""
     if kernel in MATMULS:
-        names = [name for name in ("words_ptr", "up_words_ptr") if name in types]
-        wide = constants.get("BLOCKS") or constants.get("CHUNKS") or 4  # loads of 16 bytes side by side in a row
+        names = sorted({"words_ptr", "up_words_ptr"} & set(types))
+        wide = constants.get("CHUNKS", 4)  # loads of 16 bytes side by side in a row
         return dict.fromkeys(names, constants.get("BLOCK_N", 0) * wide * 16)
     if kernel == "linear_kl":
         names = ["logits", "teacher"][: 1 if constants.get("KIND") == 0 else 2]
@@ -32,33 +32,30 @@ def _tiles(kernel, constants, types):
     elif kernel == "pack":
         names, elements = ["weight"], constants["ELEMENTS"]
     else:
-        names = [name for name in ("key", "value") if name in types]
+        names = sorted({"key", "value"} & set(types))
         elements = constants.get("BLOCK_S", 0) * constants["BLOCK_D"]
     return {name: elements * BYTES[types[name]] for name in names}
 
 
 def _streamed(record):
-    return _tiles(record["kernel"], record["constants"], {a["name"]: a["type"] for a in record["arguments"]})
+    return _bytes_per_turn(record["kernel"], record["constants"], {a["name"]: a["type"] for a in record["arguments"]})
 
 
 def _multiplies_matrices(record):
     return "BLOCK_M" in record["constants"] or "BLOCK_G" in record["constants"]
 
 
-def _few(name):
-    """One build of every function that streams: in the default configuration and precision, and one more of int8."""
-    chosen = {}
-    for build in REGISTRY[name].load().builds():
-        if build.shipped and _tiles(name, build.constants, build.signature):
-            chosen.setdefault((build.function.__name__, build.signature.get("key")), build.name)
-    return list(chosen.values())
-
-
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
+    """One build of every function that streams: in the default configuration and precision, and one more of int8."""
     folder, cache = tmp_path_factory.mktemp("few"), tmp_path_factory.getbasetemp() / "compiled"
-    names = [build for name in STREAMING for build in _few(name)]
-    return folder, build_kernels([REGISTRY[name] for name in STREAMING], (87, 90), folder, cache, only=names)
+    names = {}
+    for name in STREAMING:
+        for build in REGISTRY[name].load().builds():
+            if build.shipped and _bytes_per_turn(name, build.constants, build.signature):
+                names.setdefault((name, build.function.__name__, build.signature.get("key")), build.name)
+    only = list(names.values())
+    return folder, build_kernels([REGISTRY[name] for name in STREAMING], (87, 90), folder, cache, only=only)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +67,12 @@ def every(tmp_path_factory):
 
 def _check(folder, record):
     who = f"{record['arch']} {record['build']}"
-    for name, tile in _streamed(record).items():
+    for name, streamed in _streamed(record).items():
         loads = record["loads"][name]
         assert {load[0] for load in loads} <= {16, 32}, f"{who}: {name} is loaded {loads}"
-        looped = max(depth for _, depth, _ in loads)  # or there is none, and a program is one tile
+        looped = max(depth for _, depth, _ in loads)  # or there is none, and a program is one turn
         turn = sum(width for width, depth, _ in loads if depth or not looped) * record["block"][0]
-        assert turn == tile, f"{who}: a turn of the loop loads {turn} bytes of {name}, its tile has {tile}"
+        assert turn == streamed, f"{who}: a turn of the loop loads {turn} bytes of {name}, its block has {streamed}"
     sass = read_sass(folder / record["files"]["cubin"]["path"])
     if _streamed(record):
         assert any(name.startswith(("LDG", "LDGSTS")) and ".128" in name for name in sass), f"{who}: {sorted(sass)}"

@@ -60,7 +60,9 @@ def test_a_short_last_group_has_its_own_scale():
     scales = torch.tensor([[1.0, 2.0]], dtype=torch.float16)
     assert per_column(scales, 64, 96)[0].tolist() == [1.0] * 64 + [2.0] * 32
     found = Quantized(torch.ones(1, 96, dtype=torch.int8), scales, 64)
-    assert found.shape == (1, 96) and found.bits == found.stored_bits == 8 and found.bytes == 96 + 4
+    assert found.shape == (1, 96)
+    assert found.bits == found.stored_bits == 8
+    assert found.bytes == 96 + 4
     assert dequantize(found)[0, 63:65].tolist() == [1.0, 2.0]
 
 

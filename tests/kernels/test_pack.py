@@ -45,11 +45,14 @@ def test_eight_bits_and_zero_points_by_hand():
     assert found.scales.item() == pytest.approx(0.1, rel=1e-3)
     assert found.codes[0, :3].tolist() == [-127, 64, 1]
     found = pack_ref(_row(-3.2, 1.6, 3.1), bits=5)  # 3.2 / 16: the extreme gets the code that only one side has
-    assert found.scales.item() == pytest.approx(0.2, rel=1e-3) and found.bits == 5 and found.stored_bits == 8
+    assert found.scales.item() == pytest.approx(0.2, rel=1e-3)
+    assert found.bits == 5
+    assert found.stored_bits == 8
     assert found.codes[0, :3].tolist() == [-16, 8, 15]
     assert pack_ref(_row(3.2, -1.6, -3.2), bits=6).codes[0, :3].tolist() == [31, -16, -32]
     found = pack_ref(_row(-3.0, 12.0), zeros=True)
-    assert found.scales.tolist() == [[1.0]] and found.zeros.tolist() == [[3]]
+    assert found.scales.tolist() == [[1.0]]
+    assert found.zeros.tolist() == [[3]]
     assert unpack_nibbles(found.codes)[0, :3].tolist() == [0, 15, 3]
 
 
@@ -70,10 +73,13 @@ def test_a_group_of_zeros_and_one_too_small_for_fp16_become_zeros(run, options):
     weight[1, 3] = 1e-9
     weight[1, 40] = 2.0
     found = run(weight, **options)
-    assert found.scales[:, 0].tolist() == [0.0, 0.0] and found.scales[0, 1] == 0
+    assert found.scales[:, 0].tolist() == [0.0, 0.0]
+    assert found.scales[0, 1] == 0
     assert not torch.signbit(found.scales[0]).any()
     values = dequantize(found)
-    assert not values[0].any() and not values[1, :32].any() and values[1, 40] == pytest.approx(2.0, rel=0.01)
+    assert not values[0].any()
+    assert not values[1, :32].any()
+    assert values[1, 40] == pytest.approx(2.0, rel=0.01)
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])
@@ -98,7 +104,8 @@ def test_rows_in_chunks_are_rows_alone(monkeypatch):
     whole = pack_ref(weight, search=True)
     monkeypatch.setattr("soloist.kernels.pack._CHUNK", 200)
     parts = pack_ref(weight, search=True)
-    assert torch.equal(whole.codes, parts.codes) and torch.equal(whole.scales, parts.scales)
+    assert torch.equal(whole.codes, parts.codes)
+    assert torch.equal(whole.scales, parts.scales)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e5])
@@ -129,11 +136,3 @@ def test_what_cannot_be_packed_is_refused(weight, options, said):
 def test_importance_must_be_one_number_a_column(importance):
     with pytest.raises(DataError, match="importance must be 32"):
         pack_ref(torch.ones(2, 32), search=True, importance=importance)
-
-
-def test_builds_have_names_of_their_own_and_name_every_argument():
-    builds = list(KERNEL.builds())
-    assert len({build.name for build in builds}) == len(builds)
-    for build in builds:
-        assert set(build.aligned) <= set(build.signature)
-        assert not set(build.signature) & set(build.constants)
