@@ -29,7 +29,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread, Timer
 from typing import IO, Any
 
 PYTHON = sys.executable
@@ -153,14 +153,41 @@ class Child:
             self._pipes[0].write(line + "\n")
             self._pipes[0].flush()
 
-    def receive(self) -> Json:
-        """Its answer to what was sent. Raises ChildDied."""
-        line = self._pipes[1].readline()
+    def receive(self, limit_s: float | None = None) -> Json:
+        """Its answer to what was sent.
+
+        Raises:
+            ChildDied: it ended without one.
+            TimeoutError: it took longer than `limit_s`, and was killed.
+        """
+        with self._limited(limit_s) as late:
+            line = self._pipes[1].readline()
+        if late.is_set():
+            raise TimeoutError(f"no answer within {limit_s:g} s")
         if not line.endswith("\n"):  # nothing, or an answer that its death cut off
             raise ChildDied(self._wait())
         self._owes = False
         answer: Json = json.loads(line)
         return answer
+
+    @contextlib.contextmanager
+    def _limited(self, seconds: float | None) -> Iterator[Event]:
+        """Kill the child after so many seconds, which sets the event."""
+        late = Event()
+
+        def end() -> None:
+            late.set()
+            self.process.kill()
+
+        if seconds is None:
+            yield late
+            return
+        timer = Timer(seconds, end)
+        timer.start()
+        try:
+            yield late
+        finally:
+            timer.cancel()
 
     def answers(self) -> Iterator[Json]:
         """All that it answers until it ends by itself. Raises ChildDied if that is not with code 0."""

