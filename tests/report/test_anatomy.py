@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from soloist.toolchain.report.anatomy import columns, graph, section, transcript
+from soloist.toolchain.report.anatomy import columns, graph, section
 from soloist.toolchain.report.stage import choose_anatomy
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.traces.schema import Edge, Run, Turn
@@ -65,7 +65,7 @@ def test_every_turn_and_edge_is_drawn(report):
 
 
 def test_transcript_says_what_the_graph_shows(report):
-    said = transcript(report.details.anatomy)
+    said = section(report.details.anatomy)
     assert "corrected by 3 (reader-b)" in said
     assert "disagrees with 2 (reader-a)" in said
     assert "7 * 8 = 56" in said
@@ -75,7 +75,7 @@ def test_transcript_says_what_the_graph_shows(report):
 def test_long_texts_are_cut_with_the_rest_counted(report):
     run = report.details.anatomy
     turns = (run.turns[0].model_copy(update={"text": "x" * 5000}), *run.turns[1:])
-    assert "1,000 characters more" in transcript(run.model_copy(update={"turns": turns}))
+    assert "1,000 characters more" in section(run.model_copy(update={"turns": turns}))
 
 
 def test_anatomy_of_a_run_without_answer_is_drawn():

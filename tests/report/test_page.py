@@ -1,6 +1,7 @@
 """The page as text: self-contained, escaped, whole."""
 
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -68,7 +69,7 @@ def test_page_forbids_scripts_and_loads(page):
 
 
 def test_page_opens_with_the_sentence(report, html):
-    first = re.search(r"<h1>(.*?)</h1>", html).group(1).replace("\N{NON-BREAKING HYPHEN}", "-").replace("&#x27;", "'")
+    first = unescape(re.search(r"<h1>(.*?)</h1>", html).group(1)).replace("\N{NON-BREAKING HYPHEN}", "-")
     assert first == find(report).sentence
     assert html.index("<h1>") < html.index('id="picture"') < html.index('id="results"')
 
@@ -200,6 +201,10 @@ def test_an_engine_that_was_not_run_does_not_look_as_passed(builder, make_contex
         "three.gguf",
     ]
     assert not any("one.gguf" in line for line in caveats)
+
+
+def test_page_is_plain_text_that_escapes_nothing_added_to_it(html):
+    assert type(html) is str
 
 
 def test_same_report_gives_the_same_page(report, html):

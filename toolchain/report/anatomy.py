@@ -10,32 +10,35 @@ The drawing is the map, the text below it the territory: everything in it is rea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from soloist.toolchain.report.format import seconds
-from soloist.toolchain.report.svg import Svg, clip, esc
-from soloist.toolchain.traces.schema import EdgeKind, Run, ToolUse, Turn
+from markupsafe import Markup
+
+from soloist.toolchain.report.svg import Svg, clip
+from soloist.toolchain.report.template import render_template
+from soloist.toolchain.traces.schema import EdgeKind, Run, Turn
 
 BOX_W, BOX_H, GAP_X, LANE, SIDE, HEAD = 126.0, 44.0, 50.0, 70.0, 112.0, 30.0
 MARKS = {"correct": "✓", "wrong": "✗", "absent": "∅", "unknown": "–"}
-SAID: dict[EdgeKind, str] = {
-    "continuity": "goes on from",
-    "influence": "has seen",
-    "tool": "uses the result of",
-    "agrees": "agrees with",
-    "disputes": "disagrees with",
-    "corrects": "corrected by",
-}
-MEANT: dict[EdgeKind, str] = {
-    "agrees": "agrees",
-    "disputes": "disputes",
-    "corrects": "corrects",
-    "tool": "tool result",
-    "influence": "influence",
-    "continuity": "same agent goes on",
+
+
+class Link(NamedTuple):
+    """How a kind of link is called: in the legend, and between two turns of the transcript."""
+
+    name: str
+    phrase: str
+
+
+LINKS: dict[EdgeKind, Link] = {
+    "agrees": Link("agrees", "agrees with"),
+    "disputes": Link("disputes", "disagrees with"),
+    "corrects": Link("corrects", "corrected by"),
+    "tool": Link("tool result", "uses the result of"),
+    "influence": Link("influence", "has seen"),
+    "continuity": Link("same agent goes on", "goes on from"),
 }
 NO_ANSWER = {"correct": "correct", "wrong": "wrong", "absent": "no answer", "unknown": "not judged"}
 FEEDS: tuple[EdgeKind, ...] = ("influence", "tool", "continuity")
-LONGEST = 4000
 
 
 def columns(run: Run) -> list[int]:
@@ -44,21 +47,21 @@ def columns(run: Run) -> list[int]:
     A turn opens a new column when its agent already stands in the last one, or when it needed a turn there:
     it was shown it, or judges it from another role. Peers who merely agree or not stay together.
     """
-    found: list[int] = []
+    chosen: list[int] = []
     for turn in run.turns:
-        last = found[-1] if found else 0
-        standing = {i for i, column in enumerate(found) if column == last}
+        last = chosen[-1] if chosen else 0
+        standing = {i for i, column in enumerate(chosen) if column == last}
         needed = {
             edge.source
             for edge in run.edges
             if edge.target == turn.id and (edge.kind in FEEDS or run.turns[edge.source].role != turn.role)
         }
         opens = bool(standing & needed) or any(run.turns[i].agent == turn.agent for i in standing)
-        found.append(last + opens)
-    return found
+        chosen.append(last + opens)
+    return chosen
 
 
-def graph(run: Run, key: str) -> str:
+def graph(run: Run, key: str) -> Markup:
     """The drawing."""
     lanes = {agent: i for i, agent in enumerate(dict.fromkeys(turn.agent for turn in run.turns))}
     column = columns(run)
@@ -134,79 +137,16 @@ def _link(svg: Svg, source: tuple[float, float], target: tuple[float, float], ki
 def _box(svg: Svg, turn: Turn, at: tuple[float, float], on_path: bool) -> None:
     x, y = at
     svg.rect(x, y, BOX_W, BOX_H, f"turn v-{turn.verdict}{' bold' if on_path else ''}", radius=6)
-    said = turn.answer if turn.answer is not None else turn.text or "no answer"
-    svg.text(x + 9, y + 18, f"{turn.id + 1}  {MARKS[turn.verdict]} {clip(said, 12)}", "turn-head")
-    below = (
-        turn.tools[0].name + (f" +{len(turn.tools) - 1}" if len(turn.tools) > 1 else "") if turn.tools else turn.role
-    )
-    svg.text(x + 9, y + 35, clip(f"⚙ {below}" if turn.tools else below, 17), "turn-sub")
+    answer = turn.answer if turn.answer is not None else turn.text or "no answer"
+    svg.text(x + 9, y + 18, f"{turn.id + 1}  {MARKS[turn.verdict]} {clip(answer, 12)}", "turn-head")
+    below = turn.role
+    if turn.tools:
+        below = f"⚙ {turn.tools[0].name}" + (f" +{len(turn.tools) - 1}" if len(turn.tools) > 1 else "")
+    svg.text(x + 9, y + 35, clip(below, 17), "turn-sub")
 
 
-def legend(run: Run) -> str:
-    """The kinds of links and verdicts that occur, named."""
-    kinds = [kind for kind in MEANT if any(edge.kind == kind for edge in run.edges)]
-    links = "".join(
-        '<li><svg viewBox="0 0 34 10" aria-hidden="true" width="34" height="10">'
-        f'<path d="M0 5H27" class="edge e-{kind}"/><path d="M33 5l-7 -4v8z" class="head edge e-{kind}"/></svg>'
-        f"{MEANT[kind]}</li>"
-        for kind in kinds
-    )
-    words = "✓ correct · ✗ wrong · ∅ no answer · – not judged; bold: the path that made the answer"
-    return f'<ul class="legend">{links}<li>{words}</li></ul>'
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} characters more)"
-
-
-def _tool(use: ToolUse) -> str:
-    steps = "".join(f"<li>{esc(_cut(step))}</li>" for step in use.steps)
-    result = (
-        f'<span class="bad">✗ {esc(_cut(use.error))}</span>' if use.error else f"→ <b>{esc(_cut(use.result or ''))}</b>"
-    )
-    return f'<div class="tool"><code>{esc(_cut(use.call))}</code> {result}{f"<ol>{steps}</ol>" if steps else ""}</div>'
-
-
-def _turn(run: Run, turn: Turn) -> str:
-    into = [edge for edge in run.edges if edge.target == turn.id and edge.kind != "continuity"]
-    links = "; ".join(f"{SAID[edge.kind]} {edge.source + 1} ({run.turns[edge.source].agent})" for edge in into)
-    facts = [f"round {turn.round}", turn.role, seconds(turn.end - turn.start)]
-    if turn.model is not None:
-        facts.append(f"{turn.tokens_in:,} tokens in ({turn.tokens_cached:,} cached), {turn.tokens_out:,} out")
-    else:
-        facts.append("no model call")
-    kind = {"correct": "ok", "wrong": "bad"}.get(turn.verdict, "plain")
-    answer = f"{MARKS[turn.verdict]} {clip(turn.answer, 80) if turn.answer is not None else NO_ANSWER[turn.verdict]}"
-    shown = "".join(f"<dt>{esc(message.role)}</dt><dd>{esc(_cut(message.content))}</dd>" for message in turn.messages)
-    asked = f"<details><summary>What it was shown</summary><dl>{shown}</dl></details>" if shown else ""
-    return (
-        f'<li class="say{" bold" if turn.id in run.path else ""}"><header><b>{esc(turn.agent)}</b>'
-        f'<span class="{kind}">{esc(answer)}</span></header><p class="facts">{esc(" · ".join(facts))}</p>'
-        + (f'<p class="facts">{esc(links)}</p>' if links else "")
-        + (f'<p class="speech">{esc(_cut(turn.text))}</p>' if turn.text else "")
-        + "".join(_tool(use) for use in turn.tools)
-        + (f'<p class="bad">{esc(turn.error)}</p>' if turn.error else "")
-        + asked
-        + "</li>"
-    )
-
-
-def transcript(run: Run) -> str:
-    """Who said what, in order."""
-    return f'<ol class="debate">{"".join(_turn(run, turn) for turn in run.turns)}</ol>'
-
-
-def section(run: Run) -> str:
-    """The whole anatomy of one run."""
-    verdict = "ok" if run.verdict == "correct" else "bad"
-    # Turns of a batch already share their time: only a path shorter than the wall says something new.
-    path = run.critical_path
-    parallel = f" With unlimited parallelism it would take {esc(seconds(path))}." if path < 0.95 * run.wall else ""
-    return (
-        f"<blockquote>{esc(run.question.question)}</blockquote>"
-        f"<p>Right answer <b>{esc(run.question.gold or 'open')}</b>; the team says "
-        f'<b class="{verdict}">{esc(run.answer or "nothing")}</b> after {esc(seconds(run.wall))}, '
-        f"{len(run.calls)} model calls, {run.tokens_in:,} tokens in and {run.tokens_out:,} out.{parallel}</p>"
-        '<div class="scroll" role="region" tabindex="0" aria-label="Graph of one debate">'
-        f"{graph(run, 'anatomy')}</div>{legend(run)}<h3>Who said what</h3>{transcript(run)}"
+def section(run: Run) -> Markup:
+    """The whole anatomy of one run: its drawing, and everything that was said."""
+    return render_template(
+        "anatomy.html.j2", run=run, graph=graph(run, "anatomy"), LINKS=LINKS, MARKS=MARKS, NO_ANSWER=NO_ANSWER
     )

@@ -44,7 +44,7 @@ from soloist.toolchain.report.schema import (
     System,
     TrainingPoint,
 )
-from soloist.toolchain.traces.schema import Run
+from soloist.toolchain.traces.schema import Run, Turn
 
 _UNMEASURED = {
     "pass": "which passed where its GPU is and cannot run on this machine",
@@ -216,8 +216,7 @@ def _system(one: Measurement, pair: Paired | None, price: LocalPrice) -> System:
 
 
 def _difference(pair: Paired) -> Difference:
-    found = pair.difference
-    return Difference(difference=found.value, low=found.low, high=found.high)
+    return Difference(difference=pair.difference.value, low=pair.difference.low, high=pair.difference.high)
 
 
 def _hosted(one: Measurement) -> float | None:
@@ -295,20 +294,22 @@ def _extra(one: Measurement, pair: Paired | None, price: LocalPrice, kept: Paire
 
 
 def _families(measurements: Sequence[Measurement]) -> list[Family]:
-    found = []
+    families = []
     for one in measurements:
         for task in sorted({answer.task for answer in one.answers}):
             own = [answer.correct for answer in one.answers if answer.task == task]
-            found.append(Family(system=one.system_id, split=one.split, task=task, n=len(own), correct=sum(own)))
-    return found
+            families.append(Family(system=one.system_id, split=one.split, task=task, n=len(own), correct=sum(own)))
+    return families
 
 
 def _roles(runs: Sequence[Run]) -> list[Role]:
-    turns = [turn for run in runs for turn in run.calls]
-    found = []
-    for role in dict.fromkeys(turn.role for turn in turns):
-        own = [turn for turn in turns if turn.role == role]
-        found.append(
+    turns: dict[str, list[Turn]] = {}
+    for run in runs:
+        for turn in run.calls:
+            turns.setdefault(turn.role, []).append(turn)
+    roles = []
+    for role, own in turns.items():
+        roles.append(
             Role(
                 role=role,
                 calls=len(own),
@@ -318,52 +319,51 @@ def _roles(runs: Sequence[Run]) -> list[Role]:
                 seconds=sum(turn.end - turn.start for turn in own),
             )
         )
-    return found
+    return roles
 
 
 def _caveats(measurements: Sequence[Measurement], systems: Sequence[System], context: Context) -> list[str]:
-    said: list[str] = []
+    caveats: list[str] = []
     if context.simulated:
-        said.append("The team's agents are simulated: their answers, times and tokens are those of a script.")
+        caveats.append("The team's agents are simulated: their answers, times and tokens are those of a script.")
     if context.overlap is None:
-        said.append("Nobody checked whether test questions also occur in the training data.")
+        caveats.append("Nobody checked whether test questions also occur in the training data.")
     elif context.overlap:
-        said.append(f"{context.overlap} test questions also occur in the training data: accuracies are too high.")
+        caveats.append(f"{context.overlap} test questions also occur in the training data: accuracies are too high.")
     if context.lineage.benchmarks:
         trained = ", ".join(context.lineage.benchmarks)
-        said.append(
+        caveats.append(
             f"The student was trained on test questions of {trained}; it is never measured on those benchmarks."
         )
     if context.lineage.missing:
         gone = ", ".join(context.lineage.missing)
-        said.append(f"What the student was trained on is not known in full: {gone} is no longer there.")
-    for label, words in (("recorded", "comes from an earlier run"), ("predicted", "is predicted, not run")):
-        names = sorted({m.system_id for m in measurements if m.label == label})
-        if names:
-            said.append(f"What is shown for {', '.join(names)} {words}; it was not measured beside the others.")
-    said.extend(_small_samples(measurements))
-    full = {split: max(len(m.answers) for m in measurements if m.split == split) for split in _splits(measurements)}
-    for m in measurements:
-        if len(m.answers) < full[m.split]:
-            said.append(f"{m.system_id} answered {len(m.answers)} of the {full[m.split]} {m.split} questions.")
-    for name in dict.fromkeys(m.system_id for m in measurements):
-        failed = sum(a.error is not None for m in measurements if m.system_id == name for a in m.answers)
-        if failed:
-            said.append(f"{name}: {failed} questions ended in an error; without an answer they count as wrong.")
-    for verdict, words in _UNMEASURED.items():
+        caveats.append(f"What the student was trained on is not known in full: {gone} is no longer there.")
+    caveats += _measured_otherwise(measurements)
+    caveats += _small_samples(measurements)
+    caveats += _incomplete(measurements)
+    for verdict, reason in _UNMEASURED.items():
         files = [p.file for p in context.parity if p.verdict == verdict and not p.measured]
         if files:
-            said.append(f"Compiled but not measured: {', '.join(files)}, {words}.")
+            caveats.append(f"Compiled but not measured: {', '.join(files)}, {reason}.")
     choices = sum(s.kind == "artifact" and s.split == "held-out" for s in systems)
     if choices > 1 and context.recommended is None:
-        said.append(
+        caveats.append(
             f"The file named first is the best of {choices} on these very questions, which flatters it a little."
         )
     if not any(s.split == "unseen-wording" for s in systems):
-        said.append("No wording outside the training templates was tested: people do not speak in templates.")
+        caveats.append("No wording outside the training templates was tested: people do not speak in templates.")
     if not any(s.kind == "team" for s in systems):
-        said.append("No team was measured: nothing is compared with one.")
-    return [*said, *context.notes]
+        caveats.append("No team was measured: nothing is compared with one.")
+    return [*caveats, *context.notes]
+
+
+def _measured_otherwise(measurements: Sequence[Measurement]) -> list[str]:
+    caveats = []
+    for label, reason in (("recorded", "comes from an earlier run"), ("predicted", "is predicted, not run")):
+        names = sorted({m.system_id for m in measurements if m.label == label})
+        if names:
+            caveats.append(f"What is shown for {', '.join(names)} {reason}; it was not measured beside the others.")
+    return caveats
 
 
 def _splits(measurements: Sequence[Measurement]) -> list[TestSplit]:
@@ -371,12 +371,35 @@ def _splits(measurements: Sequence[Measurement]) -> list[TestSplit]:
 
 
 def _small_samples(measurements: Sequence[Measurement]) -> list[str]:
-    said, needed = [], smallest_sample(0.95)
+    """One line for all sets of questions that are small, with the width of an interval at 80 %."""
+    parts, few, needed = [], False, smallest_sample(0.95)
     for split in _splits(measurements):
         n = min(len(m.answers) for m in measurements if m.split == split)
-        if n < needed:
-            said.append(f"With {n} {split} questions the 95th percentiles have no interval ({needed} are needed).")
-        if n < 100:
-            half = 100 * (wilson(round(0.8 * n), n).high - wilson(round(0.8 * n), n).low) / 2
-            said.append(f"With {n} {split} questions an accuracy is known to about ±{half:.0f} points only.")
-    return said
+        few = few or n < needed
+        if n < max(100, needed):
+            typical = wilson(round(0.8 * n), n)
+            parts.append(f"±{50 * (typical.high - typical.low):.0f} points with {n} {split} questions")
+    if not parts:
+        return []
+    tails = f"; below {needed} questions the 95th percentiles have no interval" if few else ""
+    return [f"An accuracy is known to about {' and '.join(parts)} only{tails}."]
+
+
+def _incomplete(measurements: Sequence[Measurement]) -> list[str]:
+    """Who answered a part of the questions, one line a set; and whose answers ended in an error, one line."""
+    caveats = []
+    for split in _splits(measurements):
+        sizes = {m.system_id: len(m.answers) for m in measurements if m.split == split}
+        asked = max(sizes.values())
+        partly = [f"{name} answered {size}" for name, size in sizes.items() if size < asked]
+        if partly:
+            caveats.append(f"{', '.join(partly)} of the {asked} {split} questions.")
+    failed: dict[str, int] = {}
+    for one in measurements:
+        errors = sum(answer.error is not None for answer in one.answers)
+        if errors:
+            failed[one.system_id] = failed.get(one.system_id, 0) + errors
+    if failed:
+        counts = ", ".join(f"{count} of {name}" for name, count in failed.items())
+        caveats.append(f"Questions that ended in an error: {counts}; without an answer they count as wrong.")
+    return caveats

@@ -7,7 +7,9 @@ and dashes carry the difference too, so nothing depends on seeing color.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from markupsafe import Markup
 
 from soloist.toolchain.report.format import number, percent, seconds, tick_seconds, usd
 from soloist.toolchain.report.label_placement import Box, Label, place
@@ -17,6 +19,8 @@ from soloist.toolchain.report.svg import Scale, Svg
 WIDTH, HEIGHT = 430.0, 370.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 14.0, 48.0
 LABEL = 12.5
+MOST_NAMED = 8  # points of one drawing whose names still find room beside them
+_IMPORTANCE = ("k-head", "k-team", "k-file", "k-student", "k-rival")  # whose label is placed first
 
 Form = Callable[[float], str]
 
@@ -48,40 +52,65 @@ def _marker(svg: Svg, system: System, x: float, y: float, kind: str) -> None:
         svg.circle(x, y, 7 if kind == "k-head" else 5, f"mark {kind}")
 
 
-def accuracy_chart(
-    systems: Sequence[System], names: dict[str, str], headline: str | None, domain: tuple[float, float], key: str
-) -> str:
-    """Accuracy with its interval against the median latency, each point named beside it."""
+def accuracy_charts(
+    panels: Sequence[Sequence[System]], names: Mapping[str, str], headline: str | None
+) -> tuple[list[Markup], dict[str, int]]:
+    """Accuracy with its interval against the median latency, one drawing a panel, and the number of each system.
+
+    A point has its name beside it. More than eight, or names that find no room, are numbers instead, the same in
+    every panel, for a legend; no numbers mean that the names stand in the drawings.
+    """
+    domain = latency_domain([system for systems in panels for system in systems])
+    if max(map(len, panels), default=0) <= MOST_NAMED:
+        drawn = []
+        for systems in panels:
+            texts = {s.id: f"{names[s.id]} {percent(s.accuracy.value)}" for s in systems}
+            drawn.append(_accuracy_chart(systems, names, texts, headline, domain))
+        if all(free for _, free in drawn):
+            return [svg.render() for svg, _ in drawn], {}
+    numbers: dict[str, int] = {}
+    for systems in panels:
+        for system in systems:
+            numbers.setdefault(system.id, len(numbers) + 1)
+    texts = {key: str(number) for key, number in numbers.items()}
+    return [_accuracy_chart(systems, names, texts, headline, domain)[0].render() for systems in panels], numbers
+
+
+def _accuracy_chart(
+    systems: Sequence[System],
+    names: Mapping[str, str],
+    texts: Mapping[str, str],
+    headline: str | None,
+    domain: tuple[float, float],
+) -> tuple[Svg, bool]:
+    """One panel, and whether no text in it lies on anything."""
+    split = systems[0].split
     best = ", ".join(
         f"{names[s.id]} {percent(s.accuracy.value)} at {seconds(s.latency_s.p50)}"
         for s in sorted(systems, key=lambda s: -s.accuracy.value)
     )
-    svg = Svg(key, WIDTH, HEIGHT, f"Accuracy against median latency, {systems[0].split}", best + ".")
+    svg = Svg(f"picture-{split}", WIDTH, HEIGHT, f"Accuracy against median latency, {split}", best + ".")
     x = Scale(*domain, LEFT, WIDTH - RIGHT, log=True)
     y = Scale(0, 1, HEIGHT - BOTTOM, TOP)
     _axes(svg, x, y, "median seconds per question, log scale", (tick_seconds, percent))
-    labels, taken = [], []
+    labels = []
     for system in systems:
         px, py = x(system.latency_s.p50), y(system.accuracy.value)
         low, high = y(system.accuracy.low), y(system.accuracy.high)
         kind = kind_class(system, headline)
         svg.line(px, low, px, high, f"whisker {kind}")
-        taken += [Box(px - 7, py - 7, px + 7, py + 7), Box(px - 2, high, px + 2, low)]
-        text = f"{names[system.id]} {percent(system.accuracy.value)}"
-        labels.append(Label(text, px, py, min(high, py - 7), max(low, py + 7), kind))
-    first = {"k-head": 0, "k-team": 1, "k-file": 2, "k-student": 3, "k-rival": 4}
-    labels.sort(key=lambda label: first[label.kind])
-    bounds = Box(LEFT + 2, TOP - 10, WIDTH - 2, HEIGHT - BOTTOM - 2)
-    placed = place(labels, taken, bounds, LABEL)
-    for spot in placed:
-        if spot.pole is not None:
-            middle = (spot.pole.left + spot.pole.right) / 2
-            svg.line(middle, spot.pole.top, middle, spot.pole.bottom, "leader")
+        mark, whisker = Box(px - 8, py - 8, px + 8, py + 8), Box(px - 2, high, px + 2, low)
+        labels.append(Label(texts[system.id], px, py, mark, whisker, kind))
+    labels.sort(key=lambda label: _IMPORTANCE.index(label.kind))
+    placed = place(labels, Box(LEFT + 2, TOP - 10, WIDTH - 2, HEIGHT - BOTTOM - 2), LABEL)
+    for spot in placed.spots:
+        if spot.line is not None:
+            svg.line(*spot.line, "leader")
     for system in sorted(systems, key=lambda s: s.id == headline):
         _marker(svg, system, x(system.latency_s.p50), y(system.accuracy.value), kind_class(system, headline))
-    for label, spot in zip(labels, placed, strict=True):
-        svg.text(spot.box.left, spot.box.bottom - 4, label.text, f"label {label.kind}")
-    return svg.render()
+    for label, spot in zip(labels, placed.spots, strict=True):
+        svg.text((spot.box.left + spot.box.right) / 2, spot.box.bottom - 4, label.text, f"label {label.kind}", "middle")
+    return svg, placed.free
 
 
 def latency_domain(systems: Sequence[System]) -> tuple[float, float]:
@@ -90,7 +119,7 @@ def latency_domain(systems: Sequence[System]) -> tuple[float, float]:
     return min(values) / 1.7, max(values) * 2.6
 
 
-def ecdf_chart(extras: Sequence[Extra], names: dict[str, str], kinds: dict[str, str], key: str) -> str:
+def ecdf_chart(extras: Sequence[Extra], names: Mapping[str, str], kinds: Mapping[str, str], key: str) -> Markup:
     """Share of questions answered within t seconds, log t."""
     values = [max(v, 1e-4) for extra in extras for v in extra.latencies]
     middles = "; ".join(f"{names[e.system]} {seconds(e.latencies[len(e.latencies) // 2])}" for e in extras)
@@ -108,7 +137,7 @@ def ecdf_chart(extras: Sequence[Extra], names: dict[str, str], kinds: dict[str, 
     return svg.render()
 
 
-def training_chart(training: Sequence[TrainingPoint], key: str) -> str:
+def training_chart(training: Sequence[TrainingPoint], key: str) -> Markup:
     """Loss over the steps, raw and as a running mean."""
     first, last = training[0], training[-1]
     svg = Svg(
@@ -121,7 +150,7 @@ def training_chart(training: Sequence[TrainingPoint], key: str) -> str:
     return _curve(svg, [(p.step, p.loss) for p in training], "step · loss")
 
 
-def speed_chart(training: Sequence[TrainingPoint], key: str) -> str | None:
+def speed_chart(training: Sequence[TrainingPoint], key: str) -> Markup | None:
     """Tokens per second over the steps; None where none were logged."""
     points = [(p.step, p.tokens_per_second) for p in training if p.tokens_per_second is not None]
     if len(points) < 2:
@@ -131,7 +160,7 @@ def speed_chart(training: Sequence[TrainingPoint], key: str) -> str | None:
     return _curve(svg, [(step, value) for step, value in points], "step · tokens per second")
 
 
-def _curve(svg: Svg, points: Sequence[tuple[float, float]], text: str) -> str:
+def _curve(svg: Svg, points: Sequence[tuple[float, float]], text: str) -> Markup:
     top = max(value for _, value in points) * 1.05 or 1.0
     low, high = points[0][0], points[-1][0]
     x = Scale(low, high if high > low else low + 1, LEFT, svg.width - RIGHT)
@@ -148,7 +177,7 @@ def _curve(svg: Svg, points: Sequence[tuple[float, float]], text: str) -> str:
     return svg.render()
 
 
-def spend_chart(spend: OneOff, team: float, student: float, even: int, key: str) -> str:
+def spend_chart(spend: OneOff, team: float, student: float, even: int, key: str) -> Markup:
     """Dollars spent in all after n questions, both axes logarithmic; the lines cross at break-even."""
     once = (spend.recording or 0) + (spend.training or 0) + (spend.evaluation or 0)
     last = 10 ** math.ceil(math.log10(max(even, 10)) + 0.7)

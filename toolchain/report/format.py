@@ -16,8 +16,10 @@ SPLITS: Mapping[TestSplit, str] = {
     "held-out": "held-out questions: known wordings, new numbers",
     "unseen-wording": "unseen wordings: phrased as nowhere in training",
 }
+_LONGEST = 4000
 _KINDS = {
     "team": "Team",
+    "undebated": "Team without debate",
     "base": "Base model",
     "tool-agent": "Tool agent",
     "self-consistency": "Self-consistency",
@@ -40,9 +42,9 @@ def points(difference: float) -> str:
     return "0" if value == 0 else f"{'+' if value > 0 else '−'}{abs(value)}"
 
 
-def span(found: Difference) -> str:
+def span(pair: Difference) -> str:
     """The difference with its interval."""
-    return f"{points(found.difference)} points ({points(found.low)} to {points(found.high)})"
+    return f"{points(pair.difference)} points ({points(pair.low)} to {points(pair.high)})"
 
 
 def significant(value: float, digits: int = 2) -> str:
@@ -82,6 +84,16 @@ def number(value: float | None, digits: int = 3) -> str:
     return "n/a" if value is None else significant(value, digits)
 
 
+def count(value: float) -> str:
+    """A whole number, thousands separated."""
+    return f"{value:,.0f}"
+
+
+def cut(text: str) -> str:
+    """A text that a model or tool wrote, at most 4,000 characters of it, the rest counted."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} … ({len(text) - _LONGEST:,} characters more)"
+
+
 def times(ratio: float) -> str:
     """A ratio of at least one: 1.4×, 9.1×, 12×."""
     return f"{ratio:.1f}×" if ratio < 9.95 else f"{ratio:,.0f}×"
@@ -103,13 +115,13 @@ class Finding:
     outcome: str  # better, worse, within chance, none
 
 
-def outcome(found: Difference | None) -> str:
+def outcome(pair: Difference | None) -> str:
     """What the interval of a difference allows to say."""
-    if found is None:
+    if pair is None:
         return "none"
-    if found.low > 0:
+    if pair.low > 0:
         return "better"
-    return "worse" if found.high < 0 else "within chance"
+    return "worse" if pair.high < 0 else "within chance"
 
 
 def _pace(student: System, team: System) -> tuple[str, bool]:
@@ -125,48 +137,48 @@ def find(report: Report) -> Finding:
     """What the report says first."""
     headline = report.details.headline if report.details else None
     student = report.find(headline, "held-out") if headline else None
-    team = next((s for s in report.of("held-out") if s.kind == "team"), None)
+    team = report.team("held-out")
     if student is None:
         first = report.systems[0]
-        said = f"No student was measured on held-out questions; {first.id} answers {percent(first.accuracy.value)}"
-        return Finding(f"{said} of the {first.split} questions.", (), "none")
+        answers = f"{first.id} answers {percent(first.accuracy.value)} of the {first.split} questions"
+        return Finding(f"No student was measured on held-out questions; {answers}.", (), "none")
     have = percent(student.accuracy.value)
     if team is None or student.vs_team is None:
-        said = f"The student answers {have} of the held-out questions; no team was measured to compare it with."
-        return Finding(said, _rest(report, student, None), "none")
+        alone = f"The student answers {have} of the held-out questions; no team was measured to compare it with."
+        return Finding(alone, _rest(report, student, None), "none")
     result, (pace, good) = outcome(student.vs_team), _pace(student, team)
-    said = f"The student answers {have} of the held-out questions against the team's {percent(team.accuracy.value)}"
+    start = f"The student answers {have} of the held-out questions against the team's {percent(team.accuracy.value)}"
     if result == "worse":
         ending = f", worse than the team{' although' if good else ' and'} {pace}."
     elif result == "better":
         ending = f", better than the team {'and' if good else 'but'} {pace}."
     else:
         ending = f", a difference within chance, and is {pace}."
-    return Finding(said + ending, _rest(report, student, team), result)
+    return Finding(start + ending, _rest(report, student, team), result)
 
 
 def _rest(report: Report, student: System, team: System | None) -> tuple[str, ...]:
     what = student.format or student.id
     size = f", {number(student.size_mb)} MB" if student.size_mb is not None else ""
-    said = [f"It is the file {what}{size}: {seconds(student.latency_s.p50)} per question at the median"]
+    lines = [f"It is the file {what}{size}: {seconds(student.latency_s.p50)} per question at the median"]
     if team is not None and student.vs_team is not None:
-        said[0] += f" against {seconds(team.latency_s.p50)}."
-        said.append(f"Paired difference to the team: {span(student.vs_team)}, 95% interval, n = {student.n}.")
+        lines[0] += f" against {seconds(team.latency_s.p50)}."
+        lines.append(f"Paired difference to the team: {span(student.vs_team)}, 95% interval, n = {student.n}.")
         labels = {student.label, team.label} - {"measured"}
         if labels:
-            said.append(f"Not all of this was measured in this run: {' and '.join(sorted(labels))}.")
+            lines.append(f"Not all of this was measured in this run: {' and '.join(sorted(labels))}.")
     else:
-        said[0] += "."
+        lines[0] += "."
     unseen = report.find(student.id, "unseen-wording")
     if unseen is not None:
-        rival = next((s for s in report.of("unseen-wording") if s.kind == "team"), None)
+        rival = report.team("unseen-wording")
         text = f"On wordings it never saw it answers {percent(unseen.accuracy.value)}"
         if rival is not None and unseen.vs_team is not None:
             text += f" against the team's {percent(rival.accuracy.value)}: {outcome(unseen.vs_team)}"
             text += f", {span(unseen.vs_team)}"
-        said.append(text + ".")
-    said.append(pays(report))
-    return tuple(said)
+        lines.append(text + ".")
+    lines.append(pays(report))
+    return tuple(lines)
 
 
 def pays(report: Report) -> str:

@@ -209,6 +209,10 @@ class Report(_Part):
         """The systems on one set of questions, in order."""
         return tuple(system for system in self.systems if system.split == split)
 
+    def team(self, split: TestSplit) -> System | None:
+        """The team on one set of questions."""
+        return next((system for system in self.of(split) if system.kind == "team"), None)
+
     def find(self, system: str, split: TestSplit) -> System | None:
         """One system on one set of questions."""
         return next((one for one in self.of(split) if one.id == system), None)

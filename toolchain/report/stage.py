@@ -238,13 +238,13 @@ def _training(student: Artifact | None) -> list[TrainingPoint]:
 
 def _parity(exports: Sequence[Artifact], measured: Collection[str]) -> list[Parity]:
     """Every compiled format against its student, by the latest verdict."""
-    found = []
+    rows = []
     for export in exports:
         bits = open_student(parent_of(export)).bits
         for format, facts in export.read(ExportFacts).formats.items():
             latest = latest_verdict(export, format)
             drift, bounds = latest.verdict.drift, latest.verdict.tolerance
-            found.append(
+            rows.append(
                 Parity(
                     file=Path(facts.path).name,
                     format=format if bits is None else f"{format} ({bits} bits)",
@@ -257,16 +257,16 @@ def _parity(exports: Sequence[Artifact], measured: Collection[str]) -> list[Pari
                     note=latest.note,
                 )
             )
-    return found
+    return rows
 
 
 def _stages(measured: Artifact, made: _Ancestors) -> list[StageCost]:
     """Seconds and peak memory of every stage, in the order of the data."""
-    found = []
+    costs = []
     for artifact in (made.traces, made.student, made.quantized, *made.exports, measured):
         if artifact is not None:
             manifest = artifact.manifest
-            found.append(
+            costs.append(
                 StageCost(
                     stage=manifest["stage"],
                     folder=artifact.path.name,
@@ -274,4 +274,4 @@ def _stages(measured: Artifact, made: _Ancestors) -> list[StageCost]:
                     peak_mb=manifest.get("peak_mb"),
                 )
             )
-    return found
+    return costs

@@ -1,4 +1,4 @@
-"""The little SVG and HTML we need, with every text escaped on its way in.
+"""The little SVG we need, with every text escaped on its way in.
 
 Colors are classes of the page's style sheet, so that one drawing serves light, dark and print. Written
 by hand instead of a plotting library: the page must stay small, self-contained and readable to a screen
@@ -7,19 +7,25 @@ reader, and needs five kinds of marks.
 
 from __future__ import annotations
 
-import html
 import itertools
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from markupsafe import Markup, escape
+
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
-def esc(text: object) -> str:
-    """Any text as harmless HTML text or attribute value; control characters become U+FFFD."""
-    return html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text)), quote=True)
+def printable(text: str) -> str:
+    """The text with U+FFFD for each character that HTML forbids."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def esc(text: str) -> str:
+    """Any text as harmless text or attribute value."""
+    return str(escape(printable(text)))
 
 
 def clip(text: str, limit: int) -> str:
@@ -65,10 +71,11 @@ class Svg:
     def polyline(self, points: Sequence[tuple[float, float]], kind: str) -> None:
         self.path("M" + " L".join(f"{x:.1f} {y:.1f}" for x, y in points), kind)
 
-    def render(self, style: str = "") -> str:
+    def render(self, style: str = "") -> Markup:
+        """The drawing as HTML that a template takes as it is."""
         key = esc(self.key)
         look = f' style="{esc(style)}"' if style else ""
-        return (
+        return Markup(  # noqa: S704  every text in it went through `esc`
             f'<svg viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-labelledby="{key}-t {key}-d"{look}>'
             f'<title id="{key}-t">{esc(self.title)}</title><desc id="{key}-d">{esc(self.description)}</desc>'
             + "".join(self.parts)
@@ -104,27 +111,10 @@ class Scale:
 
 
 def _log_ticks(low: float, high: float, most: int) -> list[float]:
-    found: list[float] = []
+    ticks: list[float] = []
     for mantissas in ((1, 2, 5), (1, 3), (1,)):
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        found = [m * 10.0**p for p, m in itertools.product(powers, mantissas) if low <= m * 10.0**p <= high]
-        if len(found) <= most:
-            return found
-    return found[:: math.ceil(len(found) / most)]
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, kinds: Sequence[str] = ()) -> str:
-    """A table in its own scrolling box. Cells are HTML, already escaped; the first cell of a row is its header.
-
-    The box can be reached and scrolled by keyboard, which is why it is a named region with a tab stop.
-    """
-    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = []
-    for i, row in enumerate(rows):
-        kind = f' class="{esc(kinds[i])}"' if i < len(kinds) and kinds[i] else ""
-        cells = "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row[1:])
-        body.append(f'<tr{kind}><th scope="row">{row[0]}</th>{cells}</tr>')
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{esc(caption)}"><table>'
-        f"<caption><span>{esc(caption)}</span></caption><thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
+        ticks = [m * 10.0**p for p, m in itertools.product(powers, mantissas) if low <= m * 10.0**p <= high]
+        if len(ticks) <= most:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / most)]
