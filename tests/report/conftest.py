@@ -1,5 +1,6 @@
 """Made-up measurements of a plausible shape, for the report's tests only."""
 
+import json
 import math
 import random
 
@@ -7,7 +8,8 @@ import pytest
 
 from soloist.toolchain.bench.cost import LocalPrice, Spend
 from soloist.toolchain.bench.records import Answered, Measurement
-from soloist.toolchain.report.build import Context, build_report
+from soloist.toolchain.report.build import build_report
+from soloist.toolchain.report.context import Context
 from soloist.toolchain.report.schema import Parity, TrainingPoint
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.traces.schema import ChatMessage, Edge, Run, ToolUse, Turn
@@ -75,6 +77,43 @@ def measure(row, split, n, *, accuracy=None, median=None, seed=7):
 HOSTILE = "<script>alert('x')</script> & \"quoted\" <img src=http://evil.example/x onerror=alert(1)>"
 
 
+def legs(result, *steps, **animals):
+    """One use of the tool that counts legs."""
+    call = f"legs({json.dumps(animals)})"
+    return ToolUse(name="legs", arguments=animals, call=call, result=result, steps=steps, seconds=0.001)
+
+
+WRONG = legs("68", "7 * 8 = 56", "3 * 4 = 12", "56 + 12 = 68", spider=7, cow=3)
+RIGHT = legs("92", "7 * 8 = 56", "3 * 4 = 12", "12 * 2 = 24", "56 + 12 + 24 = 92", spider=7, cow=3, hen=12)
+SUMMED = "7 * 8 = 56, 3 * 4 = 12, 12 * 2 = 24; 56 + 12 + 24 = 92. The answer is 92."
+# agent, role, round, text, start, end, tools, answer
+TURNS = (
+    ("router", "router", 0, "leg_counting", 0.0, 0.2, (), None),
+    ("reader-a", "reader", 1, "The animals are spiders and cows.", 0.2, 0.7, (WRONG,), "68"),
+    ("reader-b", "reader", 1, "Three kinds of animals.", 0.7, 1.2, (RIGHT,), "92"),
+    ("reader-c", "reader", 1, HOSTILE, 1.2, 1.6, (), None),
+    ("reader-a", "reader", 2, "I left out the hens.", 1.6, 2.0, (RIGHT,), "92"),
+    ("reader-c", "reader", 2, "All three kinds count.", 2.0, 2.5, (RIGHT,), "92"),
+    ("critic", "critic", 3, "Three of three readers say 92; computed again: 92.", 2.5, 2.5, (), "92"),
+    ("scribe", "scribe", 4, SUMMED, 2.5, 3.1, (), "92"),
+)
+EDGES = (
+    (0, 1, "influence"),
+    (0, 2, "influence"),
+    (0, 3, "influence"),
+    (1, 4, "continuity"),
+    (3, 5, "continuity"),
+    (2, 4, "corrects"),
+    (1, 2, "disputes"),
+    (2, 5, "influence"),
+    (4, 5, "agrees"),
+    (4, 6, "agrees"),
+    (5, 6, "agrees"),
+    (2, 6, "tool"),
+    (6, 7, "influence"),
+)
+
+
 def debate():
     """One debate: two readers disagree, look at each other's calls, agree; the critic checks."""
     question = Question(
@@ -84,35 +123,8 @@ def debate():
         task="leg_counting",
         split="held-out",
     )
-    wrong = ToolUse(
-        name="legs",
-        arguments={"spider": 7, "cow": 3},
-        call='legs({"spider": 7, "cow": 3})',
-        result="68",
-        steps=("7 * 8 = 56", "3 * 4 = 12", "56 + 12 = 68"),
-        seconds=0.001,
-    )
-    right = ToolUse(
-        name="legs",
-        arguments={"spider": 7, "cow": 3, "hen": 12},
-        call='legs({"spider": 7, "cow": 3, "hen": 12})',
-        result="92",
-        steps=("7 * 8 = 56", "3 * 4 = 12", "12 * 2 = 24", "56 + 12 + 24 = 92"),
-        seconds=0.001,
-    )
     ask = (ChatMessage(role="user", content=question.question),)
     tokens = {"model": "SmolLM2-135M-Instruct", "tokens_in": 410, "tokens_cached": 300, "tokens_out": 31}
-    summed = "7 * 8 = 56, 3 * 4 = 12, 12 * 2 = 24; 56 + 12 + 24 = 92. The answer is 92."
-    table = (
-        ("router", "router", 0, "leg_counting", 0.0, 0.2, (), None),
-        ("reader-a", "reader", 1, "The animals are spiders and cows.", 0.2, 0.7, (wrong,), "68"),
-        ("reader-b", "reader", 1, "Three kinds of animals.", 0.7, 1.2, (right,), "92"),
-        ("reader-c", "reader", 1, HOSTILE, 1.2, 1.6, (), None),
-        ("reader-a", "reader", 2, "I left out the hens.", 1.6, 2.0, (right,), "92"),
-        ("reader-c", "reader", 2, "All three kinds count.", 2.0, 2.5, (right,), "92"),
-        ("critic", "critic", 3, "Three of three readers say 92; computed again: 92.", 2.5, 2.5, (), "92"),
-        ("scribe", "scribe", 4, summed, 2.5, 3.1, (), "92"),
-    )
     turns = tuple(
         Turn(
             id=i,
@@ -128,22 +140,7 @@ def debate():
             verdict={"92": "correct", "68": "wrong", None: "absent" if role == "reader" else "unknown"}[answer],
             **({} if role == "critic" else tokens | {"first_token": start + 0.05}),
         )
-        for i, (agent, role, number, text, start, end, tools, answer) in enumerate(table)
-    )
-    edges = (
-        (0, 1, "influence"),
-        (0, 2, "influence"),
-        (0, 3, "influence"),
-        (1, 4, "continuity"),
-        (3, 5, "continuity"),
-        (2, 4, "corrects"),
-        (1, 2, "disputes"),
-        (2, 5, "influence"),
-        (4, 5, "agrees"),
-        (4, 6, "agrees"),
-        (5, 6, "agrees"),
-        (2, 6, "tool"),
-        (6, 7, "influence"),
+        for i, (agent, role, number, text, start, end, tools, answer) in enumerate(TURNS)
     )
     return Run(
         question=question,
@@ -153,7 +150,7 @@ def debate():
         answer="92",
         verdict="correct",
         wall=3.1,
-        edges=tuple(Edge(source=a, target=b, kind=kind) for a, b, kind in edges),
+        edges=tuple(Edge(source=a, target=b, kind=kind) for a, b, kind in EDGES),
     )
 
 

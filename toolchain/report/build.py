@@ -2,23 +2,20 @@
 
 The headline student is the file that was recommended on other questions than these (`bench/recommend.py`). Where no
 such questions were asked it is the compiled file (or else the torch student) with the highest held-out accuracy, the
-faster one on a tie; that choice looks at the test questions, so the caveats say so. Caveats are generated from the
-numbers, so that none can be forgotten or talked away.
+faster one on a tie; that choice looks at the test questions, so the caveats say so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from soloist.kernels.errors import DataError
-from soloist.toolchain.assess.result import Assessment
 from soloist.toolchain.bench.cost import HostedPrice, LocalPrice, Spend, break_even
 from soloist.toolchain.bench.recommend import Recommendation
-from soloist.toolchain.bench.records import Answered, Kind, Measurement, TestSplit
-from soloist.toolchain.core.lineage import Lineage, refuse_trained
+from soloist.toolchain.bench.records import Answered, Kind, Measurement
+from soloist.toolchain.core.lineage import refuse_trained
 from soloist.toolchain.core.statistics import (
     Interval,
     Paired,
@@ -26,9 +23,10 @@ from soloist.toolchain.core.statistics import (
     paired_difference,
     percentile,
     percentile_interval,
-    smallest_sample,
     wilson,
 )
+from soloist.toolchain.report.caveats import caveats
+from soloist.toolchain.report.context import Context
 from soloist.toolchain.report.schema import (
     Details,
     Difference,
@@ -36,51 +34,16 @@ from soloist.toolchain.report.schema import (
     Family,
     Latency,
     OneOff,
-    Parity,
     Report,
     Role,
     Share,
-    StageCost,
     System,
-    TrainingPoint,
 )
 from soloist.toolchain.traces.schema import Run, Turn
 
-_UNMEASURED = {
-    "pass": "which passed where its GPU is and cannot run on this machine",
-    "not run": "which cannot run on this machine: only its graph was compared with the student",
-    "fail": "which did not keep to the student",
-    "none": "which was never verified",
-}
 HOSTED = HostedPrice()
 SIXTEEN_BITS = "student-gguf-f16"
 ORDER: tuple[Kind, ...] = ("team", "undebated", "self-consistency", "tool-agent", "base", "student", "artifact")
-
-
-@dataclass(frozen=True)
-class Context:
-    """Everything a report says that is not a measurement.
-
-    `overlap` is the number of held-out questions whose text was found in the training data; None means
-    nobody looked. `lineage` is what the students descend from. `simulated` says that the team's agents were
-    not real models.
-    """
-
-    command: str = ""
-    created: str = ""
-    seeds: Mapping[str, int] = field(default_factory=dict)
-    method: Sequence[str] = ()
-    prices: Sequence[str] = ()
-    training: Sequence[TrainingPoint] = ()
-    parity: Sequence[Parity] = ()
-    runs: Sequence[Run] = ()
-    overlap: int | None = None
-    lineage: Lineage = field(default_factory=Lineage)
-    simulated: bool = False
-    notes: Sequence[str] = ()
-    assessment: Assessment | None = None
-    recommended: Recommendation | None = None
-    stages: Sequence[StageCost] = ()
 
 
 def build_report(
@@ -122,7 +85,7 @@ def build_report(
         break_even_reason=paid.reason,
         break_even_interval=(paid.low, paid.high) if paid.low is not None else None,
         hosted_price=HOSTED.describe(),
-        caveats=tuple(_caveats(ordered, systems, context)),
+        caveats=tuple(caveats(ordered, systems, context)),
         extras=tuple(_extra(m, pairs[m.split, m.system_id], price, _against_16_bits(m, ordered)) for m in ordered),
         families=tuple(_families(ordered)),
         roles=tuple(_roles(context.runs or ([anatomy] if anatomy else []))),
@@ -320,86 +283,3 @@ def _roles(runs: Sequence[Run]) -> list[Role]:
             )
         )
     return roles
-
-
-def _caveats(measurements: Sequence[Measurement], systems: Sequence[System], context: Context) -> list[str]:
-    caveats: list[str] = []
-    if context.simulated:
-        caveats.append("The team's agents are simulated: their answers, times and tokens are those of a script.")
-    if context.overlap is None:
-        caveats.append("Nobody checked whether test questions also occur in the training data.")
-    elif context.overlap:
-        caveats.append(f"{context.overlap} test questions also occur in the training data: accuracies are too high.")
-    if context.lineage.benchmarks:
-        trained = ", ".join(context.lineage.benchmarks)
-        caveats.append(
-            f"The student was trained on test questions of {trained}; it is never measured on those benchmarks."
-        )
-    if context.lineage.missing:
-        gone = ", ".join(context.lineage.missing)
-        caveats.append(f"What the student was trained on is not known in full: {gone} is no longer there.")
-    caveats += _measured_otherwise(measurements)
-    caveats += _small_samples(measurements)
-    caveats += _incomplete(measurements)
-    for verdict, reason in _UNMEASURED.items():
-        files = [p.file for p in context.parity if p.verdict == verdict and not p.measured]
-        if files:
-            caveats.append(f"Compiled but not measured: {', '.join(files)}, {reason}.")
-    choices = sum(s.kind == "artifact" and s.split == "held-out" for s in systems)
-    if choices > 1 and context.recommended is None:
-        caveats.append(
-            f"The file named first is the best of {choices} on these very questions, which flatters it a little."
-        )
-    if not any(s.split == "unseen-wording" for s in systems):
-        caveats.append("No wording outside the training templates was tested: people do not speak in templates.")
-    if not any(s.kind == "team" for s in systems):
-        caveats.append("No team was measured: nothing is compared with one.")
-    return [*caveats, *context.notes]
-
-
-def _measured_otherwise(measurements: Sequence[Measurement]) -> list[str]:
-    caveats = []
-    for label, reason in (("recorded", "comes from an earlier run"), ("predicted", "is predicted, not run")):
-        names = sorted({m.system_id for m in measurements if m.label == label})
-        if names:
-            caveats.append(f"What is shown for {', '.join(names)} {reason}; it was not measured beside the others.")
-    return caveats
-
-
-def _splits(measurements: Sequence[Measurement]) -> list[TestSplit]:
-    return list(dict.fromkeys(m.split for m in measurements))
-
-
-def _small_samples(measurements: Sequence[Measurement]) -> list[str]:
-    """One line for all sets of questions that are small, with the width of an interval at 80 %."""
-    parts, few, needed = [], False, smallest_sample(0.95)
-    for split in _splits(measurements):
-        n = min(len(m.answers) for m in measurements if m.split == split)
-        few = few or n < needed
-        if n < max(100, needed):
-            typical = wilson(round(0.8 * n), n)
-            parts.append(f"±{50 * (typical.high - typical.low):.0f} points with {n} {split} questions")
-    if not parts:
-        return []
-    tails = f"; below {needed} questions the 95th percentiles have no interval" if few else ""
-    return [f"An accuracy is known to about {' and '.join(parts)} only{tails}."]
-
-
-def _incomplete(measurements: Sequence[Measurement]) -> list[str]:
-    """Who answered a part of the questions, one line a set; and whose answers ended in an error, one line."""
-    caveats = []
-    for split in _splits(measurements):
-        sizes = {m.system_id: len(m.answers) for m in measurements if m.split == split}
-        asked = max(sizes.values())
-        partly = [f"{name} answered {size}" for name, size in sizes.items() if size < asked]
-        if partly:
-            caveats.append(f"{', '.join(partly)} of the {asked} {split} questions.")
-    failed: dict[str, int] = {}
-    for one in measurements:
-        errors = sum(answer.error is not None for answer in one.answers)
-        if errors:
-            failed[one.system_id] = failed.get(one.system_id, 0) + errors
-    if failed:
-        counts = ", ".join(f"{count} of {name}" for name, count in failed.items())
-        caveats.append(f"Questions that ended in an error: {counts}; without an answer they count as wrong.")
-    return caveats

@@ -22,7 +22,8 @@ from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.environment import commit, device, versions
 from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.core.lineage import ancestors, lineage_of
-from soloist.toolchain.report.build import Context, build_report
+from soloist.toolchain.report.build import build_report
+from soloist.toolchain.report.context import Context
 from soloist.toolchain.report.page import render
 from soloist.toolchain.report.schema import Details, Parity, Report, StageCost, TrainingPoint
 from soloist.toolchain.report.terminal import markdown
