@@ -96,8 +96,8 @@ def crash_after_checkpoint(folder):
 
 
 def resume(folder):
-    found = folder / "checkpoint" / "step-1"
-    (folder / "student.gguf").write_text("from step " + (found.read_text() if found.exists() else "0"))
+    step = folder / "checkpoint" / "step-1"
+    (folder / "student.gguf").write_text("from step " + (step.read_text() if step.exists() else "0"))
     return {}
 
 
@@ -148,7 +148,7 @@ def remove_manifest(out):
 
 
 @pytest.mark.parametrize(
-    ("damage", "named", "said"),
+    ("damage", "named", "reason"),
     [
         (tamper_weights, "sub/student.gguf", "hash differs"),
         (append_to_file, "log.txt", "hash differs"),
@@ -160,14 +160,14 @@ def remove_manifest(out):
     ],
 )
 @pytest.mark.parametrize("way", ["open", "stage"])
-def test_damaged_artifact_is_refused_by_name(out, damage, named, said, way):
+def test_damaged_artifact_is_refused_by_name(out, damage, named, reason, way):
     make(out)
     damage(out)
     with pytest.raises(ArtifactError) as caught:
         Artifact.open(out) if way == "open" else make(out)
     message = str(caught.value)
     assert named in message.split(": ", maxsplit=1)[0]
-    assert said in message
+    assert reason in message
     assert "\n" not in message
 
 
@@ -221,8 +221,8 @@ def test_another_process_is_told_until_the_first_is_killed(out):
         assert caught.value.exit_code == 4
         assert "\n" not in str(caught.value)
         first.kill()
-    made = stage("distill", out, {}, [], lambda folder: {"found": (folder / "half").read_text()})
-    assert made.facts == {"found": "kept"}
+    made = stage("distill", out, {}, [], lambda folder: {"half": (folder / "half").read_text()})
+    assert made.facts == {"half": "kept"}
     assert [path.name for path in out.parent.iterdir()] == ["student"]
 
 

@@ -87,9 +87,9 @@ def test_good_file_becomes_a_frozen_config(tmp_path):
     ],
 )
 def test_faults_are_told_all_at_once_with_line_and_field(tmp_path, text, expected):
-    found = faults(tmp_path / "plan.yaml", text)
-    assert len(found) == len(expected)
-    for line, want in zip(found, expected, strict=True):
+    described = faults(tmp_path / "plan.yaml", text)
+    assert len(described) == len(expected)
+    for line, want in zip(described, expected, strict=True):
         assert line.startswith(want)
 
 
@@ -105,9 +105,9 @@ def test_faults_are_told_all_at_once_with_line_and_field(tmp_path, text, expecte
     ],
 )
 def test_what_is_not_yaml_is_one_line(tmp_path, text, line):
-    (found,) = faults(tmp_path / "plan.yaml", text)
-    assert "not YAML: " in found
-    assert found.split(": ")[0].strip() in (line, "not YAML")
+    (fault,) = faults(tmp_path / "plan.yaml", text)
+    assert "not YAML: " in fault
+    assert fault.split(": ")[0].strip() in (line, "not YAML")
 
 
 def test_alias_onto_itself_is_refused_and_not_followed_forever(tmp_path):
@@ -166,8 +166,8 @@ def test_team_file_loads(tmp_path):
 )
 def test_team_file_faults_name_line_and_field(tmp_path, old, new, expected):
     assert old in TEAM
-    (found,) = faults(tmp_path / "pair.yaml", TEAM.replace(old, new, 1), TeamConfig)
-    assert found.startswith(expected)
+    (fault,) = faults(tmp_path / "pair.yaml", TEAM.replace(old, new, 1), TeamConfig)
+    assert fault.startswith(expected)
 
 
 @pytest.mark.parametrize(

@@ -38,18 +38,18 @@ def test_one_model_of_a_pair_belongs_to_its_artifact(family):
         return {}
 
     pair = stage("export", student.path.parent / "pair", {}, [student], build)
-    found = artifact_around(pair.path / "gguf-q8_0" / "solver" / "solver.gguf")
-    assert found.digest == pair.digest
-    assert lineage_of([found]) == Lineage(("MATH",))
+    around = artifact_around(pair.path / "gguf-q8_0" / "solver" / "solver.gguf")
+    assert around.digest == pair.digest
+    assert lineage_of([around]) == Lineage(("MATH",))
 
 
 def test_a_parent_that_is_gone_is_told(family):
     traces, student, compiled = family
     shutil.rmtree(traces.path)
-    found = lineage_of([compiled])
-    assert found.benchmarks == ()
-    assert len(found.missing) == 1
-    assert traces.digest in found.missing[0]
+    lineage = lineage_of([compiled])
+    assert lineage.benchmarks == ()
+    assert len(lineage.missing) == 1
+    assert traces.digest in lineage.missing[0]
     assert lineage_of([traces, student, compiled]) == Lineage(("MATH",))  # given, so not looked for
 
 

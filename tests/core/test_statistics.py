@@ -30,9 +30,9 @@ from soloist.toolchain.core.statistics import (
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilson_matches_published_table(correct, n, low, high):
-    found = wilson(correct, n)
-    assert found.value == correct / n
-    assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+    interval = wilson(correct, n)
+    assert interval.value == correct / n
+    assert (round(interval.low, 4), round(interval.high, 4)) == (low, high)
 
 
 def test_wilson_touches_the_border_exactly():
@@ -60,9 +60,9 @@ def test_wilson_holds_its_estimate_and_mirrors(case):
     [((36, 12, 2, 0), 0.2, 0.0569, 0.3404), ((1, 1, 7, 12), -6 / 21, -0.5069, -0.0256)],
 )
 def test_newcombe_matches_published_examples(cells, difference, low, high):
-    found = newcombe(*cells)
-    assert math.isclose(found.value, difference)
-    assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+    interval = newcombe(*cells)
+    assert math.isclose(interval.value, difference)
+    assert (round(interval.low, 4), round(interval.high, 4)) == (low, high)
 
 
 @given(st.tuples(*[st.integers(0, 60)] * 4).filter(lambda c: sum(c) > 0))
@@ -88,11 +88,11 @@ def test_mcnemar_counts_the_tail_by_hand():
 def test_paired_difference_counts_the_table():
     first = [True, True, True, False, False]
     second = [True, False, False, True, False]
-    found = paired_difference(first, second)
-    assert (found.both, found.only_first, found.only_second, found.neither) == (1, 2, 1, 1)
-    assert math.isclose(found.difference.value, 0.2)
-    assert found.p_value == 1.0
-    assert found.agreement == 0.4
+    paired = paired_difference(first, second)
+    assert (paired.both, paired.only_first, paired.only_second, paired.neither) == (1, 2, 1, 1)
+    assert math.isclose(paired.difference.value, 0.2)
+    assert paired.p_value == 1.0
+    assert paired.agreement == 0.4
 
 
 @pytest.mark.parametrize(("first", "second"), [([], []), ([True], [True, False])])
@@ -105,15 +105,15 @@ def test_paired_difference_refuses_unpaired(first, second):
 def test_smallest_sample_is_where_the_interval_begins(q, n):
     assert smallest_sample(q) == n
     assert percentile_interval(range(n - 1), q) is None
-    found = percentile_interval(range(n), q)
-    assert found is not None
-    assert found.high == n - 1
+    interval = percentile_interval(range(n), q)
+    assert interval is not None
+    assert interval.high == n - 1
 
 
 def test_percentile_interval_uses_the_classic_ranks():
     # Median of 100: ranks 40 and 61, in every table of the sign test.
-    found = percentile_interval(list(range(100, 0, -1)), 0.5)
-    assert (found.value, found.low, found.high) == (50.5, 40.0, 61.0)
+    interval = percentile_interval(list(range(100, 0, -1)), 0.5)
+    assert (interval.value, interval.low, interval.high) == (50.5, 40.0, 61.0)
 
 
 @pytest.mark.parametrize(("n", "q"), [(40, 0.5), (50, 0.9), (100, 0.95), (400, 0.95)])
@@ -121,8 +121,8 @@ def test_percentile_interval_covers_and_no_narrower_one_does(n, q):
     def at_most(k):
         return sum(math.comb(n, i) * q**i * (1 - q) ** (n - i) for i in range(k + 1))
 
-    found = percentile_interval(list(range(1, n + 1)), q)
-    low, high = int(found.low), int(found.high)
+    interval = percentile_interval(list(range(1, n + 1)), q)
+    low, high = int(interval.low), int(interval.high)
     assert at_most(low - 1) <= 0.025 < at_most(low)
     assert 1 - at_most(high - 1) <= 0.025 < 1 - at_most(high - 2)
 
@@ -160,10 +160,11 @@ def test_spearman_by_hand():
 
 def test_the_interval_of_a_mean_covers_it_and_agrees_with_the_normal_one():
     values = list(np.random.default_rng(1).normal(5.0, 2.0, 400))
-    found = mean_interval(values)
-    assert found.value == pytest.approx(float(np.mean(values))) and found.low < found.value < found.high
+    interval = mean_interval(values)
+    assert interval.value == pytest.approx(float(np.mean(values)))
+    assert interval.low < interval.value < interval.high
     half = 1.96 * float(np.std(values)) / 20
-    assert found.high - found.value == pytest.approx(half, rel=0.15)
-    assert found.value - found.low == pytest.approx(half, rel=0.15)
-    assert mean_interval(values) == found, "the same at every call"
+    assert interval.high - interval.value == pytest.approx(half, rel=0.15)
+    assert interval.value - interval.low == pytest.approx(half, rel=0.15)
+    assert mean_interval(values) == interval, "the same at every call"
     assert mean_interval([3.0]).low == mean_interval([3.0]).high == 3.0

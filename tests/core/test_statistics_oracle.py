@@ -36,14 +36,14 @@ def test_mcnemar_is_scipys_binomial_test(first, second):
 @given(st.lists(st.integers(-50, 50), min_size=6, max_size=400), st.sampled_from([0.1, 0.5, 0.9, 0.95]))
 def test_percentiles_and_their_intervals_are_scipys(values, q):
     assert percentile(values, q) == pytest.approx(float(oracle.mstats.mquantiles(values, [q], 1, 1)[0]))
-    found = percentile_interval(values, q)
+    interval = percentile_interval(values, q)
     ranks = oracle.binom.ppf([0.025, 0.975], len(values), q)
-    if found is None:
+    if interval is None:
         assert len(values) < smallest_sample(q)
     else:
         ordered = sorted(values)
-        assert found.low == ordered[int(ranks[0]) - 1]
-        assert found.high == ordered[int(ranks[1])]
+        assert interval.low == ordered[int(ranks[0]) - 1]
+        assert interval.high == ordered[int(ranks[1])]
 
 
 numbers = st.lists(st.integers(0, 9), min_size=2, max_size=150)

@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from soloist.toolchain.core.files import append_line
+from soloist.toolchain.core.files import append_line, explain_disk_errors
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -26,8 +26,6 @@ class EventLog:
         self._listeners = listeners
         self._file: FileIO | None = None
         if path is not None:
-            from soloist.toolchain.core.files import explain_disk_errors  # which imports this module
-
             with explain_disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = path.open("ab", buffering=0)
@@ -35,8 +33,6 @@ class EventLog:
     def emit(self, stage: str, event: str, **fields: Any) -> None:
         record = {"time": round(time.time(), 3), "stage": stage, "event": event, **fields}
         if self._file is not None:
-            from soloist.toolchain.core.files import explain_disk_errors
-
             with explain_disk_errors(Path(str(self._file.name))):
                 append_line(self._file, json.dumps(record, ensure_ascii=False) + "\n")
         for listener in self._listeners:

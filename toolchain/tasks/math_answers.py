@@ -26,7 +26,7 @@ from soloist.toolchain.tasks.math_child import verified
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
 _HASHES = re.compile(r"####\s*(.+)")
-_SAID = re.compile(
+_STATED = re.compile(
     r"answers?\b(?:\s+(?:to|for|of)\s[^.\n]{0,80}?)?(?:\s+(?:is|are|equals)\b|\s*:|\s*=)\s*"
     r"(?:therefore|thus|then|indeed|simply|just|approximately|about)?[,:]?\s*"
     r"((?:\$[^$]*\$|\d\.\d|[^\n.]|\.(?=\d|[a-z]))+)",
@@ -43,14 +43,14 @@ def final_answer(text: str) -> str | None:
     boxes = [inner for match in _BOXED.finditer(text) if (inner := _group_at(text, match.end()))]
     if boxes:
         return boxes[-1].strip() or None
-    for pattern in (_HASHES, _SAID):
-        said = [phrase for match in pattern.finditer(text) if (phrase := _phrase(match[1]))]
-        if said:
-            return said[-1]
-    found = [next(filter(None, match.groups())) for match in _MATH.finditer(text)]
+    for pattern in (_HASHES, _STATED):
+        phrases = [phrase for match in pattern.finditer(text) if (phrase := _phrase(match[1]))]
+        if phrases:
+            return phrases[-1]
+    maths = [next(filter(None, match.groups())) for match in _MATH.finditer(text)]
     numbers = _PLAIN_NUMBER.findall(text)
-    if found and (not numbers or text.rfind(found[-1]) + len(found[-1]) > text.rfind(numbers[-1])):
-        return str(found[-1]).strip()
+    if maths and (not numbers or text.rfind(maths[-1]) + len(maths[-1]) > text.rfind(numbers[-1])):
+        return str(maths[-1]).strip()
     return str(numbers[-1]).strip() if numbers else None
 
 
@@ -66,21 +66,21 @@ def _group_at(text: str, start: int) -> str:
     return ""
 
 
-def _phrase(said: str) -> str | None:
+def _phrase(sentence: str) -> str | None:
     """The part of "answer is ..." that is the answer: the mathematics in it if there is any."""
-    said = said.strip().strip("*`").strip()
-    maths = [next(filter(None, match.groups())) for match in _MATH.finditer(said)]
+    sentence = sentence.strip().strip("*`").strip()
+    maths = [next(filter(None, match.groups())) for match in _MATH.finditer(sentence)]
     if maths:
         return maths[-1].strip() or None
-    words = len(said.split())
-    if words > 2 and not re.search(r"[\d\\]", said):
+    words = len(sentence.split())
+    if words > 2 and not re.search(r"[\d\\]", sentence):
         return None  # "the answer is not as simple as it looks" names none
-    if words > 4 and "\\" not in said:  # a sentence about the answer
-        if number := _PLAIN_NUMBER.match(said):
+    if words > 4 and "\\" not in sentence:  # a sentence about the answer
+        if number := _PLAIN_NUMBER.match(sentence):
             return str(number[0]).strip()
-        _, verb, rest = said.rpartition(" is ")
+        _, verb, rest = sentence.rpartition(" is ")
         return _phrase(rest) if verb else None
-    return said.lstrip("=: ").rstrip(" .,;:*$") or None
+    return sentence.lstrip("=: ").rstrip(" .,;:*$") or None
 
 
 # ---------------------------------------------------------------- comparing
