@@ -58,8 +58,8 @@ def test_gsm8k_socratic_is_read(tmp_path):
     rows = [good, "She sold 24.\n#### 24", "A? ** 1.\nno sub-question here\n#### 1", "A? ** 1."]
     file.write_text("".join(json.dumps({"question": f"Q{i}", "answer": row}) + "\n" for i, row in enumerate(rows)))
     (found,), refused = read_decompositions(file)
-    assert found.asked == ("How many in May?", "And in all?")
-    assert found.said == ("She sold 48/2 = 24.", "48+24 = 72.\n#### 72")
+    assert found.sub_questions == ("How many in May?", "And in all?")
+    assert found.answers == ("She sold 48/2 = 24.", "48+24 = 72.\n#### 72")
     assert refused == {"no sub-questions": 1, "a line without a sub-question": 1, "no final answer": 1}
 
 
@@ -95,4 +95,4 @@ def test_real_strategyqa_comes_whole():
         pytest.skip("StrategyQA is not on this machine")
     found, refused = read_decompositions(STRATEGY)
     assert (len(found), refused) == (2061, {})
-    assert 2 < sum(len(one.asked) for one in found) / len(found) < 4
+    assert 2 < sum(len(one.sub_questions) for one in found) / len(found) < 4

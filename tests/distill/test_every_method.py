@@ -56,10 +56,12 @@ def test_a_method_trains_by_one_command_and_its_student_is_compiled_and_answers(
     ended = CliRunner().invoke(main, command, catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
     card = read_card(student)
-    assert card.method == name and card.data.kept > 0
+    assert card.method == name
+    assert card.data.kept > 0
     artifact = Artifact.open(student, stage="distill")
     made = compile_format(model_folders(artifact), tmp_path, "gguf-f16", "student", knowledge(student))
     system = student_team(tmp_path / made["path"], student_tools(artifact), load_team("desk").tools)
     with Team(system) as team:
         run = team.answer(QUESTION)
-    assert run.calls and run.error is None
+    assert run.calls
+    assert run.error is None

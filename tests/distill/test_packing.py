@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.toolchain.distill import packing  # noqa: E402
 from soloist.toolchain.distill.data import Group  # noqa: E402
-from soloist.toolchain.distill.methods.attempts import spoken  # noqa: E402
+from soloist.toolchain.distill.methods.attempts import answered_attempts  # noqa: E402
 from soloist.toolchain.distill.model import load_base  # noqa: E402
 from soloist.toolchain.distill.objective import CrossEntropy, summed_cross_entropy  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
@@ -90,7 +90,7 @@ def test_a_whole_recorded_graph_equals_its_attempts_one_by_one(
     tiny_base, tokenizer, attention, student_of, recorded_runs
 ):
     run = max(recorded_runs, key=lambda run: len(graph_of(run).nodes))
-    attempts = [attempt.example for attempt in spoken(run, Setup(tokenizer, lambda _: True, max_length=512))]
+    attempts = [attempt.example for attempt in answered_attempts(run, Setup(tokenizer, lambda _: True, max_length=512))]
     batch = pack([Group(tuple(attempts))])
     assert len(attempts) >= 6
     assert batch.ids.numel() < 0.7 * batch.tokens

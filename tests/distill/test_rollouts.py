@@ -23,7 +23,7 @@ def test_a_student_that_acts_calls_its_tools_and_reads_their_results(tokenizer, 
         seen.append([tokenizer.decode(prompt) for prompt in prompts])
         return [tokenizer(text + "<|im_end|>")["input_ids"] for text in next(lines)]
 
-    monkeypatch.setattr(Sampler, "_generate_batch", generate)
+    monkeypatch.setattr(Sampler, "_generate", generate)
     example = said("calc(3 + 4) then", "calc(7 * 2)", results=["7"])
     start = example.trained.index(True)
     made = Sampler(None, tokenizer, desk_tools()).roll([example.ids[:start]] * 3)
@@ -38,7 +38,7 @@ def test_a_student_that_acts_calls_its_tools_and_reads_their_results(tokenizer, 
 
 def test_an_endless_chain_has_no_answer(tokenizer, monkeypatch):
     again = tokenizer("calc(1 + 1) then<|im_end|>")["input_ids"]
-    monkeypatch.setattr(Sampler, "_generate_batch", lambda self, prompts: [again for _ in prompts])
+    monkeypatch.setattr(Sampler, "_generate", lambda self, prompts: [again for _ in prompts])
     (made,) = Sampler(None, tokenizer, desk_tools(), max_calls=3).roll([[1, 2]])
     assert made.answer is None
     assert made.ids.count(tokenizer.eos_token_id) >= 3
@@ -46,7 +46,7 @@ def test_an_endless_chain_has_no_answer(tokenizer, monkeypatch):
 
 def test_an_announced_call_that_has_no_room_leaves_no_answer(tokenizer, monkeypatch):
     again = tokenizer("calc(7 * 2) then<|im_end|>")["input_ids"]
-    monkeypatch.setattr(Sampler, "_generate_batch", lambda self, prompts: [again for _ in prompts])
+    monkeypatch.setattr(Sampler, "_generate", lambda self, prompts: [again for _ in prompts])
     (made,) = Sampler(None, tokenizer, desk_tools(), limit=len(again) + 3).roll([[1, 2]])
     assert made.ids.count(tokenizer.eos_token_id) == 2, "the call and its result"
     assert made.answer is None
@@ -55,7 +55,7 @@ def test_an_announced_call_that_has_no_room_leaves_no_answer(tokenizer, monkeypa
 
 def test_of_words_only_the_final_answer_is_scored(tokenizer, monkeypatch):
     said = tokenizer("(B) looks right at first.\nThe answer is (C)<|im_end|>")["input_ids"]
-    monkeypatch.setattr(Sampler, "_generate_batch", lambda self, prompts: [said])
+    monkeypatch.setattr(Sampler, "_generate", lambda self, prompts: [said])
     (made,) = Sampler(None, tokenizer).roll([[1, 2]])
     letters = [Question(id="q", question="Which?", gold=gold, scorer="choice") for gold in "ABC"]
     assert [made.right(question) for question in letters] == [False, False, True]

@@ -73,16 +73,16 @@ def test_a_budget_of_tokens_is_kept_and_is_part_of_the_plan(tiny_base, traces, t
 @pytest.mark.parametrize(("method", "passes"), [("sft", 1), ("tdpo", 2)])
 def test_the_tokens_to_read_are_shared_by_the_passes_of_a_method(tiny_base, tmp_path, method, passes):
     work = Work(
-        load(method),
-        [],
-        tiny_base,
-        tmp_path,
-        "tools",
-        CONFIG.train.model_copy(update={"max_train_tokens": 1000}),
-        "paper",
-        None,
-        recheck,
-        QUIET,
+        method=load(method),
+        runs=[],
+        base=tiny_base,
+        folder=tmp_path,
+        mode="tools",
+        train=CONFIG.train.model_copy(update={"max_train_tokens": 1000}),
+        variant="paper",
+        options=None,
+        check_steps=recheck,
+        events=QUIET,
     )
     assert work.trainer().config.max_train_tokens == 1000 // passes
     assert work.trainer(learning_rate=1e-5).config.max_train_tokens == 1000 // passes

@@ -18,7 +18,7 @@ from pydantic import ValidationError  # noqa: E402
 
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.toolchain.core.events import EventLog  # noqa: E402
-from soloist.toolchain.distill.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from soloist.toolchain.distill.checkpoint import CheckpointFacts, load_checkpoint, save_checkpoint  # noqa: E402
 from soloist.toolchain.distill.data import Example, as_groups  # noqa: E402
 from soloist.toolchain.distill.model import Student, choose_precision, load_base  # noqa: E402
 from soloist.toolchain.distill.objective import CrossEntropy  # noqa: E402
@@ -93,7 +93,8 @@ def test_sigkill_loses_nothing(tiny_base, conversations, tmp_path, one_thread):
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     again, whole = (Trainer(tiny_base, config).fit(examples, tmp_path / folder) for folder in ("killed", "whole"))
-    assert again.resumed_at >= 3 and whole.resumed_at == 0
+    assert again.resumed_at >= 3
+    assert whole.resumed_at == 0
     lines = [(tmp_path / folder / "train.jsonl").read_text().splitlines() for folder in ("killed", "whole")]
     assert lines[0] == lines[1]
     assert len(lines[0]) == 9
@@ -273,10 +274,10 @@ def test_a_checkpoint_of_other_settings_is_refused(tiny_base, conversations, tmp
 
 
 def test_checkpoints_ignore_torn_ones_and_report_damage(tmp_path):
-    save_checkpoint(tmp_path, 3, {"a": torch.ones(2)}, {"fingerprint": "x"})
+    save_checkpoint(tmp_path, CheckpointFacts(step=3, fingerprint="x", seconds=(0.5,) * 3), {"a": torch.ones(2)})
     (tmp_path / "step-00000004.tmp").mkdir()
     facts, tensors = load_checkpoint(tmp_path)
-    assert (facts["step"], tensors["a"].tolist()) == (3, [1.0, 1.0])
+    assert (facts.step, tensors["a"].tolist()) == (3, [1.0, 1.0])
     (tmp_path / "step-00000003" / "state.safetensors").write_bytes(b"torn")
     with pytest.raises(ArtifactError, match="damaged checkpoint"):
         load_checkpoint(tmp_path)

@@ -8,24 +8,35 @@ any moment leaves one whole checkpoint, the old or the new.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from soloist.kernels.errors import ArtifactError
+from soloist.toolchain.core.artifact import Facts
 from soloist.toolchain.core.files import explain_disk_errors, write_atomic
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write the checkpoint of `step` and remove the older ones."""
-    target = folder / f"step-{step:08d}"
+class CheckpointFacts(Facts):
+    """Where a run stands: steps done, the seconds of each, the processes that did them.
+
+    `fingerprint` is of the settings and the data, which a run that resumes must share.
+    """
+
+    step: int
+    fingerprint: str
+    seconds: tuple[float, ...]
+    processes: int = 1
+
+
+def save_checkpoint(folder: Path, facts: CheckpointFacts, tensors: Mapping[str, Tensor]) -> None:
+    """Write the checkpoint and remove the older ones."""
+    target = folder / f"step-{facts.step:08d}"
     temporary = folder / f"{target.name}.tmp"
     with explain_disk_errors(folder):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -33,7 +44,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], fact
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, _tensors(temporary))
         with _tensors(temporary).open("rb") as file:
             os.fsync(file.fileno())
-        write_atomic(temporary / "state.json", json.dumps({"step": step, **facts}))
+        write_atomic(temporary / "state.json", facts.model_dump_json())
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         for old in folder.glob("step-*"):
@@ -41,7 +52,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], fact
                 shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def load_checkpoint(folder: Path) -> tuple[CheckpointFacts, dict[str, Tensor]] | None:
     """Facts and tensors of the newest whole checkpoint; None if there is none.
 
     Raises:
@@ -51,7 +62,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | 
     if not whole:
         return None
     try:
-        facts = json.loads((whole[-1] / "state.json").read_text(encoding="utf-8"))
+        facts = CheckpointFacts.model_validate_json((whole[-1] / "state.json").read_bytes())
         return facts, load_file(_tensors(whole[-1]))
     except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"{whole[-1]}: damaged checkpoint ({error}); delete it to start over") from error

@@ -4,7 +4,7 @@
     z-score      A_i = (R_i - mean_G) / std_G              0 where all rewards of a group are equal
     released     min-form credit minus a baseline of the other samples, per token (see `released`)
 
-A sum of step rewards can be had by adding steps that say nothing; the least of them cannot.
+A sum of step rewards grows by adding empty steps; the least of them does not.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def min_form(rewards: Sequence[float], tau: float = 0.1) -> list[float]:
     if not values.size:
         return []
     weights = np.exp(-(values - values.min()) / tau)
-    found: list[float] = (weights / weights.sum() * values).tolist()
-    return found
+    credit: list[float] = (weights / weights.sum() * values).tolist()
+    return credit
 
 
 def softmin(rewards: Sequence[float], tau: float = 0.1) -> float:
@@ -42,8 +42,8 @@ def z_scores(rewards: Sequence[float]) -> list[float]:
     centered = values - values.mean()
     if values.size < 2 or np.ptp(values) < _SAME:
         return [0.0] * values.size
-    found: list[float] = (centered / values.std(ddof=1)).tolist()
-    return found
+    scores: list[float] = (centered / values.std(ddof=1)).tolist()
+    return scores
 
 
 def leave_one_out(rewards: Sequence[float]) -> list[float]:
@@ -72,13 +72,14 @@ def released(group: Sequence[Solution], *, tau: float = 0.1, coefficient: float 
     """
     credits = [min_form(solution.rewards, tau) for solution in group]
     answers = leave_one_out([float(solution.solved) - 1.0 for solution in group])
-    sums, lengths = [sum(credit) for credit in credits], [sum(solution.tokens) for solution in group]
-    found = []
-    for index, (solution, credit) in enumerate(zip(group, credits, strict=True)):
-        others = sum(lengths) - lengths[index]
-        baseline = (sum(sums) - sums[index]) / others if others else 0.0
-        earned = [c - baseline * tokens for c, tokens in zip(credit, solution.tokens, strict=True)]
-        if earned:
-            earned[-1] += coefficient * answers[index]
-        found.append(np.cumsum(earned[::-1])[::-1].tolist())
-    return found
+    total_credit = sum(map(sum, credits))
+    total_tokens = sum(sum(solution.tokens) for solution in group)
+    advantages = []
+    for solution, credit, answer in zip(group, credits, answers, strict=True):
+        others = total_tokens - sum(solution.tokens)
+        baseline = (total_credit - sum(credit)) / others if others else 0.0
+        earned = np.asarray(credit) - baseline * np.asarray(solution.tokens)
+        if len(earned):
+            earned[-1] += coefficient * answer
+        advantages.append(np.cumsum(earned[::-1])[::-1].tolist())
+    return advantages

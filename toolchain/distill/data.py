@@ -1,9 +1,9 @@
-"""Traces to training examples: the conversation a student should have had, and which tokens it must say.
+"""Traces to training examples: the conversation a student should have had, and which of its tokens are trained.
 
     tools   user: question · assistant: call [then] · tool: result · assistant: call · …
     cot     user: question · assistant: the tools' worked steps, one a line, then `#### answer`
 
-A run without tool calls teaches its final text in both modes. Only the assistant's own words and the
+Of a run without tool calls the final text is learned in both modes. Only the assistant's own words and the
 token that ends its turn are trained; prompts, tool results and the template are read, never learned.
 The mask comes from rendering the chat template message by message: a template whose prompt is not,
 token for token, the beginning of the finished conversation is refused, because a mask would lie.
@@ -13,6 +13,7 @@ the last tool's result is the answer. Left out: rewriting or repairing rejected 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +30,7 @@ from soloist.toolchain.traces.schema import Run, ToolUse
 CheckSteps = Callable[[Sequence[str]], bool]
 
 END = "<|im_end|>"
-# ChatML and nothing else: no system prompt is slipped in, so a question costs 9 template tokens, not some 30.
+# ChatML without a system prompt: a question costs 9 template tokens, not some 30.
 STUDENT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -61,7 +62,7 @@ class Example:
         """The sum of the trained tokens' weights."""
         if not self.weights:
             return float(self.targets)
-        return sum(weight for weight, trained in zip(self.weights, self.trained, strict=True) if trained)
+        return sum(itertools.compress(self.weights, self.trained))
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,43 @@ class Group:
 
     examples: tuple[Example, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens its conversations have."""
+        return sum(len(example.ids) for example in self.examples)
+
+    @property
+    def targets(self) -> int:
+        """How many tokens of its conversations are trained."""
+        return sum(example.targets for example in self.examples)
+
+    @property
+    def weight(self) -> float:
+        """The sum of the trained tokens' weights."""
+        return sum(example.weight for example in self.examples)
+
+
+def examples_of(groups: Iterable[Group]) -> list[Example]:
+    """The conversations of all groups, in order."""
+    examples: list[Example] = []
+    for group in groups:
+        examples += group.examples
+    return examples
+
+
+def count_tokens(groups: Iterable[Group]) -> tuple[int, int]:
+    """All tokens of the groups' conversations, and the trained ones among them."""
+    tokens, targets = 0, 0
+    for group in groups:
+        tokens += group.tokens
+        targets += group.targets
+    return tokens, targets
+
+
+def total_weight(groups: Iterable[Group]) -> float:
+    """The sum of the trained tokens' weights: what a mean over a step's tokens is divided by."""
+    return sum(group.weight for group in groups)
 
 
 def as_groups(items: Iterable[Example | Group]) -> list[Group]:
@@ -91,18 +129,18 @@ class Selection:
 
     @property
     def examples(self) -> tuple[Example, ...]:
-        return tuple(example for group in self.groups for example in group.examples)
+        return tuple(examples_of(self.groups))
 
     @property
     def counts(self) -> DataFacts:
         """For manifests and reports: groups kept, and the tokens of their conversations."""
-        examples = self.examples
+        tokens, targets = count_tokens(self.groups)
         return DataFacts(
             kept=len(self.groups),
             rejected=self.rejected,
-            tokens=sum(len(example.ids) for example in examples),
-            trained_tokens=sum(example.targets for example in examples),
-            conversations=len(examples),
+            tokens=tokens,
+            trained_tokens=targets,
+            conversations=len(self.examples),
             notes=self.notes,
         )
 
@@ -155,7 +193,7 @@ def encode(messages: Sequence[Message], tokenizer: Any, question_id: str = "") -
     return Example(tuple(messages), tuple(ids[:last]), tuple(trained[:last]), question_id)
 
 
-def act_messages(question: str, uses: Sequence[ToolUse]) -> list[Message]:
+def tool_messages(question: str, uses: Sequence[ToolUse]) -> list[Message]:
     """The conversation of a student that calls tools: each call but the last ends in ` then`."""
     messages: list[Message] = [{"role": "user", "content": question}]
     for index, use in enumerate(uses):
@@ -168,45 +206,61 @@ def act_messages(question: str, uses: Sequence[ToolUse]) -> list[Message]:
 
 
 def conversation(run: Run, mode: Mode) -> list[Message] | None:
-    """What the student should have said to the run's question; None if the run shows nothing to say."""
-    return told(run.question.question, run.trajectory, _final_text(run), run.answer, mode)
+    """The conversation the student should have had about the run's question; None if the run holds no answer to it."""
+    return messages_of(run.question.question, run.trajectory, _final_text(run), run.answer, mode)
 
 
-def told(question: str, uses: Sequence[ToolUse], text: str, answer: str | None, mode: Mode) -> list[Message] | None:
-    """A question and what was done about it, as a conversation of the student's; None if there is nothing to say.
-
-    Without tool calls `text` is said in both modes.
-    """
+def messages_of(
+    question: str, uses: Sequence[ToolUse], text: str, answer: str | None, mode: Mode
+) -> list[Message] | None:
+    """The student's conversation about a question, from tool calls or else from `text`; None if neither answers it."""
     question = question.strip()
     if uses and mode == "tools":
-        return act_messages(question, uses)
-    lines = [step for use in uses for step in use.steps] if uses else text.splitlines()
+        return tool_messages(question, uses)
+    lines = worked_lines(uses, text)
     if not lines or answer is None:
         return None
-    said = "\n".join(line.rstrip() for line in lines).strip()
-    if extract(said) != answer or "####" not in said:
-        said += f"\n#### {answer}"
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+    reply = "\n".join(map(str.rstrip, lines)).strip()
+    if extract(reply) != answer or "####" not in reply:
+        reply += f"\n#### {answer}"
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+
+
+def worked_lines(uses: Sequence[ToolUse], text: str) -> list[str]:
+    """The tools' worked steps in order; the lines of `text` where no tool was called."""
+    if not uses:
+        return text.splitlines()
+    lines: list[str] = []
+    for use in uses:
+        lines += use.steps
+    return lines
+
+
+def own_texts(messages: Iterable[Message]) -> list[str]:
+    """The assistant's turns of a conversation."""
+    return [message["content"] for message in messages if message["role"] == "assistant"]
 
 
 def _final_text(run: Run) -> str:
-    said = [run.turns[step].text for step in run.path if run.turns[step].text.strip()]
-    return said[-1] if said else ""
+    """The last text on the answer's path that is not empty."""
+    for step in reversed(run.path):
+        if run.turns[step].text.strip():
+            return run.turns[step].text
+    return ""
 
 
 def reject(run: Run, mode: Mode, check_steps: CheckSteps) -> str | None:
     """Why a run must not be learned from; None if it may be."""
     if run.verdict != "correct":
         return "no correct answer"
-    return unsound(run.question, run.trajectory, _final_text(run), mode, check_steps)
+    return flaw(run.question, run.trajectory, _final_text(run), mode, check_steps)
 
 
-def unsound(question: Question, uses: Sequence[ToolUse], text: str, mode: Mode, check_steps: CheckSteps) -> str | None:
-    """Why what led to a correct answer must not be learned from; None if it may be."""
+def flaw(question: Question, uses: Sequence[ToolUse], text: str, mode: Mode, check_steps: CheckSteps) -> str | None:
+    """Why the way to a correct answer must not be learned from; None if it may be."""
     if any(use.error is not None for use in uses):
         return "a call on the answer's path failed"
-    steps = [step for use in uses for step in use.steps] if uses else text.splitlines()
-    if not check_steps(steps):
+    if not check_steps(worked_lines(uses, text)):
         return "a worked step does not re-check"
     if uses and mode == "tools":
         result = uses[-1].result
@@ -257,9 +311,14 @@ def refuse_split(run: Run) -> None:
 def selection(kept: Sequence[Group], rejected: Mapping[str, int], notes: Mapping[str, Any] | None = None) -> Selection:
     """What was kept, or a DataError that says why that is nothing."""
     if not kept:
-        why = ", ".join(f"{count} x {reason}" for reason, count in rejected.items()) or "there are no traces"
+        why = reasons(rejected) or "there are no traces"
         raise DataError(f"no trace to learn from ({why}); record more, or with a stronger team")
     return Selection(tuple(kept), dict(rejected), dict(notes or {}))
+
+
+def reasons(rejected: Mapping[str, int]) -> str:
+    """`3 x no correct answer, 1 x longer than 1024 tokens`."""
+    return ", ".join(f"{count} x {reason}" for reason, count in rejected.items())
 
 
 def within(chosen: Selection, tokens: int | None, seed: int) -> Selection:
@@ -268,18 +327,19 @@ def within(chosen: Selection, tokens: int | None, seed: int) -> Selection:
     Raises:
         DataError: not even one group fits.
     """
-    sizes = [sum(example.targets for example in group.examples) for group in chosen.groups]
-    if tokens is None or sum(sizes) <= tokens:
+    if tokens is None or count_tokens(chosen.groups)[1] <= tokens:
         return chosen
-    order = list(range(len(sizes)))
+    order = list(range(len(chosen.groups)))
     random.Random(f"{seed}/tokens").shuffle(order)  # noqa: S311 - not cryptography
-    left, taken = tokens, set()
+    left, taken = tokens, [False] * len(order)
     for index in order:
-        if sizes[index] <= left:
-            taken.add(index)
-            left -= sizes[index]
-    if not taken:
-        raise DataError(f"a budget of {tokens} trained tokens is too small: the shortest group has {min(sizes)}")
-    kept = tuple(group for index, group in enumerate(chosen.groups) if index in taken)
-    dropped = {f"over the budget of {tokens} trained tokens": len(sizes) - len(kept)}
+        size = chosen.groups[index].targets
+        if size <= left:
+            taken[index] = True
+            left -= size
+    if not any(taken):
+        shortest = min(group.targets for group in chosen.groups)
+        raise DataError(f"a budget of {tokens} trained tokens is too small: the shortest group has {shortest}")
+    kept = tuple(itertools.compress(chosen.groups, taken))
+    dropped = {f"over the budget of {tokens} trained tokens": len(order) - len(kept)}
     return replace(chosen, groups=kept, rejected={**chosen.rejected, **dropped})

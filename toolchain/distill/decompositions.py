@@ -1,13 +1,13 @@
 """Sub-questions: those behind the calls of a run, and those that people wrote.
 
-A call is asked for in words and without its values, because finding those is the solver's part:
+A sub-question names a call's tool and arguments but not their values, because finding those is the solver's part:
 `solve(3*x + 4 = 19)` answers "Which equation goes to solve?". Files are real supervision for a decomposer, read
 where the user put them:
 
     StrategyQA     a JSON list of {"question", "decomposition": [sub-question, ...]}; the answers are not there
     GSM8K Socratic JSON lines of {"question", "answer": "sub-question ** answer\\n...\\n#### 72"}
 
-Both are told apart by their content. Calculator marks (`<<48/2=24>>`) are dropped. A record that does not fit is
+The content says which of the two a file is. Calculator marks (`<<48/2=24>>`) are dropped. A record that does not fit is
 counted with its reason; a file of which nothing fits is refused, and so is one that by its name holds test or
 dev questions: the records do not say whose they are, so no report could refuse that benchmark later.
 """
@@ -24,6 +24,7 @@ from typing import Any
 
 from soloist.kernels.errors import DataError
 from soloist.targets.base import Message
+from soloist.toolchain.distill.data import reasons
 from soloist.toolchain.student.artifact import Mode
 from soloist.toolchain.tasks.base import question_key
 from soloist.toolchain.tools.calls import MORE
@@ -45,21 +46,21 @@ def sub_question(use: ToolUse, mode: Mode, *, first: bool) -> str:
 
 
 def taken_apart(uses: Sequence[ToolUse], answer: str | None, mode: Mode) -> tuple[list[str], list[list[Message]]]:
-    """The sub-questions behind some calls, and what the solver says (and is told) to each."""
-    asked: list[str] = []
+    """The sub-questions behind some calls, and the solver's turn (with the tool's result) on each."""
+    sub_questions: list[str] = []
     replies: list[list[Message]] = []
     for index, use in enumerate(uses):
         last = index + 1 == len(uses)
-        asked.append(sub_question(use, mode, first=not index))
+        sub_questions.append(sub_question(use, mode, first=not index))
         if mode == "tools":
-            call = use.call.strip().removesuffix(MORE).rstrip()
-            heard: list[Message] = [] if last else [{"role": "tool", "content": (use.result or "").strip()}]
-            replies.append([{"role": "assistant", "content": call}, *heard])
+            replies.append([{"role": "assistant", "content": use.call.strip().removesuffix(MORE).rstrip()}])
+            if not last:
+                replies[-1].append({"role": "tool", "content": (use.result or "").strip()})
         else:
             lines = list(use.steps) or [use.call.strip()]
             text = "\n".join([*lines, f"#### {answer}"] if last and answer is not None else lines)
             replies.append([{"role": "assistant", "content": text}])
-    return asked, replies
+    return sub_questions, replies
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Decomposed:
     """A question with its sub-questions, and where the file has them their answers (else empty)."""
 
     question: str
-    asked: tuple[str, ...]
-    said: tuple[str, ...] = ()
+    sub_questions: tuple[str, ...]
+    answers: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -82,20 +83,20 @@ def read_decompositions(path: Path) -> tuple[list[Decomposed], dict[str, int]]:
             f"{path}: by its name these are a benchmark's test or dev questions, which are not for training; "
             "give the file of its training questions"
         )
-    found: list[Decomposed] = []
+    usable: list[Decomposed] = []
     refused: Counter[str] = Counter()
     for record in _records(path):
         made = _read(record)
         if isinstance(made, str):
             refused[made] += 1
         else:
-            found.append(made)
-    if not found:
-        why = ", ".join(f"{count} x {reason}" for reason, count in refused.items()) or "it is empty"
+            usable.append(made)
+    if not usable:
+        why = reasons(refused) or "it is empty"
         raise DataError(
             f"{path}: no decomposition in it ({why}); give StrategyQA's train.json or GSM8K's train_socratic.jsonl"
         )
-    return found, dict(refused)
+    return usable, dict(refused)
 
 
 def _records(path: Path) -> Sequence[Any]:
@@ -123,8 +124,9 @@ def _read(record: Any) -> Decomposed | str:
         return "no question"
     question, parts = record["question"].strip(), record.get("decomposition")
     if isinstance(parts, list):
-        asked = tuple(" ".join(part.split()) for part in parts if isinstance(part, str) and part.strip())
-        return Decomposed(question, asked) if asked and len(asked) == len(parts) else "an empty decomposition"
+        if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
+            return "an empty decomposition"
+        return Decomposed(question, tuple(" ".join(part.split()) for part in parts))
     answer = record.get("answer")
     if not isinstance(answer, str) or _BETWEEN not in answer:
         return "no sub-questions"
@@ -133,14 +135,14 @@ def _read(record: Any) -> Decomposed | str:
 
 def _socratic(question: str, answer: str) -> Decomposed | str:
     steps, _, final = _MARKS.sub("", answer).partition("####")
-    asked, said = [], []
+    sub_questions, answers = [], []
     for line in filter(str.strip, steps.splitlines()):
         one, between, other = line.partition(_BETWEEN)
         if not between or not one.strip() or not other.strip():
             return "a line without a sub-question"
-        asked.append(one.strip())
-        said.append(other.strip())
+        sub_questions.append(one.strip())
+        answers.append(other.strip())
     if not final.strip():
         return "no final answer"
-    said[-1] += f"\n#### {final.strip()}"
-    return Decomposed(question, tuple(asked), tuple(said))
+    answers[-1] += f"\n#### {final.strip()}"
+    return Decomposed(question, tuple(sub_questions), tuple(answers))

@@ -4,7 +4,7 @@
 
 The launcher starts the same command several times; without a GPU the processes meet on the CPU, over gloo.
 (`--cpu` would start one process only: accelerate leaves several to mpirun there.) The first process is the main
-one: it alone reads and writes checkpoints, log, events and the artifact, and says to the others what it found.
+one: it alone reads and writes checkpoints, log, events and the artifact, and shares with the others what it read.
 Objects travel as JSON, never as pickles. Where a process ends, the launcher ends the rest, and whoever waits
 for it says so in one line. Several machines need a folder they share: a later phase reads what an earlier one
 wrote. Left out: a single command that talks to itself (MPI without a launcher), joining or leaving while
@@ -48,7 +48,7 @@ class Processes:
         return self.count > 1
 
     def share(self, value: Any) -> Any:
-        """What the main process has; the others' own `value` is ignored. They wait until it has come so far."""
+        """The main process's `value`, on all of them; the others' own is ignored, and they wait for it."""
         if not self.several:
             return value
         data = json.dumps(value).encode() if self.main else b""
@@ -95,7 +95,7 @@ ALONE = Processes()
 
 
 def follows() -> bool:
-    """Whether this process was started beside a main one, as its environment says; torch is not asked."""
+    """Whether this process was started beside a main one, by its environment, without importing torch."""
     return int(os.environ.get("RANK", MAIN)) != MAIN
 
 

@@ -129,12 +129,12 @@ def row_cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
 
 def row_entropy(logits: Tensor) -> Tensor:
     """The entropy of each row in nats, without a gradient."""
-    found = torch.empty(len(logits), dtype=_precise(logits), device=logits.device)
+    entropy = torch.empty(len(logits), dtype=_precise(logits), device=logits.device)
     with torch.no_grad():
         for piece in _pieces(logits):
             log_p = _log_softmax(logits[piece])
-            found[piece] = -(log_p.exp() * log_p).sum(-1)
-    return found
+            entropy[piece] = -(log_p.exp() * log_p).sum(-1)
+    return entropy
 
 
 # ---------------------------------------------------------------- of a student and its teacher
@@ -149,8 +149,8 @@ def divergences(
         rows = row_divergence(student.logits(batch), teacher_logits(teacher, batch), kind, beta, consume=True)
         return rows if weights is None else rows * weights
     with torch.no_grad():
-        taught = head_of(teacher, batch) or teacher_logits(teacher, batch)
-    return _linear_kl(own, taught, kind, beta, weights)
+        target = head_of(teacher, batch) or teacher_logits(teacher, batch)
+    return _linear_kl(own, target, kind, beta, weights)
 
 
 def cross_entropies(student: Student, batch: Batch, weights: Tensor | None = None) -> Tensor:
@@ -168,9 +168,9 @@ def in_chunks(student: Student) -> bool:
     return bool(student.device.type != "cpu")
 
 
-def _linear_kl(own: Head, taught: Head | TopK | Tensor, kind: Kind, beta: float, weights: Tensor | None) -> Tensor:
+def _linear_kl(own: Head, target: Head | TopK | Tensor, kind: Kind, beta: float, weights: Tensor | None) -> Tensor:
     plain = choose("linear_kl", own.states.device).impl != "triton"
-    return linear_kl(own.states, own.weight, taught, bias=own.bias, kind=kind, beta=beta, weights=weights, plain=plain)
+    return linear_kl(own.states, own.weight, target, bias=own.bias, kind=kind, beta=beta, weights=weights, plain=plain)
 
 
 def head_of(model: Student, batch: Batch) -> Head | None:

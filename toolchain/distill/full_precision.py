@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from soloist.targets.base import require
 from soloist.toolchain.distill.data import Group
-from soloist.toolchain.distill.model import Student
+from soloist.toolchain.distill.model import Student, no_progress_bar
 from soloist.toolchain.distill.objective import Objective
 from soloist.toolchain.distill.train import Trainer
 from soloist.toolchain.distill.work import Work
@@ -23,14 +22,8 @@ from soloist.toolchain.student.artifact import TrainingFacts
 
 def write_exact(model: Any, tokenizer: Any, folder: Path) -> None:
     """A plain Hugging Face folder, in fp32."""
-    logging = require("transformers", "train").utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with no_progress_bar():
         model.float().save_pretrained(str(folder), safe_serialization=True)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     tokenizer.save_pretrained(str(folder))
 
 

@@ -5,9 +5,9 @@
     score      s(h) = tanh(w2 . relu(W1 h))
 
 The graphs have a dozen nodes, so the adjacency is dense: two small products do what a library for sparse graphs
-would. A node hears itself and the nodes with an edge to it. Everything random is a function of a seed and the
-question, never of how a step was split: neither parts nor processes change a number. The tokens are all that
-the student computes of a conversation, the question included; the end token predicts nothing and is not
+would. A node is reached by itself and by the nodes with an edge to it. Everything random is a function of a seed
+and the question, never of how a step was split: neither parts nor processes change a number. The tokens are all
+that the student computes of a conversation, the question included; the end token predicts nothing and is not
 computed. Left out: other networks, edge weights.
 """
 
@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from soloist.toolchain.distill.data import Group
 from soloist.toolchain.distill.packing import Batch
 
 UNLABELED = -1
@@ -52,7 +54,7 @@ def pooled(states: Tensor, batch: Batch, spans: Sequence[Sequence[int]]) -> Tens
 
 
 def adjacency(edges: Iterable[Sequence[int]], count: int, like: Tensor) -> Tensor:
-    """The normalized adjacency of `count` nodes with edges (source, target): row = who hears, (count, count)."""
+    """The normalized adjacency of `count` nodes with edges (source, target): row = target, (count, count)."""
     matrix = torch.eye(count, dtype=like.dtype)
     for source, target in edges:
         matrix[target, source] = 1.0
@@ -86,16 +88,16 @@ class GraphNetwork:
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [("network.w1", self.w1), ("network.b1", self.b1), ("network.w2", self.w2), ("network.b2", self.b2)]
 
-    def encode(self, nodes: Tensor, heard: Tensor) -> Tensor:
+    def encode(self, nodes: Tensor, adjacent: Tensor) -> Tensor:
         """(n, width) and the normalized adjacency -> (n, hidden)."""
-        return functional.relu(functional.linear(heard @ nodes, self.w1.to(nodes.dtype), self.b1.to(nodes.dtype)))
+        return functional.relu(functional.linear(adjacent @ nodes, self.w1.to(nodes.dtype), self.b1.to(nodes.dtype)))
 
-    def classify(self, encoded: Tensor, heard: Tensor, key: str | None) -> Tensor:
+    def classify(self, encoded: Tensor, adjacent: Tensor, key: str | None) -> Tensor:
         """(n, hidden) -> logits (n, classes); dropout only where `key` names the graph that is trained on."""
         if key is not None and self.dropout:
             mask = kept((encoded.shape[0], encoded.shape[1]), self.dropout, key)
             encoded = encoded * mask.to(encoded)
-        return functional.linear(heard @ encoded, self.w2.to(encoded.dtype), self.b2.to(encoded.dtype))
+        return functional.linear(adjacent @ encoded, self.w2.to(encoded.dtype), self.b2.to(encoded.dtype))
 
 
 class Score:
@@ -126,9 +128,27 @@ def ranked(better: Tensor, worse: Tensor, margin: float) -> Tensor:
     return total
 
 
+def ranked_pairs(score: Score, nodes: Tensor, pairs: Sequence[Sequence[int]], margin: float) -> Tensor:
+    """`ranked` of the scores of nodes (N, width) at `pairs` of places (better, worse); 0 with a gradient for none."""
+    if not pairs:
+        return nodes.sum() * 0.0
+    scores, places = score(nodes), torch.tensor(pairs, device=nodes.device)
+    return ranked(scores[places[:, 0]], scores[places[:, 1]], margin)
+
+
+def label_counts(groups: Iterable[Group]) -> Counter[int]:
+    """How many nodes of the groups have each label."""
+    labels: Counter[int] = Counter()
+    for group in groups:
+        labels.update(group.facts.get("labels", ()))
+    return labels
+
+
 def paired(better: Sequence[int], worse: Sequence[int]) -> list[list[int]]:
     """Every item of the longer list with one of the shorter, which is gone through again and again."""
     if not better or not worse:
         return []
-    count = max(len(better), len(worse))
-    return [[better[i % len(better)], worse[i % len(worse)]] for i in range(count)]
+    pairs = []
+    for index in range(max(len(better), len(worse))):
+        pairs.append([better[index % len(better)], worse[index % len(worse)]])
+    return pairs

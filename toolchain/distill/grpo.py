@@ -2,13 +2,13 @@
 
     segment: policy <- folder · reference <- the same folder for all segments · S updates · policy -> folder
 
-TRL samples through our rollouts, so that a student that acts calls its tools and their results are masked,
+TRL samples through our rollouts, so that a student of mode `tools` calls its tools and their results are masked,
 and its rewards are a reward model's and a verifier's. Advantages are computed here (`credit.py`), because TRL's
 own divide by std + 1e-4 and know one number per solution; `released` gives every step its own.
 
 TRL's checkpoints hold pickled optimizer states, which we neither write nor read: a killed run repeats its
 segment, and AdamW's moments begin anew with every segment. Weights are fp32 throughout, on disk as well
-(`exact.py`). Left out: several processes (a group's rewards would lie on several), LoRA in this phase, vLLM.
+(`full_precision.py`). Left out: several processes (a group's rewards would lie on several), LoRA in this phase, vLLM.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.credit import Solution, released, softmin, z_scores
 from soloist.toolchain.distill.data import Example, prepare_tokenizer, render_ids
 from soloist.toolchain.distill.full_precision import write_exact
-from soloist.toolchain.distill.model import load_base
+from soloist.toolchain.distill.model import load_base, no_progress_bar
 from soloist.toolchain.distill.prm import RewardModel
 from soloist.toolchain.distill.rollouts import Rollout, Sampler
 from soloist.toolchain.distill.steps import step_ends
@@ -58,7 +58,7 @@ class GrpoConfig(Config):
     step_weight: float = Field(default=1.0, ge=0, description="of the reward model's softmin over steps (our choice)")
     answer_weight: float = Field(default=1.0, ge=0, description="of the verified answer (released)")
     tau: float = Field(default=0.1, gt=0, description="of softmin and of min-form credit (released)")
-    new_tokens: int | None = Field(default=None, ge=1, description="most tokens per turn; 64 acting, 256 in words")
+    new_tokens: int | None = Field(default=None, ge=1, description="most tokens per turn; 64 of a call, 256 in words")
 
 
 @dataclass
@@ -72,21 +72,21 @@ class Judge:
     def __post_init__(self) -> None:
         self.judged: list[tuple[list[int], Solution]] = []  # step ends within the completion, in sampled order
 
-    def judge(self, prompts: Sequence[Sequence[int]], made: Sequence[Rollout], asked: Sequence[Question]) -> None:
+    def judge(
+        self, prompts: Sequence[Sequence[int]], rollouts: Sequence[Rollout], questions: Sequence[Question]
+    ) -> None:
         """Score a whole batch; TRL asks for the numbers afterwards."""
         tokenizer = self.model.student.tokenizer
-        ends = [step_ends(one.ids, one.own, tokenizer) for one in made]
-        examples = [
-            Example((), (*prompt, *one.ids), (*(False for _ in prompt), *one.own))
-            for prompt, one in zip(prompts, made, strict=True)
-        ]
-        shifted = [[len(prompt) + end for end in stops] for prompt, stops in zip(prompts, ends, strict=True)]
-        scores = self.model.scores(examples, shifted)
+        examples, ends, ends_with_prompt = [], [], []
+        for prompt, rollout in zip(prompts, rollouts, strict=True):
+            examples.append(Example((), (*prompt, *rollout.ids), (*[False] * len(prompt), *rollout.own)))
+            ends.append(step_ends(rollout.ids, rollout.own, tokenizer))
+            ends_with_prompt.append([len(prompt) + end for end in ends[-1]])
+        scores = self.model.scores(examples, ends_with_prompt)
         self.judged = []
-        for one, stops, values, question in zip(made, ends, scores, asked, strict=True):
-            begins = [0, *(stop + 1 for stop in stops[:-1])]
-            tokens = tuple(sum(one.own[b : e + 1]) for b, e in zip(begins, stops, strict=True))
-            self.judged.append((stops, Solution(tuple(values), tokens, one.right(question))))
+        for rollout, stops, values, question in zip(rollouts, ends, scores, questions, strict=True):
+            tokens = tuple(sum(rollout.own[step]) for step in _steps(stops))
+            self.judged.append((stops, Solution(tuple(values), tokens, rollout.right(question))))
 
     def step_reward(self, **_: Any) -> list[float]:
         """Softmin of the steps' scores, for TRL."""
@@ -100,22 +100,32 @@ class Judge:
         """(B, 1) of the paper, one number a solution; (B, width) of the released code, one a token."""
         size = self.config.generations
         groups = [self.judged[at : at + size] for at in range(0, len(self.judged), size)]
+        config = self.config
         if self.variant == "paper":
-            weights = self.config.step_weight, self.config.answer_weight
-            totals = [
-                [weights[0] * softmin(s.rewards, self.config.tau) + weights[1] * s.solved for _, s in group]
-                for group in groups
-            ]
-            return torch.tensor([value for group in totals for value in z_scores(group)])[:, None]
-        found = torch.zeros(len(self.judged), width)
-        for start, group in enumerate(groups):
-            signed = [Solution(tuple(2 * r - 1 for r in s.rewards), s.tokens, s.solved) for _, s in group]
-            credits = released(signed, tau=self.config.tau, coefficient=self.config.answer_weight)
-            for row, ((stops, _), values) in enumerate(zip(group, credits, strict=True), start=start * size):
-                begins = [0, *(stop + 1 for stop in stops[:-1])]
-                for begin, end, value in zip(begins, stops, values, strict=True):
-                    found[row, begin : end + 1] = value
-        return found
+            advantages: list[float] = []
+            for group in groups:
+                rewards = []
+                for _, solution in group:
+                    steps = softmin(solution.rewards, config.tau)
+                    rewards.append(config.step_weight * steps + config.answer_weight * solution.solved)
+                advantages += z_scores(rewards)
+            return torch.tensor(advantages)[:, None]
+        of_tokens = torch.zeros(len(self.judged), width)
+        for number, group in enumerate(groups):
+            signed = []
+            for _, solution in group:
+                signed.append(replace(solution, rewards=tuple(2 * reward - 1 for reward in solution.rewards)))
+            credits = released(signed, tau=config.tau, coefficient=config.answer_weight)
+            for row, ((stops, _), values) in enumerate(zip(group, credits, strict=True), start=number * size):
+                for step, value in zip(_steps(stops), values, strict=True):
+                    of_tokens[row, step] = value
+        return of_tokens
+
+
+def _steps(ends: Sequence[int]) -> list[slice]:
+    """The tokens of each step, from the places of the steps' last tokens."""
+    begins = [0, *(end + 1 for end in ends[:-1])]
+    return [slice(begin, end + 1) for begin, end in zip(begins, ends, strict=True)]
 
 
 class Update(Facts):
@@ -223,10 +233,9 @@ class Segment:
             max_completion_length=self.limit,
             reward_weights=[config.step_weight, config.answer_weight],
         )
-        rows = [
-            {"prompt": [{"role": "user", "content": q.question.strip()}], "at": at}
-            for at, q in enumerate(self.questions)
-        ]
+        rows = []
+        for at, question in enumerate(self.questions):
+            rows.append({"prompt": [{"role": "user", "content": question.question.strip()}], "at": at})
         trainer = Trainer(
             model,
             [judge.step_reward, judge.answer_reward],
@@ -241,7 +250,7 @@ class Segment:
         return trainer
 
     def _rollouts(self, judge: Judge) -> Any:
-        known = {q.question.strip(): q for q in self.questions}
+        known = {question.question.strip(): question for question in self.questions}
         config = judge.config
 
         def roll(prompts: Sequence[list[Message]], trainer: Any) -> Mapping[str, Any]:
@@ -257,17 +266,20 @@ class Segment:
             ids = [render_ids(trainer.processing_class, prompt, prompt=True) for prompt in prompts]
             was_training = policy.training
             policy.eval()
-            made = sampler.roll(ids)
+            rollouts = sampler.roll(ids)
             policy.train(was_training)
-            judge.judge(ids, made, [known[prompt[0]["content"]] for prompt in prompts])
-            masks = [[int(own) for own in one.own] for one in made]
-            return {"prompt_ids": ids, "completion_ids": [one.ids for one in made], "logprobs": None, "env_mask": masks}
+            judge.judge(ids, rollouts, [known[prompt[0]["content"]] for prompt in prompts])
+            completions, masks = [], []
+            for rollout in rollouts:
+                completions.append(rollout.ids)
+                masks.append(list(map(int, rollout.own)))
+            return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None, "env_mask": masks}
 
         return roll
 
 
 def turn_tokens(config: GrpoConfig, tools: Toolbox | None) -> int:
-    """The most tokens a student may say at once."""
+    """The most tokens of one turn of the student's."""
     return config.new_tokens or (256 if tools is None else 64)
 
 
@@ -276,28 +288,32 @@ def unpadded(
 ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
     """TRL's (log-probabilities, entropies, None) of the last `keep` columns of (B, T), (B, keep), zero at padding.
 
-    TRL pads every conversation of an update to the longest; one that talks until it is cut off makes all of them as
+    TRL pads every conversation of an update to the longest; one that rambles until it is cut off makes all of them as
     long. Here `read` sees rows of like length together, only as wide as they are.
     """
     begins = mask.argmax(1)
     ends = mask.shape[1] - mask.flip(1).argmax(1)
     calls = like_lengths((ends - begins).tolist(), most)
-    found: list[list[torch.Tensor]] = []
+    log_probs: list[torch.Tensor] = []
+    entropies: list[torch.Tensor] = []
+    order: list[int] = []
     for rows in calls:
         begin, end = int(begins[rows].min()), int(ends[rows].max())
         cut = mask.shape[1] - end
-        *read_here, _ = read(ids[rows, begin:end], mask[rows, begin:end], keep - cut)
-        found.append([functional.pad(part, (0, cut)) for part in read_here if part is not None])
-    back = torch.tensor([row for rows in calls for row in rows], device=ids.device).argsort()
-    logps, *entropies = (torch.cat(parts)[back] for parts in zip(*found, strict=True))
-    return logps, entropies[0] if entropies else None, None
+        log_prob, entropy, _ = read(ids[rows, begin:end], mask[rows, begin:end], keep - cut)
+        log_probs.append(functional.pad(log_prob, (0, cut)))
+        if entropy is not None:
+            entropies.append(functional.pad(entropy, (0, cut)))
+        order += rows
+    back = torch.tensor(order, device=ids.device).argsort()
+    return torch.cat(log_probs)[back], torch.cat(entropies)[back] if entropies else None, None
 
 
 def like_lengths(lengths: Sequence[int], most: int) -> list[list[int]]:
     """Indices in groups of at most `most`, longest first, that waste little when each is padded to its longest."""
     groups: list[list[int]] = []
     wasted = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         wasted += lengths[groups[-1][0]] - lengths[index] if groups else 0
         if groups and len(groups[-1]) < most and wasted <= _CALL:
             groups[-1].append(index)
@@ -314,26 +330,19 @@ def _quiet() -> Iterator[None]:
     TRL calls every rollout function experimental (our tests pin its API), and names a setting of transformers
     by the name before last. Nor does loading the reference need a progress bar.
     """
-    logging = require("transformers", "train").utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    with warnings.catch_warnings():
+    with no_progress_bar(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is", category=FutureWarning)
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'", category=UserWarning)
-        try:
-            yield
-        finally:
-            if shown:
-                logging.enable_progress_bar()
+        yield
 
 
 def _updates(history: Sequence[Mapping[str, Any]], sampled: int, seconds: float) -> list[Update]:
-    """TRL's log as ours. It counts prompts and the student's words, no tool's results."""
+    """TRL's log as ours. It counts prompts and the student's own tokens, no tool's results."""
     steps = [entry for entry in history if "loss" in entry]
-    found = []
-    for index, entry in enumerate(steps):
-        seen = entry["num_tokens"] - (steps[index - 1]["num_tokens"] if index else 0)
-        found.append(
+    updates = []
+    before = 0
+    for entry in steps:
+        updates.append(
             Update(
                 loss=round(entry["loss"], 6),
                 reward=round(entry["reward"], 6),
@@ -342,9 +351,10 @@ def _updates(history: Sequence[Mapping[str, Any]], sampled: int, seconds: float)
                 kl=round(entry.get("kl", 0.0), 8),
                 learning_rate=entry["learning_rate"],
                 gradient_norm=round(entry["grad_norm"], 6),
-                tokens=int(seen),
+                tokens=int(entry["num_tokens"] - before),
                 trained_tokens=round(entry["completions/mean_length"] * sampled),
                 seconds=round(seconds / len(steps), 4),
             )
         )
-    return found
+        before = entry["num_tokens"]
+    return updates

@@ -1,4 +1,4 @@
-"""The student in memory: a Hugging Face causal model that eats packed batches.
+"""The student in memory: a Hugging Face causal model that runs on packed batches.
 
 `logits` is the one way every method reads the student: next-token logits at the trained positions only,
 since a vocabulary-wide product at every position is the largest single cost of a small model. The
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from soloist.kernels.errors import ArtifactError, UsageError
-from soloist.targets.base import require
+from soloist.targets.base import Message, require
 from soloist.toolchain.distill.data import encode, prepare_tokenizer
 from soloist.toolchain.distill.packing import Batch, pack, use_packed_attention
 
@@ -68,7 +68,7 @@ def load_base(base: Path) -> tuple[Any, Any]:
             return load_base(Path(folder))
     tokenizer = _tokenizer(base)
     transformers = require("transformers", "train")
-    with _explained(base), _quiet_progress(transformers):
+    with _explained(base), no_progress_bar():
         model = transformers.AutoModelForCausalLM.from_pretrained(
             str(base),
             dtype=torch.float32,
@@ -108,8 +108,9 @@ def _explained(base: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_progress(transformers: Any) -> Any:
-    logging = transformers.utils.logging
+def no_progress_bar() -> Iterator[None]:
+    """Without the bar that transformers draws while it loads or saves."""
+    logging = require("transformers", "train").utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -158,18 +159,17 @@ class Student:
         window = getattr(self.model.config, "sliding_window", None)
         if window is not None and window < max_length:
             raise UsageError(f"max_length {max_length} exceeds the model's attention window of {window} tokens")
-        pairs = (("What is 1 + 1?", "2"), ("What is 1 + 2, said slowly?", "three"))
-        talks = [
-            encode([{"role": "user", "content": said}, {"role": "assistant", "content": heard}], self.tokenizer)
-            for said, heard in pairs
-        ]
-        batch = pack(talks).to(self.device)
+        examples = []
+        for question, answer in (("What is 1 + 1?", "2"), ("What is 1 + 2, in words?", "three")):
+            messages: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            examples.append(encode(messages, self.tokenizer))
+        batch = pack(examples).to(self.device)
         with torch.no_grad():
             packed = self.logits(batch)
             self.model.set_attn_implementation(self.native_attention)
-            for owner, talk in enumerate(talks):
-                alone = self.model(torch.tensor([talk.ids], device=self.device)).logits[0, :-1]
-                alone = alone[torch.tensor(talk.trained[1:], device=self.device)]
+            for owner, example in enumerate(examples):
+                alone = self.model(torch.tensor([example.ids], device=self.device)).logits[0, :-1]
+                alone = alone[torch.tensor(example.trained[1:], device=self.device)]
                 gap = float((alone - packed[batch.owners == owner]).abs().max() / alone.abs().max())
                 if not gap < _PACKING_TOLERANCE:
                     name = type(self.model).__name__
@@ -209,8 +209,8 @@ class Student:
 
     def logits(self, batch: Batch) -> Tensor:
         """Next-token logits at the batch's trained positions, (R, vocabulary)."""
-        found: Tensor = self._forward(batch).logits[0]
-        return found
+        logits: Tensor = self._forward(batch).logits[0]
+        return logits
 
     def logits_and_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The same, and the last hidden state of every node of the trie, (T, width)."""
@@ -270,6 +270,14 @@ class Student:
         if self.lora:
             model = model.merge_and_unload()
         model.set_attn_implementation(self.native_attention)
-        with _quiet_progress(require("transformers", "train")):
+        with no_progress_bar():
             model.to(torch.bfloat16).save_pretrained(str(folder), safe_serialization=True)
         self.tokenizer.save_pretrained(str(folder))
+
+
+def frozen(path: Path, dtype: torch.dtype, device: torch.device) -> Student:
+    """A model that is only read: a reference, a judge."""
+    reader = Student(*load_base(path), device)
+    reader.compute_in(dtype)
+    reader.model.eval().requires_grad_(False)
+    return reader

@@ -1,4 +1,12 @@
-"""TO BE DESCRIBED."""
+"""What a method optimizes: a loss as named terms, and the cross-entropy that most methods are made of.
+
+    Objective      names, counts and terms; what the trainer (`train.py`) runs
+    Refreshing     an objective that replaces a step's groups, by samples of the student for instance
+    Observing      an objective whose terms hold numbers that are logged and not optimized
+    CrossEntropy   -sum w log p(y) / sum w over a step's trained tokens
+
+Cross-entropy has its own autograd function, because on a CPU it is memory traffic that costs, not arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from soloist.toolchain.distill.data import Group
+from soloist.toolchain.distill.data import Group, total_weight
 from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.packing import Batch
 
@@ -42,7 +50,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Refreshing(Protocol):
-    """What an objective also is if it replaces the groups of a step, by the student's own words for instance."""
+    """What an objective also is if it replaces the groups of a step, by the student's own samples for instance."""
 
     def refresh(self, student: Student, groups: Sequence[Group], step: int) -> Sequence[Group]:
         """The groups to take instead: a function of the student and the step, because a resumed run asks again.
@@ -110,12 +118,12 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None 
 
 
 class CrossEntropy(SelfContained):
-    """Mean cross-entropy over a step's trained tokens, each with its own weight (1 unless an example says else)."""
+    """Mean cross-entropy over a step's trained tokens, each with its own weight (1 unless the example has others)."""
 
     names = ("lm",)
 
     def counts(self, groups: Sequence[Group]) -> Mapping[str, float]:
-        return {"tokens": sum(example.weight for group in groups for example in group.examples)}
+        return {"tokens": total_weight(groups)}
 
     def terms(self, student: Student, batch: Batch, counts: Mapping[str, float]) -> Mapping[str, Tensor]:
         return {"lm": summed_cross_entropy(student.logits(batch), batch.labels, batch.weights) / counts["tokens"]}

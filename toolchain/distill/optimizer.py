@@ -13,6 +13,7 @@ split between owners.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -60,13 +61,14 @@ class MasterAdamW:
         self.betas = betas
         self.epsilon = epsilon
         self.steps = 0
-        self.master = {
-            name: value.detach().float().clone() if separate else value.detach()
-            for name, value in self.parameters.items()
-            if self.owners[name] == processes.rank
-        }
-        self.first = {name: torch.zeros_like(value) for name, value in self.master.items()}
-        self.second = {name: torch.zeros_like(value) for name, value in self.master.items()}
+        self.master: dict[str, Tensor] = {}
+        self.first: dict[str, Tensor] = {}
+        self.second: dict[str, Tensor] = {}
+        for name, value in self.parameters.items():
+            if self.owners[name] == processes.rank:
+                self.master[name] = value.detach().float().clone() if separate else value.detach()
+                self.first[name] = torch.zeros_like(self.master[name])
+                self.second[name] = torch.zeros_like(self.master[name])
         self._sums: dict[str, Tensor] = {}
         self._reached = list(self.parameters)  # what this step's gradient reaches, in any process
 
@@ -95,8 +97,8 @@ class MasterAdamW:
         gradient of zero would still let the moments fade and the weight decay.
         """
         has = [value.grad is not None or name in self._sums for name, value in self.parameters.items()]
-        found = self.processes.sum(torch.tensor(has, dtype=torch.float32, device=self.processes.device)).tolist()
-        self._reached = [name for name, processes in zip(self.parameters, found, strict=True) if processes]
+        holders = self.processes.sum(torch.tensor(has, dtype=torch.float32, device=self.processes.device)).tolist()
+        self._reached = list(itertools.compress(self.parameters, holders))
         for name in self._reached:
             value = self.parameters[name]
             if value.grad is not None:
@@ -110,9 +112,9 @@ class MasterAdamW:
 
     def norm(self) -> Tensor:
         """The global norm of this step's gradients, over all processes."""
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self.gradients().values()]
-        found = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=self.processes.device)
-        return self.processes.sum(found.square()).sqrt() if self.processes.several else found
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in self.gradients().values()]
+        norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=self.processes.device)
+        return self.processes.sum(norm.square()).sqrt() if self.processes.several else norm
 
     def step(self, learning_rate: float, scale: float = 1.0) -> None:
         """Update every weight that has a gradient; gradients are multiplied by `scale` first.
@@ -131,19 +133,19 @@ class MasterAdamW:
             self.processes.spread(self.parameters[name], self.owners[name])
 
     def _update(self, name: str, gradient: Tensor, learning_rate: float, scale: float, decay: float) -> None:
-        flat = [t.view(-1) for t in (self.master[name], self.first[name], self.second[name])]
+        master, first, second = self.master[name].view(-1), self.first[name].view(-1), self.second[name].view(-1)
         source, working = gradient.reshape(-1), self.parameters[name].view(-1)
-        rounded = working.data_ptr() != flat[0].data_ptr()
+        rounded = working.data_ptr() != master.data_ptr()
         # the kernel adds one to the step it is given, in place
         for start in range(0, source.numel(), _SLICE):
             stop = min(start + _SLICE, source.numel())
             piece = source[start:stop].float()
             step = torch.tensor(float(self.steps - 1), device=piece.device)
             adamw(
-                [flat[0][start:stop]],
+                [master[start:stop]],
                 [piece * scale if scale != 1.0 else piece],
-                [flat[1][start:stop]],
-                [flat[2][start:stop]],
+                [first[start:stop]],
+                [second[start:stop]],
                 [],
                 [step],
                 fused=True,
@@ -156,7 +158,7 @@ class MasterAdamW:
                 maximize=False,
             )
             if rounded:
-                working[start:stop] = flat[0][start:stop]
+                working[start:stop] = master[start:stop]
 
     def exact(self) -> dict[str, Tensor]:
         """The fp32 weights, all of them on every process; every process must call it."""
@@ -170,13 +172,13 @@ class MasterAdamW:
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as a flat mapping, whole on the main process; every process must call it."""
-        found = {}
+        state = {}
         for part, group in self._parts().items():
             for name in self.parameters:
                 value = self._whole(group, name)
                 if self.processes.main:  # what others own is not to fill this one's accelerator
-                    found[f"{part}.{name}"] = value if name in group else value.cpu()
-        return found
+                    state[f"{part}.{name}"] = value if name in group else value.cpu()
+        return state
 
     def _parts(self) -> dict[str, dict[str, Tensor]]:
         return {"master": self.master, "first": self.first, "second": self.second}

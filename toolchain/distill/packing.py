@@ -16,7 +16,6 @@ goes through transformers' attention interface. Left out: sliding windows, dropo
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from soloist.kernels.errors import ArtifactError
-from soloist.toolchain.distill.data import Example, Group, as_groups
+from soloist.toolchain.distill.data import Example, Group, as_groups, examples_of
 
 ATTENTION = "soloist_packed"
 _SHORT = 256  # longest conversation whose L x L scores are worth writing out
@@ -56,14 +55,17 @@ class Batch:
         return len(self.labels)
 
     def to(self, device: torch.device) -> Batch:
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in fields.items()})
+        moved = {}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            moved[name] = value.to(device) if isinstance(value, Tensor) else value
+        return Batch(**moved)
 
 
 def pack(items: Sequence[Example | Group], *, share: bool = True) -> Batch:
     """Lay conversations out as one trie. `share=False` keeps equal beginnings apart (for comparison)."""
     gathered = as_groups(items)
-    examples = [example for group in gathered for example in group.examples]
+    examples = examples_of(gathered)
     nodes: dict[tuple[int, int], int] = {}
     ids: list[int] = []
     positions: list[int] = []
@@ -93,7 +95,10 @@ def pack(items: Sequence[Example | Group], *, share: bool = True) -> Batch:
                 owners.append(owner)
                 weights.append(example.weights[place] if example.weights else 1.0)
                 spans.append(example.spans[place] if example.spans else 0)
-    ends = list(itertools.accumulate(len(group.examples) for group in gathered))
+    ranges, count = [], 0
+    for group in gathered:
+        ranges.append(range(count, count + len(group.examples)))
+        count += len(group.examples)
     return Batch(
         ids=torch.tensor([ids]),
         positions=torch.tensor([positions]),
@@ -105,8 +110,8 @@ def pack(items: Sequence[Example | Group], *, share: bool = True) -> Batch:
         lengths=torch.tensor([len(example.ids) - 1 for example in examples], dtype=torch.long),
         weights=torch.tensor(weights) if any(example.weights for example in examples) else None,
         spans=torch.tensor(spans, dtype=torch.long),
-        tokens=sum(len(example.ids) for example in examples),
-        groups=tuple(range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)),
+        tokens=sum(group.tokens for group in gathered),
+        groups=tuple(ranges),
         facts=tuple(group.facts for group in gathered),
     )
 

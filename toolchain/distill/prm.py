@@ -29,9 +29,9 @@ from soloist.kernels.errors import ArtifactError
 from soloist.toolchain.core.files import explain_disk_errors
 from soloist.toolchain.distill.data import Example, Group
 from soloist.toolchain.distill.model import Student
-from soloist.toolchain.distill.packing import Batch, pack
+from soloist.toolchain.distill.packing import Batch
 from soloist.toolchain.distill.steps import read_at
-from soloist.toolchain.distill.train import parts
+from soloist.toolchain.distill.train import read_in_parts
 
 HEAD = "head.safetensors"
 
@@ -44,18 +44,18 @@ def rated_group(
     for example, stops, known in zip(examples, ends, labels, strict=True):
         for end, label in zip(stops, known, strict=True):
             merged.setdefault(example.ids[: end + 1], []).append(label)
-    kept, said, places = [], [], []
+    kept, means, places = [], [], []
     for example, stops in zip(examples, ends, strict=True):
         first = []
         for place, end in enumerate(stops):
             values = merged.pop(example.ids[: end + 1], None)
             if values is not None:
                 first.append(end)
-                said.append(sum(values) / len(values))
+                means.append(sum(values) / len(values))
                 places.append(place)
         if first:
             kept.append(read_at(example, first, end_token))
-    return Group(tuple(kept), {"labels": said, "places": places})
+    return Group(tuple(kept), {"labels": means, "places": places})
 
 
 def compared(group: Group) -> float:
@@ -84,7 +84,8 @@ class RewardHead(nn.Linear):  # type: ignore[misc]  # torch's types are not foll
     def write(self, folder: Path) -> None:
         """Save as safetensors."""
         with explain_disk_errors(folder):
-            save_file({name: value.detach().float().cpu() for name, value in self.state_dict().items()}, folder / HEAD)
+            tensors = {name: value.detach().float().cpu() for name, value in self.state_dict().items()}
+            save_file(tensors, folder / HEAD)
 
     @classmethod
     def read(cls, folder: Path) -> RewardHead:
@@ -152,25 +153,24 @@ def step_rewards(student: Student, head: RewardHead, batch: Batch) -> Tensor:
     """R of every step a batch reads, in its order."""
     _, states = student.logits_and_states(batch)
     read = states[batch.rows].to(head.weight.dtype)
-    found: Tensor = head(read)[:, 0]
-    return found
+    rewards: Tensor = head(read)[:, 0]
+    return rewards
 
 
 def train_last_block_only(student: Student) -> None:
     """Freeze everything but the last transformer block: stage I of the paper trains it and the head."""
-    blocks = {name: block for name, _ in student.named_parameters() if (block := _block(name)) is not None}
-    if not blocks:
+
+    def block(name: str) -> int:
+        return next((int(part) for part in name.split(".") if part.isdigit()), -1)
+
+    last = max(block(name) for name, _ in student.named_parameters())
+    if last < 0:
         raise ArtifactError(
             f"{type(student.model).__name__}: no numbered blocks to find the last one; choose another base"
         )
-    last = max(blocks.values())
     for name, value in student.model.named_parameters():
-        if _block(name) != last:
+        if block(name) != last:
             value.requires_grad_(False)
-
-
-def _block(name: str) -> int | None:
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 class RewardModel:
@@ -184,16 +184,15 @@ class RewardModel:
     def scores(self, examples: Sequence[Example], ends: Sequence[Sequence[int]]) -> list[list[float]]:
         """s(R) of each step, in 0..1."""
         end_token = self.student.tokenizer.eos_token_id
-        found: list[list[float]] = [[] for _ in examples]
-        groups = [
-            Group((read_at(example, stops, end_token),), {"at": at})
-            for at, (example, stops) in enumerate(zip(examples, ends, strict=True))
-            if stops
-        ]
+        scores: list[list[float]] = [[] for _ in examples]
+        groups, with_steps = [], []
+        for place, (example, stops) in enumerate(zip(examples, ends, strict=True)):
+            if stops:
+                groups.append(Group((read_at(example, stops, end_token),)))
+                with_steps.append(place)
         with torch.no_grad():
-            for part in parts(groups, self.part_tokens):
-                batch = pack(part).to(self.student.device)
+            for batch, places in read_in_parts(groups, self.part_tokens, self.student.device):
                 values = torch.sigmoid(step_rewards(self.student, self.head, batch)).tolist()
                 for owner, value in zip(batch.owners.tolist(), values, strict=True):
-                    found[batch.facts[owner]["at"]].append(value)
-        return found
+                    scores[with_steps[places[owner]]].append(value)
+        return scores

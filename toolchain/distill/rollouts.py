@@ -1,4 +1,4 @@
-"""A student sampled as it will act: it writes, its tools answer, it goes on, until a call is the last.
+"""A student sampled as it will be used: it calls, its tools answer, it goes on, until a call is the last.
 
     prompt ids ── student ──► own tokens ── tool ──► read tokens ── student ──► own tokens …
 
@@ -39,7 +39,7 @@ class Rollout:
 class Sampler:
     """How a student is sampled. Without `tools` it answers in words.
 
-    `limit` is of the whole conversation; one token is said in any case, because TRL knows no empty completion.
+    `limit` is of the whole conversation; one token is sampled in any case, because TRL knows no empty completion.
     """
 
     model: Any
@@ -53,29 +53,29 @@ class Sampler:
 
     def roll(self, prompts: Sequence[Sequence[int]]) -> list[Rollout]:
         """One solution from each prompt; torch's random numbers decide."""
-        found = [Rollout() for _ in prompts]
+        rollouts = [Rollout() for _ in prompts]
         active = list(range(len(prompts)))
         for _ in range(self.max_calls if self.tools is not None else 1):
             if not active:
                 break
-            said = self._generate([[*prompts[i], *found[i].ids] for i in active])
+            turns = self._generate([[*prompts[i], *rollouts[i].ids] for i in active])
             going = []
-            for i, ids in zip(active, said, strict=True):
-                found[i].ids += ids
-                found[i].own += [True] * len(ids)
-                if self._goes_on(found[i], ids):
+            for i, ids in zip(active, turns, strict=True):
+                rollouts[i].ids += ids
+                rollouts[i].own += [True] * len(ids)
+                if self._goes_on(rollouts[i], ids) and len(prompts[i]) + len(rollouts[i].ids) < self.limit:
                     going.append(i)
-            active = [i for i in going if len(prompts[i]) + len(found[i].ids) < self.limit]
-        return found
+            active = going
+        return rollouts
 
     def _goes_on(self, rollout: Rollout, ids: Sequence[int]) -> bool:
-        """Act on what was said; True if the student is to go on.
+        """Run the call that a turn holds; True if the student is to go on.
 
         A call that did not end is none, and the result of one after which more was announced is no answer.
         """
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         if self.tools is None:
-            rollout.answer = extract(text)  # as a lone agent's: what is said on the way to it is not scored
+            rollout.answer = extract(text)  # as a lone agent's: the words before it are not scored
             return False
         if ids[-1] != self.tokenizer.eos_token_id:
             return False
@@ -93,14 +93,12 @@ class Sampler:
         return True
 
     def _generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        found: list[list[int]] = []
+        turns: list[list[int]] = []
         for start in range(0, len(prompts), self.batch):
-            found += self._generate_batch(prompts[start : start + self.batch])
-        return found
-
-    def _generate_batch(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        rooms = [max(1, min(self.new_tokens, self.limit - len(prompt))) for prompt in prompts]
-        return complete(self.model, self.tokenizer, prompts, rooms, self.temperature)
+            batch = prompts[start : start + self.batch]
+            rooms = [max(1, min(self.new_tokens, self.limit - len(prompt))) for prompt in batch]
+            turns += complete(self.model, self.tokenizer, batch, rooms, self.temperature)
+        return turns
 
 
 def read_tokens(tokenizer: Any, result: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a model itself would say: completions in token ids, of a student also while it is being trained.
+"""Completions in token ids, of a student also while it is being trained.
 
 transformers generates, so a student in training gets its own attention back for that moment (the packed one
 knows no cache) and leaves training mode. Random numbers are torch's global ones: who seeds them by step gets the
@@ -51,7 +51,7 @@ def complete(
     """One completion of each prompt (token ids), up to and with the end token, of at most its `rooms` tokens.
 
     Temperature 0 takes the likeliest. What a base model's own settings add (a repetition penalty, a threshold)
-    is switched off: transformers would fill it in, and the words would not be the model's distribution.
+    is switched off: transformers would fill it in, and the samples would not be of the model's distribution.
     """
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     width, room = max(map(len, prompts)), max(rooms)
@@ -65,7 +65,7 @@ def complete(
     ids, seen = ids.to(device), seen.to(device)
     cache: Any = None
     left = max(1, min(room, positions - width))
-    said: list[list[int]] = [[] for _ in prompts]
+    completions: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
     while active and left > 0:
         config = require("transformers", "train").GenerationConfig(
@@ -88,11 +88,14 @@ def complete(
         new = made.sequences[:, ids.shape[1] :]
         left -= new.shape[1]
         for row, tokens in zip(active, new.tolist(), strict=True):
-            said[row] += tokens[: tokens.index(end) + 1] if end in tokens else tokens
-        going = [at for at, row in enumerate(active) if said[row][-1] != end and len(said[row]) < rooms[row]]
-        active = [active[at] for at in going]
+            completions[row] += tokens[: tokens.index(end) + 1] if end in tokens else tokens
+        going = []
+        for place, row in enumerate(active):
+            if completions[row][-1] != end and len(completions[row]) < rooms[row]:
+                going.append(place)
+        active = [active[place] for place in going]
         seen = torch.cat([seen, torch.ones_like(new)], 1)[going]
         ids, cache = made.sequences[going], made.past_key_values
         if active:
             cache.batch_select_indices(torch.tensor(going, device=device))
-    return [row[:most] for row, most in zip(said, rooms, strict=True)]
+    return [tokens[:room] for tokens, room in zip(completions, rooms, strict=True)]

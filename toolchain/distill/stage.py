@@ -5,7 +5,7 @@
     train.jsonl       one line per step
 
 A kill loses at most `checkpoint_seconds` of training; the same call goes on from there. Of several processes
-(`processes.py`) the main one makes the artifact, and the others train along where it says so.
+(`distributed.py`) the main one makes the artifact, and the others train along where it says so.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from soloist.toolchain.distill.distributed import Processes, launched
 from soloist.toolchain.distill.methods.catalog import load
 from soloist.toolchain.distill.model import freed_memory_kept
 from soloist.toolchain.distill.train import CHECKPOINTS, STAGE, TrainConfig
-from soloist.toolchain.distill.work import PHASES, Work
+from soloist.toolchain.distill.work import PHASES, Distilled, Work
 from soloist.toolchain.student.artifact import Mode, StudentFacts, Variant, base_digest
 from soloist.toolchain.tools import arithmetic
 from soloist.toolchain.traces.recording import TRACES, TraceFacts
+from soloist.toolchain.traces.schema import Run
 from soloist.toolchain.traces.store import read_runs
 
 
 class DistillConfig(Config):
-    """By which `method` the student learns, in which `mode`, and how it is trained. `limit`: only the first traces.
-    `max_target_tokens`: at most so many trained tokens, of groups drawn at random, so that methods can be compared.
+    """By which `method` the student learns, in which `mode`, and how it is trained.
 
     `options` are the method's own; `variant` "released" follows a paper's published code where there is such a
-    variant.
+    variant. `limit` takes the first traces only; `max_target_tokens` at most so many trained tokens, of groups drawn
+    at random, so that methods can be compared.
     """
 
     method: str = "sft"
@@ -90,52 +91,31 @@ def distill(
         DataError: held-out questions among the traces, or no trace to learn from.
         ArtifactError: a base model that cannot be loaded.
     """
-
     config = config.settled()
     method = load(config.method)
     options = method.options.model_validate(config.options)
-    files = {name: value for name, value in options if isinstance(value, Path)}
-    plan = _plan(config, files, base)
+    plan = _plan(config, options, base)
     processes = launched(cpu=config.train.device == "cpu")
     events = events if processes.main else QUIET
 
     def build(folder: Path) -> StudentFacts:
         runs = list(read_runs(traces.path / TRACES))[: config.limit]
         work = Work(
-            method,
-            runs,
-            base,
-            folder,
-            config.mode,
-            config.train,
-            config.variant,
-            options,
-            check_steps,
-            events,
-            config.max_target_tokens,
-            processes,
+            method=method,
+            runs=runs,
+            base=base,
+            folder=folder,
+            mode=config.mode,
+            train=config.train,
+            variant=config.variant,
+            options=options,
+            check_steps=check_steps,
+            events=events,
+            max_target_tokens=config.max_target_tokens,
+            processes=processes,
         )
         made = method.train(work) if method.train else work.once()
-        tools = made.tools
-        if tools is None:
-            tools = config.tools or tuple(sorted({use.name for run in runs for use in run.trajectory}))
-        facts = StudentFacts(
-            method=config.method,
-            variant=config.variant,
-            options={**config.options, **{name: path.name for name, path in files.items()}},
-            mode=config.mode,
-            tuning=config.train.tuning,
-            base=base.name,
-            base_digest=plan["base"],
-            tools=tools,
-            precision=made.precision,
-            precision_reason=made.precision_reason,
-            data=made.data,
-            context=made.context,
-            parts=made.parts,
-            notes=made.notes,
-            training=made.training,
-        )
+        facts = _facts(config, options, runs, base, plan["base"], made)
         if processes.main:
             facts.write(folder)
             known = traces.read(TraceFacts).tools
@@ -155,16 +135,49 @@ def distill(
         return student
 
 
-def _plan(config: DistillConfig, files: Mapping[str, Path], base: Path) -> dict[str, Any]:
-    """What decides what is learned; paths count by what lies there."""
-    digests = {name: base_digest(path) for name, path in files.items()}
-    plan = {**config.model_dump(mode="json"), "base": base_digest(base), "options": {**config.options, **digests}}
+def _plan(config: DistillConfig, options: Config, base: Path) -> dict[str, Any]:
+    """What decides what is learned; a path counts by the content of its file or model."""
+    plan = {**config.model_dump(mode="json"), "base": base_digest(base)}
+    for name, value in options:
+        if isinstance(value, Path):
+            plan["options"][name] = base_digest(value)
     del plan["train"]["checkpoint_seconds"]  # when it was saved does not change what was learned
     return plan
 
 
+def _facts(
+    config: DistillConfig, options: Config, runs: Sequence[Run], base: Path, digest: str, made: Distilled
+) -> StudentFacts:
+    """The student's card and training, from what its method hands back. Of a path only the name is kept."""
+    shown = dict(config.options)
+    for name, value in options:
+        if isinstance(value, Path):
+            shown[name] = value.name
+    called: set[str] = set()
+    for run in runs:
+        called.update(use.name for use in run.trajectory)
+    tools = made.tools if made.tools is not None else config.tools or tuple(sorted(called))
+    return StudentFacts(
+        method=config.method,
+        variant=config.variant,
+        options=shown,
+        mode=config.mode,
+        tuning=config.train.tuning,
+        base=base.name,
+        base_digest=digest,
+        tools=tools,
+        precision=made.precision,
+        precision_reason=made.precision_reason,
+        data=made.data,
+        context=made.context,
+        parts=made.parts,
+        notes=made.notes,
+        training=made.training,
+    )
+
+
 def _follow(processes: Processes, build: Callable[[Path], object], out: Path) -> Artifact:
-    """Train along if the main process finds that there is something to train; the artifact it has made."""
+    """Train along if the main process has something to train; the artifact it has made."""
     folder = processes.share(None)
     if folder is not None:
         build(Path(folder))

@@ -1,6 +1,6 @@
 """The steps of a solution, and how good each is.
 
-A step is a real one: a line of what the student says, so also a tool call. It ends at the line's last token,
+A step is a line of the student's own turns, so also a tool call. It ends at the line's last token,
 where a process reward model reads it. Its label is decided, in this order, by
 
     rechecked    a call that failed, whose tool's own check refuses it, or arithmetic that does not hold: 0
@@ -14,6 +14,7 @@ That arithmetic holds decides nothing: exact sums of the wrong numbers are wrong
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -51,13 +52,15 @@ def read_at(example: Example, ends: Sequence[int], end_token: int) -> Example:
     The token after a place is what a batch "trains" there; the last place needs one more to stand before.
     """
     ids = (*example.ids, end_token)
-    after = {end + 1 for end in ends}
-    return Example(example.messages, ids, tuple(place in after for place in range(len(ids))), example.question_id)
+    read = [False] * len(ids)
+    for end in ends:
+        read[end + 1] = True
+    return Example(example.messages, ids, tuple(read), example.question_id)
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One attempt as the student would have made it. `uses` are its calls where it acts, else empty."""
+    """One attempt as a conversation of the student's. `uses` are its calls where it calls tools, else empty."""
 
     question: Question
     example: Example
@@ -81,7 +84,7 @@ class Labeller:
         """A label in 0..1 for every step of every attempt: a function of them and of torch's random numbers."""
         ends = [step_ends(one.example.ids, one.example.trained, self.tokenizer) for one in tried]
         known = self._sample(tried, ends) if self.sampler is not None else {}
-        found = []
+        of_attempts = []
         for one, places in zip(tried, ends, strict=True):
             labels = []
             for index, end in enumerate(places):
@@ -89,8 +92,8 @@ class Labeller:
                 label, kind = self._decided(one, places, index) or known.get(_beginning(one, end), answer)
                 self.counts[kind] += 1
                 labels.append(label)
-            found.append(labels)
-        return found
+            of_attempts.append(labels)
+        return of_attempts
 
     def _decided(self, one: Tried, ends: Sequence[int], index: int) -> tuple[float, Kind] | None:
         if self._refuted(one, ends, index):
@@ -105,25 +108,27 @@ class Labeller:
                 return True
             check = self.tools[use.name].check if self.tools is not None else None
             return check is not None and not check(use.arguments, use.result or "")
-        start = ends[index - 1] + 1 if index else 0
-        pieces = range(start, ends[index] + 1)
-        said = [one.example.ids[place] for place in pieces if one.example.trained[place]]
-        return not self.check_steps([self.tokenizer.decode(said, skip_special_tokens=True)])
+        step = slice(ends[index - 1] + 1 if index else 0, ends[index] + 1)
+        own_ids = list(itertools.compress(one.example.ids[step], one.example.trained[step]))
+        return not self.check_steps([self.tokenizer.decode(own_ids, skip_special_tokens=True)])
 
     def _sample(self, tried: Sequence[Tried], ends: Sequence[Sequence[int]]) -> dict[Beginning, tuple[float, Kind]]:
-        """What completions say of every beginning that nothing else decides."""
+        """The label that completions give every beginning that nothing else decides."""
         assert self.sampler is not None
         wanted: dict[Beginning, Question] = {}
         for one, places in zip(tried, ends, strict=True):
             for index, end in enumerate(places):
                 if self._decided(one, places, index) is None:
                     wanted[_beginning(one, end)] = one.question
-        made = self.sampler.roll([prefix for _, prefix in wanted for _ in range(self.rollouts)])
-        found: dict[Beginning, tuple[float, Kind]] = {}
-        for number, (key, question) in enumerate(wanted.items()):
-            reached = sum(r.right(question) for r in made[number * self.rollouts : (number + 1) * self.rollouts])
-            found[key] = (float(reached > 0) if self.hard else reached / self.rollouts), "rollouts"
-        return found
+        prompts: list[tuple[int, ...]] = []
+        for _, prefix in wanted:
+            prompts += [prefix] * self.rollouts
+        rollouts = iter(self.sampler.roll(prompts))
+        labels: dict[Beginning, tuple[float, Kind]] = {}
+        for beginning, question in wanted.items():
+            reached = sum(next(rollouts).right(question) for _ in range(self.rollouts))
+            labels[beginning] = (float(reached > 0) if self.hard else reached / self.rollouts), "rollouts"
+        return labels
 
 
 def _beginning(one: Tried, end: int) -> Beginning:

@@ -1,6 +1,6 @@
 """A local teacher that is read for its next-token logits, of exactly the student's vocabulary.
 
-Logits of another vocabulary are numbers about other words: the loss would fall and mean nothing. So the token
+Logits of another vocabulary are about other tokens: the loss would fall and mean nothing. So the token
 strings are compared one by one, and the number of logits too, because models of one family are padded
 to different widths (Qwen2.5: 151,936 up to 3B, 152,064 from 7B). The teacher reads the student's token ids,
 under the student's template; its own template is not used. Left out: alignment of different tokenizers,
@@ -37,8 +37,11 @@ def refuse_other_vocabulary(name: str, model: Any, tokenizer: Any, student: Stud
     widths = int(model.config.vocab_size), int(student.model.config.vocab_size)
     if theirs == ours and widths[0] == widths[1]:
         return
-    other = [(one, two) for one, two in zip(theirs, ours, strict=False) if one != two]
-    where = f"; they first differ at token {other[0][1][0]}: {other[0][0][1]!r}, {other[0][1][1]!r}" if other else ""
+    where = ""
+    for one, other in zip(theirs, ours, strict=False):
+        if one != other:
+            where = f"; they first differ at token {other[0]}: {one[1]!r}, {other[1]!r}"
+            break
     raise UsageError(
         f"teacher {name}: its vocabulary ({len(theirs)} tokens, {widths[0]} logits, {vocabulary_digest(tokenizer)}) is "
         f"not the student's ({len(ours)} tokens, {widths[1]} logits, {vocabulary_digest(student.tokenizer)}){where}; "

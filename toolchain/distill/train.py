@@ -5,7 +5,7 @@ sums the objective's terms over them, clips and updates. Everything random is
 a function of (seed, epoch, step), so a resumed run continues the very numbers of an uninterrupted one
 on a CPU with the same number of threads.
 
-Under `accelerate launch` (`processes.py`) each process takes its share of a step's groups, gradients are summed
+Under `accelerate launch` (`distributed.py`) each process takes its share of a step's groups, gradients are summed
 and the losses are those of one process up to rounding. Sharded are the fp32 weights, both moments and the summed
 gradients: each tensor lies with one owner (`optimizer.py`). Not sharded are the weights that compute and the
 activations, so a student must fit every device in its working precision. That is why it is not torch's FSDP: it
@@ -26,7 +26,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,13 +37,13 @@ from torch import Tensor
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.core.events import QUIET, EventLog
-from soloist.toolchain.distill.checkpoint import load_checkpoint, save_checkpoint
-from soloist.toolchain.distill.data import Example, Group, as_groups
+from soloist.toolchain.distill.checkpoint import CheckpointFacts, load_checkpoint, save_checkpoint
+from soloist.toolchain.distill.data import Example, Group, as_groups, count_tokens
 from soloist.toolchain.distill.distributed import Processes, launched
 from soloist.toolchain.distill.model import Precision, Student, choose_precision, load_base
 from soloist.toolchain.distill.objective import CrossEntropy, Objective, Observing, Refreshing
 from soloist.toolchain.distill.optimizer import MasterAdamW
-from soloist.toolchain.distill.packing import pack
+from soloist.toolchain.distill.packing import Batch, pack
 from soloist.toolchain.student.artifact import TrainingFacts
 
 LOG = "train.jsonl"
@@ -81,14 +81,18 @@ class TrainConfig(Config):
     def fingerprint(self, groups: Sequence[Group]) -> str:
         """What a checkpoint must share with the run that resumes it."""
         settings = self.model_dump(exclude={"checkpoint_seconds"})
-        data = [[group.facts, [(e.ids, e.trained, e.weights, e.spans) for e in group.examples]] for group in groups]
+        data: list[Any] = []
+        for group in groups:
+            data.append(group.facts)
+            for example in group.examples:
+                data.append([example.ids, example.trained, example.weights, example.spans])
         content = json.dumps([settings, data], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @dataclass
 class Trained:
-    """What a run left behind: one record per step, and totals over the steps of this process."""
+    """What a run leaves: one record per step, of which `facts` are the totals."""
 
     steps: list[dict[str, Any]] = field(default_factory=list)
     resumed_at: int = 0
@@ -96,15 +100,18 @@ class Trained:
 
     def facts(self, phases: Mapping[str, TrainingFacts] | None = None) -> TrainingFacts:
         """Totals for the manifest, after the passes `phases`. Tokens per second leave checkpoints out."""
-        seconds = sum(step["seconds"] for step in self.steps)
-        tokens = sum(step["tokens"] for step in self.steps)
-        trained_tokens = sum(step["trained_tokens"] for step in self.steps)
+        seconds, tokens, trained_tokens, computed_tokens = 0.0, 0, 0, 0
+        for step in self.steps:
+            seconds += step["seconds"]
+            tokens += step["tokens"]
+            trained_tokens += step["trained_tokens"]
+            computed_tokens += step["computed_tokens"]
         return TrainingFacts(
             steps=len(self.steps),
             processes=self.processes,
             tokens=tokens,
             trained_tokens=trained_tokens,
-            computed_tokens=sum(step["computed_tokens"] for step in self.steps),
+            computed_tokens=computed_tokens,
             seconds=round(seconds, 2),
             tokens_per_second=round(tokens / seconds, 1) if seconds else None,
             trained_tokens_per_second=round(trained_tokens / seconds, 1) if seconds else None,
@@ -129,7 +136,8 @@ def plan(count: int, config: TrainConfig, tokens: Sequence[int] = ()) -> list[li
             if config.max_train_tokens and read >= config.max_train_tokens:
                 return steps
             steps.append(order[start : start + config.batch_size])
-            read += sum(tokens[i] for i in steps[-1]) if config.max_train_tokens else 0
+            for group in steps[-1] if config.max_train_tokens else ():
+                read += tokens[group]
     return steps
 
 
@@ -152,6 +160,13 @@ def parts(groups: Sequence[Group], part_tokens: int) -> Iterator[list[Group]]:
 
 def _longest(group: Group) -> int:
     return max(len(example.ids) for example in group.examples)
+
+
+def read_in_parts(groups: Sequence[Group], part_tokens: int, device: torch.device) -> Iterator[tuple[Batch, list[int]]]:
+    """Groups for a model that is only read: batches of bounded size, and the place of each group in `groups`."""
+    numbered = [replace(group, facts={**group.facts, "place": place}) for place, group in enumerate(groups)]
+    for part in parts(numbered, part_tokens):
+        yield pack(part).to(device), [group.facts["place"] for group in part]
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -195,14 +210,15 @@ class Trainer:
 
     def optimize(self, objective: Objective) -> None:
         """Choose what is optimized, and start its optimizer; to be called before any step."""
-        if hasattr(self, "optimizer"):  # the exact weights are there: the model's own are rounded by now
+        if hasattr(self, "optimizer"):  # the model's own weights are rounded by now
             self.student.restore(self.optimizer.exact())
         self.objective = objective
-        beside = [(f"objective.{name}", value) for name, value in objective.parameters]
-        for _, value in beside:
+        trained = self.student.named_parameters()
+        for name, value in objective.parameters:
             value.data = value.data.to(self.student.device)
+            trained.append((f"objective.{name}", value))
         self.optimizer = MasterAdamW(
-            [*self.student.named_parameters(), *beside],
+            trained,
             separate=self.dtype != torch.float32,
             weight_decay=self.config.weight_decay,
             processes=self.processes,
@@ -235,18 +251,18 @@ class Trainer:
         if not math.isfinite(norm) or not math.isfinite(total):
             raise UsageError(f"step {index}: the loss is {total}, its gradient {norm}; lower learning_rate")
         self.optimizer.step(rate, min(1.0, self.config.clip_norm / (norm + 1e-6)))
-        examples = [example for group in groups for example in group.examples]
-        values = {name: round(float(value), 6) for name, value in zip(logged, totals, strict=True)}
-        named = {f"loss_{name}": values[name] for name in names}
-        return {
-            "step": index,
-            "loss": round(total, 6),
-            **(named if len(names) > 1 else {}),
-            **{name: values[name] for name in logged[len(names) :]},
+        tokens, targets = count_tokens(groups)
+        record: dict[str, Any] = {"step": index, "loss": round(total, 6)}
+        for name, value in zip(logged, totals.tolist(), strict=True):
+            if name not in names:
+                record[name] = round(value, 6)
+            elif len(names) > 1:
+                record[f"loss_{name}"] = round(value, 6)
+        return record | {
             "learning_rate": rate,
             "gradient_norm": round(norm, 4),
-            "tokens": sum(len(example.ids) for example in examples),
-            "trained_tokens": sum(example.targets for example in examples),
+            "tokens": tokens,
+            "trained_tokens": targets,
             "computed_tokens": int(computed),
         }
 
@@ -264,7 +280,7 @@ class Trainer:
         in the events and in what is returned. Only the main process writes it.
         """
         groups = as_groups(items)
-        steps = plan(len(groups), self.config, [sum(len(e.ids) for e in group.examples) for group in groups])
+        steps = plan(len(groups), self.config, [group.tokens for group in groups])
         fingerprint = self.config.fingerprint(groups)
         trained = self._resume(folder, fingerprint, len(steps), events)
         saved = time.monotonic()
@@ -302,30 +318,36 @@ class Trainer:
             yield log.write
 
     def _report(self, record: dict[str, Any], total: int, events: EventLog) -> None:
-        speed = record["tokens"] / record["seconds"] if record["seconds"] else 0.0
-        trained = record["trained_tokens"] / record["seconds"] if record["seconds"] else 0.0
-        rates = {"tokens_per_second": round(speed, 1), "trained_tokens_per_second": round(trained, 1)}
+        rates = {}
+        for name in ("tokens", "trained_tokens"):
+            rates[f"{name}_per_second"] = round(record[name] / record["seconds"], 1) if record["seconds"] else 0.0
         events.emit(STAGE, "metric", **record, **rates)
         events.progress(STAGE, record["step"] + 1, total, loss=record["loss"], **rates)
 
     def _save(self, folder: Path, trained: Trained, fingerprint: str) -> None:
         state = self.optimizer.state()
         if self.processes.main:
-            seconds = [step["seconds"] for step in trained.steps]
-            facts = {"fingerprint": fingerprint, "seconds": seconds, "processes": self.processes.count}
-            save_checkpoint(folder / CHECKPOINTS, len(trained.steps), state, facts)
+            seconds = tuple(step["seconds"] for step in trained.steps)
+            facts = CheckpointFacts(
+                step=len(seconds), fingerprint=fingerprint, seconds=seconds, processes=self.processes.count
+            )
+            save_checkpoint(folder / CHECKPOINTS, facts, state)
 
     def _resume(self, folder: Path, fingerprint: str, total: int, events: EventLog) -> Trained:
-        """What the folder holds of this run, read by the main process and told to the others."""
+        """What the folder holds of this run, read by the main process and shared with the others."""
         steps: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
         before = self.processes.count
-        if self.processes.main and (found := load_checkpoint(folder / CHECKPOINTS)) is not None:
-            facts, tensors = found
-            if facts["fingerprint"] != fingerprint:
+        if self.processes.main and (checkpoint := load_checkpoint(folder / CHECKPOINTS)) is not None:
+            facts, tensors = checkpoint
+            if facts.fingerprint != fingerprint:
                 raise ArtifactError(f"{folder}: its checkpoint is of other settings or data; delete the folder")
-            before = facts.get("processes", 1)
-            steps = _cut_log(folder / LOG, facts)
+            before = facts.processes
+            log = (folder / LOG).read_text(encoding="utf-8").splitlines()[: facts.step]
+            # what the log holds of later steps is removed, for they come again
+            (folder / LOG).write_text("".join(line + "\n" for line in log), encoding="utf-8")
+            for line, seconds in zip(log, facts.seconds, strict=True):
+                steps.append({**json.loads(line), "seconds": seconds})
         elif self.processes.main:
             (folder / LOG).unlink(missing_ok=True)
         steps = self.processes.share(steps)
@@ -336,11 +358,3 @@ class Trainer:
             text = f"{before} processes before, {self.processes.count} now: the same steps, other rounding"
             events.emit(STAGE, "note", text=text)
         return Trained(steps, len(steps), self.processes.count)
-
-
-def _cut_log(log: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The records up to a checkpoint; what the log says of later steps is removed, for they come again."""
-    lines = log.read_text(encoding="utf-8").splitlines()[: facts["step"]]
-    log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    timed = zip(lines, facts["seconds"], strict=True)
-    return [{**json.loads(line), "seconds": seconds} for line, seconds in timed]

@@ -24,9 +24,9 @@ from soloist.toolchain.core.artifact import Facts
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.core.events import EventLog
 from soloist.toolchain.core.files import write_atomic
-from soloist.toolchain.distill.data import CheckSteps, Group, Selection, within
+from soloist.toolchain.distill.data import CheckSteps, Group, Selection, reasons, within
 from soloist.toolchain.distill.distributed import ALONE, Processes
-from soloist.toolchain.distill.model import Student, load_base
+from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.objective import Objective
 from soloist.toolchain.distill.train import STAGE, TrainConfig, Trainer
 from soloist.toolchain.student.artifact import DataFacts, Mode, TrainingFacts, Variant
@@ -140,11 +140,10 @@ class Work:
 
     def chosen(self, setup: Setup, select: Select | None = None) -> Selection:
         """What the method (or `select`, of one of its phases) takes from the runs, within the budget of tokens."""
-        found = within((select or self.method.select)(self.runs, setup), self.max_target_tokens, setup.seed)
-        counts = found.counts
-        rejected = ", ".join(f"{count} {reason}" for reason, count in counts.rejected.items())
+        chosen = within((select or self.method.select)(self.runs, setup), self.max_target_tokens, setup.seed)
+        counts, rejected = chosen.counts, reasons(chosen.rejected)
         self.note(f"{counts.kept} kept" + (f"; rejected: {rejected}" if rejected else ""), **counts.model_dump())
-        return found
+        return chosen
 
     def note(self, text: str, **facts: Any) -> None:
         """A line in the event log."""
@@ -159,10 +158,10 @@ class Work:
         return Distilled(data=chosen.counts, **dict(fitted))
 
     def phase(self, name: str, kind: type[P], build: Callable[[Path], P]) -> tuple[Path, P]:
-        """Do `build(folder)` unless it is done; returns its folder and what it found.
+        """Do `build(folder)` unless it is done; returns its folder and its facts.
 
         The folder lies in `scratch`; it is marked as done after `build` has returned, so a kill repeats only
-        what its own checkpoints do not hold. Of several processes the main one's findings are everybody's.
+        what its own checkpoints do not hold. Of several processes the main one's facts are everybody's.
         """
         folder = self.scratch / name
         done = folder / _DONE
@@ -174,10 +173,10 @@ class Work:
         if self.processes.main:
             folder.mkdir(parents=True, exist_ok=True)
         self.note(f"phase {name}")
-        found = self.processes.share(build(folder).model_dump(mode="json"))
+        facts = self.processes.share(build(folder).model_dump(mode="json"))
         if self.processes.main:
-            write_atomic(done, json.dumps(found))
-        return folder, kind.model_validate(found)
+            write_atomic(done, json.dumps(facts))
+        return folder, kind.model_validate(facts)
 
 
 def fit(work: Work, trainer: Trainer, groups: Sequence[Group], objective: Objective, folder: Path) -> Fitted:
@@ -187,12 +186,3 @@ def fit(work: Work, trainer: Trainer, groups: Sequence[Group], objective: Object
     trainer.save(folder)
     precision = f"{trainer.dtype}".removeprefix("torch.")
     return Fitted(training=trained.facts(), precision=precision, precision_reason=trainer.precision_reason)
-
-
-def frozen(path: Path, like: Student) -> Student:
-    """A model that is only read (a reference, a teacher), in the student's precision and place."""
-    model, tokenizer = load_base(path)
-    reader = Student(model, tokenizer, like.device)
-    reader.compute_in(next(like.model.parameters()).dtype)
-    reader.model.eval().requires_grad_(False)
-    return reader

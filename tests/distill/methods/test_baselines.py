@@ -197,7 +197,7 @@ def test_a_student_comes_out(name, debate_of, traces_of, tiny_base, tmp_path):
     facts = student.read(StudentFacts)
     assert (facts.method, facts.data.kept) == (name, 6)
     assert facts.training.steps == 2
-    assert student_tools(student) == ([] if name == "answer-only" else ["add"]), "asked as it was taught"
+    assert student_tools(student) == ([] if name == "answer-only" else ["add"]), "prompted as it was trained"
     stamp = (student.path / "model.safetensors").stat().st_mtime_ns
     assert distill(config, traces, tiny_base, tmp_path / "student").digest == student.digest
     assert (student.path / "model.safetensors").stat().st_mtime_ns == stamp

@@ -138,7 +138,7 @@ def test_a_template_that_changes_what_is_said_is_refused(tokenizer):
 
     other = copy.deepcopy(tokenizer)
     other.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | upper")
-    with pytest.raises(DataError, match="changes what the assistant says"):
+    with pytest.raises(DataError, match="changes the assistant's text"):
         spanned([{"role": "user", "content": "q"}, {"role": "assistant", "content": "Thought: a"}], other)
 
 
@@ -198,7 +198,7 @@ def test_what_must_not_be_learned_is_counted(tokenizer, episode_of):
     }
     with pytest.raises(DataError, match="may not be trained on"):
         select([episode_of(split="test")], setup_of(tokenizer))
-    with pytest.raises(DataError, match="episode of tools cannot be told in words"):
+    with pytest.raises(DataError, match="episode of tools has no answer in words"):
         select([episode_of()], Setup(tokenizer, recheck, mode="cot", options=Options()))
 
 

@@ -10,8 +10,9 @@ torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
 from soloist.toolchain.distill.methods import smagdi  # noqa: E402
-from soloist.toolchain.distill.methods.smagdi import CORRECT, WRONG, SmagdiOptions  # noqa: E402
+from soloist.toolchain.distill.methods.smagdi import SmagdiOptions  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, recheck  # noqa: E402
+from soloist.toolchain.distill.step_graph import CORRECT, WRONG  # noqa: E402
 from soloist.toolchain.distill.work import Setup  # noqa: E402
 from soloist.toolchain.record.importing import import_traces  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
@@ -150,7 +151,8 @@ def test_the_solver_never_sees_a_later_sub_question_or_answer(tokenizer, mode):
     first = example.trained.index(True)
     before = tokenizer.decode(example.ids[:first])
     assert not any(text in before for text in later)
-    assert "4 + 3 = 7" not in before and "calc(4" not in before
+    assert "4 + 3 = 7" not in before
+    assert "calc(4" not in before
     for place in range(first, len(example.ids)):  # what is read before the first answer ends holds nothing later
         if not example.trained[place]:
             break
@@ -192,7 +194,8 @@ def test_decompositions_that_people_wrote_are_added(tokenizer, tmp_path):
         ("user", "B?"),
         ("assistant", "so 2\n#### 2"),
     ]
-    assert worked.facts["steps"] == [] and worked.examples[0].targets
+    assert worked.facts["steps"] == []
+    assert worked.examples[0].targets
     assert len(smagdi.select([sums(4)], setup_of(tokenizer, decompositions=file)).groups) == 1  # it calls tools
     row = json.loads(file.read_text())
     long = {"question": "R?", "answer": row["answer"].replace("so 2", "so 2" + " again" * 99)}
@@ -248,7 +251,8 @@ def test_a_cut_attempt_keeps_the_steps_before_the_cut(tokenizer):
     (group,) = smagdi.select([run.model_copy(update={"turns": turns})], setup_of(tokenizer, max_length=length)).groups
     assert len(group.examples[longer].ids) == length
     kept = [span for span in group.facts["steps"] if span[0] == longer]
-    assert 1 <= len(kept) < 12 and all(stop <= length - 1 for _, _, stop in kept)
+    assert 1 <= len(kept) < 12
+    assert all(stop <= length - 1 for _, _, stop in kept)
 
 
 def test_recorded_desk_runs_make_groups_in_both_modes(tokenizer, recorded_runs):
@@ -296,4 +300,5 @@ def test_an_imported_episode_is_one_attempt_of_several_calls(tokenizer, tmp_path
         ("user", "With that result: which input goes to finish?"),
         ("assistant", "finish[y]"),
     ]
-    assert example.targets and group.facts["labels"] == [CORRECT, CORRECT]
+    assert example.targets
+    assert group.facts["labels"] == [CORRECT, CORRECT]

@@ -23,10 +23,11 @@ from soloist.toolchain.distill.methods.tdpo import (  # noqa: E402
     preference_pairs,
     reference_log_probs,
 )
+from soloist.toolchain.distill.model import frozen  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
-from soloist.toolchain.distill.work import Setup, frozen  # noqa: E402
+from soloist.toolchain.distill.work import Setup  # noqa: E402
 from soloist.toolchain.student.artifact import CARD, StudentFacts, read_card  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn  # noqa: E402
@@ -301,9 +302,9 @@ def test_only_the_students_own_words_count(setup):
 def test_both_phases_make_a_student(tiny_base, tmp_path, monkeypatch):
     first = {}
 
-    def read(path, like):
+    def read(path, dtype, device):
         first.update(load_file(path / "model.safetensors"))
-        return frozen(path, like)
+        return frozen(path, dtype, device)
 
     monkeypatch.setattr(tdpo, "frozen", read)
     runs = [debate(n, [[str(n), "99"], ["88", str(n)]]) for n in range(10, 16)]

@@ -5,8 +5,8 @@
 
 Both are the cross-entropy of `sft` on other conversations: every right attempt of every peer is a candidate,
 not only the one that became the team's answer. The consensus is the majority of the agents' last attempts
-(first spoken wins a tie); where it is wrong, `rsft` has no trace. `da` takes right attempts whatever the
-majority said, and drops a question with fewer than two of them. Each of its k traces weighs 1/k, so
+(the first given wins a tie); where it is wrong, `rsft` has no trace. `da` takes right attempts whatever the
+majority answers, and drops a question with fewer than two of them. Each of its k traces weighs 1/k, so
 no question counts more than another; with k = 1 it is `rsft` token for token.
 
 Paper: k of 1 to 3, correct traces only, corrective ones (wrong before, right later, by the same agent)
@@ -17,10 +17,10 @@ this part, so there is no `released` variant. Left out: stacking one stage on th
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import combinations
 from statistics import fmean
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from pydantic import Field
 from soloist.kernels.errors import DataError
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.data import Group, Selection, refuse_split, selection
-from soloist.toolchain.distill.methods.attempts import Attempt, distance, lasts, sound
+from soloist.toolchain.distill.methods.attempts import Attempt, distance, lasts, right_attempts
 from soloist.toolchain.distill.objective import CrossEntropy
 from soloist.toolchain.distill.work import Method, Setup
 from soloist.toolchain.tasks.base import score
@@ -63,9 +63,9 @@ class DiverseOptions(Options):
 
 
 def ranked(attempts: Sequence[Attempt], *, corrective: bool) -> list[Attempt]:
-    """Corrective attempts first if asked for; then what most attempts say in the same words; then the earliest."""
+    """Corrective attempts first if asked for; then the wording that most attempts share; then the earliest."""
     same = Counter(attempt.example.ids for attempt in attempts)
-    return sorted(attempts, key=lambda a: (corrective and not a.corrective, -same[a.example.ids]))
+    return sorted(attempts, key=lambda attempt: (corrective and not attempt.corrective, -same[attempt.example.ids]))
 
 
 def spread(attempts: Sequence[Attempt], k_max: int, apart: float, *, corrective: bool) -> list[Attempt]:
@@ -81,7 +81,8 @@ def spread(attempts: Sequence[Attempt], k_max: int, apart: float, *, corrective:
             break
         best = max(far, key=lambda index: (corrective and attempts[index].corrective, near[index]))
         taken.append(attempts[best])
-        near = [min(gap, distance(attempt, taken[-1])) for gap, attempt in zip(near, attempts, strict=True)]
+        for index, attempt in enumerate(attempts):
+            near[index] = min(near[index], distance(attempt, attempts[best]))
     return taken
 
 
@@ -105,12 +106,12 @@ def gather(
     rejected: Counter[str] = Counter()
     for run in runs:
         refuse_split(run)
-        found = sound(run, setup)
-        if isinstance(found, list) and len(found) < least:
-            found = f"fewer than {least} correct traces"
-        if isinstance(found, list) and corrective == "only":
-            found = [attempt for attempt in found if attempt.corrective] or "no corrective trace"
-        taken = choose(run, found) if isinstance(found, list) else found
+        attempts = right_attempts(run, setup)
+        if isinstance(attempts, list) and len(attempts) < least:
+            attempts = f"fewer than {least} correct traces"
+        if isinstance(attempts, list) and corrective == "only":
+            attempts = [attempt for attempt in attempts if attempt.corrective] or "no corrective trace"
+        taken = choose(run, attempts) if isinstance(attempts, list) else attempts
         if isinstance(taken, str):
             rejected[taken] += 1
         else:
@@ -122,16 +123,16 @@ def consensus(runs: Sequence[Run], setup: Setup) -> Selection:
     """One right trace of the majority's answer a question."""
     options = Options.model_validate(setup.options.model_dump())
 
-    def choose(run: Run, found: list[Attempt]) -> list[Attempt] | str:
+    def choose(run: Run, attempts: list[Attempt]) -> list[Attempt] | str:
         agreed, _ = majority([node.answer for node in lasts(graph_of(run))])
-        same = agreed is not None and fold_answer(agreed) in {fold_answer(a.node.answer or "") for a in found}
-        if not same and not score(agreed, run.question):  # a judge may have found other words right
+        answers = {fold_answer(attempt.node.answer or "") for attempt in attempts}
+        same = agreed is not None and fold_answer(agreed) in answers
+        if not same and not score(agreed, run.question):  # a judge may accept other words
             return "the majority's answer is wrong"
-        return ranked(found, corrective=options.corrective != "ignore")[:1]
+        return ranked(attempts, corrective=options.corrective != "ignore")[:1]
 
     chosen, rejected = gather(runs, setup, options.corrective, choose)
-    groups = [Group((taken[0].example,)) for taken in chosen]
-    return selection(groups, rejected, {"corrective": _corrective(chosen)})
+    return selection(_groups(chosen), rejected, {"corrective": _corrective(chosen)})
 
 
 def diverse(runs: Sequence[Run], setup: Setup) -> Selection:
@@ -139,35 +140,42 @@ def diverse(runs: Sequence[Run], setup: Setup) -> Selection:
     options = DiverseOptions.model_validate(setup.options.model_dump())
     first = options.corrective != "ignore"
 
-    def choose(_run: Run, found: list[Attempt]) -> list[Attempt] | str:
-        found = ranked(found, corrective=first)
-        if options.alike == "drop" and all(distance(found[0], other) == 0 for other in found[1:]):
+    def choose(_run: Run, attempts: list[Attempt]) -> list[Attempt] | str:
+        attempts = ranked(attempts, corrective=first)
+        if options.alike == "drop" and all(distance(attempts[0], other) == 0 for other in attempts[1:]):
             return "fewer than two different correct traces"
-        return spread(found, options.k_max, options.apart, corrective=first)
+        return spread(attempts, options.k_max, options.apart, corrective=first)
 
     chosen, rejected = gather(runs, setup, options.corrective, choose, least=2)
-    return selection([_weighted(taken) for taken in chosen], rejected, _measured(chosen))
+    return selection(_groups(chosen), rejected, _diversity(chosen))
 
 
-def _weighted(taken: Sequence[Attempt]) -> Group:
-    """k conversations, each token weighing 1/k; a single one is left as it is."""
-    examples = [attempt.example for attempt in taken]
-    if len(examples) == 1:
-        return Group(tuple(examples))
-    return Group(tuple(replace(e, weights=(1 / len(examples),) * len(e.ids)) for e in examples))
+def _groups(chosen: Sequence[Sequence[Attempt]]) -> list[Group]:
+    """Of k conversations each token weighs 1/k; a single one is left as it is."""
+    groups = []
+    for taken in chosen:
+        examples = []
+        for attempt in taken:
+            example, k = attempt.example, len(taken)
+            examples.append(replace(example, weights=(1 / k,) * len(example.ids)) if k > 1 else example)
+        groups.append(Group(tuple(examples)))
+    return groups
 
 
 def _corrective(chosen: Sequence[Sequence[Attempt]]) -> int:
-    return sum(attempt.corrective for taken in chosen for attempt in taken)
+    return sum(attempt.corrective for attempt in itertools.chain.from_iterable(chosen))
 
 
-def _measured(chosen: Sequence[Sequence[Attempt]]) -> dict[str, Any]:
+def _diversity(chosen: Sequence[Sequence[Attempt]]) -> dict[str, Any]:
     """How diverse the choice is: the mean k, how often each k, and the mean distance between traces of a question."""
-    counts = Counter(len(taken) for taken in chosen)
-    gaps = [fmean(distance(a, b) for a, b in combinations(taken, 2)) for taken in chosen if len(taken) > 1]
+    sizes = sorted(map(len, chosen))
+    gaps = []
+    for taken in chosen:
+        if len(taken) > 1:
+            gaps.append(fmean(itertools.starmap(distance, itertools.combinations(taken, 2))))
     return {
-        "mean_k": round(fmean(counts.elements()), 3) if chosen else None,
-        "k": {str(k): counts[k] for k in sorted(counts)},
+        "mean_k": round(fmean(sizes), 3) if chosen else None,
+        "k": dict(Counter(map(str, sizes))),
         "mean_distance": round(fmean(gaps), 3) if gaps else None,
         "corrective": _corrective(chosen),
     }

@@ -1,22 +1,23 @@
-"""What every distillation must beat, differing from `sft` only in which conversations are learned.
+"""The baselines every distillation must beat: they differ from `sft` only in which conversations are learned.
 
     answer-only     question -> `#### answer`, in both modes: no work is shown, no tool called, so the student is
                     given none either. Of runs whose answer is right
     random-trace    one attempt of any peer, drawn at random. Right or wrong: nothing is verified, no gold is read
     single-agent    right *first* attempts of one agent, who saw nobody's work, at as many trained tokens as `sft`
-    majority-vote   a first attempt that gives the answer most first attempts give, right or wrong: no gold is read
+    majority-vote   a first attempt with the answer most first attempts give, right or wrong: no gold is read
 
 `random-trace` measures what verification is worth, or with `right=true` what choosing among right traces is
 worth. `single-agent` measures what the team is worth: by default its agent is the one whose first attempts are
 right most often. Its budget is `max_target_tokens`, else what `sft` selects from the same runs: other questions
 than `sft`'s may be among its traces. All its different traces are taken before any is taken twice; where they
 are fewer than the budget, whole rounds of them repeat in a new order each, as more epochs would.
-`majority-vote` breaks a tie in favor of the answer spoken first, and teaches the first attempt that gives it.
+`majority-vote` breaks a tie in favor of the answer given first, and takes the first attempt that gives it.
 All four are ours to define: the papers name such baselines without saying how they were drawn.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 from collections import Counter
@@ -28,7 +29,7 @@ from soloist.kernels.errors import DataError, UsageError
 from soloist.targets.base import Message
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.distill.data import Example, Group, Selection, encode, refuse_split, selection
-from soloist.toolchain.distill.methods.attempts import firsts, sound, spoken
+from soloist.toolchain.distill.methods.attempts import answered_attempts, firsts, right_attempts
 from soloist.toolchain.distill.methods.sft import verified
 from soloist.toolchain.distill.objective import CrossEntropy
 from soloist.toolchain.distill.work import Distilled, Method, Select, Setup, Work
@@ -81,11 +82,11 @@ def random_traces(runs: Sequence[Run], setup: Setup) -> Selection:
     options = RandomOptions.model_validate(setup.options.model_dump())
 
     def one(run: Run) -> Example | str:
-        found = sound(run, setup) if options.right else spoken(run, setup)
-        if isinstance(found, str):
-            return found
+        attempts = right_attempts(run, setup) if options.right else answered_attempts(run, setup)
+        if isinstance(attempts, str):
+            return attempts
         draw = random.Random(f"{setup.seed}/{run.question.id}")  # noqa: S311 - not cryptography
-        return draw.choice(found).example
+        return draw.choice(attempts).example
 
     return _one_each(runs, one)
 
@@ -94,12 +95,14 @@ def votes(runs: Sequence[Run], setup: Setup) -> Selection:
     """A first attempt that gives the majority's answer."""
 
     def one(run: Run) -> Example | str:
-        found = spoken(run, setup)
-        if isinstance(found, str):
-            return found
+        attempts = answered_attempts(run, setup)
+        if isinstance(attempts, str):
+            return attempts
         agreed, _ = majority([node.answer for node in graph_of(run).nodes if node.attempt == 0])
-        wanted = [a for a in firsts(found) if agreed and fold_answer(a.node.answer or "") == fold_answer(agreed)]
-        return wanted[0].example if wanted else "no first attempt gives the majority's answer"
+        for attempt in firsts(attempts):
+            if agreed and fold_answer(attempt.node.answer or "") == fold_answer(agreed):
+                return attempt.example
+        return "no first attempt gives the majority's answer"
 
     return _one_each(runs, one)
 
@@ -118,11 +121,14 @@ def strongest(runs: Sequence[Run]) -> str:
     Raises:
         DataError: no agent answered.
     """
-    tries = [node for run in runs for node in graph_of(run).nodes if node.attempt == 0]
-    if not tries:
+    right: Counter[str] = Counter()
+    for run in runs:
+        for node in graph_of(run).nodes:
+            if node.attempt == 0:
+                right[node.agent] += node.verdict == "correct"
+    if not right:
         raise DataError("no agent's own attempt is in these traces; the single-agent baseline needs them recorded")
-    right = Counter(node.agent for node in tries if node.verdict == "correct")
-    return min({node.agent for node in tries}, key=lambda agent: (-right[agent], agent))
+    return min(right, key=lambda agent: (-right[agent], agent))
 
 
 def single(runs: Sequence[Run], setup: Setup) -> Selection:
@@ -133,34 +139,34 @@ def single(runs: Sequence[Run], setup: Setup) -> Selection:
         DataError: none of its first attempts is right, or not one fits the budget.
     """
     options = SingleOptions.model_validate(setup.options.model_dump())
+    agents: set[str] = set()
     for run in runs:
         refuse_split(run)
-    agents = sorted({agent for run in runs for agent in graph_of(run).agents})
+        agents.update(graph_of(run).agents)
     if options.agent is not None and options.agent not in agents:
-        raise UsageError(f"agent '{options.agent}' answered nothing here; those who did: {', '.join(agents) or 'none'}")
+        listed = ", ".join(sorted(agents)) or "none"
+        raise UsageError(f"agent '{options.agent}' answered nothing here; those who did: {listed}")
     agent = options.agent or strongest(runs)
 
     def own(run: Run) -> Example | str:
-        found = sound(run, setup)
-        if isinstance(found, str):
-            return found
-        mine = [attempt for attempt in firsts(found) if attempt.node.agent == agent]
-        return mine[0].example if mine else f"{agent}'s first attempt is not right"
+        attempts = right_attempts(run, setup)
+        if isinstance(attempts, str):
+            return attempts
+        for attempt in firsts(attempts):
+            if attempt.node.agent == agent:
+                return attempt.example
+        return f"{agent}'s first attempt is not right"
 
     pool = _one_each(runs, own)
-    budget = setup.max_target_tokens if setup.max_target_tokens is not None else _tokens_of_sft(runs, setup)
+    budget = setup.max_target_tokens
+    if budget is None:
+        # splits were looked at before: where sft finds nothing, no run's final answer is right, but an agent's may be
+        with contextlib.suppress(DataError):
+            budget = sum(group.targets for group in verified(runs, setup).groups)
     groups = fill(pool.groups, budget, setup.seed)
     distinct = len({group.examples[0].ids for group in groups})
     notes = {"agent": agent, "budget": budget, "distinct": distinct, "repeated": len(groups) - distinct}
     return selection(groups, pool.rejected, notes)
-
-
-def _tokens_of_sft(runs: Sequence[Run], setup: Setup) -> int | None:
-    """Trained tokens that `sft` takes from the same runs; None where it finds nothing to take."""
-    try:
-        return sum(example.targets for example in verified(runs, setup).examples)
-    except DataError:  # splits were looked at before: no run's final answer is right, an agent's may be
-        return None
 
 
 def fill(pool: Sequence[Group], budget: int | None, seed: int) -> list[Group]:
@@ -179,10 +185,9 @@ def fill(pool: Sequence[Group], budget: int | None, seed: int) -> list[Group]:
         order = list(pool)
         random.Random(f"{seed}/{lap}").shuffle(order)  # noqa: S311 - not cryptography
         for group in order:
-            size = sum(example.targets for example in group.examples)
-            if size <= left:
+            if group.targets <= left:
                 groups.append(group)
-                left -= size
+                left -= group.targets
         if len(groups) < (lap + 1) * len(pool):
             break
     if not groups:

@@ -56,7 +56,7 @@ CATALOG: Mapping[str, Entry] = {
     ),
     "magdi": Entry(
         "magdi",
-        "right attempts said, all attempts classified in their graph, right ranked above wrong",
+        "right attempts imitated, all attempts classified in their graph, right ranked above wrong",
         "MAGDi, arXiv 2402.01620",
         ("a verifier", "several agents"),
         "3-6x",
@@ -104,7 +104,7 @@ CATALOG: Mapping[str, Entry] = {
     ),
     "gkd": Entry(
         "gkd",
-        "a local teacher's next-token distributions, partly on the student's own words",
+        "a local teacher's next-token distributions, partly on the student's own samples",
         "GKD, arXiv 2306.13649",
         ("a verifier", "a local teacher's logits"),
         "2-4x",

@@ -1,6 +1,6 @@
-"""GKD (arXiv 2306.13649): the student's next-token distributions drawn to a local teacher's, partly on its own words.
+"""GKD (arXiv 2306.13649): the student's next-token distributions drawn to a local teacher's, partly on its own samples.
 
-    step    with probability lmbda the student completes the conversations itself (on-policy), else the traces' words
+    step    with probability lmbda the student completes the conversations itself (on-policy), else the traces' turns
     loss    mean over the step's trained tokens of D(teacher, student);  D: forward KL, reverse KL, or JSD(beta)
 
 Each step draws once, as in the paper's algorithm 1. On-policy, one turn of each conversation is drawn: what came
@@ -26,7 +26,7 @@ from torch import Tensor
 from soloist.kernels.divergences import Kind
 from soloist.kernels.errors import UsageError
 from soloist.toolchain.core.config import Config
-from soloist.toolchain.distill.data import Example, Group
+from soloist.toolchain.distill.data import Example, Group, count_tokens, examples_of
 from soloist.toolchain.distill.divergence import divergences
 from soloist.toolchain.distill.methods.sft import verified
 from soloist.toolchain.distill.model import Student
@@ -38,7 +38,7 @@ from soloist.toolchain.distill.work import Distilled, Method, Setup, Work
 
 
 class Options(Config):
-    """What GKD can be told."""
+    """Options of GKD."""
 
     teacher: Path | None = Field(
         default=None, description="needed: folder or GGUF of a teacher with the student's vocabulary"
@@ -51,7 +51,7 @@ class Options(Config):
 
 
 class Distillation(SelfContained):
-    """The divergence from the teacher, on the traces or on what the student says at that step."""
+    """The divergence from the teacher, on the traces or on what the student samples at that step."""
 
     names = ("divergence",)
 
@@ -62,22 +62,23 @@ class Distillation(SelfContained):
         self.max_length = setup.max_length
 
     def refresh(self, student: Student, groups: Sequence[Group], step: int) -> Sequence[Group]:
-        """The step's conversations, each with one turn in the student's words if the step is on-policy."""
+        """The step's conversations, each with one turn sampled from the student if the step is on-policy."""
         if not on_policy(self.options.lmbda, self.seed, step):
             return groups
-        examples = [example for group in groups for example in group.examples]
-        chance = random.Random(f"{self.seed}/{step}/turns")  # noqa: S311 - not cryptography
-        prompts = [example.ids[: chance.choice(turn_starts(example))] for example in examples]
+        examples = examples_of(groups)
+        draw = random.Random(f"{self.seed}/{step}/turns")  # noqa: S311 - not cryptography
+        prompts = [example.ids[: draw.choice(turn_starts(example))] for example in examples]
         rooms = [min(self.options.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
-        made = sample(student, prompts, max_new_tokens=max(rooms), temperature=self.options.temperature)
-        said = [words[:room] for words, room in zip(made, rooms, strict=True)]
-        return [
-            Group((Example((), (*prompt, *words), (*[False] * len(prompt), *[True] * len(words)), told.question_id),))
-            for told, prompt, words in zip(examples, prompts, said, strict=True)
-        ]
+        sampled = sample(student, prompts, max_new_tokens=max(rooms), temperature=self.options.temperature)
+        refreshed = []
+        for example, prompt, room, turn in zip(examples, prompts, rooms, sampled, strict=True):
+            own = turn[:room]
+            trained = (*[False] * len(prompt), *[True] * len(own))
+            refreshed.append(Group((Example((), (*prompt, *own), trained, example.question_id),)))
+        return refreshed
 
     def counts(self, groups: Sequence[Group]) -> Mapping[str, float]:
-        return {"tokens": float(sum(example.targets for group in groups for example in group.examples))}
+        return {"tokens": float(count_tokens(groups)[1])}
 
     def terms(self, student: Student, batch: Batch, counts: Mapping[str, float]) -> Mapping[str, Tensor]:
         rows = divergences(student, self.teacher, batch, self.options.divergence, self.options.beta)
@@ -85,21 +86,27 @@ class Distillation(SelfContained):
 
 
 def on_policy(lmbda: float, seed: int, step: int) -> bool:
-    """Whether the student speaks for itself in this step."""
+    """Whether this step trains on the student's own samples."""
     return random.Random(f"{seed}/{step}/policy").random() < lmbda  # noqa: S311 - not cryptography
 
 
 def turn_starts(example: Example) -> list[int]:
     """Where the student's turns begin."""
-    return [i for i, trained in enumerate(example.trained) if trained and not example.trained[i - 1]]
+    starts = []
+    for place, trained in enumerate(example.trained):
+        if trained and not example.trained[place - 1]:
+            starts.append(place)
+    return starts
 
 
 def train(work: Work) -> Distilled:
     """One pass; notes how many of its steps were on-policy."""
     options: Options = work.options
     made = work.once()
-    steps = sum(on_policy(options.lmbda, work.train.seed, step) for step in range(made.training.steps))
-    return made.model_copy(update={"notes": {"on_policy_steps": steps}})
+    on_policy_steps = 0
+    for step in range(made.training.steps):
+        on_policy_steps += on_policy(options.lmbda, work.train.seed, step)
+    return made.model_copy(update={"notes": {"on_policy_steps": on_policy_steps}})
 
 
 def objective(student: Student, setup: Setup) -> Distillation:

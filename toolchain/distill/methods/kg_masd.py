@@ -40,7 +40,7 @@ from soloist.toolchain.traces.schema import Run
 
 
 class Options(Config):
-    """What KG-MASD can be told."""
+    """Options of KG-MASD."""
 
     graph: Path | None = Field(
         default=None, description="triples file (.tsv, .jsonl, .json); none, or `desk`: the desk's tables"
@@ -62,7 +62,7 @@ class Options(Config):
         return None if value == DESK else value
 
     def knowledge(self) -> KnowledgeGraph:
-        """The graph. Raises DataError if it cannot be read or says nothing."""
+        """The graph. Raises DataError if it cannot be read or is empty."""
         return find_graph(str(self.graph or DESK)).require_facts()
 
     def informs(self, mode: Mode) -> bool:
@@ -81,23 +81,23 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
     counted: Counter[str] = Counter()
     for run in runs:
         refuse_split(run)
-        found = annotated(run, graph, tools=tools)
-        judgments += found.judgments
+        annotation = annotated(run, graph, tools=tools)
+        judgments += annotation.judgments
         reason = reject(run, setup.mode, setup.check_steps)
-        if not reason and not found.clean and options.unverified == "drop":
+        if not reason and not annotation.clean and options.unverified == "drop":
             reason = "a triple that is not verified"
         messages = None if reason else conversation(run, setup.mode)
         if messages is None:
             rejected[reason or "nothing to learn from"] += 1
             continue
-        asked = informed(messages, graph) if options.informs(setup.mode) else messages
-        example = encode(asked, setup.tokenizer, run.question.id)
+        shown = informed(messages, graph) if options.informs(setup.mode) else messages
+        example = encode(shown, setup.tokenizer, run.question.id)
         if len(example.ids) > setup.max_length:
             rejected[f"longer than {setup.max_length} tokens"] += 1
             continue
-        if not found.clean and options.unverified == "weight":
+        if not annotation.clean and options.unverified == "weight":
             example = replace(example, weights=(options.unverified_weight,) * len(example.ids))
-        counted.update(informed=asked != messages, unverified=not found.clean)
+        counted.update(informed=shown != messages, unverified=not annotation.clean)
         kept.append(Group((example,)))
     notes = {
         **rates(judgments).as_facts(),
@@ -110,7 +110,7 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
 
 
 def train(work: Work) -> Distilled:
-    """One pass; the graph is put beside a student that needs it to be asked."""
+    """One pass; the graph is put beside a student that needs its facts in every prompt."""
     options: Options = work.options
     made = work.once()
     informs = options.informs(work.mode)

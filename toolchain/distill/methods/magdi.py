@@ -6,16 +6,16 @@
     L_I   right, wrong or absent: cross-entropy over the nodes, by a graph network on the student's own embeddings
     L-    margin ranking: a correct attempt must score higher than a wrong one to the same question
 
-A group is one question's graph: agents x rounds, each node an attempt as the student would say it. An agent
-that did not speak is the bare question, labeled absent: no text of anybody stands in it. An attempt nobody
-graded stays in the graph without a label. A correct attempt that is too long, contains a failed call or a step
-that does not re-check, or says nothing beside whom it agrees with, is a node, but is not learned to say.
+A group is one question's graph: agents x rounds, each node an attempt as a conversation of the student's. An agent
+without an attempt is the bare question, labeled absent. An attempt nobody graded stays in the graph without a label.
+A correct attempt that is too long, contains a failed call or a step that does not re-check, or holds nothing beside
+whom it agrees with, is a node, but is not imitated.
 Embeddings come from the student being trained (`graph_network.embed`), prompt included as in the paper's code,
 so L_I and L- shape it; network and score are thrown away afterwards.
 
 `released` follows the published code (dinobby/MAGDi @fd25471) where that can be compared: node embeddings
 without gradient, cross-entropy on the prompt too, edges of the full grid pointing backwards in time wherever
-a later agent speaks to an earlier one (9 of 27 for 3 x 4). Left out of it: graphs assigned to other questions,
+a later agent writes to an earlier one (9 of 27 for 3 x 4). Left out of it: graphs assigned to other questions,
 embeddings that depend on the padding of the batch, and embeddings of the untrained base.
 
 Ours, not the paper's: teams of any size, the width of the score's hidden layer, one learning rate for all.
@@ -36,7 +36,18 @@ from torch import Tensor, nn
 from soloist.kernels.errors import DataError, UsageError
 from soloist.targets.base import Message
 from soloist.toolchain.core.config import Config
-from soloist.toolchain.distill.data import Example, Group, Selection, encode, refuse_split, selection, told, unsound
+from soloist.toolchain.distill.data import (
+    Example,
+    Group,
+    Selection,
+    encode,
+    examples_of,
+    flaw,
+    messages_of,
+    refuse_split,
+    selection,
+    total_weight,
+)
 from soloist.toolchain.distill.graph_network import (
     UNLABELED,
     GraphNetwork,
@@ -44,8 +55,9 @@ from soloist.toolchain.distill.graph_network import (
     adjacency,
     embed,
     judged,
+    label_counts,
     paired,
-    ranked,
+    ranked_pairs,
 )
 from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.objective import summed_cross_entropy
@@ -107,10 +119,17 @@ class Grid:
     @classmethod
     def of(cls, graphs: Sequence[Graph]) -> Grid:
         """The smallest grid that holds these graphs."""
-        by_round = all(len({(n.agent, n.turns[-1].round) for n in graph.nodes}) == len(graph.nodes) for graph in graphs)
-        nodes = [node for graph in graphs for node in graph.nodes]
-        columns = {node.turns[-1].round if by_round else node.attempt for node in nodes}
-        return cls(tuple(sorted({node.agent for node in nodes})), tuple(sorted(columns)), by_round)
+        agents, rounds, attempts = set(), set(), set()
+        by_round = True
+        for graph in graphs:
+            cells = set()
+            for node in graph.nodes:
+                agents.add(node.agent)
+                rounds.add(node.turns[-1].round)
+                attempts.add(node.attempt)
+                cells.add((node.agent, node.turns[-1].round))
+            by_round = by_round and len(cells) == len(graph.nodes)
+        return cls(tuple(sorted(agents)), tuple(sorted(rounds if by_round else attempts)), by_round)
 
     def cell(self, node: Node) -> int:
         column = self.columns.index(node.turns[-1].round if self.by_round else node.attempt)
@@ -142,23 +161,24 @@ def without_stance(text: str) -> str:
     return _STANCE.sub("", text).strip()
 
 
-def said(node: Node, question: str, setup: Setup) -> list[Message]:
-    """An attempt as the student would say it."""
+def attempt_messages(node: Node, question: str, setup: Setup) -> list[Message]:
+    """An attempt as a conversation of the student's."""
     text = without_stance(node.text)
-    messages = told(question, node.uses, text, node.answer, setup.mode)
-    return messages or _saying(question, text or node.text)
+    messages = messages_of(question, node.uses, text, node.answer, setup.mode)
+    return messages or _exchange(question, text or node.text)
 
 
-def _saying(question: str, text: str) -> list[Message]:
+def _exchange(question: str, text: str) -> list[Message]:
     return [{"role": "user", "content": question.strip()}, {"role": "assistant", "content": text.strip()}]
 
 
-def may_be_said(node: Node, run: Run, setup: Setup) -> bool:
-    """Whether an attempt is fit to be imitated: correct, by a way that holds and that the student can say."""
+def imitated(node: Node, run: Run, setup: Setup) -> bool:
+    """Whether an attempt is fit to be imitated: correct, by a way that holds and that the student can take."""
     text = without_stance(node.text)
-    flaw = unsound(run.question, node.uses, text, setup.mode, setup.check_steps)
-    words = told(run.question.question, node.uses, text, node.answer, setup.mode)
-    return node.verdict == "correct" and flaw is None and words is not None
+    messages = messages_of(run.question.question, node.uses, text, node.answer, setup.mode)
+    if node.verdict != "correct" or messages is None:
+        return False
+    return flaw(run.question, node.uses, text, setup.mode, setup.check_steps) is None
 
 
 def as_example(messages: Sequence[Message], question_id: str, setup: Setup, *, learned: bool) -> Example:
@@ -185,7 +205,7 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
     teams: dict[str, list[Graph]] = defaultdict(list)
     for run, graph in graphs:
         teams[run.team].append(graph)
-    grids = {team: Grid.of(found) for team, found in teams.items()}
+    grids = {team: Grid.of(of_team) for team, of_team in teams.items()}
     if grids and all(len(grid.agents) < 2 for grid in grids.values()):
         raise DataError(
             f"magdi learns from several agents who try the same question; in these {len(graphs)} traces at most one "
@@ -200,14 +220,12 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
             rejected[group] += 1
         else:
             kept.append(group)
-    return selection(kept, rejected, _notes(kept))
-
-
-def _notes(kept: Sequence[Group]) -> dict[str, int]:
-    labels = Counter(label for group in kept for label in group.facts.get("labels", ()))
-    names = {CORRECT: "correct", WRONG: "wrong", ABSENT: "absent", UNGRADED: "ungraded"}
-    learned = sum(bool(example.targets) for group in kept for example in group.examples)
-    return {**{f"nodes {name}": labels[label] for label, name in names.items() if labels[label]}, "learned": learned}
+    labels, notes = label_counts(kept), {}
+    for label, name in ((CORRECT, "correct"), (WRONG, "wrong"), (ABSENT, "absent"), (UNGRADED, "ungraded")):
+        if labels[label]:
+            notes[f"nodes {name}"] = labels[label]
+    notes["learned"] = sum(example.targets > 0 for example in examples_of(kept))
+    return selection(kept, rejected, notes)
 
 
 def _group(run: Run, graph: Graph, grid: Grid, setup: Setup) -> Group | str:
@@ -216,12 +234,16 @@ def _group(run: Run, graph: Graph, grid: Grid, setup: Setup) -> Group | str:
     cells: list[Node | None] = [None] * len(grid)
     for attempt in graph.nodes:
         cells[grid.cell(attempt)] = attempt
-    labels = [ABSENT if node is None else _LABELS.get(node.verdict, UNGRADED) for node in cells]
+    labels, eligible = [], set()
+    for cell, node in enumerate(cells):
+        labels.append(ABSENT if node is None else _LABELS.get(node.verdict, UNGRADED))
+        if level > 1 or not grid.column(cell):
+            eligible.add(labels[cell])
     if len(grid.agents) < 2:
         return "one agent only"
     if not {WRONG, CORRECT} & set(labels):
         return "no graded attempt"
-    if not any(label == CORRECT and (level > 1 or not grid.column(cell)) for cell, label in enumerate(labels)):
+    if CORRECT not in eligible:
         return "no correct attempt" + (" in the first round" if level == 1 else "")
     examples: list[Example] = []
     of_cell: dict[int, int] = {}
@@ -232,8 +254,8 @@ def _group(run: Run, graph: Graph, grid: Grid, setup: Setup) -> Group | str:
         if node is None and absent is not None:
             of_cell[cell] = absent
             continue
-        messages = _saying(question, "") if node is None else said(node, question, setup)
-        learned = node is not None and may_be_said(node, run, setup)
+        messages = _exchange(question, "") if node is None else attempt_messages(node, question, setup)
+        learned = node is not None and imitated(node, run, setup)
         of_cell[cell] = len(examples)
         absent = len(examples) if node is None else absent
         examples.append(as_example(messages, run.question.id, setup, learned=learned))
@@ -255,14 +277,21 @@ def _facts(
     options = _options(setup)
     facts: dict[str, Any] = {"question": run.question.id}
     if options.level >= 3:
-        right, wrong = ([of_cell[cell] for cell, label in enumerate(labels) if label == want] for want in (1, 0))
-        facts["pairs"] = paired(right, wrong)
+        by_label: dict[int, list[int]] = defaultdict(list)
+        for cell, label in enumerate(labels):
+            if cell in of_cell:
+                by_label[label].append(of_cell[cell])
+        facts["pairs"] = paired(by_label[CORRECT], by_label[WRONG])
     if options.level == 4:
-        seen = [[grid.cell(graph.nodes[link.source]), grid.cell(graph.nodes[link.target])] for link in graph.links]
-        full = grid_edges(len(grid.agents), len(grid.columns), setup.variant)
         facts["nodes"] = [of_cell[cell] for cell in range(len(grid))]
         facts["labels"] = list(labels)
-        facts["edges"] = full if options.edges == "grid" else seen
+        if options.edges == "grid":
+            facts["edges"] = grid_edges(len(grid.agents), len(grid.columns), setup.variant)
+        else:
+            facts["edges"] = []
+            for link in graph.links:
+                source, target = graph.nodes[link.source], graph.nodes[link.target]
+                facts["edges"].append([grid.cell(source), grid.cell(target)])
     return facts
 
 
@@ -293,9 +322,10 @@ class GraphObjective:
         return [*network, *(self.score.parameters if "margin" in self.weights else [])]
 
     def counts(self, groups: Sequence[Group]) -> Mapping[str, float]:
-        labels = Counter(label for g in groups for label in g.facts.get("labels", ()) if label != UNGRADED)
+        labels = label_counts(groups)
+        labels.pop(UNGRADED, None)
         return {
-            "tokens": sum(example.weight for group in groups for example in group.examples),
+            "tokens": total_weight(groups),
             "nodes": labels.total(),
             "majority": max(labels.values(), default=0),
             "pairs": sum(len(group.facts.get("pairs", ())) for group in groups),
@@ -303,32 +333,26 @@ class GraphObjective:
 
     def terms(self, student: Student, batch: Batch, counts: Mapping[str, float]) -> Mapping[str, Tensor]:
         if set(self.weights) == {"lm"}:
-            return self._spoken(student.logits(batch), batch, counts)
+            return self._imitated(student.logits(batch), batch, counts)
         logits, states = student.logits_and_states(batch)
         embedded = embed(states, batch)
-        found = self._spoken(logits, batch, counts)
+        terms = self._imitated(logits, batch, counts)
         if "nodes" in self.weights:
-            found |= self._classified(embedded, batch, counts)
+            terms |= self._classified(embedded, batch, counts)
         if "margin" in self.weights:
-            pairs = [
-                [places[better], places[worse]]
-                for places, facts in zip(batch.groups, batch.facts, strict=True)
-                for better, worse in facts["pairs"]
-            ]
-            found["margin"] = self._ranked(embedded, pairs) * (self.options.gamma / max(1.0, counts["pairs"]))
-        return found
+            pairs = []
+            for places, facts in zip(batch.groups, batch.facts, strict=True):
+                for better, worse in facts["pairs"]:
+                    pairs.append([places[better], places[worse]])
+            total = ranked_pairs(self.score, embedded, pairs, self.options.margin)
+            terms["margin"] = total * (self.options.gamma / max(1.0, counts["pairs"]))
+        return terms
 
-    def _spoken(self, logits: Tensor, batch: Batch, counts: Mapping[str, float]) -> dict[str, Tensor]:
+    def _imitated(self, logits: Tensor, batch: Batch, counts: Mapping[str, float]) -> dict[str, Tensor]:
         if "lm" not in self.weights:
             return {}
         total = summed_cross_entropy(logits, batch.labels, batch.weights)
         return {"lm": total * (self.options.alpha / counts["tokens"])}
-
-    def _ranked(self, embedded: Tensor, pairs: Sequence[Sequence[int]]) -> Tensor:
-        if not pairs:
-            return embedded.sum() * 0.0  # a part of the step without pairs
-        scores, places = self.score(embedded), torch.tensor(pairs, device=embedded.device)
-        return ranked(scores[places[:, 0]], scores[places[:, 1]], self.options.margin)
 
     def _classified(self, embedded: Tensor, batch: Batch, counts: Mapping[str, float]) -> dict[str, Tensor]:
         """L_I, and beside it the share of nodes that the network gets right and that of the largest class."""
@@ -347,14 +371,14 @@ class GraphObjective:
 
     def node_logits(self, embedded: Tensor, batch: Batch, *, training: bool) -> list[tuple[Tensor, Tensor]]:
         """Of every graph of a batch: what the network says of each node (n, 3), and its label (n,)."""
-        found = []
+        graphs = []
         for places, facts in zip(batch.groups, batch.facts, strict=True):
             nodes = embedded[[places[conversation] for conversation in facts["nodes"]]]
-            heard = adjacency(facts["edges"], len(nodes), nodes)
-            encoded = self.network.encode(nodes, heard)
-            logits = self.network.classify(encoded, heard, facts["question"] if training else None)
-            found.append((logits, torch.tensor(facts["labels"], device=nodes.device)))
-        return found
+            adjacent = adjacency(facts["edges"], len(nodes), nodes)
+            encoded = self.network.encode(nodes, adjacent)
+            logits = self.network.classify(encoded, adjacent, facts["question"] if training else None)
+            graphs.append((logits, torch.tensor(facts["labels"], device=nodes.device)))
+        return graphs
 
 
 def check(options: MagdiOptions) -> None:

@@ -1,13 +1,13 @@
-"""AgentArk's process-aware distillation (PAD, arXiv 2602.03955): learn which steps are good, then practise.
+"""AgentArk's process-aware distillation (PAD, arXiv 2602.03955): learn which steps are good, then practice.
 
     1. sft        a first student on the verified trajectories (`start: base` leaves this out, as the paper does)
     2. labels     every step of every attempt gets a label (`steps.py`)
     3. prm-head   a reward model from the first student: its last block and a reward head
     4. prm-all    the same model, all weights
-    5. grpo-…     the first student practises by GRPO: reward = softmin of its steps' scores + verified answer
+    5. grpo-…     the first student practices by GRPO: reward = softmin of its steps' scores + verified answer
 
 Each phase, and of labels and GRPO each part, is done once and survives a kill. The first student is needed
-because students of our size do not solve anything untaught, and practice without a success teaches nothing;
+because a base of our size solves nothing before it is trained, and practice without a success has no gradient;
 the paper begins with models that already solve half of the questions. `--variant released` follows the
 published code: answer labels on every step that re-checking does not refute, cross-entropy on them, head and
 last block only, advantages per step against a token baseline. Its other defects (whole solutions as steps, a
@@ -16,6 +16,7 @@ contrastive term that reaches no trained weight) are not repeated.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -23,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -32,12 +33,12 @@ from soloist.kernels.errors import DataError, UsageError
 from soloist.targets.base import require
 from soloist.toolchain.core.artifact import Facts
 from soloist.toolchain.core.files import write_atomic
-from soloist.toolchain.distill.data import Group, Selection, refuse_split
+from soloist.toolchain.distill.data import Example, Group, Selection, reasons, refuse_split
 from soloist.toolchain.distill.full_precision import fit_exact, save_exact
 from soloist.toolchain.distill.grpo import GrpoConfig, Judge, Practice, Segment, Update, turn_tokens
 from soloist.toolchain.distill.methods.attempts import conversation_of, other_kind
 from soloist.toolchain.distill.methods.sft import verified
-from soloist.toolchain.distill.model import Student, choose_precision, load_base
+from soloist.toolchain.distill.model import Student, choose_precision, frozen, load_base
 from soloist.toolchain.distill.objective import CrossEntropy
 from soloist.toolchain.distill.prm import (
     Binary,
@@ -65,10 +66,10 @@ _LABELLED_AT_ONCE = 16  # questions, and so what a kill while labelling repeats
 class Options(GrpoConfig):
     """Of PAD's three parts; TrainConfig is that of the first student."""
 
-    start: Literal["sft", "base"] = Field(default="sft", description="practise from a taught student (our choice)")
+    start: Literal["sft", "base"] = Field(default="sft", description="practice from a trained student (our choice)")
     tools: tuple[str, ...] = Field(
         default=(SHIPPED,),
-        description="entry points of the tools it acts with, as in the team's file (default: the desk's)",
+        description="entry points of the tools it calls, as in the team's file (default: the desk's)",
     )
     rollouts: int = Field(default=8, ge=0, description="completions per step label (Math-Shepherd); 0: answer labels")
     labeled: int | None = Field(
@@ -91,22 +92,24 @@ def attempts(runs: Sequence[Run], setup: Setup) -> Selection:
     rejected: Counter[str] = Counter()
     for number, run in enumerate(runs):
         refuse_split(run)
-        found: dict[tuple[int, ...], tuple[Any, int, bool]] = {}
+        examples: dict[tuple[int, ...], Example] = {}
+        nodes, right = [], []
         graph = graph_of(run)
         for index, node in enumerate(graph.nodes):
             graded = node.verdict in ("correct", "wrong")
             made = other_kind(node, graph, setup) or (conversation_of(node, run, setup) if graded else "not graded")
             if isinstance(made, str):
                 rejected[made] += 1
-            else:
-                found.setdefault(made.ids, (made, index, node.verdict == "correct"))
-        if len({right for _, _, right in found.values()}) < 2:
-            rejected["no attempt" if not found else "attempts all right or all wrong"] += 1
+            elif made.ids not in examples:
+                examples[made.ids] = made
+                nodes.append(index)
+                right.append(node.verdict == "correct")
+        if len(set(right)) < 2:
+            rejected["no attempt" if not right else "attempts all right or all wrong"] += 1
             continue
-        examples, nodes, right = zip(*found.values(), strict=True)
-        kept.append(Group(examples, {"run": number, "nodes": list(nodes), "right": list(right)}))
+        kept.append(Group(tuple(examples.values()), {"run": number, "nodes": nodes, "right": right}))
     if not kept:
-        why = ", ".join(f"{count} x {reason}" for reason, count in rejected.items()) or "there are no traces"
+        why = reasons(rejected) or "there are no traces"
         raise DataError(
             f"no question with both a right and a wrong attempt ({why}): a reward model learns from comparing them; "
             "record a team whose agents disagree, or choose another method"
@@ -139,8 +142,11 @@ class _Pad:
         self.tools = self._toolbox()
 
     def _toolbox(self) -> Toolbox | None:
-        """The tools the student acts with; None where it answers in words."""
-        used = {use.name for run in self.work.runs for turn in run.turns for use in turn.tools if use.name}
+        """The tools the student calls; None where it answers in words."""
+        used: set[str] = set()
+        for run in self.work.runs:
+            for turn in run.turns:
+                used.update(use.name for use in turn.tools if use.name)
         if self.work.mode != "tools" or not used:
             return None
         tools = load_tools(self.options.tools)
@@ -152,10 +158,10 @@ class _Pad:
         return tools
 
     def first(self) -> tuple[Path, _First]:
-        """The student that is judged and practises: taught, or the base as it is."""
+        """The student that is judged and practices: trained, or the base as it is."""
         work = self.work
 
-        def teach(folder: Path) -> _First:
+        def imitate(folder: Path) -> _First:
             trainer = work.trainer()
             chosen = work.chosen(work.setup(trainer.student.tokenizer), verified)
             return _First(training=fit_exact(work, trainer, chosen.groups, CrossEntropy(), folder))
@@ -164,7 +170,7 @@ class _Pad:
             save_exact(Student(*load_base(work.base), torch.device("cpu")), folder)
             return _First()
 
-        return work.phase("sft", _First, teach) if self.options.start == "sft" else work.phase("base", _First, copy)
+        return work.phase("sft", _First, imitate) if self.options.start == "sft" else work.phase("base", _First, copy)
 
     def rated(self, first: Path) -> tuple[list[Group], DataFacts]:
         """The attempts with a label on every step, and how the labels came to be."""
@@ -173,7 +179,10 @@ class _Pad:
         tokenizer = reader.tokenizer
         setup = work.setup(tokenizer)
         chosen = work.chosen(setup, attempts)
-        disputed = _some(chosen.groups, self.options.labeled, setup.seed)
+        disputed = list(chosen.groups)
+        if self.options.labeled is not None and self.options.labeled < len(disputed):
+            draw = random.Random(f"{setup.seed}/labeled")  # noqa: S311 - not cryptography
+            disputed = [disputed[index] for index in sorted(draw.sample(range(len(disputed)), self.options.labeled))]
         rollouts = 0 if self.released else self.options.rollouts
         sampler = None
         if rollouts:
@@ -187,7 +196,7 @@ class _Pad:
             _, made = work.phase(f"labels-{start:06d}", _Labels, partial(self._label, part, labeller, setup, start))
             counts.update(made.counts)
             for group, labels in zip(part, made.labels, strict=True):
-                ends = [step_ends(e.ids, e.trained, tokenizer) for e in group.examples]
+                ends = [step_ends(example.ids, example.trained, tokenizer) for example in group.examples]
                 groups.append(rated_group(group.examples, ends, labels, tokenizer.eos_token_id))
         useful = groups if self.released else [group for group in groups if compared(group) > 0]
         if not useful:
@@ -209,7 +218,7 @@ class _Pad:
                 uses = nodes[node].uses if setup.mode == "tools" else ()
                 tried.append(Tried(run.question, example, right, uses))
         labels = iter(labeller.label(tried))
-        of_groups = [[next(labels) for _ in group.examples] for group in part]
+        of_groups = [list(itertools.islice(labels, len(group.examples))) for group in part]
         return _Labels(labels=of_groups, counts=dict(labeller.counts))
 
     def reward_model(self, first: Path, groups: Sequence[Group]) -> tuple[Path, dict[str, TrainingFacts]]:
@@ -240,21 +249,27 @@ class _Pad:
             )
         return folder, passes
 
-    def practise(self, first: Path, rewards: Path, questions: Sequence[Question]) -> tuple[Path, list[Update]]:
+    def practice(self, first: Path, rewards: Path, questions: Sequence[Question]) -> tuple[Path, list[Update]]:
         """GRPO, segment by segment; returns the last folder and all updates."""
         options, config = self.options, self.work.train
         size = options.questions
         total = options.steps or -(-len(questions) // size)
-        asked = _in_order(questions, total * size, config.seed)
+        asked: list[Question] = []
+        while len(asked) < total * size:  # every pass over the questions its own shuffle
+            lap = list(questions)
+            random.Random(f"{config.seed}/{len(asked)}").shuffle(lap)  # noqa: S311 - not cryptography
+            asked += lap
         at, updates = first, list[Update]()
         judge: Judge | None = None
         for begin in range(0, total, options.segment):
 
             def run(folder: Path, start: Path = at, begin: int = begin) -> Practice:
                 nonlocal judge
-                judge = judge or self._judge(rewards)
+                if judge is None:
+                    reader, head = _reader(self.work, rewards), RewardHead.read(rewards)
+                    judge = Judge(RewardModel(reader, head, config.part_tokens), options, self.work.variant)
                 stop = min(begin + options.segment, total)
-                segment = Segment(
+                part = Segment(
                     start,
                     first,
                     asked[begin * size : stop * size],
@@ -263,53 +278,19 @@ class _Pad:
                     config.max_length,
                     self.tools,
                 )
-                return segment.run(judge, folder)
+                return part.run(judge, folder)
 
-            at, practice = self.work.phase(f"grpo-{begin:06d}", Practice, run)
-            updates += practice.updates
+            at, segment = self.work.phase(f"grpo-{begin:06d}", Practice, run)
+            updates += segment.updates
             last = updates[-1]
             self.work.note(f"grpo: {len(updates)} of {total} updates, reward {last.reward}", **last.model_dump())
         return at, updates
 
-    def _judge(self, rewards: Path) -> Judge:
-        model = RewardModel(_reader(self.work, rewards), RewardHead.read(rewards), self.work.train.part_tokens)
-        return Judge(model, self.options, self.work.variant)
-
 
 def _reader(work: Work, path: Path) -> Student:
     """A model that is only read, in the place and the precision of training."""
-    accelerate = require("accelerate", "train")
-    device = accelerate.Accelerator(cpu=work.train.device == "cpu", mixed_precision="no").device
-    reader = Student(*load_base(path), device)
-    reader.compute_in(choose_precision(work.train.precision, device)[0])
-    reader.model.eval().requires_grad_(False)
-    return reader
-
-
-def _some(groups: Sequence[Group], count: int | None, seed: int) -> list[Group]:
-    """`count` groups drawn by the seed, in their order; all of them without a count."""
-    if count is None or count >= len(groups):
-        return list(groups)
-    drawn = sorted(random.Random(f"{seed}/labeled").sample(range(len(groups)), count))  # noqa: S311 - as below
-    return [groups[index] for index in drawn]
-
-
-def _in_order(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
-    """`count` questions, every pass its own shuffle."""
-    found: list[Question] = []
-    while len(found) < count:
-        order = list(questions)
-        random.Random(f"{seed}/{len(found)}").shuffle(order)  # noqa: S311 - not cryptography
-        found += order
-    return found[:count]
-
-
-def _questions(runs: Sequence[Run]) -> list[Question]:
-    """The questions of the runs that can be verified, each once."""
-    found = {run.question.question.strip(): run.question for run in runs if run.question.gold is not None}
-    if not found:
-        raise DataError("pad: no question has a known answer; practice needs answers to verify")
-    return list(found.values())
+    device = work.processes.device
+    return frozen(path, choose_precision(work.train.precision, device)[0], device)
 
 
 def train(work: Work) -> Distilled:
@@ -317,11 +298,16 @@ def train(work: Work) -> Distilled:
     if work.processes.several:
         raise UsageError("method pad: its policy phase runs in one process; start it without accelerate launch")
     pad = _Pad(work)
-    questions = _questions(work.runs)
+    questions: dict[str, Question] = {}  # each once
+    for run in work.runs:
+        if run.question.gold is not None:
+            questions[run.question.question.strip()] = run.question
+    if not questions:
+        raise DataError("pad: no question has a known answer; practice needs answers to verify")
     first, made = pad.first()
     groups, data = pad.rated(first)
     rewards, phases = pad.reward_model(first, groups)
-    last, updates = pad.practise(first, rewards, questions)
+    last, updates = pad.practice(first, rewards, list(questions.values()))
     _reader(work, last).save(work.folder, {})
     log, steps = "", []
     for step, update in enumerate(updates):

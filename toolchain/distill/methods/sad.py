@@ -1,4 +1,4 @@
-r"""SAD (arXiv 2505.13820): reasoning and acting are imitated apart, what the world said is only read.
+r"""SAD (arXiv 2505.13820): reasoning and acting are imitated apart, observations are only read.
 
     user        question                                     not trained
     assistant   Thought: I should look it up.                REASON
@@ -10,7 +10,7 @@ r"""SAD (arXiv 2505.13820): reasoning and acting are imitated apart, what the wo
 A span begins at a line with one of the prefixes and lasts to the next; the prefix itself is trained, for the student
 has to write it, and the token that ends a turn belongs to the turn's last span. Observations are messages
 of their own, from the tools' results, so nothing quoted in one can open a span. A run whose agent wrote an
-`Observation:` into its own text is refused: what is the world's there and what is invented cannot be told.
+`Observation:` into its own text is refused: nothing says what in it was observed and what was invented.
 Without prefixes a call is ACT; of a worked solution the steps are REASON and the `#### answer` is ACT.
 
 KL is the forward one to a local teacher; without a teacher it is the cross-entropy of the trace's own tokens (noted
@@ -41,19 +41,21 @@ from soloist.toolchain.distill.data import (
     Selection,
     conversation,
     encode,
+    examples_of,
+    own_texts,
     refuse_split,
     reject,
     selection,
+    worked_lines,
 )
 from soloist.toolchain.distill.divergence import cross_entropies, divergences, row_entropy
 from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.objective import SelfContained
-from soloist.toolchain.distill.packing import Batch, pack
+from soloist.toolchain.distill.packing import Batch
 from soloist.toolchain.distill.teacher import load_teacher, teacher_logits
-from soloist.toolchain.distill.train import parts
+from soloist.toolchain.distill.train import read_in_parts
 from soloist.toolchain.distill.work import Distilled, Method, Setup, Work, fit
-from soloist.toolchain.student.artifact import Mode
-from soloist.toolchain.traces.schema import Run, Turn
+from soloist.toolchain.traces.schema import Run
 
 NONE, REASON, ACT = 0, 1, 2
 SPANS: Mapping[str, int] = {"reason": REASON, "act": ACT}
@@ -63,7 +65,7 @@ _OBSERVED = re.compile(r"^Observation(?: \d+)?:", re.MULTILINE)
 
 
 class Options(Config):
-    """What SAD can be told."""
+    """Options of SAD."""
 
     teacher: Path | None = Field(
         default=None, description="folder or GGUF of a teacher with the student's vocabulary; none: hard labels"
@@ -88,9 +90,9 @@ def segments(text: str, opening: int) -> list[int]:
     """The span of each character of an assistant's text. What stands before the first prefix is `opening`."""
     kinds, kind = [], opening
     for line in _LINE.findall(text):
-        found = _PREFIX.match(line)
-        if found or line.startswith("####"):
-            kind = REASON if found and found["reason"] else ACT
+        prefix = _PREFIX.match(line)
+        if prefix or line.startswith("####"):
+            kind = REASON if prefix and prefix["reason"] else ACT
         kinds += [kind] * len(line)
     return kinds
 
@@ -99,32 +101,31 @@ def spanned(messages: Sequence[Message], tokenizer: Any, question_id: str = "", 
     """A conversation as tokens, each trained one with its span; one that reaches over a border is of the later span.
 
     Raises:
-        DataError: the template changes what the assistant says, or the tokenizer cannot tell where tokens stand.
+        DataError: the template changes the assistant's text, or the tokenizer does not give the places of its tokens.
     """
     example = encode(messages, tokenizer, question_id)
     if not tokenizer.is_fast:
         raise DataError("the tokenizer does not say where its tokens stand in a text (no fast version); use another")
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=False)
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     kinds = [NONE] * len(text)
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        said = message["content"]
+        own_text = message["content"]
         start = len(tokenizer.apply_chat_template(list(messages[:index]), tokenize=False, add_generation_prompt=True))
-        stop = start + len(said)
-        if text[start:stop] != said:
-            raise DataError(f"chat template: it changes what the assistant says ({question_id or said[:40]!r})")
-        own = segments(said, opening)
+        stop = start + len(own_text)
+        if text[start:stop] != own_text:
+            raise DataError(f"chat template: it changes the assistant's text ({question_id or own_text[:40]!r})")
+        own = segments(own_text, opening)
         end = text.index(tokenizer.eos_token, stop) + len(tokenizer.eos_token)
         kinds[start:end] = own + [own[-1] if own else opening] * (end - stop)
     # the end of a token is exact even where a tokenizer leaves the spaces around a word out of its offsets
-    spans = [
-        kinds[end - 1] if trained else NONE
-        for (_, end), trained in zip(found["offset_mapping"], example.trained, strict=False)
-    ]
-    if any(trained and not span for span, trained in zip(spans, example.trained, strict=True)):
-        raise DataError(f"{question_id or 'a conversation'}: the tokenizer's offsets miss some of what is trained")
+    spans = []
+    for (_, end), trained in zip(offsets, example.trained, strict=False):
+        spans.append(kinds[end - 1] if trained else NONE)
+        if trained and not spans[-1]:
+            raise DataError(f"{question_id or 'a conversation'}: the tokenizer's offsets miss some of what is trained")
     return replace(example, spans=tuple(spans))
 
 
@@ -133,32 +134,33 @@ def spanned(messages: Sequence[Message], tokenizer: Any, question_id: str = "", 
 
 def is_react(run: Run) -> bool:
     """Whether the agents on the answer's path wrote thoughts and actions as prefixed lines, and called tools so."""
-    turns = [run.turns[step] for step in run.path]
-    return any(turn.tools and any(map(_PREFIX.match, turn.text.split("\n"))) for turn in turns)
+    for step in run.path:
+        turn = run.turns[step]
+        if turn.tools and any(map(_PREFIX.match, turn.text.split("\n"))):
+            return True
+    return False
 
 
 def react_messages(run: Run) -> list[Message]:
     """The run's episode: each turn as the agent wrote it, each tool's result (or error) as a message of its own.
 
-    What the last call returned is left out: nothing is said after it.
+    A turn's text is followed by the actions that its model gave as structured calls. The last call's result is left
+    out: no turn follows it.
     """
     messages: list[Message] = [{"role": "user", "content": run.question.question.strip()}]
     for step in run.path:
         turn = run.turns[step]
-        messages.append({"role": "assistant", "content": _said(turn)})
+        written = [turn.text.strip()]
+        for use in turn.tools:
+            if use.call.strip() not in turn.text:
+                written.append(f"Action: {use.call.strip()}")
+        messages.append({"role": "assistant", "content": "\n".join(written).strip()})
         for use in turn.tools:
             seen = use.result if use.result is not None else use.error
             messages.append({"role": "tool", "content": (seen or "").strip()})
     while messages[-1]["role"] != "assistant":
         messages.pop()
     return messages
-
-
-def _said(turn: Turn) -> str:
-    """A turn's text, with the actions that its model gave as structured calls written out."""
-    calls = [use.call.strip() for use in turn.tools]
-    missing = [f"Action: {call}" for call in calls if call not in turn.text]
-    return "\n".join([turn.text.strip(), *missing]).strip()
 
 
 def select(runs: Sequence[Run], setup: Setup) -> Selection:
@@ -169,46 +171,47 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
     """
     kept: list[Group] = []
     rejected: Counter[str] = Counter()
-    tokens: Counter[str] = Counter()
     for run in runs:
         refuse_split(run)
-        found = _trajectory(run, setup)
-        if isinstance(found, str):
-            rejected[found] += 1
+        messages = _trajectory(run, setup)
+        if isinstance(messages, str):
+            rejected[messages] += 1
             continue
-        example = spanned(found, setup.tokenizer, run.question.id, opening=_opening(run, setup.mode))
+        calls = run.trajectory and setup.mode == "tools" and not is_react(run)
+        # what has no prefix: calls act, worked steps and prose reason
+        example = spanned(messages, setup.tokenizer, run.question.id, opening=ACT if calls else REASON)
         if len(example.ids) > setup.max_length:
             rejected[f"longer than {setup.max_length} tokens"] += 1
             continue
-        counted = Counter(example.spans)
-        tokens.update({name: counted[kind] for name, kind in SPANS.items()})
         kept.append(Group((example,)))
-    return selection(kept, rejected, {f"{name}_tokens": tokens[name] for name in SPANS})
+    tokens = span_counts(kept)
+    return selection(kept, rejected, {"reason_tokens": tokens[REASON], "act_tokens": tokens[ACT]})
 
 
 def _trajectory(run: Run, setup: Setup) -> list[Message] | str:
-    """What the student should have said, or why the run is rejected."""
+    """The conversation the student should have had, or why the run is rejected."""
     react = is_react(run)
     if react and run.verdict != "correct":
         return "no correct answer"
     if react and setup.mode == "cot":
-        return "an episode of tools cannot be told in words"
-    if react and not setup.check_steps([step for use in run.trajectory for step in use.steps]):
+        return "an episode of tools has no answer in words"
+    if react and not setup.check_steps(worked_lines(run.trajectory, "")):
         return "a worked step does not re-check"
     reason = None if react else reject(run, setup.mode, setup.check_steps)
     messages = react_messages(run) if react else conversation(run, setup.mode)
     if reason or messages is None:
         return reason or "nothing to learn from"
-    if any(_OBSERVED.search(message["content"]) for message in messages if message["role"] == "assistant"):
+    if any(map(_OBSERVED.search, own_texts(messages))):
         return "an observation in the agent's own words"
     return messages
 
 
-def _opening(run: Run, mode: Mode) -> int:
-    """The span of what has no prefix: calls act, worked steps and prose reason."""
-    if is_react(run):
-        return REASON
-    return ACT if run.trajectory and mode == "tools" else REASON
+def span_counts(groups: Sequence[Group]) -> Counter[int]:
+    """How many tokens of the groups lie in each span."""
+    tokens: Counter[int] = Counter()
+    for example in examples_of(groups):
+        tokens.update(example.spans)
+    return tokens
 
 
 # ---------------------------------------------------------------- objective and order
@@ -226,11 +229,10 @@ class SpanLoss(SelfContained):
 
     def counts(self, groups: Sequence[Group]) -> Mapping[str, float]:
         """Tokens of each span, or trajectories where tokens are summed."""
-        examples = [example for group in groups for example in group.examples]
         if self.options.reduction == "sum":
-            return dict.fromkeys(self.names, float(len(examples)))
-        tokens = Counter(span for example in examples for span in example.spans)
-        return {name: float(tokens[kind]) for name, kind in SPANS.items()}
+            return dict.fromkeys(self.names, float(len(examples_of(groups))))
+        tokens = span_counts(groups)
+        return {"reason": float(tokens[REASON]), "act": float(tokens[ACT])}
 
     def terms(self, student: Student, batch: Batch, counts: Mapping[str, float]) -> Mapping[str, Tensor]:
         weights = torch.zeros(batch.targets, device=batch.spans.device)
@@ -240,7 +242,7 @@ class SpanLoss(SelfContained):
             rows = cross_entropies(student, batch, weights)
         else:
             rows = divergences(student, self.teacher, batch, "forward", weights=weights)
-        return {name: (rows * (batch.spans == kind)).sum() for name, kind in SPANS.items()}
+        return {"reason": (rows * (batch.spans == REASON)).sum(), "act": (rows * (batch.spans == ACT)).sum()}
 
 
 def difficulties(groups: Sequence[Group], options: Options, teacher: Student | None, part_tokens: int) -> list[float]:
@@ -252,24 +254,18 @@ def difficulties(groups: Sequence[Group], options: Options, teacher: Student | N
     gamma = float(teacher is not None) if options.gamma is None else options.gamma
     if gamma and teacher is None:
         raise UsageError("method sad: gamma weighs the entropy of a teacher: give `teacher` too, or gamma 0")
-    entropy = _entropies(groups, teacher, part_tokens) if teacher is not None and gamma else {}
-    found = []
-    for index, group in enumerate(groups):
-        spans = Counter(span for example in group.examples for span in example.spans)
-        found.append(options.alpha * spans[REASON] + options.beta * spans[ACT] + gamma * entropy.get(index, 0.0))
-    return found
-
-
-def _entropies(groups: Sequence[Group], teacher: Student, part_tokens: int) -> dict[int, float]:
-    numbered = [Group(group.examples, {"index": index}) for index, group in enumerate(groups)]
-    found: dict[int, float] = {}
-    for part in parts(numbered, part_tokens):
-        batch = pack(part).to(teacher.device)
-        rows = row_entropy(teacher_logits(teacher, batch))
-        for facts, owners in zip(batch.facts, batch.groups, strict=True):
-            mine = (batch.owners >= owners.start) & (batch.owners < owners.stop)
-            found[facts["index"]] = round(float(rows[mine].mean()), 4)  # ties must not hang on the last bit
-    return found
+    entropy = [0.0] * len(groups)
+    if teacher is not None and gamma:
+        for batch, numbers in read_in_parts(groups, part_tokens, teacher.device):
+            rows = row_entropy(teacher_logits(teacher, batch))
+            for number, owners in zip(numbers, batch.groups, strict=True):
+                mine = (batch.owners >= owners.start) & (batch.owners < owners.stop)
+                entropy[number] = round(float(rows[mine].mean()), 4)  # ties must not hang on the last bit
+    difficulty = []
+    for group, nats in zip(groups, entropy, strict=True):
+        spans = span_counts([group])
+        difficulty.append(options.alpha * spans[REASON] + options.beta * spans[ACT] + gamma * nats)
+    return difficulty
 
 
 def train(work: Work) -> Distilled:
@@ -283,8 +279,8 @@ def train(work: Work) -> Distilled:
     setup = work.setup(trainer.student.tokenizer)
     chosen = work.chosen(setup)
     loss = objective(trainer.student, setup)
-    said = {span for example in chosen.examples for span in example.spans}
-    if not any(loss.weights[name] and kind in said for name, kind in SPANS.items()):
+    tokens = span_counts(chosen.groups)
+    if not any(weight and tokens[SPANS[name]] for name, weight in loss.weights.items()):
         raise UsageError(
             "method sad: nothing would be learned: no trajectory holds what reason_weight and act_weight leave "
             "(a call without prefixes is acting); give the other one a weight"

@@ -1,4 +1,4 @@
-"""SMAGDi (arXiv 2511.05528): MAGDi on the steps of attempts, and two students, one who asks and one who solves.
+"""SMAGDi (arXiv 2511.05528): MAGDi on the steps of attempts, and two students: a decomposer and a solver.
 
     decomposer   question -> q_1 .. q_m                      cross-entropy
     solver       question, q_<=j, a_<j -> a_j                L = l1 L_lm + l2 L_node + l3 L_contrast + l4 L_align
@@ -6,15 +6,15 @@
     L_lm         cross-entropy of the steps of correct attempts
     L_node       right or wrong: cross-entropy over all steps, by a graph network on the solver's own embeddings
     L_contrast   margin ranking of right steps over wrong ones of the same question
-    L_align      1 - cos(P h, stopgrad(e)): what the solver makes of a step (h) against what the network makes of it
-                 in its graph (e)
+    L_align      1 - cos(P h, stopgrad(e)): the solver's embedding of a step (h) against the network's embedding of
+                 it in its graph (e)
 
-Only the abstract is public; all of this is our choice, as are the weights 1, 1, 0.1, 0.1. A step is a line of what the
-solver says, so also a call; a result is read by the next step. Its label is propagated from the answer: right where
-some correct attempt begins with the same steps, wrong where its arithmetic or its call fails. Edges: each step to
-the next of its attempt (continuity), the last step of an attempt to the first of the attempts that saw it.
+Only the abstract is public; all of this is our choice, as are the weights 1, 1, 0.1, 0.1. A step is a line of the
+solver's own turns, so also a call; a result is read by the next step. Its label is propagated from the answer: right
+where some correct attempt begins with the same steps, wrong where its arithmetic or its call fails. Edges: each step
+to the next of its attempt (continuity), the last step of an attempt to the first of the attempts that saw it.
 
-Sub-questions: a call is asked for in words ("Which equation goes to solve?"); an attempt without calls is one step
+Sub-questions: a call answers one in words ("Which equation goes to solve?"); an attempt without calls is one step
 (m = 1, the sub-question is the question). `decompositions` adds questions that people took apart: to the
 decomposer always, to the solver where the file has answers and the student does not call tools. One agent alone
 is no error here: its steps still have a graph. Both models are saved, each a plain folder, and answer as one
@@ -24,11 +24,10 @@ is no error here: its steps still have a graph. Both models are saved, each a pl
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -38,7 +37,16 @@ from torch.nn import functional
 from soloist.kernels.errors import UsageError
 from soloist.targets.base import Message
 from soloist.toolchain.core.config import Config
-from soloist.toolchain.distill.data import Example, Group, Selection, encode, refuse_split, reject, selection
+from soloist.toolchain.distill.data import (
+    Example,
+    Group,
+    Selection,
+    encode,
+    refuse_split,
+    reject,
+    selection,
+    total_weight,
+)
 from soloist.toolchain.distill.decompositions import Decomposed, read_decompositions, taken_apart
 from soloist.toolchain.distill.graph_network import (
     UNLABELED,
@@ -46,16 +54,17 @@ from soloist.toolchain.distill.graph_network import (
     Score,
     adjacency,
     judged,
+    label_counts,
     matrix,
     paired,
     pooled,
-    ranked,
+    ranked_pairs,
 )
-from soloist.toolchain.distill.methods.magdi import as_example, may_be_said, said
+from soloist.toolchain.distill.methods.magdi import as_example, attempt_messages, imitated
 from soloist.toolchain.distill.model import Student
 from soloist.toolchain.distill.objective import CrossEntropy, summed_cross_entropy
 from soloist.toolchain.distill.packing import Batch
-from soloist.toolchain.distill.steps import step_ends
+from soloist.toolchain.distill.step_graph import CORRECT, WRONG, SteppedAttempt, step_edges, step_labels, step_spans
 from soloist.toolchain.distill.train import CHECKPOINTS, LOG
 from soloist.toolchain.distill.work import Distilled, Fitted, Method, Select, Setup, Work, fit
 from soloist.toolchain.student.artifact import DataFacts
@@ -64,7 +73,6 @@ from soloist.toolchain.traces.graph import Graph, Node, graph_of
 from soloist.toolchain.traces.schema import Run
 
 DECOMPOSER, SOLVER = "decomposer", "solver"
-WRONG, CORRECT = 0, 1
 
 
 class SmagdiOptions(Config):
@@ -101,15 +109,15 @@ def check(options: SmagdiOptions) -> None:
 def solver_messages(node: Node, question: str, setup: Setup) -> list[Message]:
     """An attempt as the solver's conversation: it never sees a later sub-question or answer."""
     if not node.uses:
-        return said(node, question, setup)
+        return attempt_messages(node, question, setup)
     return dialogue(question, *taken_apart(node.uses, node.answer, setup.mode))
 
 
-def decomposer_example(question: str, asked: Sequence[str], question_id: str, setup: Setup) -> Example:
+def decomposer_example(question: str, sub_questions: Sequence[str], question_id: str, setup: Setup) -> Example:
     """A question, and its sub-questions, one a line."""
     messages: list[Message] = [
         {"role": "user", "content": question.strip()},
-        {"role": "assistant", "content": "\n".join(asked)},
+        {"role": "assistant", "content": "\n".join(sub_questions)},
     ]
     return encode(messages, setup.tokenizer, question_id)
 
@@ -124,19 +132,19 @@ def select_decompositions(runs: Sequence[Run], setup: Setup) -> Selection:
     kept: list[Group] = []
     rejected: Counter[str] = Counter()
     written, refused = _read(setup)
-    rejected.update({f"of the file: {reason}": count for reason, count in refused.items()})
-    asked: list[tuple[str, Sequence[str], str]] = [(one.question, one.asked, one.id) for one in written]
+    for reason, count in refused.items():
+        rejected[f"of the file: {reason}"] = count
+    examples = [decomposer_example(one.question, one.sub_questions, one.id, setup) for one in written]
     for run in runs:
         refuse_split(run)
         question = run.question.question.strip()
-        reason = reject(run, setup.mode, setup.check_steps)
-        if reason:
-            rejected[reason] += 1
+        flaw = reject(run, setup.mode, setup.check_steps)
+        if flaw:
+            rejected[flaw] += 1
             continue
-        texts = taken_apart(run.trajectory, run.answer, setup.mode)[0]
-        asked.append((question, texts or [" ".join(question.split())], run.question.id))
-    for question, sub_questions, question_id in asked:
-        example = decomposer_example(question, sub_questions, question_id, setup)
+        sub_questions = taken_apart(run.trajectory, run.answer, setup.mode)[0] or [" ".join(question.split())]
+        examples.append(decomposer_example(question, sub_questions, run.question.id, setup))
+    for example in examples:
         if len(example.ids) > setup.max_length:
             rejected[f"longer than {setup.max_length} tokens"] += 1
             continue
@@ -144,37 +152,7 @@ def select_decompositions(runs: Sequence[Run], setup: Setup) -> Selection:
     return selection(kept, rejected, {"decompositions written by people": len(written)})
 
 
-# ---------------------------------------------------------------- the graph of steps
-
-
-@dataclass(frozen=True)
-class Tried:
-    """An attempt as the solver would have made it, and where its steps lie: (first place, place after) each."""
-
-    node: Node
-    example: Example
-    steps: tuple[tuple[int, int], ...]
-
-
-def step_spans(example: Example, tokenizer: Any, length: int) -> tuple[tuple[int, int], ...]:
-    """The places of each step that the student computes: the line's own tokens, the conversation's last excepted."""
-    spans = []
-    before = -1
-    for end in step_ends(example.ids, example.trained, tokenizer):
-        start = end
-        while start - 1 > before and example.trained[start - 1]:
-            start -= 1
-        before, stop = end, min(end + 1, length - 1)
-        if start < stop and end < length:
-            spans.append((start, stop))
-    return tuple(spans)
-
-
-def _tried(node: Node, run: Run, setup: Setup) -> Tried:
-    messages = solver_messages(node, run.question.question, setup)
-    whole = encode(messages, setup.tokenizer, run.question.id)
-    example = as_example(messages, run.question.id, setup, learned=may_be_said(node, run, setup))
-    return Tried(node, example, step_spans(whole, setup.tokenizer, len(example.ids)))
+# ---------------------------------------------------------------- selecting
 
 
 def select(runs: Sequence[Run], setup: Setup) -> Selection:
@@ -193,17 +171,19 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
         else:
             kept.append(group)
     for one in _read(setup)[0]:
-        if one.said and (setup.mode == "cot" or not any(run.trajectory for run in runs)):
-            replies: list[list[Message]] = [[{"role": "assistant", "content": text}] for text in one.said]
-            messages = dialogue(one.question, one.asked, replies)
+        if one.answers and (setup.mode == "cot" or not any(run.trajectory for run in runs)):
+            replies: list[list[Message]] = [[{"role": "assistant", "content": text}] for text in one.answers]
+            messages = dialogue(one.question, one.sub_questions, replies)
             example = as_example(messages, one.id, setup, learned=True)
             if not example.targets:
                 rejected[f"of the file: longer than {setup.max_length} tokens"] += 1
                 continue
             kept.append(Group((example,), {"question": one.id, "steps": [], "labels": [], "edges": [], "pairs": []}))
-    labels = Counter(label for group in kept for label in group.facts["labels"])
-    names = {CORRECT: "steps right", WRONG: "steps wrong", UNLABELED: "steps ungraded"}
-    return selection(kept, rejected, {name: labels[label] for label, name in names.items() if labels[label]})
+    labels, notes = label_counts(kept), {}
+    for label, name in ((CORRECT, "steps right"), (WRONG, "steps wrong"), (UNLABELED, "steps ungraded")):
+        if labels[label]:
+            notes[name] = labels[label]
+    return selection(kept, rejected, notes)
 
 
 def _group(run: Run, graph: Graph, setup: Setup) -> Group | str:
@@ -212,58 +192,30 @@ def _group(run: Run, graph: Graph, setup: Setup) -> Group | str:
         return "no graded attempt"
     if "correct" not in verdicts:
         return "no correct attempt"
-    tried = [_tried(node, run, setup) for node in graph.nodes]
-    if not any(one.example.targets for one in tried):
+    attempts, examples, places = [], [], []
+    for conversation, node in enumerate(graph.nodes):
+        messages = solver_messages(node, run.question.question, setup)
+        whole = encode(messages, setup.tokenizer, run.question.id)
+        example = as_example(messages, run.question.id, setup, learned=imitated(node, run, setup))
+        examples.append(example)
+        attempts.append(SteppedAttempt(node, example, step_spans(whole, setup.tokenizer, len(example.ids))))
+        for start, stop in attempts[-1].steps:
+            places.append([conversation, start, stop])
+    group = Group(tuple(examples))
+    if not group.targets:
         return f"no correct attempt of at most {setup.max_length} tokens that re-checks"
-    labels = step_labels(tried, setup)
-    places = [[conversation, *span] for conversation, one in enumerate(tried) for span in one.steps]
-    right, wrong = ([i for i, label in enumerate(labels) if label == want] for want in (CORRECT, WRONG))
+    labels = step_labels(attempts, setup)
+    by_label: dict[int, list[int]] = defaultdict(list)
+    for step, label in enumerate(labels):
+        by_label[label].append(step)
     facts = {
         "question": run.question.id,
         "steps": places,
         "labels": labels,
-        "edges": step_edges(graph, tried),
-        "pairs": paired(right, wrong),
+        "edges": step_edges(graph, attempts),
+        "pairs": paired(by_label[CORRECT], by_label[WRONG]),
     }
-    return Group(tuple(one.example for one in tried), facts)
-
-
-def step_labels(tried: Sequence[Tried], setup: Setup) -> list[int]:
-    """Of every step, attempt by attempt: answer propagation, after re-checking."""
-    reached = {one.example.ids[:stop] for one in tried if one.node.verdict == "correct" for _, stop in one.steps}
-    labels = []
-    for one in tried:
-        for number, (start, stop) in enumerate(one.steps):
-            if not _holds(one, number, start, stop, setup):
-                labels.append(WRONG)
-            elif one.example.ids[:stop] in reached:
-                labels.append(CORRECT)
-            else:
-                labels.append(WRONG if one.node.verdict == "wrong" else UNLABELED)
-    return labels
-
-
-def _holds(one: Tried, number: int, start: int, stop: int, setup: Setup) -> bool:
-    uses = one.node.uses
-    if uses and setup.mode == "tools":
-        use = uses[min(number, len(uses) - 1)]
-        return use.error is None and setup.check_steps(use.steps)
-    text = setup.tokenizer.decode(one.example.ids[start:stop], skip_special_tokens=True)
-    return setup.check_steps([text])
-
-
-def step_edges(graph: Graph, tried: Sequence[Tried]) -> list[list[int]]:
-    """(source, target) between steps, counted through all attempts; every edge points forward in time."""
-    first: list[int] = []
-    count = 0
-    for one in tried:
-        first.append(count)
-        count += len(one.steps)
-    edges = [[at + i, at + i + 1] for at, one in zip(first, tried, strict=True) for i in range(len(one.steps) - 1)]
-    for link in graph.links:
-        if tried[link.source].steps and tried[link.target].steps:
-            edges.append([first[link.source] + len(tried[link.source].steps) - 1, first[link.target]])
-    return sorted(edges)
+    return replace(group, facts=facts)
 
 
 # ---------------------------------------------------------------- optimizing
@@ -291,10 +243,10 @@ class StepObjective:
         return [*network, *score, *([("projection", self.projection)] if "align" in self.weights else [])]
 
     def counts(self, groups: Sequence[Group]) -> Mapping[str, float]:
-        labels = Counter(label for group in groups for label in group.facts["labels"])
+        labels = label_counts(groups)
         every, unlabeled = labels.total(), labels.pop(UNLABELED, 0)
         return {
-            "tokens": sum(example.weight for group in groups for example in group.examples),
+            "tokens": total_weight(groups),
             "steps": every,
             "nodes": every - unlabeled,
             "majority": max(labels.values(), default=0),
@@ -310,11 +262,15 @@ class StepObjective:
         if "lm" in self.weights:
             totals["lm"] = summed_cross_entropy(logits, batch.labels, batch.weights)
         divisors = {"lm": "tokens", "nodes": "nodes", "contrast": "pairs", "align": "steps"}
-        shares = {name: totals[name] * (w / max(1.0, counts[divisors[name]])) for name, w in self.weights.items()}
-        return shares | {name: totals[name] for name in self.observed}
+        terms = {}
+        for name, weight in self.weights.items():
+            terms[name] = totals[name] * (weight / max(1.0, counts[divisors[name]]))
+        for name in self.observed:
+            terms[name] = totals[name]
+        return terms
 
     def _of_graphs(self, states: Tensor, batch: Batch, counts: Mapping[str, float]) -> dict[str, Tensor]:
-        """The sums behind the other three terms, graph by graph, and the shares that are only watched."""
+        """The sums behind the other three terms, graph by graph, and the shares that are only logged."""
         nothing = states.float().sum() * 0.0  # a part without a graph has a gradient of zero
         sums = {"nodes": nothing, "contrast": nothing, "align": nothing}
         hits, seen = nothing.detach(), 0
@@ -323,29 +279,19 @@ class StepObjective:
                 continue
             spans = [(places[conversation], start, stop) for conversation, start, stop in facts["steps"]]
             nodes = pooled(states, batch, spans)
-            heard = adjacency(facts["edges"], len(nodes), nodes)
-            encoded = self.network.encode(nodes, heard)
-            logits = self.network.classify(encoded, heard, facts["question"])
+            adjacent = adjacency(facts["edges"], len(nodes), nodes)
+            encoded = self.network.encode(nodes, adjacent)
+            logits = self.network.classify(encoded, adjacent, facts["question"])
             loss, right, labeled = judged(logits, torch.tensor(facts["labels"], device=nodes.device))
             sums["nodes"] = sums["nodes"] + loss
             hits, seen = hits + right, seen + labeled
-            sums["contrast"] = sums["contrast"] + self._ranked(nodes, facts["pairs"])
-            sums["align"] = sums["align"] + self._apart(nodes, encoded)
+            sums["contrast"] = sums["contrast"] + ranked_pairs(self.score, nodes, facts["pairs"], self.options.margin)
+            made = functional.linear(nodes, self.projection.to(nodes.dtype))
+            apart = 1 - functional.cosine_similarity(made, encoded.detach(), dim=1)  # e learns nothing from it
+            sums["align"] = sums["align"] + apart.sum()
         nodes_of_step = max(1.0, counts["nodes"])
         share = counts["majority"] / nodes_of_step * seen / nodes_of_step
         return {**sums, "node_accuracy": hits / nodes_of_step, "majority_share": nothing.detach() + share}
-
-    def _ranked(self, nodes: Tensor, pairs: Sequence[Sequence[int]]) -> Tensor:
-        if not pairs:
-            return nodes.sum() * 0.0
-        scores, places = self.score(nodes), torch.tensor(pairs, device=nodes.device)
-        return ranked(scores[places[:, 0]], scores[places[:, 1]], self.options.margin)
-
-    def _apart(self, nodes: Tensor, encoded: Tensor) -> Tensor:
-        """sum 1 - cos(P h, e); e is what is aimed at and learns nothing from it."""
-        made = functional.linear(nodes, self.projection.to(nodes.dtype))
-        distance: Tensor = (1 - functional.cosine_similarity(made, encoded.detach(), dim=1)).sum()
-        return distance
 
 
 def objective(student: Student, setup: Setup) -> StepObjective:

@@ -18,6 +18,7 @@ family.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,16 +33,16 @@ from torch.nn import functional
 from soloist.kernels.errors import DataError
 from soloist.toolchain.core.artifact import Facts
 from soloist.toolchain.core.config import Config
-from soloist.toolchain.distill.data import Example, Group, Selection, refuse_split, selection
+from soloist.toolchain.distill.data import Group, Selection, reasons, refuse_split, selection
 from soloist.toolchain.distill.full_precision import fit_exact
 from soloist.toolchain.distill.methods.attempts import checked, conversation_of, other_kind
-from soloist.toolchain.distill.model import Student
+from soloist.toolchain.distill.model import Student, frozen
 from soloist.toolchain.distill.objective import CrossEntropy, SelfContained
-from soloist.toolchain.distill.packing import Batch, pack
-from soloist.toolchain.distill.train import parts
-from soloist.toolchain.distill.work import Distilled, Method, Setup, Work, fit, frozen
+from soloist.toolchain.distill.packing import Batch
+from soloist.toolchain.distill.train import read_in_parts
+from soloist.toolchain.distill.work import Distilled, Method, Setup, Work, fit
 from soloist.toolchain.student.artifact import DataFacts, TrainingFacts
-from soloist.toolchain.traces.graph import Graph, Node, graph_of
+from soloist.toolchain.traces.graph import Graph, graph_of
 from soloist.toolchain.traces.schema import Run
 
 
@@ -86,8 +87,8 @@ class _LogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch's types
 
 def log_probs(student: Student, batch: Batch) -> Tensor:
     """Of each conversation of a batch, (B,): the sum over its trained tokens."""
-    found: Tensor = _LogProbs.apply(student.logits(batch), batch.labels, batch.owners, len(batch.lengths))
-    return found
+    sums: Tensor = _LogProbs.apply(student.logits(batch), batch.labels, batch.owners, len(batch.lengths))
+    return sums
 
 
 class Preference(SelfContained):
@@ -102,9 +103,9 @@ class Preference(SelfContained):
         return {"pairs": float(len(groups))}
 
     def terms(self, student: Student, batch: Batch, counts: Mapping[str, float]) -> Mapping[str, Tensor]:
-        said = log_probs(student, batch).view(-1, 2)
-        reference = torch.tensor([facts["reference"] for facts in batch.facts], dtype=said.dtype, device=said.device)
-        ratio = said - reference
+        policy = log_probs(student, batch).view(-1, 2)
+        reference = [facts["reference"] for facts in batch.facts]
+        ratio = policy - torch.tensor(reference, dtype=policy.dtype, device=policy.device)
         return {"dpo": -functional.logsigmoid(self.beta * (ratio[:, 0] - ratio[:, 1])).sum() / counts["pairs"]}
 
 
@@ -114,31 +115,30 @@ def correct_attempts(runs: Sequence[Run], setup: Setup) -> Selection:
     rejected: Counter[str] = Counter()
     for run in runs:
         refuse_split(run)
-        found: dict[tuple[int, ...], Example] = {}
+        distinct: set[tuple[int, ...]] = set()
         graph = graph_of(run)
         for node in graph.nodes:
             made = other_kind(node, graph, setup) or checked(node, run, setup)
             if isinstance(made, str):
                 rejected[made] += 1
-            else:
-                found.setdefault(made.ids, made)
-        kept += [Group((example,)) for example in found.values()]
+            elif made.ids not in distinct:
+                distinct.add(made.ids)
+                kept.append(Group((made,)))
     return selection(kept, rejected)
 
 
 def shown_before(graph: Graph, pair: Sequence[int]) -> str:
     """The answers of the round before that either of the pair's attempts saw; nothing where they saw none."""
-    seen = {
-        link.source
-        for link in graph.links
-        if link.target in pair and graph.nodes[link.source].attempt == graph.nodes[link.target].attempt - 1
-    }
-    answers = dict.fromkeys(answer for index in sorted(seen) if (answer := graph.nodes[index].answer))
+    seen = set()
+    for link in graph.links:
+        if link.target in pair and graph.nodes[link.source].attempt == graph.nodes[link.target].attempt - 1:
+            seen.add(link.source)
+    answers: list[str] = []
+    for index in sorted(seen):
+        answer = graph.nodes[index].answer
+        if answer and answer not in answers:
+            answers.append(answer)
     return f"\n(Earlier answers: {'; '.join(answers)})" if answers else ""
-
-
-def _round(node: Node) -> tuple[int, int]:
-    return node.turns[0].round, node.attempt
 
 
 def _rounds(graph: Graph) -> Iterator[tuple[list[int], list[int]]]:
@@ -147,10 +147,14 @@ def _rounds(graph: Graph) -> Iterator[tuple[list[int], list[int]]]:
     A round is the team's count and the agent's own: a team may begin again after a failure, and then the
     second first round is not the first.
     """
-    for place in dict.fromkeys(map(_round, graph.nodes)):
-        mine = [index for index, node in enumerate(graph.nodes) if _round(node) == place]
-        right = [index for index in mine if graph.nodes[index].verdict == "correct"]
-        wrong = [index for index in mine if graph.nodes[index].verdict == "wrong"]
+    rounds: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+    for index, node in enumerate(graph.nodes):
+        right, wrong = rounds.setdefault((node.turns[0].round, node.attempt), ([], []))
+        if node.verdict == "correct":
+            right.append(index)
+        elif node.verdict == "wrong":
+            wrong.append(index)
+    for right, wrong in rounds.values():
         if right and wrong:
             yield right, wrong
 
@@ -172,15 +176,16 @@ def preference_pairs(runs: Sequence[Run], setup: Setup) -> Selection:
             graded = any(node.verdict in ("correct", "wrong") for node in graph.nodes)
             rejected["no round with both a right and a wrong attempt" if graded else "attempts are not graded"] += 1
         for right, wrong in mixed:
-            found: dict[tuple[tuple[int, ...], tuple[int, ...]], Group] = {}
-            for made in (_pair(run, graph, r, w, setup, options.context) for r in right for w in wrong):
+            pairs: dict[tuple[tuple[int, ...], tuple[int, ...]], Group] = {}
+            for better, worse in itertools.product(right, wrong):
+                made = _pair(run, graph, better, worse, setup, options.context)
                 if isinstance(made, str):
                     rejected[made] += 1
                 else:
-                    found.setdefault((made.examples[0].ids, made.examples[1].ids), made)
-            kept += list(found.values())[: options.pairs]
+                    pairs.setdefault((made.examples[0].ids, made.examples[1].ids), made)
+            kept += list(pairs.values())[: options.pairs]
     if not kept:
-        why = ", ".join(f"{count} x {reason}" for reason, count in rejected.items()) or "there are no traces"
+        why = reasons(rejected) or "there are no traces"
         raise DataError(
             f"no pair to prefer within ({why}); T-DPO needs several agents that disagree in the same round: "
             "record more, or choose another method"
@@ -190,7 +195,8 @@ def preference_pairs(runs: Sequence[Run], setup: Setup) -> Selection:
 
 def _pair(run: Run, graph: Graph, right: int, wrong: int, setup: Setup, context: bool) -> Group | str:
     shown = shown_before(graph, (right, wrong)) if context else ""
-    if reason := next((r for i in (right, wrong) if (r := other_kind(graph.nodes[i], graph, setup))), None):
+    reason = other_kind(graph.nodes[right], graph, setup) or other_kind(graph.nodes[wrong], graph, setup)
+    if reason:
         return reason
     chosen = checked(graph.nodes[right], run, setup, shown)
     other = conversation_of(graph.nodes[wrong], run, setup, shown)
@@ -203,14 +209,12 @@ def _pair(run: Run, graph: Graph, right: int, wrong: int, setup: Setup, context:
 
 def reference_log_probs(reader: Student, groups: Sequence[Group], part_tokens: int) -> list[tuple[float, float]]:
     """The two log-probabilities of each pair under a model that is only read, a part at a time."""
-    numbered = [Group(group.examples, {"at": at}) for at, group in enumerate(groups)]
-    found = [(0.0, 0.0)] * len(groups)
+    pairs = [(0.0, 0.0)] * len(groups)
     with torch.no_grad():
-        for part in parts(numbered, part_tokens):
-            batch = pack(part).to(reader.device)
-            for facts, (right, wrong) in zip(batch.facts, log_probs(reader, batch).view(-1, 2).tolist(), strict=True):
-                found[facts["at"]] = right, wrong
-    return found
+        for batch, places in read_in_parts(groups, part_tokens, reader.device):
+            for place, (chosen, other) in zip(places, log_probs(reader, batch).view(-1, 2).tolist(), strict=True):
+                pairs[place] = chosen, other
+    return pairs
 
 
 class _Imitated(Facts):
@@ -241,7 +245,7 @@ def train(work: Work) -> Distilled:
     chosen = work.chosen(work.setup(trainer.student.tokenizer), preference_pairs)
 
     def read(_: Path) -> _Reference:
-        reader = frozen(first, trainer.student)
+        reader = frozen(first, trainer.dtype, trainer.student.device)
         return _Reference(log_probs=reference_log_probs(reader, chosen.groups, work.train.part_tokens))
 
     _, reference = work.phase("reference", _Reference, read)
