@@ -98,25 +98,23 @@ class Judge:
 
     def advantages(self, width: int) -> torch.Tensor:
         """(B, 1) of the paper, one number a solution; (B, width) of the released code, one a token."""
-        size = self.config.generations
-        groups = [self.judged[at : at + size] for at in range(0, len(self.judged), size)]
-        config = self.config
+        config, size = self.config, self.config.generations
         if self.variant == "paper":
             advantages: list[float] = []
-            for group in groups:
+            for start in range(0, len(self.judged), size):
                 rewards = []
-                for _, solution in group:
+                for _, solution in self.judged[start : start + size]:
                     steps = softmin(solution.rewards, config.tau)
                     rewards.append(config.step_weight * steps + config.answer_weight * solution.solved)
                 advantages += z_scores(rewards)
             return torch.tensor(advantages)[:, None]
         of_tokens = torch.zeros(len(self.judged), width)
-        for number, group in enumerate(groups):
-            signed = []
+        for start in range(0, len(self.judged), size):
+            group, signed = self.judged[start : start + size], []
             for _, solution in group:
                 signed.append(replace(solution, rewards=tuple(2 * reward - 1 for reward in solution.rewards)))
             credits = released(signed, tau=config.tau, coefficient=config.answer_weight)
-            for row, ((stops, _), values) in enumerate(zip(group, credits, strict=True), start=number * size):
+            for row, ((stops, _), values) in enumerate(zip(group, credits, strict=True), start):
                 for step, value in zip(_steps(stops), values, strict=True):
                     of_tokens[row, step] = value
         return of_tokens
@@ -124,8 +122,11 @@ class Judge:
 
 def _steps(ends: Sequence[int]) -> list[slice]:
     """The tokens of each step, from the places of the steps' last tokens."""
-    begins = [0, *(end + 1 for end in ends[:-1])]
-    return [slice(begin, end + 1) for begin, end in zip(begins, ends, strict=True)]
+    steps, begin = [], 0
+    for end in ends:
+        steps.append(slice(begin, end + 1))
+        begin = end + 1
+    return steps
 
 
 class Update(Facts):
@@ -205,8 +206,23 @@ class Segment:
                 read = functools.partial(super()._get_per_token_logps_and_entropies, model, **more)
                 return unpadded(read, ids, mask, keep, batch_size or len(ids))
 
+        rows = []
+        for at, question in enumerate(self.questions):
+            rows.append({"prompt": [{"role": "user", "content": question.question.strip()}], "at": at})
+        trainer = Trainer(
+            model,
+            [judge.step_reward, judge.answer_reward],
+            args=self._arguments(trl, config, folder),
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer,
+            rollout_func=self._rollouts(judge),
+        )
+        trainer.remove_callback(require("transformers", "train").PrinterCallback)
+        return trainer
+
+    def _arguments(self, trl: Any, config: GrpoConfig, folder: Path) -> Any:
         pinned = not self.cpu and torch.cuda.is_available()  # torch warns of pinned memory where no GPU is
-        args = trl.GRPOConfig(
+        return trl.GRPOConfig(
             output_dir=str(folder / "trl"),
             save_strategy="no",
             report_to="none",
@@ -233,21 +249,6 @@ class Segment:
             max_completion_length=self.limit,
             reward_weights=[config.step_weight, config.answer_weight],
         )
-        rows = []
-        for at, question in enumerate(self.questions):
-            rows.append({"prompt": [{"role": "user", "content": question.question.strip()}], "at": at})
-        trainer = Trainer(
-            model,
-            [judge.step_reward, judge.answer_reward],
-            args=args,
-            train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=tokenizer,
-            rollout_func=self._rollouts(judge),
-        )
-        import transformers
-
-        trainer.remove_callback(transformers.PrinterCallback)
-        return trainer
 
     def _rollouts(self, judge: Judge) -> Any:
         known = {question.question.strip(): question for question in self.questions}

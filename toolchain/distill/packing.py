@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from soloist.kernels.errors import ArtifactError
-from soloist.toolchain.distill.data import Example, Group, as_groups, examples_of
+from soloist.toolchain.distill.data import Example, Group, as_groups, count_tokens, examples_of
 
 ATTENTION = "soloist_packed"
 _SHORT = 256  # longest conversation whose L x L scores are worth writing out
@@ -95,9 +95,10 @@ def pack(items: Sequence[Example | Group], *, share: bool = True) -> Batch:
                 owners.append(owner)
                 weights.append(example.weights[place] if example.weights else 1.0)
                 spans.append(example.spans[place] if example.spans else 0)
-    ranges, count = [], 0
+    ranges, facts, count = [], [], 0
     for group in gathered:
         ranges.append(range(count, count + len(group.examples)))
+        facts.append(group.facts)
         count += len(group.examples)
     return Batch(
         ids=torch.tensor([ids]),
@@ -110,9 +111,9 @@ def pack(items: Sequence[Example | Group], *, share: bool = True) -> Batch:
         lengths=torch.tensor([len(example.ids) - 1 for example in examples], dtype=torch.long),
         weights=torch.tensor(weights) if any(example.weights for example in examples) else None,
         spans=torch.tensor(spans, dtype=torch.long),
-        tokens=sum(group.tokens for group in gathered),
+        tokens=count_tokens(gathered)[0],
         groups=tuple(ranges),
-        facts=tuple(group.facts for group in gathered),
+        facts=tuple(facts),
     )
 
 

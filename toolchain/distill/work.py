@@ -35,6 +35,7 @@ from soloist.toolchain.traces.schema import Run
 PHASES = "phases"
 _DONE = "phase.json"
 
+C = TypeVar("C", bound=Config)
 P = TypeVar("P", bound=BaseModel)
 
 
@@ -50,6 +51,10 @@ class Setup:
     variant: Variant = "paper"
     options: Config = field(default_factory=Config)
     max_target_tokens: int | None = None
+
+    def options_of(self, kind: type[C]) -> C:
+        """The options as a method's own kind; its defaults where none were given."""
+        return self.options if isinstance(self.options, kind) else kind.model_validate(self.options.model_dump())
 
 
 Select = Callable[[Sequence[Run], Setup], Selection]

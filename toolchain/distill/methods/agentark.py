@@ -121,7 +121,7 @@ def gather(
 
 def consensus(runs: Sequence[Run], setup: Setup) -> Selection:
     """One right trace of the majority's answer a question."""
-    options = Options.model_validate(setup.options.model_dump())
+    options = setup.options_of(Options)
 
     def choose(run: Run, attempts: list[Attempt]) -> list[Attempt] | str:
         agreed, _ = majority([node.answer for node in lasts(graph_of(run))])
@@ -137,7 +137,7 @@ def consensus(runs: Sequence[Run], setup: Setup) -> Selection:
 
 def diverse(runs: Sequence[Run], setup: Setup) -> Selection:
     """k structurally different right traces a question, each weighing 1/k."""
-    options = DiverseOptions.model_validate(setup.options.model_dump())
+    options = setup.options_of(DiverseOptions)
     first = options.corrective != "ignore"
 
     def choose(_run: Run, attempts: list[Attempt]) -> list[Attempt] | str:

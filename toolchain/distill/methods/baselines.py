@@ -79,7 +79,7 @@ class RandomOptions(Config):
 
 def random_traces(runs: Sequence[Run], setup: Setup) -> Selection:
     """One attempt a question, drawn by the seed and the question alone."""
-    options = RandomOptions.model_validate(setup.options.model_dump())
+    options = setup.options_of(RandomOptions)
 
     def one(run: Run) -> Example | str:
         attempts = right_attempts(run, setup) if options.right else answered_attempts(run, setup)
@@ -138,7 +138,7 @@ def single(runs: Sequence[Run], setup: Setup) -> Selection:
         UsageError: there is no such agent.
         DataError: none of its first attempts is right, or not one fits the budget.
     """
-    options = SingleOptions.model_validate(setup.options.model_dump())
+    options = setup.options_of(SingleOptions)
     agents: set[str] = set()
     for run in runs:
         refuse_split(run)

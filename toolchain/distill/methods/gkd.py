@@ -111,8 +111,7 @@ def train(work: Work) -> Distilled:
 
 def objective(student: Student, setup: Setup) -> Distillation:
     """The loss, its teacher loaded."""
-    options = setup.options
-    assert isinstance(options, Options)
+    options = setup.options_of(Options)
     return Distillation(options, load_teacher(_needed(options), student, setup.max_length), setup)
 
 

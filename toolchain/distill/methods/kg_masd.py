@@ -72,8 +72,7 @@ class Options(Config):
 
 def select(runs: Sequence[Run], setup: Setup) -> Selection:
     """Runs that pass rejection sampling and whose triples are verified; the rates are of all runs."""
-    options = setup.options
-    assert isinstance(options, Options)
+    options = setup.options_of(Options)
     graph, tools = options.knowledge(), load_tools((SHIPPED, *options.tools))
     kept: list[Group] = []
     rejected: Counter[str] = Counter()

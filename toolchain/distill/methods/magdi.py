@@ -96,11 +96,6 @@ class MagdiOptions(Config):
     )
 
 
-def _options(setup: Setup) -> MagdiOptions:
-    assert isinstance(setup.options, MagdiOptions)
-    return setup.options
-
-
 # ---------------------------------------------------------------- selecting
 
 
@@ -199,11 +194,11 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
         DataError: no run with several agents; a question that may not be trained on; nothing left.
     """
     graphs = []
+    teams: dict[str, list[Graph]] = defaultdict(list)
     for run in runs:
         refuse_split(run)
-        graphs.append((run, graph_of(run)))
-    teams: dict[str, list[Graph]] = defaultdict(list)
-    for run, graph in graphs:
+        graph = graph_of(run)
+        graphs.append((run, graph))
         teams[run.team].append(graph)
     grids = {team: Grid.of(of_team) for team, of_team in teams.items()}
     if grids and all(len(grid.agents) < 2 for grid in grids.values()):
@@ -214,7 +209,7 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
     kept: list[Group] = []
     rejected: Counter[str] = Counter()
     for run, graph in graphs:
-        grid = grids[run.team] if _options(setup).grid == "team" else Grid.of([graph])
+        grid = grids[run.team] if setup.options_of(MagdiOptions).grid == "team" else Grid.of([graph])
         group = _group(run, graph, grid, setup)
         if isinstance(group, str):
             rejected[group] += 1
@@ -230,7 +225,7 @@ def select(runs: Sequence[Run], setup: Setup) -> Selection:
 
 def _group(run: Run, graph: Graph, grid: Grid, setup: Setup) -> Group | str:
     """A question's graph, or why there is none."""
-    level, question = _options(setup).level, run.question.question
+    level, question = setup.options_of(MagdiOptions).level, run.question.question
     cells: list[Node | None] = [None] * len(grid)
     for attempt in graph.nodes:
         cells[grid.cell(attempt)] = attempt
@@ -274,7 +269,7 @@ def _facts(
     run: Run, graph: Graph, grid: Grid, labels: Sequence[int], of_cell: Mapping[int, int], setup: Setup
 ) -> dict[str, Any]:
     """What the terms need: conversations of the cells, their labels, edges between cells, pairs of conversations."""
-    options = _options(setup)
+    options = setup.options_of(MagdiOptions)
     facts: dict[str, Any] = {"question": run.question.id}
     if options.level >= 3:
         by_label: dict[int, list[int]] = defaultdict(list)
@@ -388,7 +383,7 @@ def check(options: MagdiOptions) -> None:
 
 def objective(student: Student, setup: Setup) -> GraphObjective:
     """The loss for a student of this width."""
-    return GraphObjective(student.width, _options(setup), variant=setup.variant, seed=setup.seed)
+    return GraphObjective(student.width, setup.options_of(MagdiOptions), variant=setup.variant, seed=setup.seed)
 
 
 METHOD = Method(select=select, objective=objective, options=MagdiOptions, released=True, check=check)

@@ -295,8 +295,7 @@ def train(work: Work) -> Distilled:
 
 def objective(student: Student, setup: Setup) -> SpanLoss:
     """The loss, its teacher loaded if there is one."""
-    options = setup.options
-    assert isinstance(options, Options)
+    options = setup.options_of(Options)
     teacher = load_teacher(options.teacher, student, setup.max_length) if options.teacher else None
     return SpanLoss(options, teacher)
 

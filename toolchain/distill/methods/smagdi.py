@@ -91,11 +91,6 @@ class SmagdiOptions(Config):
     )
 
 
-def _options(setup: Setup) -> SmagdiOptions:
-    assert isinstance(setup.options, SmagdiOptions)
-    return setup.options
-
-
 def check(options: SmagdiOptions) -> None:
     """Refuse what cannot work, before anything is recorded: a file of nothing usable, no weight at all."""
     if options.decompositions is not None:
@@ -123,7 +118,7 @@ def decomposer_example(question: str, sub_questions: Sequence[str], question_id:
 
 
 def _read(setup: Setup) -> tuple[list[Decomposed], Mapping[str, int]]:
-    file = _options(setup).decompositions
+    file = setup.options_of(SmagdiOptions).decompositions
     return ([], {}) if file is None else read_decompositions(file)
 
 
@@ -296,7 +291,7 @@ class StepObjective:
 
 def objective(student: Student, setup: Setup) -> StepObjective:
     """The solver's loss, for a student of this width."""
-    return StepObjective(student.width, _options(setup), seed=setup.seed)
+    return StepObjective(student.width, setup.options_of(SmagdiOptions), seed=setup.seed)
 
 
 # ---------------------------------------------------------------- training the pair

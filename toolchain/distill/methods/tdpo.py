@@ -57,11 +57,6 @@ class Options(Config):
     pairs: int = Field(default=4, ge=1, description="most pairs taken from one round (our choice)")
 
 
-def _options(setup: Setup) -> Options:
-    assert isinstance(setup.options, Options)
-    return setup.options
-
-
 class _LogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch's types are not followed
     """Log-probability of each row's label, added up by owner, with the gradient kept in one copy of the logits."""
 
@@ -165,7 +160,7 @@ def preference_pairs(runs: Sequence[Run], setup: Setup) -> Selection:
     Raises:
         DataError: no round in which one attempt is right and another is wrong.
     """
-    options = _options(setup)
+    options = setup.options_of(Options)
     kept: list[Group] = []
     rejected: Counter[str] = Counter()
     for run in runs:
@@ -265,7 +260,7 @@ def train(work: Work) -> Distilled:
 
 METHOD = Method(
     select=correct_attempts,
-    objective=lambda _student, setup: Preference(_options(setup).beta),
+    objective=lambda _student, setup: Preference(setup.options_of(Options).beta),
     options=Options,
     defaults={"epochs": 2},
     train=train,
