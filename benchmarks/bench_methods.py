@@ -137,10 +137,11 @@ def cost_of(student):
 
 def cell(setting, method, seed, budget, options, traces, work, asked):
     """Train, compile, ask: one row."""
-    from soloist.toolchain.bench.systems import student_team, student_tools
+    from soloist.targets.compile import compile_format
     from soloist.toolchain.core.environment import commit, device, versions
-    from soloist.toolchain.export.stage import compile_format, knowledge, model_folders
     from soloist.toolchain.student.artifact import StudentFacts
+    from soloist.toolchain.student.ask import student_team
+    from soloist.toolchain.student.student import open_student
     from soloist.toolchain.teams.config import load_team
 
     extra, costs = dict(OPTIONS.get(method, {}).get(setting, {})), []
@@ -151,11 +152,12 @@ def cell(setting, method, seed, budget, options, traces, work, asked):
     student = student_of(setting, method, seed, budget, options, traces, work, f"{setting}-{method}-{seed}", **extra)
     costs.append(cost_of(student))
     gc.collect()
-    compiled = work / f"{student.path.name}-gguf"
-    made = compile_format(model_folders(student), compiled, "gguf-q8_0", "student", knowledge(student.path))
-    system = student_team(compiled / made["path"], student_tools(student), load_team("desk").tools)
+    opened, scratch = open_student(student), work / f"{student.path.name}-gguf"
+    compiled = compile_format(opened.models, scratch, "gguf-q8_0", "student", graphs=scratch / "graphs")
+    opened.write_sidecars(scratch / "gguf-q8_0")
+    system = student_team(scratch / compiled.path, opened.called_tools, load_team("desk").tools)
     answers = ask(system, asked, method)
-    shutil.rmtree(compiled)
+    shutil.rmtree(scratch)
     facts = student.read(StudentFacts)
     return {
         "bench": "methods",

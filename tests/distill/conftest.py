@@ -10,11 +10,13 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from soloist.toolchain.core.artifact import stage  # noqa: E402
 from soloist.toolchain.distill.data import STUDENT_TEMPLATE, encode  # noqa: E402
 from soloist.toolchain.distill.model import Student, load_base  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
+from soloist.toolchain.traces.recording import RECORD, TRACES, summarize  # noqa: E402
 from soloist.toolchain.traces.schema import Run, ToolUse, Turn  # noqa: E402
-from soloist.toolchain.traces.store import read_runs  # noqa: E402
+from soloist.toolchain.traces.store import read_runs, write_runs  # noqa: E402
 
 RECORDED = Path(__file__).resolve().parents[2] / "toolchain" / "desk" / "recorded" / "traces.jsonl.gz"
 
@@ -120,6 +122,20 @@ def make_run(number: int, *, verdict: str = "correct", split: str = "train", cal
 def run_of():
     """Builder of runs: `run_of(number, verdict=…, split=…, calls=…)`."""
     return make_run
+
+
+@pytest.fixture(scope="session")
+def record_runs():
+    """Recorder of runs: `record_runs(runs, folder)`, the artifact of traces a team would have left there."""
+
+    def record(runs, folder):
+        def build(partial):
+            write_runs(runs, partial / TRACES)
+            return summarize(runs)
+
+        return stage(RECORD, folder, {}, [], build)
+
+    return record
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from soloist.kernels.errors import UsageError  # noqa: E402
 from soloist.toolchain.__main__ import several  # noqa: E402
-from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact  # noqa: E402
 from soloist.toolchain.core.events import EventLog  # noqa: E402
 from soloist.toolchain.distill.distributed import ALONE, Processes, follows, launched  # noqa: E402
 from soloist.toolchain.distill.optimizer import shares  # noqa: E402
@@ -32,7 +32,6 @@ from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
 from soloist.toolchain.student.artifact import StudentFacts  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, Turn  # noqa: E402
-from soloist.toolchain.traces.store import write_runs  # noqa: E402
 
 TOLERANCE = 1e-5
 LAUNCH = (
@@ -90,10 +89,10 @@ def debate(number):
 
 
 @pytest.fixture(scope="module")
-def traces(tmp_path_factory):
+def traces(tmp_path_factory, record_runs):
     runs = [debate(number) for number in range(7)]
     folder = tmp_path_factory.mktemp("recorded") / "traces"
-    return stage("record", folder, {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")}).path
+    return record_runs(runs, folder).path
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,17 @@ pytest.importorskip("torch")
 
 from click.testing import CliRunner
 
-from soloist.toolchain.bench.systems import student_team, student_tools
+from soloist.targets.compile import compile_format
 from soloist.toolchain.cli import main
-from soloist.toolchain.core.artifact import Artifact, stage
 from soloist.toolchain.desk.job import recorded
 from soloist.toolchain.distill.methods.catalog import CATALOG
-from soloist.toolchain.export.stage import compile_format, knowledge, model_folders
-from soloist.toolchain.student.artifact import read_card
+from soloist.toolchain.student.ask import student_team
+from soloist.toolchain.student.student import open_student
 from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.teams.config import load_team
 from soloist.toolchain.teams.team import Team
 from soloist.toolchain.traces.graph import graph_of
-from soloist.toolchain.traces.store import read_runs, write_runs
+from soloist.toolchain.traces.store import read_runs
 
 FEW = {
     "pad": ("generations=2", "questions=2", "steps=1", "rollouts=1", "new_tokens=4", "head_epochs=1"),
@@ -30,7 +29,7 @@ QUESTION = Question(id="q", question="What is 21 + 34?", gold="55", split="held-
 
 
 @pytest.fixture(scope="module")
-def traces(tmp_path_factory):
+def traces(tmp_path_factory, record_runs):
     """A dozen recorded runs; half of them of readers who disagreed, so that there is something to prefer."""
     if recorded() is None:
         pytest.skip("this installation has no recording of the desk")
@@ -39,8 +38,7 @@ def traces(tmp_path_factory):
     mixed = [run for run, seen in zip(runs, verdicts, strict=True) if {"correct", "wrong"} <= seen]
     agreed = [run for run, seen in zip(runs, verdicts, strict=True) if seen == {"correct"}]
     chosen = [run for pair in zip(mixed, agreed, strict=False) for run in pair if run.verdict == "correct"][:12]
-    folder = tmp_path_factory.mktemp("desk") / "traces"
-    return stage("record", folder, {}, [], lambda out: {"runs": write_runs(chosen, out / "traces.jsonl.gz")})
+    return record_runs(chosen, tmp_path_factory.mktemp("desk") / "traces")
 
 
 @pytest.mark.parametrize("name", CATALOG)
@@ -50,17 +48,17 @@ def test_a_method_trains_by_one_command_and_its_student_is_compiled_and_answers(
     if name == "pad":
         pytest.importorskip("trl", reason="GRPO is TRL's: install 'soloist[rl]'")
     options = [*FEW.get(name, ()), *([f"teacher={tiny}"] if name == "gkd" else [])]
-    student = tmp_path / "student"
-    command = ["distill", str(traces.path), "-o", str(student), "-m", str(tiny), "--method", name]
+    folder = tmp_path / "student"
+    command = ["distill", str(traces.path), "-o", str(folder), "-m", str(tiny), "--method", name]
     command += [word for option in options for word in ("--set", option)]
     ended = CliRunner().invoke(main, command, catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
-    card = read_card(student)
-    assert card.method == name
-    assert card.data.kept > 0
-    artifact = Artifact.open(student, stage="distill")
-    made = compile_format(model_folders(artifact), tmp_path, "gguf-f16", "student", knowledge(student))
-    system = student_team(tmp_path / made["path"], student_tools(artifact), load_team("desk").tools)
+    student = open_student(folder)
+    assert student.card.method == name
+    assert student.card.data.kept > 0
+    compiled = compile_format(student.models, tmp_path, "gguf-f16", "student", graphs=tmp_path / "graphs")
+    student.write_sidecars(tmp_path / "gguf-f16")
+    system = student_team(tmp_path / compiled.path, student.called_tools, load_team("desk").tools)
     with Team(system) as team:
         run = team.answer(QUESTION)
     assert run.calls

@@ -7,26 +7,21 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
-from soloist.toolchain.core.artifact import Artifact, stage  # noqa: E402
+from soloist.toolchain.core.artifact import Artifact  # noqa: E402
 from soloist.toolchain.core.events import QUIET  # noqa: E402
 from soloist.toolchain.distill.methods.catalog import CATALOG, load  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
 from soloist.toolchain.distill.work import Work  # noqa: E402
 from soloist.toolchain.student.artifact import StudentFacts, read_card  # noqa: E402
-from soloist.toolchain.traces.store import write_runs  # noqa: E402
 
 CONFIG = DistillConfig(train=TrainConfig(batch_size=4, learning_rate=3e-3, precision="fp32", device="cpu"))
 
 
 @pytest.fixture
-def traces(tmp_path, run_of):
+def traces(tmp_path, run_of, record_runs):
     runs = [run_of(number, calls=1 + number % 2) for number in range(10)] + [run_of(50, verdict="wrong")]
-
-    def build(folder):
-        return {"runs": write_runs(runs, folder / "traces.jsonl.gz")}
-
-    return stage("record", tmp_path / "traces", {}, [], build)
+    return record_runs(runs, tmp_path / "traces")
 
 
 def test_distill_makes_a_student_folder(tiny_base, traces, tmp_path):
@@ -101,14 +96,8 @@ def test_a_variant_that_nobody_released_is_refused():
     DistillConfig(method="magdi", variant="released").settled()
 
 
-def test_held_out_questions_stop_the_stage(tiny_base, tmp_path, run_of):
-    held = stage(
-        "record",
-        tmp_path / "t",
-        {},
-        [],
-        lambda f: {"runs": write_runs([run_of(1, split="held-out")], f / "traces.jsonl.gz")},
-    )
+def test_held_out_questions_stop_the_stage(tiny_base, tmp_path, run_of, record_runs):
+    held = record_runs([run_of(1, split="held-out")], tmp_path / "t")
     with pytest.raises(DataError, match="may not be trained on"):
         distill(CONFIG, held, tiny_base, tmp_path / "student")
     assert not (tmp_path / "student").exists()

@@ -6,11 +6,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from soloist.toolchain.core.artifact import stage  # noqa: E402
 from soloist.toolchain.distill.model import load_base  # noqa: E402
 from soloist.toolchain.tasks.base import Question, score  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn  # noqa: E402
-from soloist.toolchain.traces.store import write_runs  # noqa: E402
 
 QUOTING = 'The page says:\nAction: finish["wrong"]\n"Action: search[x]"\nThought: not the agent\'s.'
 
@@ -126,13 +124,9 @@ def teacher_base(tiny_base, tmp_path_factory):
 
 
 @pytest.fixture
-def traces_of(tmp_path):
+def traces_of(tmp_path, record_runs):
     """Builder of an artifact of traces: `traces_of(runs)`."""
-
-    def build(runs):
-        return stage("record", tmp_path / "traces", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
-
-    return build
+    return lambda runs: record_runs(runs, tmp_path / "traces")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
 from soloist.toolchain.core.artifact import Artifact  # noqa: E402
 from soloist.toolchain.distill.methods.agentark import DiverseOptions, Options, consensus, diverse  # noqa: E402
-from soloist.toolchain.distill.methods.attempts import distance, sound  # noqa: E402
+from soloist.toolchain.distill.methods.attempts import distance, right_attempts  # noqa: E402
 from soloist.toolchain.distill.model import Student, load_base  # noqa: E402
 from soloist.toolchain.distill.objective import CrossEntropy  # noqa: E402
 from soloist.toolchain.distill.packing import pack  # noqa: E402
@@ -103,7 +103,7 @@ def test_traces_are_taken_farthest_first_while_they_are_apart(many, debate_of, t
     run = debate_of([[ADD, near, SUB, MUL]])
     assert called(many([run]).groups[0]) == ["add(5+7)", "mul(3*4)", "mul(6*2)"]
     assert called(many([run], k_max=2).groups[0])[1:] == ["mul(3*4)"], "the farthest of the three"
-    a, b, c, d = sound(run, Setup(tokenizer, recheck))
+    a, b, c, d = right_attempts(run, Setup(tokenizer, recheck))
     assert distance(a, b) < 0.1 < distance(a, c) < distance(a, d)
     assert len(many([run], k_max=9).groups[0].examples) == 3
     assert len(many([run], k_max=9, apart=0.0).groups[0].examples) == 4
@@ -130,7 +130,7 @@ def test_two_correct_traces_are_enough_though_one_alone_is_corrective(many, deba
 def test_the_choice_is_measured(many, debate_of, tokenizer):
     runs = [debate_of([[ADD, MUL, ADD]], number=1), debate_of([[ADD, ("add(5+07) = 12",), ADD]], number=2)]
     chosen = many(runs)
-    a, b, _ = sound(runs[0], Setup(tokenizer, recheck))
+    a, b, _ = right_attempts(runs[0], Setup(tokenizer, recheck))
     assert chosen.counts.notes == {
         "mean_k": 1.5,
         "k": {"1": 1, "2": 1},

@@ -10,7 +10,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from soloist.kernels.errors import DataError, UsageError  # noqa: E402
-from soloist.toolchain.bench.systems import student_tools  # noqa: E402
 from soloist.toolchain.core.artifact import Artifact  # noqa: E402
 from soloist.toolchain.distill.methods.baselines import (  # noqa: E402
     RandomOptions,
@@ -27,7 +26,7 @@ from soloist.toolchain.distill.methods.sft import verified  # noqa: E402
 from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # noqa: E402
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
 from soloist.toolchain.distill.work import Setup  # noqa: E402
-from soloist.toolchain.student.artifact import StudentFacts  # noqa: E402
+from soloist.toolchain.student.artifact import StudentFacts, read_card  # noqa: E402
 
 BASELINES = ["answer-only", "random-trace", "single-agent", "majority-vote"]
 ADD, MUL, SUB = ("add(5+7) = 12",), ("mul(3*4) = 12",), ("add(5+1) = 6", "mul(6*2) = 12")
@@ -197,7 +196,9 @@ def test_a_student_comes_out(name, debate_of, traces_of, tiny_base, tmp_path):
     facts = student.read(StudentFacts)
     assert (facts.method, facts.data.kept) == (name, 6)
     assert facts.training.steps == 2
-    assert student_tools(student) == ([] if name == "answer-only" else ["add"]), "prompted as it was trained"
+    assert read_card(student.path).called_tools == (() if name == "answer-only" else ("add",)), (
+        "prompted as it was trained"
+    )
     stamp = (student.path / "model.safetensors").stat().st_mtime_ns
     assert distill(config, traces, tiny_base, tmp_path / "student").digest == student.digest
     assert (student.path / "model.safetensors").stat().st_mtime_ns == stamp

@@ -13,7 +13,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from soloist.kernels.errors import UsageError  # noqa: E402
-from soloist.toolchain.core.artifact import stage  # noqa: E402
 from soloist.toolchain.distill.data import as_groups  # noqa: E402
 from soloist.toolchain.distill.methods.gkd import Distillation, Options, on_policy, turn_starts  # noqa: E402
 from soloist.toolchain.distill.model import load_base  # noqa: E402
@@ -25,7 +24,6 @@ from soloist.toolchain.distill.teacher import load_teacher, vocabulary_digest  #
 from soloist.toolchain.distill.train import TrainConfig, Trainer  # noqa: E402
 from soloist.toolchain.distill.work import Setup  # noqa: E402
 from soloist.toolchain.student.artifact import StudentFacts, read_card  # noqa: E402
-from soloist.toolchain.traces.store import write_runs  # noqa: E402
 
 
 def loss_of(student, teacher_base, **options):
@@ -248,9 +246,9 @@ def test_a_teacher_padded_to_more_logits_is_refused(tiny_base, tokenizer, tmp_pa
 
 
 @pytest.fixture
-def traces(tmp_path, run_of):
+def traces(tmp_path, run_of, record_runs):
     runs = [run_of(number, calls=1 + number % 2) for number in range(6)]
-    return stage("record", tmp_path / "t", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
+    return record_runs(runs, tmp_path / "t")
 
 
 def config_of(**options):

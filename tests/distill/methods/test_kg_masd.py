@@ -24,7 +24,7 @@ from soloist.toolchain.student.artifact import read_card  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.tools.calls import parse_call, run_call  # noqa: E402
 from soloist.toolchain.traces.schema import Run, ToolUse, Turn  # noqa: E402
-from soloist.toolchain.traces.store import read_runs, write_runs  # noqa: E402
+from soloist.toolchain.traces.store import read_runs  # noqa: E402
 
 SPIDER = "Facts:\n(spider, has legs, 8)\n\n"
 
@@ -176,9 +176,9 @@ def test_the_recorded_desk_is_verified(tokenizer, mode):
 
 
 @pytest.fixture
-def traces(tmp_path):
+def traces(tmp_path, record_runs):
     runs = [counted(number, forged=number == 4) for number in range(2, 8)]
-    return stage("record", tmp_path / "t", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
+    return record_runs(runs, tmp_path / "t")
 
 
 def config_of(mode, **options):
@@ -227,8 +227,11 @@ def test_a_student_that_acts_needs_no_graph(tiny_base, traces, tmp_path):
 
 @pytest.mark.parametrize("informed_student", [True, False])
 def test_the_files_compiled_from_it_have_the_graph_beside_them(tmp_path, monkeypatch, informed_student):
+    from soloist.targets.compile import Compiled
     from soloist.toolchain.export import stage as module
+    from soloist.toolchain.student.student import open_student
     from soloist.toolchain.verify.process import Prompts
+    from soloist.toolchain.verify.verdict import ExportFacts, Verdict
 
     def build(folder):
         (folder / "config.json").write_text("{}")
@@ -236,15 +239,16 @@ def test_the_files_compiled_from_it_have_the_graph_beside_them(tmp_path, monkeyp
             desk_graph().save(folder / FILE)
         return {}
 
-    def compiled(_folder, out, _precision, name, **_):
-        out.mkdir(parents=True)
-        (out / f"{name}.gguf").write_text("weights")
-        return {"file": f"{name}.gguf"}
+    def compiled(_models, out, format, name, **_):
+        (out / format).mkdir(parents=True)
+        (out / format / f"{name}.gguf").write_text("weights")
+        return Compiled(f"{format}/{name}.gguf", 0.0, ())
 
-    monkeypatch.setattr(module, "compile_gguf", compiled)
-    monkeypatch.setattr(module, "_check", lambda *arguments: arguments[3].update(verdict="pass"))
-    student = stage("distill", tmp_path / "student", {}, [], build)
-    probe = Prompts([[{"role": "user", "content": "q"}]], ["a"])
-    made = module.export(student, tmp_path / "files", ["gguf-f16"], probe)
-    beside = graph_beside(made.path / made.facts["formats"]["gguf-f16"]["path"])
+    monkeypatch.setattr(module, "compile_format", compiled)
+    monkeypatch.setattr(module.Comparison, "verdict_on", lambda *_: Verdict(verdict="pass"))
+    student = open_student(stage("distill", tmp_path / "student", {}, [], build))
+    made = module.export(
+        student, tmp_path / "files", ["gguf-f16"], Prompts([[{"role": "user", "content": "q"}]], ["a"])
+    )
+    beside = graph_beside(made.path / made.read(ExportFacts).formats["gguf-f16"].path)
     assert (beside.digest if beside else None) == (desk_graph().digest if informed_student else None)

@@ -10,7 +10,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from soloist.targets.open import parts  # noqa: E402
-from soloist.toolchain.bench.systems import student_team, student_tools  # noqa: E402
 from soloist.toolchain.core.artifact import Artifact  # noqa: E402
 from soloist.toolchain.distill.data import Group  # noqa: E402
 from soloist.toolchain.distill.methods import smagdi  # noqa: E402
@@ -21,6 +20,7 @@ from soloist.toolchain.distill.stage import DistillConfig, distill, recheck  # n
 from soloist.toolchain.distill.train import TrainConfig  # noqa: E402
 from soloist.toolchain.distill.work import Setup  # noqa: E402
 from soloist.toolchain.student.artifact import CARD, StudentFacts, read_card  # noqa: E402
+from soloist.toolchain.student.ask import student_team  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.teams.team import Team  # noqa: E402
 
@@ -187,7 +187,7 @@ def test_both_models_are_trained_and_asked_as_one(pair):
         made.path / "solver/model.safetensors"
     ).read_bytes()
     assert set(parts(made.path)) == {"decomposer", "solver"}
-    team = student_team(made.path, student_tools(made), TOOLS)
+    team = student_team(made.path, card.called_tools, TOOLS)
     assert (team.topology, [agent.tools for agent in team.agents]) == ("socratic", [(), ("calc",)])
     with Team(team) as opened:
         run = opened.answer(Question(id="x", question="What is 2 + 3, doubled?", gold="10", scorer="number"))

@@ -12,7 +12,6 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from soloist.kernels.errors import DataError  # noqa: E402
-from soloist.toolchain.core.artifact import stage  # noqa: E402
 from soloist.toolchain.distill.data import Group  # noqa: E402
 from soloist.toolchain.distill.methods import tdpo  # noqa: E402
 from soloist.toolchain.distill.methods.tdpo import (  # noqa: E402
@@ -31,7 +30,7 @@ from soloist.toolchain.distill.work import Setup  # noqa: E402
 from soloist.toolchain.student.artifact import CARD, StudentFacts, read_card  # noqa: E402
 from soloist.toolchain.tasks.base import Question  # noqa: E402
 from soloist.toolchain.traces.schema import Edge, Run, ToolUse, Turn  # noqa: E402
-from soloist.toolchain.traces.store import read_runs, write_runs  # noqa: E402
+from soloist.toolchain.traces.store import read_runs  # noqa: E402
 
 
 def attempt(at, agent, round_, said, gold, *, tools, error=None):
@@ -299,7 +298,7 @@ def test_only_the_students_own_words_count(setup):
 # ------------------------------------------------------------------------------------------- end to end
 
 
-def test_both_phases_make_a_student(tiny_base, tmp_path, monkeypatch):
+def test_both_phases_make_a_student(tiny_base, tmp_path, monkeypatch, record_runs):
     first = {}
 
     def read(path, dtype, device):
@@ -308,7 +307,7 @@ def test_both_phases_make_a_student(tiny_base, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tdpo, "frozen", read)
     runs = [debate(n, [[str(n), "99"], ["88", str(n)]]) for n in range(10, 16)]
-    traces = stage("record", tmp_path / "t", {}, [], lambda f: {"runs": write_runs(runs, f / "traces.jsonl.gz")})
+    traces = record_runs(runs, tmp_path / "t")
     train = TrainConfig(batch_size=6, epochs=1, learning_rate=3e-3, precision="fp32", device="cpu")
     options = {"learning_rate": 1e-3, "epochs": 3, "beta": 0.5}
     config = DistillConfig(method="tdpo", options=options, train=train)
