@@ -78,8 +78,8 @@ def recorded_runs() -> list[Run]:
 
 
 @pytest.fixture
-def said(tokenizer):
-    """Builder of conversations: `said(*turns, results=…)`, what the student says and what its tools answer."""
+def example_of(tokenizer):
+    """Builder of conversations: `example_of(*turns, results=…)`, the student's turns and its tools' results."""
 
     def build(*turns, results=()):
         messages = [{"role": "user", "content": "Go"}]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -60,7 +62,7 @@ def test_rows_of_like_length_go_together():
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 9))
 def test_every_row_is_read_once_and_little_is_wasted(lengths, most):
     groups = like_lengths(lengths, most)
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    assert sorted(itertools.chain(*groups)) == list(range(len(lengths)))
     assert max(map(len, groups)) <= most
     for group in groups:
         assert sum(lengths[group[0]] - lengths[index] for index in group) <= 64

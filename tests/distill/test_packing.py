@@ -80,7 +80,9 @@ def test_parts_add_up_to_the_whole(tiny_base, conversations, student_of):
 def test_shared_beginnings_are_computed_once(conversations):
     batch, apart = pack(conversations), pack(conversations, share=False)
     assert apart.ids.numel() == sum(len(e.ids) - 1 for e in conversations)
-    distinct = {e.ids[:place] for e in conversations for place in range(1, len(e.ids))}
+    distinct = set()
+    for example in conversations:
+        distinct |= {example.ids[:place] for place in range(1, len(example.ids))}
     assert batch.ids.numel() == len(distinct) < apart.ids.numel()
     assert batch.tokens == apart.tokens == sum(len(e.ids) for e in conversations)
     assert batch.targets == sum(e.targets for e in conversations)

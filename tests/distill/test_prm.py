@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -63,18 +65,18 @@ def test_the_pairwise_loss_falls_as_good_steps_rise_and_ignores_a_constant_score
 
 
 @pytest.fixture
-def rated(tokenizer, said):
+def rated(tokenizer, example_of):
     """Two questions: a right and a wrong attempt each, sharing the first line of the second."""
     groups = []
     for number in (1, 2):
-        pair = [said(f"{number} + 1\n#### 2"), said(f"{number} + {number}\nso\n#### 9")]
+        pair = [example_of(f"{number} + 1\n#### 2"), example_of(f"{number} + {number}\nso\n#### 9")]
         ends = [step_ends(e.ids, e.trained, tokenizer) for e in pair]
         groups.append(rated_group(pair, ends, [[1.0, 1.0], [0.25, 0.0, 0.0]], tokenizer.eos_token_id))
     return groups
 
 
-def test_a_rated_group_reads_step_ends_only_and_shared_steps_once(tokenizer, said):
-    pair = [said("a\n#### 2"), said("a\n#### 9")]
+def test_a_rated_group_reads_step_ends_only_and_shared_steps_once(tokenizer, example_of):
+    pair = [example_of("a\n#### 2"), example_of("a\n#### 9")]
     ends = [step_ends(e.ids, e.trained, tokenizer) for e in pair]
     group = rated_group(pair, ends, [[1.0, 1.0], [0.5, 0.0]], tokenizer.eos_token_id)
     assert group.facts == {"labels": [0.75, 1.0, 0.0], "places": [0, 1, 1]}
@@ -129,25 +131,25 @@ def test_binary_is_cross_entropy_of_the_labels(tiny_base, rated, student_of):
     objective = objective_of(student, Binary)
     loss = objective.terms(student, pack(rated), objective.counts(rated))["prm"].item()
     model = RewardModel(student, objective.head, 2048)
-    probabilities = []
+    probabilities, known = [], []
     for group in rated:
         stops = [[i - 1 for i, t in enumerate(e.trained) if t] for e in group.examples]
-        probabilities += [value for row in model.scores(group.examples, stops) for value in row]
-    labels = np.array([label for group in rated for label in group.facts["labels"]])
-    p = np.array(probabilities)
+        probabilities += itertools.chain(*model.scores(group.examples, stops))
+        known += group.facts["labels"]
+    labels, p = np.array(known), np.array(probabilities)
     assert loss == pytest.approx(-(labels * np.log(p) + (1 - labels) * np.log(1 - p)).mean(), rel=1e-4)
 
 
-def test_scores_come_back_in_order_and_a_solution_without_steps_has_none(tiny_base, tokenizer, said, student_of):
+def test_scores_come_back_in_order_and_a_solution_without_steps_has_none(tiny_base, tokenizer, example_of, student_of):
     student = student_of(tiny_base)
     model = RewardModel(student, objective_of(student).head, part_tokens=64)
-    made = [said("a\nb\n#### 2"), said("longer than the others\n#### 3"), said("c")]
+    made = [example_of("a\nb\n#### 2"), example_of("longer than the others\n#### 3"), example_of("c")]
     ends = [step_ends(e.ids, e.trained, tokenizer) for e in made]
     found = model.scores([*made, made[0]], [*ends, []])
     assert [len(row) for row in found] == [3, 2, 1, 0]
     for at, (example, stops) in enumerate(zip(made, ends, strict=True)):
         assert model.scores([example], [stops])[0] == pytest.approx(found[at], abs=1e-5)
-    assert all(0 < value < 1 for row in found for value in row)
+    assert all(0 < value < 1 for value in itertools.chain(*found))
 
 
 def test_a_head_survives_the_disk_and_a_damaged_one_is_refused(tmp_path):

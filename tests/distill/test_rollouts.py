@@ -15,7 +15,7 @@ from soloist.toolchain.tasks.base import Question  # noqa: E402
 QUESTION = Question(id="q", question="Go", gold="14", scorer="number")
 
 
-def test_a_student_that_acts_calls_its_tools_and_reads_their_results(tokenizer, monkeypatch, said):
+def test_a_student_with_tools_calls_them_and_reads_their_results(tokenizer, monkeypatch, example_of):
     lines = iter([["calc(3 + 4) then", "calc(1 + 1)", "nonsense"], ["calc(7 * 2)"]])
     seen = []
 
@@ -24,7 +24,7 @@ def test_a_student_that_acts_calls_its_tools_and_reads_their_results(tokenizer, 
         return [tokenizer(text + "<|im_end|>")["input_ids"] for text in next(lines)]
 
     monkeypatch.setattr(Sampler, "_generate", generate)
-    example = said("calc(3 + 4) then", "calc(7 * 2)", results=["7"])
+    example = example_of("calc(3 + 4) then", "calc(7 * 2)", results=["7"])
     start = example.trained.index(True)
     made = Sampler(None, tokenizer, desk_tools()).roll([example.ids[:start]] * 3)
     assert [one.answer for one in made] == ["14", "2", None]
@@ -54,8 +54,8 @@ def test_an_announced_call_that_has_no_room_leaves_no_answer(tokenizer, monkeypa
 
 
 def test_of_words_only_the_final_answer_is_scored(tokenizer, monkeypatch):
-    said = tokenizer("(B) looks right at first.\nThe answer is (C)<|im_end|>")["input_ids"]
-    monkeypatch.setattr(Sampler, "_generate", lambda self, prompts: [said])
+    reply = tokenizer("(B) looks right at first.\nThe answer is (C)<|im_end|>")["input_ids"]
+    monkeypatch.setattr(Sampler, "_generate", lambda self, prompts: [reply])
     (made,) = Sampler(None, tokenizer).roll([[1, 2]])
     letters = [Question(id="q", question="Which?", gold=gold, scorer="choice") for gold in "ABC"]
     assert [made.right(question) for question in letters] == [False, False, True]
@@ -97,8 +97,8 @@ def test_who_has_finished_leaves_the_batch(tokenizer, monkeypatch):
             return type("Made", (), {"sequences": torch.cat([input_ids, new], 1), "past_key_values": self})
 
     monkeypatch.setattr("soloist.toolchain.distill.sampling._AT_ONCE", 8)
-    said = complete(Talker(), tokenizer, [[11], [12], [13], [14]], [20, 26, 20, 5], 0.0)
-    assert said == [script[11], [8] * 26, script[13], [end]]
+    completions = complete(Talker(), tokenizer, [[11], [12], [13], [14]], [20, 26, 20, 5], 0.0)
+    assert completions == [script[11], [8] * 26, script[13], [end]]
     assert batches == [[1, 2], [0], [0]], "rows of the batch before that go on"
 
 

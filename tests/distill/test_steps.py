@@ -30,15 +30,15 @@ def texts(example, ends, tokenizer):
     ]
 
 
-def test_steps_are_lines_and_calls(tokenizer, said):
-    lines = said("3 + 4 = 7\n\n  \n7 * 2 = 14\n#### 14")
+def test_steps_are_lines_and_calls(tokenizer, example_of):
+    lines = example_of("3 + 4 = 7\n\n  \n7 * 2 = 14\n#### 14")
     ends = step_ends(lines.ids, lines.trained, tokenizer)
     assert texts(lines, ends, tokenizer) == ["3 + 4 = 7\n", "\n  \n7 * 2 = 14\n", "#### 14<|im_end|>"]
-    calls = said("add(3 | 4) then", "add(7 | 1)", results=["7\n7"])
+    calls = example_of("add(3 | 4) then", "add(7 | 1)", results=["7\n7"])
     ends = step_ends(calls.ids, calls.trained, tokenizer)
     assert texts(calls, ends, tokenizer) == ["add(3 | 4) then<|im_end|>", "add(7 | 1)<|im_end|>"]
     assert all(calls.trained[end] for end in ends)
-    closed = said("7\n")
+    closed = example_of("7\n")
     assert len(step_ends(closed.ids, closed.trained, tokenizer)) == 1
 
 
@@ -53,9 +53,9 @@ class Scripted:
         return [Rollout(answer=self.rule(index)) for index in range(len(prompts))]
 
 
-def test_labels_by_recheck_answer_and_rollouts(tokenizer, said):
-    right = Tried(QUESTION, said("3 + 4 = 7\n7 * 2 = 14\n#### 14"), True)
-    wrong = Tried(QUESTION, said("3 + 4 = 7\n7 * 2 = 15\n#### 15"), False)
+def test_labels_by_recheck_answer_and_rollouts(tokenizer, example_of):
+    right = Tried(QUESTION, example_of("3 + 4 = 7\n7 * 2 = 14\n#### 14"), True)
+    wrong = Tried(QUESTION, example_of("3 + 4 = 7\n7 * 2 = 15\n#### 15"), False)
     sampler = Scripted(tokenizer, lambda index: "14" if index % 4 else "13")
     labeller = Labeller(tokenizer, recheck, sampler=sampler, rollouts=4)
     assert labeller.label([right, wrong]) == [[0.75, 0.75, 1.0], [0.75, 0.0, 0.0]]
@@ -68,17 +68,17 @@ def test_labels_by_recheck_answer_and_rollouts(tokenizer, said):
     assert hard.label([right]) == [[1.0, 0.0, 1.0]]
 
 
-def test_without_rollouts_the_answer_is_propagated_and_counted(tokenizer, said):
+def test_without_rollouts_the_answer_is_propagated_and_counted(tokenizer, example_of):
     labeller = Labeller(tokenizer, recheck)
-    wrong = Tried(QUESTION, said("3 + 4 = 7\n7 + 7 = 15\n#### 15"), False)
-    right = Tried(QUESTION, said("a\n#### 14"), True)
+    wrong = Tried(QUESTION, example_of("3 + 4 = 7\n7 + 7 = 15\n#### 15"), False)
+    right = Tried(QUESTION, example_of("a\n#### 14"), True)
     assert labeller.label([wrong, right]) == [[0.0, 0.0, 0.0], [1.0, 1.0]]
     assert labeller.counts == {"propagated": 2, "rechecked": 1, "answer": 2}
 
 
-def test_calls_are_checked_by_their_tool_and_sampled_on_with_their_result(tokenizer, said):
+def test_calls_are_checked_by_their_tool_and_sampled_on_with_their_result(tokenizer, example_of):
     uses = (calc("3 + 4", "7"), calc("7 * 2", "14"))
-    example = said("calc(3 + 4) then", "calc(7 * 2)", results=["7"])
+    example = example_of("calc(3 + 4) then", "calc(7 * 2)", results=["7"])
     sampler = Scripted(tokenizer, lambda index: "14")
     labeller = Labeller(tokenizer, recheck, desk_tools(), sampler, 2)
     assert labeller.label([Tried(QUESTION, example, True, uses)]) == [[1.0, 1.0]]
@@ -87,5 +87,5 @@ def test_calls_are_checked_by_their_tool_and_sampled_on_with_their_result(tokeni
     assert labeller.label([Tried(QUESTION, example, True, lying)]) == [[0.0, 1.0]]
     failed = (uses[0], ToolUse(name="calc", arguments={}, call="calc(7 * )", error="no"))
     assert labeller.label([Tried(QUESTION, example, False, failed)]) == [[1.0, 0.0]]
-    wrapped = said("calc(3 +\n4) then", "calc(7 * 2)", results=["7"])  # two steps, one call
+    wrapped = example_of("calc(3 +\n4) then", "calc(7 * 2)", results=["7"])  # two steps, one call
     assert labeller.label([Tried(QUESTION, wrapped, True, lying)]) == [[0.0, 0.0, 1.0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
@@ -19,7 +20,7 @@ from pydantic import ValidationError  # noqa: E402
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402
 from soloist.toolchain.core.events import EventLog  # noqa: E402
 from soloist.toolchain.distill.checkpoint import CheckpointFacts, load_checkpoint, save_checkpoint  # noqa: E402
-from soloist.toolchain.distill.data import Example, as_groups  # noqa: E402
+from soloist.toolchain.distill.data import Example, as_groups, examples_of  # noqa: E402
 from soloist.toolchain.distill.model import Student, choose_precision, load_base  # noqa: E402
 from soloist.toolchain.distill.objective import CrossEntropy  # noqa: E402
 from soloist.toolchain.distill.optimizer import MasterAdamW  # noqa: E402
@@ -207,7 +208,7 @@ def test_gradients_are_clipped_to_the_norm(tiny_base, conversations, tmp_path):
 def test_every_conversation_is_seen_once_an_epoch():
     steps = plan(10, TrainConfig(epochs=2, batch_size=4))
     assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2]
-    first, second = ([i for step in half for i in step] for half in (steps[:3], steps[3:]))
+    first, second = list(itertools.chain(*steps[:3])), list(itertools.chain(*steps[3:]))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
 
@@ -220,8 +221,9 @@ def test_a_number_of_tokens_is_spent_whatever_the_number_of_groups():
 
 
 def test_parts_respect_the_bound_and_lose_nothing(conversations):
-    made = [[e for group in part for e in group.examples] for part in parts(as_groups(conversations), 200)]
-    assert sorted(e.question_id for part in made for e in part) == sorted(e.question_id for e in conversations)
+    made = [examples_of(part) for part in parts(as_groups(conversations), 200)]
+    ids = [example.question_id for example in itertools.chain(*made)]
+    assert sorted(ids) == sorted(example.question_id for example in conversations)
     assert all(len(part) == 1 or len(part) * max(len(e.ids) for e in part) <= 200 for part in made)
     assert len(made) > 1
 

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from safetensors import safe_open  # noqa: E402
 
 from soloist.toolchain.distill import graph_network  # noqa: E402
+from soloist.toolchain.distill.data import examples_of  # noqa: E402
 from soloist.toolchain.distill.methods import magdi  # noqa: E402
 from soloist.toolchain.distill.methods.magdi import MagdiOptions  # noqa: E402
 from soloist.toolchain.distill.model import load_base  # noqa: E402
@@ -111,8 +112,7 @@ def test_the_trie_changes_no_embedding(tiny_base, groups, student_of):
     shared = pack(groups)
     together = graph_network.embed(student.logits_and_states(shared)[1], shared)
     assert shared.ids.numel() < shared.tokens / 2
-    examples = [example for group in groups for example in group.examples]
-    for row, example in zip(together, examples, strict=True):
+    for row, example in zip(together, examples_of(groups), strict=True):
         batch = pack([example])
         alone = graph_network.embed(student.logits_and_states(batch)[1], batch)[0]
         assert torch.allclose(row, alone, atol=1e-4)

@@ -149,7 +149,8 @@ def test_a_kill_repeats_one_segment_and_changes_nothing(needs_trl, tiny_base, tm
         distill(config, traces, tiny_base, tmp_path / "cut")
     phases = {path.parent.name: load_file(path) for path in tmp_path.glob("cut*/phases/*/model.safetensors")}
     assert set(phases) == {"sft", "prm-head", "prm-all", "grpo-000000"}
-    assert {tensor.dtype for weights in phases.values() for tensor in weights.values()} == {torch.float32}
+    for weights in phases.values():
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     block = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(phases["sft"][block], phases["prm-head"][block])
     moved = (phases["prm-head"][block] - phases["prm-all"][block]).abs()

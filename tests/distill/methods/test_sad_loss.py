@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from soloist.kernels.errors import UsageError  # noqa: E402
-from soloist.toolchain.distill.data import Group, as_groups  # noqa: E402
+from soloist.toolchain.distill.data import Group, as_groups, examples_of  # noqa: E402
 from soloist.toolchain.distill.methods.sad import (  # noqa: E402
     ACT,
     REASON,
@@ -53,7 +53,7 @@ def log_softmax(rows):
 def by_hand(base, teacher, groups, reduction):
     """The formulas of the paper over whole conversations, in numpy."""
     sums, tokens, examples = {"reason": 0.0, "act": 0.0}, {"reason": 0, "act": 0}, 0
-    for example in (example for group in groups for example in group.examples):
+    for example in examples_of(groups):
         examples += 1
         log_q = log_softmax(own_logits(base, example))
         log_p = log_softmax(own_logits(teacher, example)) if teacher else None
@@ -229,6 +229,6 @@ def test_a_teacher_of_another_vocabulary_is_refused_by_name(tiny_base, tokenizer
 
 
 def test_a_group_of_several_conversations_counts_all_of_them(groups):
-    together = Group(tuple(example for group in groups for example in group.examples))
+    together = Group(tuple(examples_of(groups)))
     assert SpanLoss(Options()).counts([together]) == SpanLoss(Options()).counts(groups)
     assert SpanLoss(Options(reduction="sum")).counts([together]) == {"reason": 4.0, "act": 4.0}

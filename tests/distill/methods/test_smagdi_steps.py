@@ -222,7 +222,7 @@ def test_steps_are_lines_and_attempts_are_joined_in_time(tokenizer):
     texts = [text.strip().removesuffix("<|im_end|>") for text in step_texts(group, tokenizer)]
     assert texts[:3] == ["First 4.", "4 + 3 = 7", "#### 7"]
     assert len(texts) == 12
-    chains = [[at + i, at + i + 1] for at in (0, 3, 6, 9) for i in (0, 1)]
+    chains = [[step, step + 1] for step in (0, 1, 3, 4, 6, 7, 9, 10)]
     crossing = [[2, 6], [2, 9], [5, 6], [5, 9]]
     assert group.facts["edges"] == sorted(chains + crossing)
     assert all(source < target for source, target in group.facts["edges"])
