@@ -1,8 +1,8 @@
 """One decoding loop for every runtime that only computes logits (torch, onnxruntime-genai).
 
-The loop keeps what the cache holds and feeds only what is new, draws tokens, cuts at stop texts and
-streams whole characters. Having it once means that the reference and the compiled file differ in their
-numbers, never in how an answer is drawn from them. Left out: grammars (the GGUF runtime has them).
+The loop computes only the tokens that the cache does not hold, samples, ends at stop texts and streams
+whole characters. Having it once means that the reference and the compiled file differ in their numbers,
+never in how an answer is sampled from them. Left out: grammars (the GGUF runtime has them).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from soloist.kernels.errors import EngineError
 from soloist.targets.base import Message, Reply, Sampling
 
 Logits = npt.NDArray[np.float32]
-_HALF = "\ufffd"  # what a decoder shows for a character whose bytes are not all there yet
+_INCOMPLETE = "\ufffd"  # what a tokenizer decodes to while bytes of a character are missing
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -42,14 +42,14 @@ def draw(logits: Logits, sampling: Sampling, random: np.random.Generator) -> int
 
 
 class CachedDecoder(ABC):
-    """A runtime's `chat` on top of four things: render, tokenize, text of tokens, logits of new tokens."""
+    """A runtime's `chat` and `logits` on top of a model: subclasses render, tokenize, decode, and compute logits."""
 
     name: str
     context: int
     stop_ids: frozenset[int]
 
     def __init__(self) -> None:
-        self._held: list[int] = []
+        self._cached: list[int] = []  # tokens whose keys and values the cache holds
 
     @abstractmethod
     def render(self, messages: Sequence[Message]) -> str:
@@ -65,16 +65,28 @@ class CachedDecoder(ABC):
 
     @abstractmethod
     def _feed(self, tokens: Sequence[int], keep: int) -> Logits:
-        """Cut the cache to its first `keep` tokens, compute `tokens` after them; logits after the last."""
+        """Compute `tokens` after the first `keep` tokens of the cache; logits after the last, (vocabulary,)."""
+
+    @abstractmethod
+    def _feed_all(self, tokens: Sequence[int]) -> Logits:
+        """Empty the cache and compute `tokens`; logits after each, (len(tokens), vocabulary)."""
 
     def _advance(self, tokens: Sequence[int], keep: int) -> Logits:
         try:
             logits = self._feed(tokens, keep)
         except Exception:  # whatever a runtime raises, what its cache now holds is unknown
-            self._held = []
+            self._cached = []
             raise
-        self._held = [*self._held[:keep], *tokens]
+        self._cached = [*self._cached[:keep], *tokens]
         return logits
+
+    def logits(self, tokens: Sequence[int]) -> Logits:
+        if len(tokens) > self.context:
+            raise EngineError(f"{self.name}: {len(tokens)} tokens do not fit the context of {self.context}")
+        self._cached = []
+        rows = self._feed_all(tokens)
+        self._cached = list(tokens)
+        return rows
 
     def chat(
         self,
@@ -88,7 +100,7 @@ class CachedDecoder(ABC):
         prompt = self.tokenize(self.render(messages))
         if len(prompt) + 2 > self.context:
             raise EngineError(f"{self.name}: a prompt of {len(prompt)} tokens does not fit the context {self.context}")
-        cached = min(common_prefix(self._held, prompt), len(prompt) - 1)
+        cached = min(common_prefix(self._cached, prompt), len(prompt) - 1)
         logits = self._advance(prompt[cached:], cached)
         random = np.random.default_rng(sampling.seed)
         out: list[int] = []
@@ -101,13 +113,13 @@ class CachedDecoder(ABC):
                 break
             out.append(token)
             text = self.text(out)
-            cut = _first_stop(text, sampling.stop)
-            if cut is not None:
-                text, finish = text[:cut], "stop"
-            shown = _show(text, shown, on_text, whole=cut is not None)
-            if cut is not None or len(out) >= sampling.max_tokens or len(prompt) + len(out) + 1 >= self.context:
+            stopped = any(stop in text for stop in sampling.stop)
+            if stopped:
+                text, finish = before_stop(text, sampling.stop), "stop"
+            shown = _show(text, shown, on_text, whole=stopped)
+            if stopped or len(out) >= sampling.max_tokens or len(prompt) + len(out) + 1 >= self.context:
                 break
-            logits = self._advance([token], len(self._held))
+            logits = self._advance([token], len(self._cached))
         _show(text, shown, on_text, whole=True)
         return Reply(
             text=text,
@@ -121,14 +133,15 @@ class CachedDecoder(ABC):
         )
 
 
-def _first_stop(text: str, stops: Sequence[str]) -> int | None:
-    found = [at for stop in stops if (at := text.find(stop)) >= 0]
-    return min(found) if found else None
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """The text in front of the first stop text in it."""
+    starts = [text.find(stop) for stop in stops if stop in text]
+    return text[: min(starts, default=len(text))]
 
 
 def _show(text: str, shown: int, on_text: Callable[[str], None] | None, *, whole: bool) -> int:
     """Pass on what is new; a character that may still change is held back unless this is the end."""
-    if on_text is None or (text.endswith(_HALF) and not whole) or len(text) <= shown:
+    if on_text is None or (text.endswith(_INCOMPLETE) and not whole) or len(text) <= shown:
         return shown
     on_text(text[shown:])
     return len(text)

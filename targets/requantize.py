@@ -10,8 +10,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from soloist.targets.gguf_file import check_gguf
 from soloist.targets.llama_quantize import quantize_gguf
-from soloist.targets.run_gguf import check_gguf
 
 
 def cache_folder() -> Path:

@@ -10,8 +10,8 @@ measured as fast as it can be on this machine. Left out: image input, draft mode
 from __future__ import annotations
 
 import ctypes
+import logging
 import re
-import struct
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError, EngineError
 from soloist.targets.base import Message, Reply, Sampling, default_threads, require
-from soloist.targets.decode import common_prefix, draw
+from soloist.targets.decode import before_stop, common_prefix, draw
+from soloist.targets.gguf_file import check_gguf
 from soloist.targets.gguf_tokenizer import NORMALIZER
 
 Logits = npt.NDArray[np.float32]
@@ -69,19 +70,6 @@ class _Job:
     finish: str | None = None
 
 
-def check_gguf(path: Path) -> None:
-    """Refuse what is not a whole-looking GGUF file before llama.cpp sees it. Raises ArtifactError."""
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such model file")
-    with path.open("rb") as file:
-        head = file.read(24)
-    if len(head) < 24 or head[:4] != b"GGUF":
-        raise ArtifactError(f"{path}: not a GGUF file (it starts with {head[:4]!r})")
-    version = struct.unpack("<I", head[4:8])[0]
-    if not 2 <= version <= 3:
-        raise ArtifactError(f"{path}: GGUF version {version} is not supported (2 and 3 are)")
-
-
 class GgufRuntime:
     """A GGUF model with `slots` cached sequences of at most `context` tokens each, on `threads` cores.
 
@@ -99,7 +87,7 @@ class GgufRuntime:
         self._slots = [_Slot(i) for i in range(slots)]
         self._clock = 0
         self._embedding_slot = -1  # the slot `embed` took, and takes again
-        _silence()
+        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its log of loading a model
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), self._lib.llama_model_default_params())
         if not self._model:
             raise ArtifactError(f"{path}: llama.cpp cannot load this file (truncated, or an unknown architecture)")
@@ -164,12 +152,19 @@ class GgufRuntime:
         if self._normal is None or unicodedata.is_normalized("NFC", text):
             return text
         if self._special is None:
-            kinds = self._lib.LLAMA_TOKEN_ATTR_CONTROL | self._lib.LLAMA_TOKEN_ATTR_USER_DEFINED
-            marked = [t for t in range(self._size) if self._lib.llama_vocab_get_attr(self._vocab, t) & kinds]
-            texts = sorted((self._piece(token).decode("utf-8", "replace") for token in marked), key=len, reverse=True)
-            self._special = re.compile(f"({'|'.join(map(re.escape, texts)) or '(?!)'})")
-        parts = enumerate(self._special.split(text))
-        return "".join(part if i % 2 else unicodedata.normalize("NFC", part) for i, part in parts)
+            self._special = self._special_pattern()
+        parts = self._special.split(text)
+        parts[::2] = [unicodedata.normalize("NFC", part) for part in parts[::2]]  # special tokens stand between them
+        return "".join(parts)
+
+    def _special_pattern(self) -> re.Pattern[str]:
+        """What matches one special token, the longest first."""
+        kinds = self._lib.LLAMA_TOKEN_ATTR_CONTROL | self._lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+        texts = []
+        for token in range(self._size):
+            if self._lib.llama_vocab_get_attr(self._vocab, token) & kinds:
+                texts.append(re.escape(self._piece(token).decode("utf-8", "replace")))
+        return re.compile(f"({'|'.join(sorted(texts, key=len, reverse=True)) or '(?!)'})")
 
     def _piece(self, token: int, *, special: bool = True) -> bytes:
         buffer = ctypes.create_string_buffer(256)
@@ -222,21 +217,23 @@ class GgufRuntime:
     def _claim(self, prompt: list[int], busy: set[int]) -> tuple[_Slot, int]:
         """The slot that saves most work and the number of tokens it saves. At least one token is computed."""
         memory = self._lib.llama_get_memory(self._context)
-        shared = {slot.index: common_prefix(slot.tokens, prompt) for slot in self._slots}
+        shared = [common_prefix(slot.tokens, prompt) for slot in self._slots]
         self._clock += 1
-        best = max(self._slots, key=lambda s: (shared[s.index], s.index not in busy))
-        free = [s for s in self._slots if s.index not in busy]
-        worth = 2 * shared[best.index] >= len(prompt)  # else keep what the slot holds for its owner
+        best = max(self._slots, key=lambda slot: (shared[slot.index], slot.index not in busy))
+        prefix = shared[best.index]
+        worth = 2 * prefix >= len(prompt)  # else the slot's owner keeps what it holds
         if best.index not in busy and (worth or not best.tokens):
             slot = best
         else:
-            slot = min(free, key=lambda s: (bool(s.tokens), s.used))
+            free = [slot for slot in self._slots if slot.index not in busy]
+            slot = min(free, key=lambda slot: (bool(slot.tokens), slot.used))
+            prefix = shared[slot.index]
             if worth:
                 self._lib.llama_memory_seq_rm(memory, slot.index, -1, -1)
                 self._lib.llama_memory_seq_cp(memory, best.index, slot.index, -1, -1)
-                slot.tokens = list(best.tokens[: shared[best.index]])
-                shared[slot.index] = shared[best.index]
-        keep = min(shared[slot.index], len(prompt) - 1)
+                prefix = shared[best.index]
+                slot.tokens = list(best.tokens[:prefix])
+        keep = min(prefix, len(prompt) - 1)
         self._lib.llama_memory_seq_rm(memory, slot.index, keep, -1)
         slot.tokens = slot.tokens[:keep]
         slot.used = self._clock
@@ -303,8 +300,7 @@ class GgufRuntime:
             job.out.append(token)
             job.data += self._piece(token, special=False)
             self._show(job)
-            stops = [s for s in job.request.sampling.stop if s.encode() in job.data]
-            if stops:
+            if any(stop.encode() in job.data for stop in job.request.sampling.stop):
                 job.finish = "stop"
             elif len(job.out) >= job.request.sampling.max_tokens or len(job.slot.tokens) + 1 >= self._context_size:
                 job.finish = "length"
@@ -336,19 +332,16 @@ class GgufRuntime:
 
     def _allowed(self, job: _Job, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         data = (self._lib.llama_token_data * len(tokens))()
-        for i, token in enumerate(tokens):
-            data[i].id = int(token)
-            data[i].logit = 1.0
+        for entry, token in zip(data, tokens, strict=True):
+            entry.id, entry.logit = int(token), 1.0
         array = self._lib.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
         self._lib.llama_sampler_apply(job.grammar, ctypes.byref(array))
-        return np.array([data[i].id for i in range(array.size) if data[i].logit > -1e30], dtype=np.int32)
+        allowed = [entry.id for entry in data[: array.size] if entry.logit > -1e30]
+        return np.array(allowed, dtype=np.int32)
 
     def _reply(self, job: _Job) -> Reply:
-        text = job.data.decode("utf-8", "replace")
-        for stop in job.request.sampling.stop:
-            text = text.split(stop, 1)[0]
         return Reply(
-            text=text,
+            text=before_stop(job.data.decode("utf-8", "replace"), job.request.sampling.stop),
             tokens_in=len(job.prompt),
             tokens_cached=job.cached,
             tokens_out=len(job.out) or 1,
@@ -359,15 +352,10 @@ class GgufRuntime:
         )
 
     def logits(self, tokens: Sequence[int]) -> Logits:
-        slot, memory = self._slots[0], self._lib.llama_get_memory(self._context)
         if len(tokens) > self._context_size:
             raise EngineError(f"{self.name}: {len(tokens)} tokens do not fit the context of {self._context_size}")
-        self._lib.llama_memory_seq_rm(memory, slot.index, -1, -1)
-        slot.tokens = list(tokens)
-        for i, token in enumerate(tokens):
-            self._put(i, token, i, slot.index, logits=True)
-        self._decode(len(tokens))
-        return np.stack([self._row(i).copy() for i in range(len(tokens))])
+        self._decode_all(self._slots[0], tokens)
+        return np.stack([self._row(i) for i in range(len(tokens))])
 
     def embed(self, text: str) -> tuple[npt.NDArray[np.float32], int]:
         """Mean of the last hidden states over the tokens of `text`, shape (width,), and the number of tokens.
@@ -377,19 +365,23 @@ class GgufRuntime:
         tokens = self.tokenize(text)[: self._context_size]
         slot = min(self._slots, key=lambda s: s.used if s.index != self._embedding_slot else -1)
         self._embedding_slot = slot.index
+        self._lib.llama_set_embeddings(self._context, True)
+        try:
+            self._decode_all(slot, tokens)
+            width = int(self._lib.llama_model_n_embd(self._model))
+            pointers = [self._lib.llama_get_embeddings_ith(self._context, i) for i in range(len(tokens))]
+            mean = np.mean([np.ctypeslib.as_array(pointer, shape=(width,)) for pointer in pointers], axis=0)
+        finally:
+            self._lib.llama_set_embeddings(self._context, False)
+        return mean.astype(np.float32), len(tokens)
+
+    def _decode_all(self, slot: _Slot, tokens: Sequence[int]) -> None:
+        """Compute `tokens` from the beginning of a slot, with an output for each."""
         self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self._context), slot.index, -1, -1)
         slot.tokens = list(tokens)
         for i, token in enumerate(tokens):
             self._put(i, token, i, slot.index, logits=True)
-        self._lib.llama_set_embeddings(self._context, True)
-        try:
-            self._decode(len(tokens))
-            width = int(self._lib.llama_model_n_embd(self._model))
-            rows = [self._lib.llama_get_embeddings_ith(self._context, i) for i in range(len(tokens))]
-            mean = np.mean([np.ctypeslib.as_array(row, shape=(width,)) for row in rows], axis=0)
-        finally:
-            self._lib.llama_set_embeddings(self._context, False)
-        return mean.astype(np.float32), len(tokens)
+        self._decode(len(tokens))
 
     def close(self) -> None:
         if self._context is not None:
@@ -397,10 +389,3 @@ class GgufRuntime:
             self._lib.llama_free(self._context)
             self._lib.llama_model_free(self._model)
             self._context = None
-
-
-def _silence() -> None:
-    """Keep llama.cpp's loading log off the terminal."""
-    import logging
-
-    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)

@@ -1,6 +1,6 @@
 """The ONNX runtime: onnxruntime-genai on a folder its builder made.
 
-Tokens are drawn here, not in the library, so that the cache can be cut back (`rewind_to`) and the prefix
+Tokens are sampled here, not in the library, so that the cache can be cropped (`rewind_to`) and the prefix
 two calls share is computed once; the library's own loop measured 112 tokens per second against 100 this
 way on two cores. Its telemetry is switched off before anything else. A package is made for one device: one for the CPU
 computes attention in float32, of which CUDA has no kernel, so CUDA is for packages whose configuration names it (the
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from soloist.kernels.errors import ArtifactError, EngineError, SoloistError, UsageError
+from soloist.kernels.errors import ArtifactError, SoloistError, UsageError
 from soloist.targets.base import Message, default_threads, first_line, require
 from soloist.targets.decode import CachedDecoder, Logits
 from soloist.targets.providers import Provider, open_on
@@ -74,12 +74,14 @@ class OnnxRuntime(CachedDecoder):
             if suits and opened.device == "cpu":
                 self.note = opened.note or "made for a GPU, computed on the CPU"
             self._tokenizer: Any = self._og.Tokenizer(self._model)
-            self._generator: Any = self._open()
+            parameters = self._og.GeneratorParams(self._model)
+            parameters.set_search_options(max_length=self.context, do_sample=False)
+            self._generator: Any = self._og.Generator(self._model, parameters)
         except SoloistError:
             raise
         except Exception as error:  # the library raises RuntimeError and its own kinds
             raise ArtifactError(f"{path}: onnxruntime cannot load this model ({first_line(error)})") from error
-        self.stop_ids = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
+        self.stop_ids = frozenset(map(int, self._tokenizer.eos_token_ids))
 
     def _start(self, path: Path, device: str, threads: int | None) -> Any:
         settings = self._og.Config(str(path))
@@ -89,11 +91,6 @@ class OnnxRuntime(CachedDecoder):
         settings.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         return self._og.Model(settings)
 
-    def _open(self) -> Any:
-        parameters = self._og.GeneratorParams(self._model)
-        parameters.set_search_options(max_length=self.context, do_sample=False)
-        return self._og.Generator(self._model, parameters)
-
     def render(self, messages: Sequence[Message]) -> str:
         text = self._tokenizer.apply_chat_template(
             json.dumps(list(messages), ensure_ascii=False), template_str=self._template, add_generation_prompt=True
@@ -101,28 +98,24 @@ class OnnxRuntime(CachedDecoder):
         return str(text)
 
     def tokenize(self, text: str) -> list[int]:
-        return [int(token) for token in self._tokenizer.encode(text)] if text else []
+        return list(map(int, self._tokenizer.encode(text))) if text else []
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(np.array(tokens, dtype=np.int32)))
 
     def _feed(self, tokens: Sequence[int], keep: int) -> Logits:
-        if keep < len(self._held):
+        if keep < len(self._cached):
             self._generator.rewind_to(keep)
         self._generator.append_tokens(np.array(tokens, dtype=np.int32))
         logits: Logits = np.array(self._generator.get_logits(), dtype=np.float32).reshape(-1)
         return logits
 
-    def logits(self, tokens: Sequence[int]) -> Logits:
-        if len(tokens) > self.context:
-            raise EngineError(f"{self.name}: {len(tokens)} tokens do not fit the context of {self.context}")
-        self._held = []
+    def _feed_all(self, tokens: Sequence[int]) -> Logits:
         self._generator.rewind_to(0)
         self._generator.append_tokens(np.array(tokens, dtype=np.int32))
         rows: Logits = np.array(self._generator.get_output("logits"), dtype=np.float32)
-        self._held = list(tokens)
         return rows.reshape(len(tokens), -1)
 
     def close(self) -> None:
         self._generator = self._tokenizer = self._model = None
-        self._held = []
+        self._cached = []

@@ -3,7 +3,7 @@
 It is the reference every compiled file is compared with, and the way to talk to a student that is not
 compiled yet. Its own loop (`decode`) rather than transformers' `generate`, which drops the cache after
 each call. A quantized student runs on our kernels where there is a GPU for them (`quantized_torch`), its cache in
-8 bits (`int8_cache`). Left out: sliding-window caches, which cannot be cut back to a prefix.
+8 bits (`int8_cache`). Left out: sliding-window caches, which cannot be cropped to a prefix.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TorchRuntime(CachedDecoder):
         self.weights_bytes = weights_bytes(self._model)
         self._new_cache = self._cache_of(where, kernels, cache)
         self._cache: Any = self._new_cache()
-        self.note = "" if where is None else self._said(where)
+        self.note = "" if where is None else self._describe(where)
         self.name = path.name
         self.context = context or int(self._model.config.max_position_embeddings)
         stop = self._model.generation_config.eos_token_id
@@ -100,7 +100,7 @@ class TorchRuntime(CachedDecoder):
         empty: Callable[[], Any] = require("transformers", "train").DynamicCache
         return empty
 
-    def _said(self, where: Place) -> str:
+    def _describe(self, where: Place) -> str:
         size, kind = f"{self.weights_bytes / 1e6:.1f} MB", str(where.dtype).removeprefix("torch.")
         held = f"integers, {size}, {kind} activations" if where.integers else f"{kind} values, unpacked once, {size}"
         return f"weights held as {held}; {where.reason}"
@@ -109,30 +109,30 @@ class TorchRuntime(CachedDecoder):
         return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
     def tokenize(self, text: str) -> list[int]:
-        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _feed(self, tokens: Sequence[int], keep: int) -> Logits:
-        self._cut(keep)
+        if keep == 0:
+            self._cache = self._new_cache()
+        elif self._cache.get_seq_length() > keep:
+            self._cache.crop(keep - self._cache.get_seq_length())
         with self._torch.inference_mode():
             ids = self._torch.tensor([list(tokens)], device=self._device)
             out = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         logits: Logits = out.logits[0, -1].float().cpu().numpy()
         return logits
 
-    def _cut(self, keep: int) -> None:
-        if keep == 0:
-            self._cache = self._new_cache()
-        elif self._cache.get_seq_length() > keep:
-            self._cache.crop(keep - self._cache.get_seq_length())
-
     def logits(self, tokens: Sequence[int]) -> Logits:
+        return self._feed_all(tokens)  # of any length, and beside the cache, which stays as it is
+
+    def _feed_all(self, tokens: Sequence[int]) -> Logits:
         with self._torch.inference_mode():
             out = self._model(input_ids=self._torch.tensor([list(tokens)], device=self._device), use_cache=False)
         return np.ascontiguousarray(out.logits[0].float().cpu().numpy())
 
     def close(self) -> None:
         self._model = self._cache = None
-        self._held = []
+        self._cached = []

@@ -2,7 +2,7 @@
 
 Needs onnxruntime, tokenizers, jinja2 and numpy; no torch, no transformers, no onnxruntime-genai, so that it runs where
 only those have a wheel. Keys and values stay where the provider computes: outputs of one step are bound as inputs of
-the next, and come to the host only where the cache is cut back to a prefix. A long prompt goes through in pieces,
+the next, and come to the host only where the cache is cropped to a prefix. A long prompt goes through in pieces,
 since the graph returns the logits of every position.
 
 ONNX Runtime turns DequantizeLinear and MatMul into one product of its own, which by default rounds activations to
@@ -62,7 +62,8 @@ class PortableRuntime(FolderDecoder):
         self._session, self._device, self.note = opened.model, opened.device, opened.note
         self._past = cache_names(self.facts.layers, "past_key_values")
         self._present = cache_names(self.facts.layers, "present")
-        self._cache: list[Any] = self._values([self._empty()] * len(self._past))
+        empty = np.zeros((1, self.facts.kv_heads, 0, self.facts.head_dim), np.dtype(self.facts.dtype))
+        self._cache: list[Any] = self._on_device([empty] * len(self._past))
 
     def _open(self, graph: Path, provider: Provider, threads: int, level: int) -> Opened:
         options = self._ort.SessionOptions()
@@ -81,16 +82,12 @@ class PortableRuntime(FolderDecoder):
         except Exception as error:  # the library raises a kind of its own for every status
             raise ArtifactError(f"{graph}: onnxruntime cannot load this graph ({first_line(error)})") from error
 
-    def _empty(self) -> Any:
-        return np.zeros((1, self.facts.kv_heads, 0, self.facts.head_dim), np.dtype(self.facts.dtype))
-
-    def _values(self, arrays: Sequence[Any]) -> list[Any]:
+    def _on_device(self, arrays: Sequence[Any]) -> list[Any]:
         return [self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0) for array in arrays]
 
-    def _cut(self, keep: int) -> None:
+    def _crop(self, keep: int) -> None:
         if keep < self._length():
-            arrays = [np.ascontiguousarray(value.numpy()[:, :, :keep]) for value in self._cache]
-            self._cache = self._values(arrays)
+            self._cache = self._on_device([np.ascontiguousarray(value.numpy()[:, :, :keep]) for value in self._cache])
 
     def _length(self) -> int:
         return int(self._cache[0].shape()[2])
@@ -116,24 +113,19 @@ class PortableRuntime(FolderDecoder):
         return rows
 
     def _feed(self, tokens: Sequence[int], keep: int) -> Logits:
-        self._cut(keep)
-        rows = None
-        for at in range(0, len(tokens), PIECE):
-            rows = self._run(tokens[at : at + PIECE])
-        if rows is None:
-            raise EngineError(f"{self.name}: no tokens to compute")
-        last: Logits = rows[-1]
+        self._crop(keep)
+        last: Logits = self._pieces(tokens)[-1][-1]
         return last
 
-    def logits(self, tokens: Sequence[int]) -> Logits:
-        if len(tokens) > self.context:
-            raise EngineError(f"{self.name}: {len(tokens)} tokens do not fit the context of {self.context}")
-        self._held = []
-        self._cut(0)
-        pieces = [self._run(tokens[at : at + PIECE]) for at in range(0, len(tokens), PIECE)]
-        self._held = list(tokens)
-        return np.concatenate(pieces)
+    def _feed_all(self, tokens: Sequence[int]) -> Logits:
+        self._crop(0)
+        return np.concatenate(self._pieces(tokens))
+
+    def _pieces(self, tokens: Sequence[int]) -> list[Logits]:
+        if not tokens:
+            raise EngineError(f"{self.name}: no tokens to compute")
+        return [self._run(tokens[at : at + PIECE]) for at in range(0, len(tokens), PIECE)]
 
     def close(self) -> None:
         self._session = self._tokenizer = None
-        self._cache, self._held = [], []
+        self._cache, self._cached = [], []

@@ -43,7 +43,7 @@ class FolderDecoder(CachedDecoder):
         return self._render(messages)
 
     def tokenize(self, text: str) -> list[int]:
-        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False).ids]
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -173,7 +173,7 @@ class Engine:
         self._fed = {name: self.gpu.allocate(8 * count) for name, count in fed.items()}
         self._logits = self.gpu.allocate(4 * self.piece * self.vocabulary)
 
-    def cut(self, keep: int) -> None:
+    def crop(self, keep: int) -> None:
         """Forget all but the first `keep` tokens."""
         if keep >= self.length:
             return
@@ -245,7 +245,7 @@ def answer(engine: Engine, tokenizer: Any, question: str, most: int) -> tuple[st
     """Greedy text, its tokens, and the seconds after the first of them."""
     before, after = engine.facts["model"]["around"]
     prompt = list(tokenizer.encode(before + question + after, add_special_tokens=False).ids)
-    engine.cut(0)
+    engine.crop(0)
     out: list[int] = []
     logits = engine.feed(prompt)
     start = time.perf_counter()

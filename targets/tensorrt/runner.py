@@ -34,25 +34,22 @@ class EngineRuntime(FolderDecoder):
         model = self._engine.facts["model"]
         super().__init__(path, model["special"])
         self.context = self._engine.context
-        self.stop_ids = frozenset(int(token) for token in model["stop_ids"])
+        self.stop_ids = frozenset(map(int, model["stop_ids"]))
 
     def _feed(self, tokens: Sequence[int], keep: int) -> Logits:
         return self._computed(tokens, keep, every=False)
 
-    def logits(self, tokens: Sequence[int]) -> Logits:
-        self._held = []
-        found = self._computed(tokens, 0, every=True)
-        self._held = list(tokens)
-        return found
+    def _feed_all(self, tokens: Sequence[int]) -> Logits:
+        return self._computed(tokens, 0, every=True)
 
     def _computed(self, tokens: Sequence[int], keep: int, *, every: bool) -> Logits:
         try:
-            self._engine.cut(keep)
-            found: Logits = self._engine.feed(tokens, every)
+            self._engine.crop(keep)
+            logits: Logits = self._engine.feed(tokens, every)
         except EngineFault as fault:
             raise EngineError(f"{self.name}: {fault}") from fault
-        return found
+        return logits
 
     def close(self) -> None:
         self._engine.close()
-        self._held = []
+        self._cached = []

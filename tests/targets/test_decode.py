@@ -3,7 +3,7 @@ import pytest
 
 from soloist.kernels.errors import EngineError
 from soloist.targets.base import Sampling
-from soloist.targets.decode import CachedDecoder, common_prefix, draw
+from soloist.targets.decode import CachedDecoder, before_stop, common_prefix, draw
 
 
 class Bytes(CachedDecoder):
@@ -33,6 +33,9 @@ class Bytes(CachedDecoder):
         logits = np.zeros(256, dtype=np.float32)
         logits[self.answer[at] if at < len(self.answer) else 0] = 10
         return logits
+
+    def _feed_all(self, tokens):
+        return np.stack([self._feed(tokens[: count + 1], 0) for count in range(len(tokens))])
 
 
 def say(text):
@@ -98,3 +101,11 @@ def test_draw_is_greedy_seeded_and_bounded_by_the_nucleus():
     assert np.mean(np.array(drawn) == 1) == pytest.approx(0.6 / 0.85, abs=0.04)
     again = np.random.default_rng(3)
     assert drawn[:50] == [draw(logits, warm, again) for _ in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [((), "one two"), (("two",), "one "), (("two", "o"), ""), (("e tw", " t"), "on"), ((" t", "e tw"), "on")],
+)
+def test_text_ends_before_the_first_stop(stops, expected):
+    assert before_stop("one two", stops) == expected

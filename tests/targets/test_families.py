@@ -136,7 +136,7 @@ LEFT = "model.layers.1.mlp.down_proj.weight"
 @pytest.mark.parametrize("variant", ["llama3", "smollm3", "qwen2", "qwen3", "gemma3"])
 def test_a_quantized_student_keeps_its_integers(students, variant, bits, tmp_path):
     """Row by row through the reordering; and the values they stand for give the logits."""
-    from soloist.targets.from_gguf import read_gguf
+    from soloist.targets.gguf_file import read_gguf
 
     student = quantized(students(variant), tmp_path / "quantized", bits)
     content = read_quantized(student)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from soloist.kernels.errors import ArtifactError
-from soloist.targets.from_gguf import find_base, from_gguf, read_gguf, write_tokenizer
+from soloist.targets.from_gguf import find_base, from_gguf, write_tokenizer
+from soloist.targets.gguf_file import read_gguf
 from soloist.targets.pretokenizers import by_name
 from soloist.targets.tokenizer_cases import TOKENIZER_CASES
 
@@ -65,7 +66,7 @@ def test_smollm2_cuts_tokenizer_cases_as_llama_cpp_does(base_gguf, tmp_path):
 
 
 def test_missing_foreign_and_cut_off_files_are_refused(tiny_gguf, tmp_path):
-    with pytest.raises(ArtifactError, match="no such file"):
+    with pytest.raises(ArtifactError, match="no such model file"):
         read_gguf(tmp_path / "absent.gguf")
     foreign = tmp_path / "foreign.gguf"
     foreign.write_bytes(b"PK\x03\x04 this is a zip")
@@ -73,9 +74,9 @@ def test_missing_foreign_and_cut_off_files_are_refused(tiny_gguf, tmp_path):
         read_gguf(foreign)
     whole = tiny_gguf.read_bytes()
     for size in (10, 600, len(whole) // 2, len(whole) - 64):
-        (tmp_path / "cut.gguf").write_bytes(whole[:size])
+        (tmp_path / "part.gguf").write_bytes(whole[:size])
         with pytest.raises(ArtifactError, match="cut off or damaged"):
-            from_gguf(tmp_path / "cut.gguf", tmp_path / "out")
+            from_gguf(tmp_path / "part.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

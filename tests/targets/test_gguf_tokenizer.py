@@ -14,7 +14,8 @@ for package in ("torch", "transformers", "tokenizers", "gguf"):
 llama_cpp = pytest.importorskip("llama_cpp")
 
 from soloist.kernels.errors import ArtifactError  # noqa: E402
-from soloist.targets.from_gguf import from_gguf, read_gguf  # noqa: E402
+from soloist.targets.from_gguf import from_gguf  # noqa: E402
+from soloist.targets.gguf_file import read_gguf  # noqa: E402
 from soloist.targets.gguf_tokenizer import NORMALIZER  # noqa: E402
 from soloist.targets.pretokenizers import PRE_TOKENIZERS  # noqa: E402
 from soloist.targets.to_gguf import compile_gguf  # noqa: E402

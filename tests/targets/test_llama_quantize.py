@@ -12,7 +12,7 @@ gguf = pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
 
 from soloist.kernels.errors import ArtifactError  # noqa: E402
-from soloist.targets.from_gguf import read_gguf  # noqa: E402
+from soloist.targets.gguf_file import read_gguf  # noqa: E402
 from soloist.targets.llama_quantize import (  # noqa: E402
     mean_squares,
     quantize_gguf,

@@ -37,7 +37,7 @@ def test_logits_template_and_tokens_are_the_students(runtime, reference):
     assert runtime.tokenize(text) == tokens
     for text in TOKENIZER_CASES:
         assert runtime.tokenize(text) == reference.tokenize(text), text
-    from soloist.toolchain.verify import divergence
+    from soloist.toolchain.verify.differences import divergence
 
     kl = divergence(reference.logits(tokens), runtime.logits(tokens))
     assert 0 < kl.mean() < 2e-3

@@ -352,10 +352,10 @@ def test_the_cache_is_filled_to_the_brim_and_no_further(engine, host):
     one.feed([7])
     with pytest.raises(run_engine.EngineFault, match="96 tokens and 1 more: the engine holds 96"):
         one.feed([7])
-    one.cut(0)
+    one.crop(0)
     assert one.feed([5, 6], every=True).shape == (2, one.vocabulary)
     runtime = EngineRuntime(engine, gpu=double.Host())
-    with pytest.raises(EngineError, match="the engine holds 96"):
+    with pytest.raises(EngineError, match="97 tokens do not fit the context of 96"):
         runtime.logits([5] * 97)
 
 

@@ -85,7 +85,7 @@ def check_base(base: Path) -> None:
         DataError: no chat template.
     """
     if base.is_file():
-        from soloist.targets.from_gguf import read_gguf
+        from soloist.targets.gguf_file import read_gguf
 
         read_gguf(base)
     else:
