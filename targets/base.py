@@ -8,7 +8,7 @@ batching across questions (a laptop answers one person) and streaming of anythin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
@@ -133,6 +133,11 @@ def require(package: str, extra: str) -> Any:
         raise MissingExtraError(package, extra) from error
 
 
+def named(things: Iterable[Any]) -> dict[str, Any]:
+    """Tensors, nodes, fields … by their attribute `name`, in order."""
+    return {thing.name: thing for thing in things}
+
+
 def first_line(error: Exception) -> str:
-    """What a library's exception says first, for a message of one line."""
+    """The first line of a library's exception, for a message of one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -68,36 +68,33 @@ class Family:
     square: bool = False
 
 
+_FOUR_NORMS = {
+    "input_layernorm": ("attn_norm", "hidden"),
+    "post_attention_layernorm": ("post_attention_norm", "hidden"),
+    "pre_feedforward_layernorm": ("ffn_norm", "hidden"),
+    "post_feedforward_layernorm": ("post_ffw_norm", "hidden"),
+}
 FAMILIES: Mapping[str, Family] = {
-    family.model_type: family
-    for family in (
-        Family(
-            "llama",
-            "llama",
-            "LlamaForCausalLM",
-            flagged={"attention_bias": _ATTENTION, "mlp_bias": _MLP},
-            scalings=("linear", "yarn", "llama3"),
-            reordered=True,
-        ),
-        Family("smollm3", "smollm3", "SmolLM3ForCausalLM", reordered=True),
-        Family("qwen2", "qwen2", "Qwen2ForCausalLM", biases=_ATTENTION[:3], square=True),
-        Family("qwen3", "qwen3", "Qwen3ForCausalLM", norms={**_TWO_NORMS, **_HEAD_NORMS}),
-        Family(
-            "gemma3_text",
-            "gemma3",
-            "Gemma3ForCausalLM",
-            scalings=("linear",),
-            shift=1.0,
-            activation="gelu_pytorch_tanh",
-            norms={
-                "input_layernorm": ("attn_norm", "hidden"),
-                "post_attention_layernorm": ("post_attention_norm", "hidden"),
-                "pre_feedforward_layernorm": ("ffn_norm", "hidden"),
-                "post_feedforward_layernorm": ("post_ffw_norm", "hidden"),
-                **_HEAD_NORMS,
-            },
-        ),
-    )
+    "llama": Family(
+        "llama",
+        "llama",
+        "LlamaForCausalLM",
+        flagged={"attention_bias": _ATTENTION, "mlp_bias": _MLP},
+        scalings=("linear", "yarn", "llama3"),
+        reordered=True,
+    ),
+    "smollm3": Family("smollm3", "smollm3", "SmolLM3ForCausalLM", reordered=True),
+    "qwen2": Family("qwen2", "qwen2", "Qwen2ForCausalLM", biases=_ATTENTION[:3], square=True),
+    "qwen3": Family("qwen3", "qwen3", "Qwen3ForCausalLM", norms={**_TWO_NORMS, **_HEAD_NORMS}),
+    "gemma3_text": Family(
+        "gemma3_text",
+        "gemma3",
+        "Gemma3ForCausalLM",
+        scalings=("linear",),
+        shift=1.0,
+        activation="gelu_pytorch_tanh",
+        norms={**_FOUR_NORMS, **_HEAD_NORMS},
+    ),
 }
 
 
@@ -123,11 +120,11 @@ def family_of(config: Config, where: object) -> Family:
 
 def family_by_architecture(architecture: str | None, where: object) -> Family:
     """The family of a GGUF file. Raises ArtifactError."""
-    for family in FAMILIES.values():
-        if family.architecture == architecture:
-            return family
-    known = ", ".join(repr(family.architecture) for family in FAMILIES.values())
-    raise ArtifactError(f"{where}: architecture '{architecture}' cannot become a student; only {known} can")
+    by_architecture = {family.architecture: family for family in FAMILIES.values()}
+    if architecture not in by_architecture:
+        known = ", ".join(map(repr, by_architecture))
+        raise ArtifactError(f"{where}: architecture '{architecture}' cannot become a student; only {known} can")
+    return by_architecture[str(architecture)]
 
 
 def sizes(config: Config, where: object) -> dict[str, int]:
@@ -161,24 +158,27 @@ def places(config: Config, where: object) -> dict[str, Place]:
     family, size = family_of(config, where), sizes(config, where)
     shift = family.shift
     table = (size["vocabulary"], size["hidden"])
-    found = {
+    tensors = {
         "model.embed_tokens.weight": Place("token_embd.weight", table),
         "model.norm.weight": Place("output_norm.weight", (size["hidden"],), shift=shift),
     }
     if not tied(config):
-        found["lm_head.weight"] = Place("output.weight", table)
-    biased = {*family.biases, *(name for flag, names in family.flagged.items() if config.get(flag) for name in names)}
-    turned = {"self_attn.q_proj": size["heads"], "self_attn.k_proj": size["kv_heads"]} if family.reordered else {}
+        tensors["lm_head.weight"] = Place("output.weight", table)
+    biased = set(family.biases)
+    for flag, matrices in family.flagged.items():
+        if config.get(flag):
+            biased.update(matrices)
+    reordered = {"self_attn.q_proj": size["heads"], "self_attn.k_proj": size["kv_heads"]} if family.reordered else {}
     for layer in range(size["layers"]):
         ours, theirs = f"model.layers.{layer}.", f"blk.{layer}."
-        for norm, (name, width) in family.norms.items():
-            found[f"{ours}{norm}.weight"] = Place(f"{theirs}{name}.weight", (size[width],), shift=shift)
+        for norm, (name, dimension) in family.norms.items():
+            tensors[f"{ours}{norm}.weight"] = Place(f"{theirs}{name}.weight", (size[dimension],), shift=shift)
         for matrix, (name, rows, columns) in _MATRICES.items():
-            heads = turned.get(matrix, 0)
-            found[f"{ours}{matrix}.weight"] = Place(f"{theirs}{name}.weight", (size[rows], size[columns]), heads)
+            heads = reordered.get(matrix, 0)
+            tensors[f"{ours}{matrix}.weight"] = Place(f"{theirs}{name}.weight", (size[rows], size[columns]), heads)
             if matrix in biased:
-                found[f"{ours}{matrix}.bias"] = Place(f"{theirs}{name}.bias", (size[rows],), heads)
-    return found
+                tensors[f"{ours}{matrix}.bias"] = Place(f"{theirs}{name}.bias", (size[rows],), heads)
+    return tensors
 
 
 def tied(config: Config) -> bool:
@@ -187,40 +187,38 @@ def tied(config: Config) -> bool:
 
 
 def head_order(rows: int, heads: int) -> npt.NDArray[np.intp]:
-    """Where llama.cpp's row i of a query or key matrix comes from: it turns neighbors, transformers halves."""
+    """Where llama.cpp's row i of a query or key matrix comes from: it rotates neighbors, transformers halves."""
     return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
 
 
 def check(config: Config, where: object) -> None:
     """Refuse what llama.cpp would load and compute differently. Raises ArtifactError."""
     family, size = family_of(config, where), sizes(config, where)
-    refusals = [
-        (
-            config.get("hidden_activation") or config.get("hidden_act", family.activation),
-            family.activation,
-            "activation",
-        ),
+    activation = config.get("hidden_activation") or config.get("hidden_act", family.activation)
+    settings = [  # what it is, what llama.cpp computes with, its name
+        (activation, family.activation, "activation"),
         (float(config.get("partial_rotary_factor") or 1.0), 1.0, "partial_rotary_factor"),
         (bool(config.get("use_bidirectional_attention")), False, "use_bidirectional_attention"),
         (config.get("attn_logit_softcapping"), None, "attn_logit_softcapping"),
     ]
     if not family.flagged:
-        refusals += [(bool(config.get(flag)), False, flag) for flag in ("attention_bias", "mlp_bias")]
+        settings.append((bool(config.get("attention_bias")), False, "attention_bias"))
+        settings.append((bool(config.get("mlp_bias")), False, "mlp_bias"))
     if family.square:
-        refusals.append((size["query"], size["hidden"], "width of all heads"))
+        settings.append((size["query"], size["hidden"], "width of all heads"))
     if family.model_type == "smollm3":
         plain = [int((layer + 1) % 4 != 0) for layer in range(size["layers"])]
-        refusals.append((config.get("no_rope_layers") or plain, plain, "no_rope_layers"))
+        settings.append((config.get("no_rope_layers") or plain, plain, "no_rope_layers"))
     if family.model_type == "gemma3_text":
         # only at 62 layers (27B) llama.cpp scales by the width of a head's share, not by the head's own
-        width = size["hidden"] // size["heads"] if size["layers"] == 62 else size["head"]
-        refusals.append((int(config.get("query_pre_attn_scalar", width)), width, "query_pre_attn_scalar"))
+        scalar = size["hidden"] // size["heads"] if size["layers"] == 62 else size["head"]
+        settings.append((int(config.get("query_pre_attn_scalar", scalar)), scalar, "query_pre_attn_scalar"))
     elif any(windows(config)):
-        refusals.append(("sliding windows", "attention over everything", "attention"))
-    for found, wanted, what in refusals:
-        if found != wanted:
+        settings.append(("sliding windows", "attention over everything", "attention"))
+    for value, wanted, name in settings:
+        if value != wanted:
             raise ArtifactError(
-                f"{where}: {what} is {found!r} and llama.cpp computes '{family.architecture}' with {wanted!r}; "
+                f"{where}: {name} is {value!r} and llama.cpp computes '{family.architecture}' with {wanted!r}; "
                 "this student cannot become GGUF"
             )
     for rope in ropes_of(config):
@@ -249,7 +247,7 @@ def windows(config: Config) -> list[bool]:
 def metadata(config: Config, where: object) -> dict[str, int | float | str | list[bool]]:
     """The keys of the architecture without its name in front, as llama.cpp's loader wants them."""
     size = sizes(config, where)
-    found: dict[str, int | float | str | list[bool]] = {
+    keys: dict[str, int | float | str | list[bool]] = {
         "block_count": size["layers"],
         "context_length": int(config["max_position_embeddings"]),
         "embedding_length": size["hidden"],
@@ -263,11 +261,11 @@ def metadata(config: Config, where: object) -> dict[str, int | float | str | lis
         "vocab_size": size["vocabulary"],
     }
     whole, *sliding = ropes_of(config)
-    found |= whole.metadata(size["head"])
+    keys |= whole.metadata(size["head"])
     if sliding and any(windows(config)):
-        found["attention.sliding_window"] = int(config["sliding_window"])
-        found["attention.sliding_window_pattern"] = windows(config)
-        found["rope.freq_base_swa"] = sliding[0].base
+        keys["attention.sliding_window"] = int(config["sliding_window"])
+        keys["attention.sliding_window_pattern"] = windows(config)
+        keys["rope.freq_base_swa"] = sliding[0].base
     if config.get("final_logit_softcapping"):
-        found["final_logit_softcapping"] = float(config["final_logit_softcapping"])
-    return found
+        keys["final_logit_softcapping"] = float(config["final_logit_softcapping"])
+    return keys

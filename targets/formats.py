@@ -68,10 +68,10 @@ def parse(name: str) -> Format:
     if target == "tensorrt":
         release(jetpack=precision)  # raises where there is none
         return Format(name, target, precision, 16)
-    found = _LLAMA.fullmatch(precision) if target == "gguf" else None
-    if found is None or not _known(precision):
+    mix = _LLAMA.fullmatch(precision) if target == "gguf" else None
+    if mix is None or not _known(precision):
         raise UsageError(f"unknown format '{name}': use one of {', '.join(EXAMPLES)}")
-    return Format(name, target, precision, int(next(filter(None, found.groups()))))
+    return Format(name, target, precision, int(next(filter(None, mix.groups()))))
 
 
 def _known(precision: str) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ import numpy as np
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets import tokenizer_from_gguf
-from soloist.targets.base import require
+from soloist.targets.base import named, require
 from soloist.targets.families import Place, family_by_architecture, head_order, places
+from soloist.targets.files import whole_file
 from soloist.targets.gguf_file import field, read_gguf
 from soloist.targets.pretokenizers import PreTokenizer, by_name
 from soloist.targets.ropes import FACTORS, Rope, rope_from
@@ -37,7 +38,6 @@ _REQUIRED = {
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }
-_BIASES = {"attention_bias": "attn_q", "mlp_bias": "ffn_up"}
 _IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "pad_token_id"}
 
 
@@ -64,20 +64,24 @@ def from_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> dict[str, Any]:
     reader = read_gguf(path)
     pre = _pre_tokenizer(reader, path)
     config = _config(reader, path) | {"dtype": dtype}
-    weights = _weights(reader, config, path)
+    stored = _checked_tensors(reader, config, path)
     files = tokenizer_from_gguf.files(partial(field, reader), pre)
     kind = getattr(require("torch", "train"), dtype)
-    tensors = {name: tensor.to(kind) for name, tensor in weights}
-    ids = {key: value for key in _IDS.values() if (value := config[key]) is not None}
+    weights = {}
+    for key, place in places(config, path).items():
+        weights[key] = _values(stored[place.name], place).to(kind)
+    generation = {key: config[key] for key in _IDS.values() if config[key] is not None}
     end = field(reader, "tokenizer.ggml.eot_token_id")
-    if end is not None and end != ids.get("eos_token_id"):
-        ids["eos_token_id"] = [number for number in (ids.get("eos_token_id"), end) if number is not None]
-    files |= {"config.json": json.dumps(config, indent=2), "generation_config.json": json.dumps(ids, indent=2)}
+    if end is not None and "eos_token_id" not in generation:
+        generation["eos_token_id"] = [end]
+    elif end is not None and end != generation["eos_token_id"]:
+        generation["eos_token_id"] = [generation["eos_token_id"], end]
+    files |= {"config.json": json.dumps(config, indent=2), "generation_config.json": json.dumps(generation, indent=2)}
     _write_files(files, out)
-    save_weights(tensors.items(), out / "model.safetensors")
+    save_weights(weights.items(), out / "model.safetensors")
     return {
         "architecture": config["architectures"][0],
-        "parameters": sum(t.numel() for t in tensors.values()),
+        "parameters": sum(tensor.numel() for tensor in weights.values()),
         "source": path.name,
         "name": field(reader, "general.name", path.stem),
         "dtype": dtype,
@@ -85,7 +89,7 @@ def from_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> dict[str, Any]:
 
 
 def write_tokenizer(path: Path, out: Path, pre: PreTokenizer) -> None:
-    """Write the tokenizer and chat template of a GGUF file into `out`, cutting text as `pre` says."""
+    """Write the tokenizer and chat template of a GGUF file into `out`, whose pre-tokenizer is `pre`."""
     _write_files(tokenizer_from_gguf.files(partial(field, read_gguf(path)), pre), out)
 
 
@@ -109,32 +113,33 @@ def _pre_tokenizer(reader: Any, path: Path) -> PreTokenizer | None:
 def _config(reader: Any, path: Path) -> dict[str, Any]:
     """config.json of the file. Raises ArtifactError: an architecture outside the table, or a key missing."""
     family = family_by_architecture(field(reader, "general.architecture"), path)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    tensors = named(reader.tensors)
 
     def get(key: str) -> Any:
-        found = field(reader, f"{family.architecture}.{key}")
-        return float(str(np.float32(found))) if isinstance(found, float) else found  # 1e-05, not 9.99999974e-06
+        value = field(reader, f"{family.architecture}.{key}")
+        return float(str(np.float32(value))) if isinstance(value, float) else value  # 1e-05, not 9.99999974e-06
 
-    required = {key: get(key) for key in _REQUIRED.values()}
-    lost = [key for key, value in required.items() if value is None]
-    lost += [name for name in ("token_embd.weight",) if name not in tensors]
+    required = {ours: get(theirs) for ours, theirs in _REQUIRED.items()}
+    lost = [_REQUIRED[ours] for ours, value in required.items() if value is None]
+    if "token_embd.weight" not in tensors:
+        lost.append("token_embd.weight")
     if lost:
         raise ArtifactError(f"{path}: lacks {', '.join(lost)}; fetch the file again")
     config: dict[str, Any] = {
         "architectures": [family.class_name],
         "model_type": family.model_type,
-        **{ours: required[theirs] for ours, theirs in _REQUIRED.items()},
+        **required,
         "vocab_size": int(tensors["token_embd.weight"].shape[1]),
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
-    config |= {flag: f"blk.0.{_BIASES[flag]}.bias" in tensors for flag in family.flagged}
     head = int(get("attention.key_length") or config["hidden_size"] // config["num_attention_heads"])
     config["num_key_value_heads"] = get("attention.head_count_kv") or config["num_attention_heads"]
     config["head_dim"] = head
     ids = tokenizer_from_gguf.special_ids(partial(field, reader))
-    config |= {key: ids.get(kind) for kind, key in _IDS.items()}
+    for kind, key in _IDS.items():
+        config[key] = ids.get(kind)
     factors = tensors.get(FACTORS)
     rope = rope_from(get, None if factors is None else np.array(factors.data, np.float32), head, path)
     if family.model_type == "gemma3_text":
@@ -144,8 +149,11 @@ def _config(reader: Any, path: Path) -> dict[str, Any]:
 
 def _gemma(config: Mapping[str, Any], get: Callable[[str], Any], rope: Rope) -> dict[str, Any]:
     layers, window = int(config["num_hidden_layers"]), get("attention.sliding_window")
-    slides = get("attention.sliding_window_pattern") or [(layer + 1) % 6 != 0 for layer in range(layers)]
-    kinds = ["sliding_attention" if window and flag else "full_attention" for flag in slides]
+    slides = get("attention.sliding_window_pattern")
+    kinds = []
+    for layer in range(layers):
+        sliding = slides[layer] if slides else (layer + 1) % 6 != 0
+        kinds.append("sliding_attention" if window and sliding else "full_attention")
     scalar = config["hidden_size"] // config["num_attention_heads"] if layers == 62 else config["head_dim"]
     return {
         "hidden_activation": "gelu_pytorch_tanh",
@@ -160,37 +168,34 @@ def _gemma(config: Mapping[str, Any], get: Callable[[str], Any], rope: Rope) -> 
     }
 
 
-def _weights(reader: Any, config: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
-    """Every tensor by its name in the folder, float32: rows and norms as transformers has them.
-
-    Raises at once, before the first is read:
-        ArtifactError: a tensor missing, without a place, or of another shape.
-    """
-    wanted = {place.name: (key, place) for key, place in places(config, path).items()}
-    found = {tensor.name: tensor for tensor in reader.tensors if tensor.name != FACTORS}
-    for name, tensor in found.items():
+def _checked_tensors(reader: Any, config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The file's tensors by name. Raises ArtifactError: one missing, without a place, or of another shape."""
+    wanted = named(places(config, path).values())
+    tensors = named(reader.tensors)
+    tensors.pop(FACTORS, None)
+    for name, tensor in tensors.items():
         if name not in wanted:
             raise ArtifactError(f"{path}: tensor '{name}' has no place in a '{config['model_type']}' model")
-        shape = tuple(int(width) for width in reversed(tensor.shape))
-        if shape != wanted[name][1].shape:
-            raise ArtifactError(f"{path}: tensor '{name}' is {shape}, its metadata say {wanted[name][1].shape}")
-    missing = [name for name in wanted if name not in found]
+        shape = tuple(map(int, reversed(tensor.shape)))
+        if shape != wanted[name].shape:
+            raise ArtifactError(f"{path}: tensor '{name}' is {shape}, its metadata say {wanted[name].shape}")
+    missing = [name for name in wanted if name not in tensors]
     if missing:
         raise ArtifactError(f"{path}: {len(missing)} tensors are missing ({', '.join(missing[:3])} …)")
-    return (_values(found[name], *wanted[name]) for name in found)
+    return tensors
 
 
-def _values(tensor: Any, key: str, place: Place) -> tuple[str, Any]:
+def _values(tensor: Any, place: Place) -> Any:
+    """A tensor in float32, its rows and norms as transformers has them."""
     gguf, torch = require("gguf", "train"), require("torch", "train")
     array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(place.shape)
     if place.heads:
         array = array[np.argsort(head_order(len(array), place.heads))]
-    return key, torch.from_numpy(np.ascontiguousarray(array - np.float32(place.shift)))
+    return torch.from_numpy(np.ascontiguousarray(array - np.float32(place.shift)))
 
 
 def save_weights(tensors: Iterable[tuple[str, Any]], file: Path) -> None:
     """Write a safetensors file under a temporary name, then rename it."""
-    temporary = file.with_name(file.name + ".tmp")
-    require("safetensors.torch", "train").save_file(dict(tensors), str(temporary), metadata={"format": "pt"})
-    temporary.chmod(0o644)  # safetensors makes it readable by its owner only
-    temporary.replace(file)
+    with whole_file(file) as temporary:
+        require("safetensors.torch", "train").save_file(dict(tensors), str(temporary), metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors makes it readable by its owner only

@@ -41,10 +41,11 @@ class Int8Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
         self.filled = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        _, heads, _, width = key_states.shape
+        _, heads, _, head_dim = key_states.shape
         self.device = key_states.device
-        self.parts = [torch.zeros((1, heads, 0, width), dtype=torch.int8, device=self.device) for _ in range(2)]
-        self.parts += [torch.zeros((1, heads, 0), dtype=torch.float16, device=self.device) for _ in range(2)]
+        codes = torch.zeros((1, heads, 0, head_dim), dtype=torch.int8, device=self.device)
+        scales = torch.zeros((1, heads, 0), dtype=torch.float16, device=self.device)
+        self.parts = [codes, codes, scales, scales]  # of keys and values; `_reserve` makes room of their own
         self.length = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.is_initialized = True
 
@@ -54,13 +55,14 @@ class Int8Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
             self.lazy_initialization(key_states, value_states)
         count, filled = key_states.shape[2], self.filled
         self._reserve(filled + count)
-        new = [states[0].transpose(0, 1).contiguous() for states in (key_states, value_states)]  # (T, Hkv, D)
+        keys = key_states[0].transpose(0, 1).contiguous()  # (T, Hkv, D)
+        values = value_states[0].transpose(0, 1).contiguous()
         if count == 1:
-            self.append(*new, *self.parts, self.length)
+            self.append(keys, values, *self.parts, self.length)
         else:  # a row for each token, each with room for itself alone
             rooms = [part[0, :, filled : filled + count].transpose(0, 1).unsqueeze(2) for part in self.parts]
             first = torch.zeros(count, dtype=torch.int32, device=self.device)
-            append_int8_ref(*[*new, *rooms, first])
+            append_int8_ref(keys, values, *rooms, first)
         self.filled = filled + count
         self.length.fill_(self.filled)
         return self, self
@@ -82,8 +84,10 @@ class Int8Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
 
     def stored(self, dtype: torch.dtype) -> list[Tensor]:
         """Keys and values (1, Hkv, tokens, D) as they are stored."""
-        pairs = zip(self.parts[:2], self.parts[2:], strict=True)
-        return [(c[:, :, : self.filled] * s[:, :, : self.filled, None].float()).to(dtype) for c, s in pairs]
+        restored = []
+        for codes, scales in zip(self.parts[:2], self.parts[2:], strict=True):
+            restored.append((codes[:, :, : self.filled] * scales[:, :, : self.filled, None].float()).to(dtype))
+        return restored
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.filled + query_length, 0
@@ -127,9 +131,9 @@ def attend(
 def suits(config: Any) -> bool:
     """Whether a model's attention is what this cache can hold."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     windowed = config.model_type == "mistral" and config.sliding_window is not None
-    return config.model_type in LLAMA_KIND and kinds == {"full_attention"} and width in HEAD_DIMS and not windowed
+    return config.model_type in LLAMA_KIND and kinds == {"full_attention"} and head_dim in HEAD_DIMS and not windowed
 
 
 def prepare(model: Any, device: str, kernels: Want) -> Callable[[], Cache]:
@@ -140,7 +144,8 @@ def prepare(model: Any, device: str, kernels: Want) -> Callable[[], Cache]:
     """
     if not suits(model.config):
         raise UsageError(f"a cache in 8 bits is for models like Llama with heads of {', '.join(map(str, HEAD_DIMS))}")
-    append, attention = (choose(name, device, kernels).run for name in ("append_int8", "decode_attention"))
+    append = choose("append_int8", device, kernels).run
+    attention = choose("decode_attention", device, kernels).run
     AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)
     count = int(model.config.num_hidden_layers)

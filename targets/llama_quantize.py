@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import require
+from soloist.targets.files import whole_file
 from soloist.targets.gguf_file import field, read_gguf
 
 Importance = Mapping[str, npt.NDArray[Any]]
@@ -75,20 +77,20 @@ def quantize_gguf(
         parameters.imatrix = _importances(lib, weights)
     if kinds:
         parameters.tt_overrides = _overrides(lib, kinds)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    with _log(lib) as said:
-        code = lib.llama_model_quantize(str(source).encode(), str(temporary).encode(), ctypes.byref(parameters))
-    if code != 0:
-        temporary.unlink(missing_ok=True)
-        raise ArtifactError(f"{source}: llama.cpp could not write it as {type} ({_reason(said, code)})")
-    facts = _facts(temporary, kinds)
-    temporary.replace(out)
-    return {"file": out.name, "type": name, **facts}
+    with whole_file(out) as temporary:
+        with _log(lib) as log:
+            code = lib.llama_model_quantize(str(source).encode(), str(temporary).encode(), ctypes.byref(parameters))
+        if code != 0:
+            raise ArtifactError(f"{source}: llama.cpp could not write it as {type} ({_reason(log, code)})")
+        written = {tensor.name: tensor.tensor_type for tensor in read_gguf(temporary).tensors}
+        size = temporary.stat().st_size
+    counts = Counter(kind.name for kind in written.values())
+    fell_back = {tensor: written[tensor].name for tensor, kind in kinds.items() if written[tensor] != kind}
+    return {"file": out.name, "type": name, "bytes": size, "tensors": dict(counts), "fell_back": fell_back}
 
 
 def _checked(importance: Importance, columns: Mapping[str, int], source: Path) -> dict[str, npt.NDArray[np.float32]]:
-    found: dict[str, npt.NDArray[np.float32]] = {}
+    arrays: dict[str, npt.NDArray[np.float32]] = {}
     for name, values in importance.items():
         array = np.ascontiguousarray(values, np.float32).reshape(-1)
         if name not in columns:
@@ -97,13 +99,13 @@ def _checked(importance: Importance, columns: Mapping[str, int], source: Path) -
             raise ArtifactError(f"{source}: '{name}' has {columns[name]} columns, its importance {array.size}")
         if not np.isfinite(array).all() or (array < 0).any():
             raise ArtifactError(f"the importance of '{name}' is not made of finite squares; measure it again")
-        found[name] = array
-    return found
+        arrays[name] = array
+    return arrays
 
 
 def _kinds(overrides: Mapping[str, str], columns: Mapping[str, int], source: Path) -> dict[str, Any]:
     known = require("gguf", "train").GGMLQuantizationType
-    found = {}
+    kinds = {}
     for name, kind in overrides.items():
         if name not in columns:
             raise ArtifactError(f"{source}: has no tensor '{name}', whose type was asked for")
@@ -111,8 +113,8 @@ def _kinds(overrides: Mapping[str, str], columns: Mapping[str, int], source: Pat
             raise ArtifactError(
                 f"'{kind}' for '{name}' is no type of tensor; use one of {', '.join(known.__members__)}"
             )
-        found[name] = known[kind.upper()]
-    return found
+        kinds[name] = known[kind.upper()]
+    return kinds
 
 
 def _importances(lib: Any, weights: Mapping[str, npt.NDArray[np.float32]]) -> Any:
@@ -134,53 +136,45 @@ def _overrides(lib: Any, kinds: Mapping[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _log(lib: Any) -> Iterator[list[tuple[int, str]]]:
-    """What llama.cpp says meanwhile, instead of on the terminal."""
-    said: list[tuple[int, str]] = []
-    callback = lib.llama_log_callback(lambda level, text, _: said.append((level, text.decode("utf-8", "replace"))))
+    """The level and text of what llama.cpp logs meanwhile, which does not reach the terminal."""
+    log: list[tuple[int, str]] = []
+    callback = lib.llama_log_callback(lambda level, text, _: log.append((level, text.decode("utf-8", "replace"))))
     before, data = lib.llama_log_callback(), ctypes.c_void_p()
     lib.llama_log_get(ctypes.byref(before), ctypes.byref(data))
     lib.llama_log_set(callback, ctypes.c_void_p(0))
     try:
-        yield said
+        yield log
     finally:
         lib.llama_log_set(before, data)
 
 
-def _reason(said: list[tuple[int, str]], code: int) -> str:
-    lines = [text.rpartition("failed to quantize:")[2].strip() for level, text in said if level == _LOG_ERROR]
-    return next((line for line in reversed(lines) if line), f"code {code}")
-
-
-def _facts(file: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    counts: dict[str, int] = {}
-    other: dict[str, str] = {}
-    for tensor in read_gguf(file).tensors:
-        kind = tensor.tensor_type
-        counts[kind.name] = counts.get(kind.name, 0) + 1
-        if tensor.name in kinds and kinds[tensor.name] != kind:
-            other[tensor.name] = kind.name
-    return {"bytes": file.stat().st_size, "tensors": counts, "fell_back": other}
+def _reason(log: list[tuple[int, str]], code: int) -> str:
+    """The last error that was logged."""
+    for level, text in reversed(log):
+        line = text.rpartition("failed to quantize:")[2].strip()
+        if level == _LOG_ERROR and line:
+            return line
+    return f"code {code}"
 
 
 def write_importance(path: Path, sums: Mapping[str, tuple[npt.NDArray[Any], float]], dataset: str = "traces") -> None:
     """Write sums of squares (columns,) and numbers of tokens as llama.cpp's importance-matrix file."""
     gguf = require("gguf", "train")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    writer = gguf.GGUFWriter(str(temporary), "")  # such a file has no architecture
-    writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", [dataset])
-    writer.add_uint32("imatrix.chunk_count", 1)
-    writer.add_uint32("imatrix.chunk_size", max(1, round(max((count for _, count in sums.values()), default=1))))
-    for name in sorted(sums):
-        total, count = sums[name]
-        writer.add_tensor(name + _SUMS, np.ascontiguousarray(total, np.float32).reshape(1, -1))
-        writer.add_tensor(name + _COUNTS, np.full((1, 1), count, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        writer = gguf.GGUFWriter(str(temporary), "")  # such a file has no architecture
+        writer.add_type("imatrix")
+        writer.add_array("imatrix.datasets", [dataset])
+        most = 1.0
+        for name, (total, count) in sorted(sums.items()):
+            writer.add_tensor(name + _SUMS, np.ascontiguousarray(total, np.float32).reshape(1, -1))
+            writer.add_tensor(name + _COUNTS, np.full((1, 1), count, np.float32))
+            most = max(most, count)
+        writer.add_uint32("imatrix.chunk_count", 1)
+        writer.add_uint32("imatrix.chunk_size", round(most))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
 
 
 def read_importance(path: Path) -> dict[str, tuple[npt.NDArray[np.float32], float]]:
@@ -189,16 +183,22 @@ def read_importance(path: Path) -> dict[str, tuple[npt.NDArray[np.float32], floa
     if field(reader, "general.type") != "imatrix":
         raise ArtifactError(f"{path}: a GGUF file but not an importance matrix")
     arrays = {tensor.name: np.array(tensor.data, np.float32).reshape(-1) for tensor in reader.tensors}
-    names = sorted(name.removesuffix(_SUMS) for name in arrays if name.endswith(_SUMS))
-    lost = [name for name in names if name + _COUNTS not in arrays or arrays[name + _COUNTS].size != 1]
-    if lost or not names:
-        raise ArtifactError(f"{path}: no count for {', '.join(lost[:3]) or 'any tensor'}; measure the matrix again")
-    return {name: (arrays[name + _SUMS], float(arrays[name + _COUNTS][0])) for name in names}
+    sums = {}
+    for key in sorted(arrays):
+        if key.endswith(_SUMS):
+            name = key.removesuffix(_SUMS)
+            counts = arrays.get(name + _COUNTS)
+            if counts is None or counts.size != 1:
+                raise ArtifactError(f"{path}: no count for {name}; measure the matrix again")
+            sums[name] = (arrays[key], float(counts[0]))
+    if not sums:
+        raise ArtifactError(f"{path}: no count for any tensor; measure the matrix again")
+    return sums
 
 
 def mean_squares(sums: Mapping[str, tuple[npt.NDArray[Any], float]]) -> dict[str, npt.NDArray[np.float32]]:
     """The importances of `quantize_gguf`. A matrix no token has passed weighs all columns alike, as in llama.cpp."""
-    return {
-        name: np.asarray(total / count if count > 0 else np.ones_like(total), np.float32)
-        for name, (total, count) in sums.items()
-    }
+    means = {}
+    for name, (total, count) in sums.items():
+        means[name] = np.asarray(total / count if count > 0 else np.ones_like(total), np.float32)
+    return means

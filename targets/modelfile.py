@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from soloist.targets.base import Message
-from soloist.targets.gguf_tokenizer import adds, chat_template
+from soloist.targets.files import whole_file
+from soloist.targets.gguf_tokenizer import adds, chat_template, special_token
 from soloist.targets.portable.template import Render
 from soloist.targets.portable.template import chat_template as compiled
 
@@ -30,31 +30,25 @@ def write(gguf: Path, student: Path, notes: Sequence[str] = ()) -> Path:
 
     `notes` are what whoever runs the file outside Soloist should know.
     """
-    settings_file = student / "tokenizer_config.json"
-    settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
-    tokens = {kind: _text(settings.get(f"{kind}_token")) for kind in ("bos", "eos")}
-    special = {f"{kind}_token": text for kind, text in tokens.items()}
-    render = compiled(chat_template(student), special, dates=False)
-    found = wrapping(render, tokens["bos"] if adds(student, "bos") else "")
-    lines = [f"FROM ./{gguf.name}", *(f"# Note: {note}." for note in notes), ""]
-    if found is None:
-        lines += ["# The chat template does more than wrap messages; Ollama takes its nearest from the file.", ""]
-        stops = [tokens["eos"]]
+    bos, eos = special_token(student, "bos"), special_token(student, "eos")
+    render = compiled(chat_template(student), {"bos_token": bos, "eos_token": eos}, dates=False)
+    parts = wrapping(render, bos if adds(student, "bos") else "")
+    lines = [f"FROM ./{gguf.name}"]
+    for note in notes:
+        lines.append(f"# Note: {note}.")
+    stops = [eos]
+    if parts is None:
+        lines += ["", "# The chat template does more than wrap messages; Ollama takes its nearest from the file.", ""]
     else:
-        lines += [f'TEMPLATE """{_go(found)}"""', ""]
-        stops = [tokens["eos"], found["assistant end"].strip()]
-    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in dict.fromkeys(filter(None, stops))]
+        lines += ["", f'TEMPLATE """{_go(parts)}"""', ""]
+        stops.append(parts["assistant end"].strip())
+    for stop in dict.fromkeys(filter(None, stops)):
+        lines.append(f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}")
     lines += ["PARAMETER temperature 0", "", _GRAMMAR]
     file = gguf.with_name(gguf.name + ".Modelfile")
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text("\n".join(lines), encoding="utf-8")
-    temporary.replace(file)
+    with whole_file(file) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
     return file
-
-
-def _text(token: Any) -> str:
-    found = token.get("content") if isinstance(token, dict) else token
-    return str(found or "")
 
 
 def wrapping(render: Render, bos: str = "") -> dict[str, str] | None:
@@ -65,23 +59,25 @@ def wrapping(render: Render, bos: str = "") -> dict[str, str] | None:
     the text of each role, "answer" at the end.
     """
     try:
-        found = _probe(render, bos)
+        parts = _probe(render, bos)
     except Exception:  # a template is a program: whatever it raises, it does more than wrap
         return None
-    talk: list[Message] = [
-        {"role": role, "content": text}
-        for role, text in (("user", "Hi there"), ("assistant", "Yes?"), ("user", "2 + 2"), ("assistant", "4"))
+    chat: list[Message] = [
+        {"role": "user", "content": "Hi there"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "2 + 2"},
+        {"role": "assistant", "content": "4"},
     ]
-    told = [Message(role="system", content="Be brief"), *talk]
-    for messages in (talk, told, talk[:3], talk[:1]):
+    with_system = [Message(role="system", content="Be brief"), *chat]
+    for messages in (chat, with_system, chat[:3], chat[:1]):
         for opened in (False, True):
-            if render(messages, opened) != _wrapped(found, messages, opened):
+            if render(messages, opened) != _wrapped(parts, messages, opened):
                 return None
-    return found
+    return parts
 
 
 def _probe(render: Render, bos: str) -> dict[str, str]:
-    system, user, answer, again = (f"\x02{sign}\x03" for sign in "SUAB")
+    system, user, answer, again = "\x02S\x03", "\x02U\x03", "\x02A\x03", "\x02B\x03"
     three: list[Message] = [
         {"role": "system", "content": system},
         {"role": "user", "content": user},
@@ -90,7 +86,7 @@ def _probe(render: Render, bos: str) -> dict[str, str]:
     four = [*three, Message(role="user", content=again)]
     closed, opened = render(four, False), render(four, True)
     user_end = closed.split(again)[1]
-    to_user, to_answer = (_between(closed, *pair) for pair in ((system, user), (user, answer)))
+    to_user, to_answer = _between(closed, system, user), _between(closed, user, answer)
     answer_end = render(three, False).split(answer)[1]
     user_start = _between(closed, answer, again).removeprefix(answer_end)
     system_end = to_user.removesuffix(user_start)
@@ -113,18 +109,20 @@ def _between(text: str, left: str, right: str) -> str:
     return text.split(left)[1].split(right, maxsplit=1)[0]
 
 
-def _wrapped(found: Mapping[str, str], messages: Sequence[Message], opened: bool) -> str:
-    greeting = "" if messages[0]["role"] == "system" else found["greeting"]
-    said = "".join(found[m["role"]] + m["content"] + found[f"{m['role']} end"] for m in messages)
-    return found[""] + greeting + said + (found["answer"] if opened else "")
+def _wrapped(parts: Mapping[str, str], messages: Sequence[Message], opened: bool) -> str:
+    text = parts[""]
+    if messages[0]["role"] != "system":
+        text += parts["greeting"]
+    for message in messages:
+        text += parts[message["role"]] + message["content"] + parts[f"{message['role']} end"]
+    return text + parts["answer"] if opened else text
 
 
-def _go(found: Mapping[str, str]) -> str:
+def _go(parts: Mapping[str, str]) -> str:
     """The template in Ollama's language, without the token at the beginning, which llama.cpp adds itself."""
-    greeting = f"{{{{ if not .System }}}}{found['greeting']}{{{{ end }}}}" if found["greeting"] else ""
-    roles = "".join(
-        f'{{{{ {"if" if role == ROLES[0] else "else if"} eq .Role "{role}" }}}}'
-        f"{found[role]}{{{{ .Content }}}}{found[f'{role} end']}"
-        for role in ROLES
-    )
-    return f"{greeting}{{{{ range .Messages }}}}{roles}{{{{ end }}}}{{{{ end }}}}{found['answer']}"
+    greeting = f"{{{{ if not .System }}}}{parts['greeting']}{{{{ end }}}}" if parts["greeting"] else ""
+    roles, word = "", "if"
+    for role in ROLES:
+        roles += f'{{{{ {word} eq .Role "{role}" }}}}{parts[role]}{{{{ .Content }}}}{parts[f"{role} end"]}'
+        word = "else if"
+    return f"{greeting}{{{{ range .Messages }}}}{roles}{{{{ end }}}}{{{{ end }}}}{parts['answer']}"

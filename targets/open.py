@@ -26,12 +26,12 @@ def parts(path: Path) -> dict[str, Path]:
     """
     if not all((path / name).is_dir() for name in PARTS):
         return {}
-    found = {}
+    models = {}
     for name in PARTS:
         files = sorted((path / name).glob("*.gguf"))
-        found[name] = files[0] if len(files) == 1 else path / name
-        format_of(found[name])
-    return found
+        models[name] = files[0] if len(files) == 1 else path / name
+        format_of(models[name])
+    return models
 
 
 def format_of(path: Path) -> str:

@@ -75,23 +75,18 @@ class Student:
         return 2 * self.layers * self.kv_heads * per_head * context
 
 
-_COLUMNS = ("hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim", "vocabulary")
-_SHAPES: Mapping[str, tuple[tuple[int, ...], bool]] = {
-    "smollm2-135m": ((576, 1536, 30, 9, 3, 64, 49152), True),
-    "smollm2-360m": ((960, 2560, 32, 15, 5, 64, 49152), True),
-    "smollm2-1.7b": ((2048, 8192, 24, 32, 32, 64, 49152), True),
-    "qwen2.5-0.5b": ((896, 4864, 24, 14, 2, 64, 151936), True),
-    "qwen2.5-1.5b": ((1536, 8960, 28, 12, 2, 128, 151936), True),
-    "qwen3-0.6b": ((1024, 3072, 28, 16, 8, 128, 151936), True),
-    "qwen3-4b": ((2560, 9728, 36, 32, 8, 128, 151936), True),
-    "tinyllama-1.1b": ((2048, 5632, 22, 32, 4, 64, 32000), False),
-    "llama-3.2-1b": ((2048, 8192, 16, 32, 8, 64, 128256), True),
-    "llama-3.2-3b": ((3072, 8192, 28, 24, 8, 128, 128256), True),
-    "llama-3.1-8b": ((4096, 14336, 32, 32, 8, 128, 128256), False),
-}
-STUDENTS = {
-    name: Student(name, **dict(zip(_COLUMNS, numbers, strict=True)), tied=tied)
-    for name, (numbers, tied) in _SHAPES.items()
+STUDENTS: Mapping[str, Student] = {
+    "smollm2-135m": Student("smollm2-135m", 576, 1536, 30, 9, 3, 64, 49152),
+    "smollm2-360m": Student("smollm2-360m", 960, 2560, 32, 15, 5, 64, 49152),
+    "smollm2-1.7b": Student("smollm2-1.7b", 2048, 8192, 24, 32, 32, 64, 49152),
+    "qwen2.5-0.5b": Student("qwen2.5-0.5b", 896, 4864, 24, 14, 2, 64, 151936),
+    "qwen2.5-1.5b": Student("qwen2.5-1.5b", 1536, 8960, 28, 12, 2, 128, 151936),
+    "qwen3-0.6b": Student("qwen3-0.6b", 1024, 3072, 28, 16, 8, 128, 151936),
+    "qwen3-4b": Student("qwen3-4b", 2560, 9728, 36, 32, 8, 128, 151936),
+    "tinyllama-1.1b": Student("tinyllama-1.1b", 2048, 5632, 22, 32, 4, 64, 32000, tied=False),
+    "llama-3.2-1b": Student("llama-3.2-1b", 2048, 8192, 16, 32, 8, 64, 128256),
+    "llama-3.2-3b": Student("llama-3.2-3b", 3072, 8192, 28, 24, 8, 128, 128256),
+    "llama-3.1-8b": Student("llama-3.1-8b", 4096, 14336, 32, 32, 8, 128, 128256, tied=False),
 }
 
 
@@ -146,15 +141,12 @@ class Precision:
         return sum(self.bytes_of(matrix) * matrix.count for matrix in shape.matrices)
 
 
-PRECISIONS = {
-    precision.name: precision
-    for precision in (
-        Precision("fp16", 16, 0, 16, 0),
-        Precision("w8-g32", 8, 32, 8, 32),
-        Precision("w4-g128", 4, 128, 8, 32),
-        Precision("w4-g32", 4, 32, 8, 32),
-        Precision("w4-g32-head4", 4, 32, 4, 32),
-    )
+PRECISIONS: Mapping[str, Precision] = {
+    "fp16": Precision("fp16", 16, 0, 16, 0),
+    "w8-g32": Precision("w8-g32", 8, 32, 8, 32),
+    "w4-g128": Precision("w4-g128", 4, 128, 8, 32),
+    "w4-g32": Precision("w4-g32", 4, 32, 8, 32),
+    "w4-g32-head4": Precision("w4-g32-head4", 4, 32, 4, 32),
 }
 
 
@@ -196,7 +188,7 @@ def predict(
     """The prediction of a precision that kernels here read, from its exact bytes."""
     weights, cache = precision.weight_bytes(shape), shape.kv_bytes(context)
     stored = weights if shape.tied else weights + precision.bytes_of(shape.matrices[-1])
-    room = device.usable_gb or device.memory_gb
+    usable = device.usable_gb or device.memory_gb
     return Prediction(
         shape.name,
         device.name,
@@ -208,7 +200,7 @@ def predict(
         floor_ms=1e3 * (weights + cache) / (1e9 * device.bandwidth_gbs),
         itl_ms=itl_ms(device, shape, weights + cache),
         ttft_ms=_ttft_ms(device, shape, weights, prompt),
-        fits=stored + cache <= 1e9 * room,
+        fits=stored + cache <= 1e9 * usable,
         evidence=device.worst_evidence,
     )
 

@@ -1,12 +1,12 @@
 """The pre-tokenizers GGUF knows by name, and what each is in `tokenizer.json`.
 
-A GGUF file stores only a word such as "smollm" for the step that cuts text before the byte-pair merges;
-`tokenizer.json` spells the step out. Both conversions read this one table, so that a round trip cannot
-end with another cut. It holds the byte-level BPE families whose two spellings were compared id by id;
-a tokenizer outside it is refused, because a wrong cut goes unseen: the text still decodes.
+A GGUF file stores only a word such as "smollm" for the step that splits text before the byte-pair merges;
+`tokenizer.json` spells the step out. Both conversions read this one table, so that a round trip cannot end
+with another split. It holds the byte-level BPE families whose two spellings were compared id by id; a
+tokenizer outside it is refused, because a wrong split goes unseen: the text still decodes.
 
-Qwen2, Qwen2.5 and Qwen3 cut alike ("qwen2"), SmolLM3 as Llama 3 ("llama-bpe"). Where Llama 3's cut comes without
-its rule that whole words skip the merges, the word is "smaug-bpe".
+Qwen2, Qwen2.5 and Qwen3 split alike ("qwen2"), SmolLM3 as Llama 3 ("llama-bpe"). Where Llama 3's split comes
+without its rule that whole words skip the merges, the word is "smaug-bpe".
 """
 
 from __future__ import annotations
@@ -30,18 +30,17 @@ def _bytes(use_regex: bool) -> dict[str, Any]:
 
 
 def _split(*patterns: str) -> dict[str, Any]:
-    cuts = [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        for pattern in patterns
-    ]
-    return {"type": "Sequence", "pretokenizers": [*cuts, _bytes(False)]}
+    steps: list[dict[str, Any]] = []
+    for pattern in patterns:
+        steps.append({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False})
+    return {"type": "Sequence", "pretokenizers": [*steps, _bytes(False)]}
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
     """`spec` is the `pre_tokenizer` of tokenizer.json; `ignore_merges` says whole words skip the merges.
 
-    `plain` is the same cut in regular expressions only, for runtimes that misread `spec`:
+    `plain` is the same split in regular expressions only, for runtimes that misread `spec`:
     onnxruntime-genai takes `Digits` for ASCII digits, so that "½" or "٣" gets other ids than in training.
     """
 
@@ -68,12 +67,12 @@ def by_name(pre: str) -> PreTokenizer:
     return PRE_TOKENIZERS[pre]
 
 
-def _cuts(spec: Mapping[str, Any] | None) -> object:
-    """A spec without what does not change the cut: offsets, and a sequence of one."""
+def _normalized(spec: Mapping[str, Any] | None) -> object:
+    """A spec without what does not change the split: offsets, and a sequence of one."""
     if spec is None:
         return None
     if spec.get("type") == "Sequence":
-        parts = [_cuts(part) for part in spec["pretokenizers"]]
+        parts = list(map(_normalized, spec["pretokenizers"]))
         return parts[0] if len(parts) == 1 else parts
     return {key: value for key, value in spec.items() if key != "trim_offsets"}
 
@@ -81,11 +80,11 @@ def _cuts(spec: Mapping[str, Any] | None) -> object:
 def name_of(spec: Mapping[str, Any] | None, ignore_merges: bool | None = None) -> str:
     """GGUF's word for the `pre_tokenizer` of a tokenizer.json; `ignore_merges` of its model, if that is to count."""
     for name, known in PRE_TOKENIZERS.items():
-        if _cuts(known.spec) == _cuts(spec) and ignore_merges in (None, known.ignore_merges):
+        if _normalized(known.spec) == _normalized(spec) and ignore_merges in (None, known.ignore_merges):
             return name
     rule = " with ignore_merges" if ignore_merges else ""
     raise ArtifactError(
         f"tokenizer.json: this pre_tokenizer{rule} has no name in GGUF among {', '.join(PRE_TOKENIZERS)}; the student "
-        "cannot become a GGUF file: train it from a base whose tokenizer cuts like one of these, or add its cut to "
+        "cannot become a GGUF file: train it from a base whose tokenizer splits like one of these, or add its split to "
         "targets/pretokenizers.py with a comparison id by id"
     )

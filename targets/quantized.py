@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import require
+from soloist.targets.files import whole_file
 from soloist.targets.repack import Matrix
 
 WEIGHTS = "quantized.safetensors"
@@ -70,16 +71,17 @@ def read_quantized(folder: Path) -> Quantization:
     tensors: dict[str, Any] = {}
     try:
         with safetensors.safe_open(str(folder / WEIGHTS), framework="np") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                tensors[key] = file.get_tensor(key)
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(f"{folder / WEIGHTS}: missing or damaged ({error}); quantize the student again") from error
     matrices: dict[str, Matrix] = {}
     for name, facts in plan["tensors"].items():
-        parts = {part: tensors.pop(f"{name}.{part}", None) for part in _PARTS}
-        if parts["codes"] is None or parts["scales"] is None:
+        codes, scales, zeros = (tensors.pop(f"{name}.{part}", None) for part in _PARTS)
+        if codes is None or scales is None:
             raise ArtifactError(f"{folder / WEIGHTS}: '{name}' is in the plan and not in the file; quantize again")
         narrow = facts["bits"] if facts["bits"] in (5, 6) else None
-        matrix = Matrix(parts["codes"], parts["scales"], int(facts["group"]), parts["zeros"], narrow)
+        matrix = Matrix(codes, scales, int(facts["group"]), zeros, narrow)
         if matrix.bits != facts["bits"] or list(matrix.shape) != list(facts["shape"]):
             raise ArtifactError(f"{folder / WEIGHTS}: '{name}' is not what {PLAN} says; quantize the student again")
         matrices[name] = matrix
@@ -88,8 +90,13 @@ def read_quantized(folder: Path) -> Quantization:
 
 def arrays_of(name: str, matrix: Matrix) -> dict[str, npt.NDArray[Any]]:
     """A matrix as it stands in the file."""
-    parts = {"codes": matrix.codes, "scales": matrix.scales, "zeros": matrix.zeros}
-    return {f"{name}.{part}": np.ascontiguousarray(array) for part, array in parts.items() if array is not None}
+    arrays = {
+        f"{name}.codes": np.ascontiguousarray(matrix.codes),
+        f"{name}.scales": np.ascontiguousarray(matrix.scales),
+    }
+    if matrix.zeros is not None:
+        arrays[f"{name}.zeros"] = np.ascontiguousarray(matrix.zeros)
+    return arrays
 
 
 def carry(student: Path, folder: Path) -> None:
@@ -112,6 +119,5 @@ def write_dequantized(folder: Path, out: Path) -> None:
     config.pop("torch_dtype", None)
     file.write_text(json.dumps(config, indent=1), encoding="utf-8")
     tensors = {name: matrix.dequantized() for name, matrix in content.matrices.items()} | dict(content.others)
-    temporary = out / "model.safetensors.tmp"
-    require("safetensors.numpy", "train").save_file(tensors, str(temporary), metadata={"format": "pt"})
-    temporary.replace(out / "model.safetensors")
+    with whole_file(out / "model.safetensors") as temporary:
+        require("safetensors.numpy", "train").save_file(tensors, str(temporary), metadata={"format": "pt"})

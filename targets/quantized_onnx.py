@@ -11,7 +11,8 @@ weights do not fit in memory.
 from __future__ import annotations
 
 import re
-import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError, UsageError
-from soloist.targets.base import require
+from soloist.targets.base import named, require
+from soloist.targets.files import whole_folder
 from soloist.targets.quantized import Quantization, read_quantized, write_dequantized
 from soloist.targets.repack import Matrix, stack, to_matmul_nbits
 
@@ -42,7 +44,7 @@ def compile_quantized(
 ) -> dict[str, Any]:
     """Write the model folder `out`; `build(student, folder, options)` writes the builder's float package.
 
-    Every product has the width of its own matrix. A `precision` is what the caller takes the layers for.
+    Every product has the bits of its own matrix. A `precision` is what the caller takes the layers for.
 
     Raises:
         ArtifactError: another precision than the student has, or a graph that is not understood.
@@ -50,37 +52,24 @@ def compile_quantized(
     content = read_quantized(student)
     if precision not in (None, f"int{content.bits}"):
         raise ArtifactError(f"{student}: holds {content.bits}-bit layers; export it as onnx")
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    package, floats = temporary / "package", temporary / "float"
-    package.mkdir(parents=True)
-    options = {"shared_embeddings": "false", "disable_qkv_fusion": str(not _alike(content)).lower()}
-    try:
-        write_dequantized(student, floats)
-        build(floats, package, options)
+    options = {"shared_embeddings": "false", "disable_qkv_fusion": str(not _qkv_alike(content)).lower()}
+    with whole_folder(out) as package, tempfile.TemporaryDirectory(dir=package.parent) as floats:
+        write_dequantized(student, Path(floats))
+        build(Path(floats), package, options)
         counts = put_integers(package, content, accuracy_level)
-        shutil.rmtree(out, ignore_errors=True)
-        package.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     options = {"accuracy_level": str(accuracy_level)}
     return {"file": out.name, "precision": f"int{content.bits}", "options": options, "nodes": counts}
 
 
-def _alike(content: Quantization) -> bool:
+def _qkv_alike(content: Quantization) -> bool:
     """Whether query, key and value of every layer can be one matrix."""
     for name in content.matrices:
-        found = _QKV.search(name)
-        if found:
+        if _QKV.search(name):
             try:
-                _of(content, [f"{name[: found.start()]}.{part}_proj.{name[found.end() :]}" for part in "qkv"])
+                stack([content.matrices[_QKV.sub(f".{part}_proj.", name)] for part in "qkv"])
             except (KeyError, UsageError):
                 return False
     return True
-
-
-def _of(content: Quantization, names: list[str]) -> Matrix:
-    return stack([content.matrices[name] for name in names])
 
 
 @dataclass
@@ -116,16 +105,19 @@ def put_integers(folder: Path, content: Quantization, accuracy_level: int) -> di
     """
     onnx = require("onnx", "compile")
     model = onnx.load(str(folder / _FILE))
-    graph = _Graph(onnx, {tensor.name: tensor for tensor in model.graph.initializer}, accuracy_level)
+    graph = _Graph(onnx, named(model.graph.initializer), accuracy_level)
     left = set(content.matrices)
     nodes: list[Any] = []
     for node in model.graph.node:
-        names = _names(node, content) if _weight(node) in graph.floats else None
-        if names is None:
-            nodes.append(node)
-            continue
+        weight = {"MatMul": node.input[1:2], "Gather": node.input[:1]}.get(node.op_type)
+        names = _names(node, content) if weight and weight[0] in graph.floats else []
         left -= set(names)
-        nodes += (_matmul if node.op_type == "MatMul" else _gather)(graph, node, names, content)
+        if not names:
+            nodes.append(node)
+        elif node.op_type == "MatMul":
+            nodes.append(_matmul(graph, node, names, content))
+        else:
+            nodes += _gather(graph, node, names[0], content)
     if left:
         raise ArtifactError(f"{folder}: the graph has no node for {sorted(left)[0]}; the builder has changed")
     del model.graph.node[:]
@@ -143,17 +135,12 @@ def put_integers(folder: Path, content: Quantization, accuracy_level: int) -> di
         location=_DATA,
         size_threshold=1024,
     )
-    made = [node.op_type for node in nodes]
-    return {kind: made.count(kind) for kind in ("MatMulNBits", "GatherBlockQuantized")}
+    made = Counter(node.op_type for node in nodes)
+    return {"MatMulNBits": made["MatMulNBits"], "GatherBlockQuantized": made["GatherBlockQuantized"]}
 
 
-def _weight(node: Any) -> str:
-    place = {"MatMul": 1, "Gather": 0}.get(node.op_type)
-    return "" if place is None or len(node.input) < 2 else str(node.input[place])
-
-
-def _names(node: Any, content: Quantization) -> list[str] | None:
-    """The student's tensors whose rows, one below the other, are this node's weight; None if we have them not."""
+def _names(node: Any, content: Quantization) -> list[str]:
+    """The student's tensors whose rows, one below the other, are this node's weight; empty if we have them not."""
     path = node.name.strip("/").split("/")
     if path[0] == "lm_head":
         names = [_HEAD if _HEAD in content.matrices else _EMBEDDING]
@@ -161,48 +148,46 @@ def _names(node: Any, content: Quantization) -> list[str] | None:
         names = [_EMBEDDING]
     elif len(path) == 5 and path[2] in ("attn", "mlp"):
         part = {"attn": "self_attn", "mlp": "mlp"}[path[2]]
-        projections = [f"{one}_proj" for one in "qkv"] if path[3] == "qkv_proj" else [path[3]]
+        projections = ["q_proj", "k_proj", "v_proj"] if path[3] == "qkv_proj" else [path[3]]
         names = [f"model.{path[1]}.{part}.{projection}.weight" for projection in projections]
     else:
-        return None
-    return names if all(name in content.matrices for name in names) else None
+        return []
+    return names if set(names) <= set(content.matrices) else []
 
 
 def _put(graph: _Graph, name: str, matrix: Matrix, numbers: np.dtype[Any]) -> list[str]:
     """The constant inputs of a matrix, added once; `numbers` are those the graph computes with."""
     inputs = to_matmul_nbits(matrix)
     scales = inputs.scales.astype(numbers)  # of fp16 value, so nothing is lost
-    found = [graph.add(f"{name}.codes", inputs.weight), graph.add(f"{name}.scales", scales)]
-    return found if inputs.zeros is None else [*found, graph.add(f"{name}.zeros", inputs.zeros)]
+    constants = [graph.add(f"{name}.codes", inputs.weight), graph.add(f"{name}.scales", scales)]
+    return constants if inputs.zeros is None else [*constants, graph.add(f"{name}.zeros", inputs.zeros)]
 
 
-def _matmul(graph: _Graph, node: Any, names: list[str], content: Quantization) -> list[Any]:
-    matrix = _of(content, names)
+def _matmul(graph: _Graph, node: Any, names: list[str], content: Quantization) -> Any:
+    matrix = stack([content.matrices[name] for name in names])
     numbers = graph.checked(node, node.input[1], matrix, transposed=True)
     name = names[0].removesuffix(".weight").replace(".q_proj", ".qkv_proj" if len(names) > 1 else ".q_proj")
     rows, columns = matrix.shape
-    return [
-        graph.onnx.helper.make_node(
-            "MatMulNBits",
-            [node.input[0], *_put(graph, name, matrix, numbers)],
-            list(node.output),
-            name=f"{node.name}_Q{matrix.stored_bits}",
-            domain="com.microsoft",
-            K=columns,
-            N=rows,
-            bits=matrix.stored_bits,
-            block_size=matrix.group,
-            accuracy_level=graph.level,
-        )
-    ]
+    return graph.onnx.helper.make_node(
+        "MatMulNBits",
+        [node.input[0], *_put(graph, name, matrix, numbers)],
+        list(node.output),
+        name=f"{node.name}_Q{matrix.stored_bits}",
+        domain="com.microsoft",
+        K=columns,
+        N=rows,
+        bits=matrix.stored_bits,
+        block_size=matrix.group,
+        accuracy_level=graph.level,
+    )
 
 
-def _gather(graph: _Graph, node: Any, names: list[str], content: Quantization) -> list[Any]:
+def _gather(graph: _Graph, node: Any, tensor: str, content: Quantization) -> list[Any]:
     """Rows of the embedding; the codes are the head's, seen as a table, where there is one matrix for both."""
-    matrix = content.matrices[names[0]]
+    matrix = content.matrices[tensor]
     numbers = graph.checked(node, node.input[0], matrix, transposed=False)
     rows, columns = matrix.shape
-    name = names[0].removesuffix(".weight")
+    name = tensor.removesuffix(".weight")
     if columns % matrix.group:
         raise ArtifactError(
             f"the embedding's rows of {columns} do not divide into groups of {matrix.group}; quantize in groups of 32"

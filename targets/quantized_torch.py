@@ -67,9 +67,9 @@ def place(device: str | None, dtype: str | None, kernels: Want) -> Place:
 
 def as_torch(matrix: Matrix, device: str = "cpu") -> Quantized:
     """The same integers as tensors; on the CPU the memory is shared."""
-    parts = (matrix.codes, matrix.scales, matrix.zeros)
-    codes, scales, zeros = (None if part is None else torch.from_numpy(part).to(device) for part in parts)
-    return Quantized(codes, scales, matrix.group, zeros, narrow_of(matrix.bits))
+    codes, scales = torch.from_numpy(matrix.codes), torch.from_numpy(matrix.scales)
+    zeros = None if matrix.zeros is None else torch.from_numpy(matrix.zeros)
+    return Quantized(codes, scales, matrix.group, zeros, narrow_of(matrix.bits)).to(device)
 
 
 class _Holder(nn.Module):  # type: ignore[misc]  # torch is not typed where the check runs
@@ -87,7 +87,7 @@ class _Holder(nn.Module):  # type: ignore[misc]  # torch is not typed where the 
 
 
 class QuantizedLinear(_Holder):
-    """y = x W^T + bias of a quantized W, by a product that `products` made for its width."""
+    """y = x W^T + bias of a quantized W, by one of `products`."""
 
     def __init__(self, weight: Quantized, bias: Tensor | None, product: Product) -> None:
         super().__init__(weight)
@@ -109,8 +109,8 @@ class QuantizedEmbedding(_Holder):
     def forward(self, tokens: Tensor) -> Tensor:
         table, rows = self.matrix, tokens.reshape(-1)
         zeros = None if table.zeros is None else table.zeros[rows]
-        found = dequantize(Quantized(table.codes[rows], table.scales[rows], table.group, zeros), self.dtype)
-        return found.view(*tokens.shape, found.shape[1])
+        looked_up = dequantize(Quantized(table.codes[rows], table.scales[rows], table.group, zeros), self.dtype)
+        return looked_up.view(*tokens.shape, looked_up.shape[1])
 
 
 class QuantizedGate(nn.Module):  # type: ignore[misc]  # torch is not typed where the check runs
@@ -127,10 +127,11 @@ class QuantizedGate(nn.Module):  # type: ignore[misc]  # torch is not typed wher
 
 
 def products(device: str, kernels: Want) -> Mapping[int, Product]:
-    """The products by width of the codes; each takes (rows, K) activations and picks gemv or gemm by their number."""
+    """The products by the bits a code is stored in; each takes (rows, K) and picks gemv or gemm by the rows."""
 
     def product(bits: int) -> Product:
-        gemv, gemm = (choose(f"w{bits}a16_{form}", device, kernels).run for form in ("gemv", "gemm"))
+        gemv = choose(f"w{bits}a16_gemv", device, kernels).run
+        gemm = choose(f"w{bits}a16_gemm", device, kernels).run
 
         def multiply(x: Tensor, weight: Quantized, **extra: Any) -> Tensor:
             y: Tensor = (gemv if x.shape[0] <= MOST_ROWS else gemm)(x, weight, **extra)
@@ -138,7 +139,7 @@ def products(device: str, kernels: Want) -> Mapping[int, Product]:
 
         return multiply
 
-    return {bits: product(bits) for bits in (4, 8)}
+    return {4: product(4), 8: product(8)}
 
 
 def open_quantized(path: Path, where: Place) -> Any:
@@ -157,7 +158,8 @@ def open_quantized(path: Path, where: Place) -> Any:
     state = {name: torch.from_numpy(array).to(where.device, where.dtype) for name, array in content.others.items()}
     matrices = {name: as_torch(matrix, where.device) for name, matrix in content.matrices.items()}
     if not where.integers:
-        state |= {name: dequantize(matrix).to(where.dtype) for name, matrix in matrices.items()}
+        for name, matrix in matrices.items():
+            state[name] = dequantize(matrix).to(where.dtype)
     _, unexpected = model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     if where.integers:
@@ -202,8 +204,10 @@ def _put(model: Any, matrices: Mapping[str, Quantized], where: Place) -> None:
 def _can_be_one_pass(gate: nn.Module, up: nn.Module) -> bool:
     if not isinstance(gate, QuantizedLinear) or not isinstance(up, QuantizedLinear):
         return False
-    one, other = ((m.matrix.stored_bits, m.matrix.shape, m.matrix.group, m.matrix.zeros is None) for m in (gate, up))
-    return one == other and gate.bias is None and up.bias is None
+    one, other = gate.matrix, up.matrix
+    layouts_agree = (one.stored_bits, one.shape, one.group) == (other.stored_bits, other.shape, other.group)
+    zeros_agree = (one.zeros is None) == (other.zeros is None)
+    return layouts_agree and zeros_agree and gate.bias is None and up.bias is None
 
 
 def weights_bytes(model: Any) -> int:

@@ -80,11 +80,11 @@ class Matrix:
         scales = _per_column(self.scales.astype(np.float32), self.group, columns)
         if self.stored_bits == 8:
             return np.asarray(self.codes.astype(np.float32) * scales, np.float32)
-        middle = (
-            np.float32(8) if self.zeros is None else _per_column(self.zeros.astype(np.float32), self.group, columns)
-        )
-        found: npt.NDArray[np.float32] = (unpack(self.codes).astype(np.float32) - middle) * scales
-        return found
+        codes = unpack(self.codes).astype(np.float32)
+        if self.zeros is None:
+            return np.asarray((codes - np.float32(8)) * scales, np.float32)
+        zeros = _per_column(self.zeros.astype(np.float32), self.group, columns)
+        return np.asarray((codes - zeros) * scales, np.float32)
 
 
 def stack(parts: list[Matrix]) -> Matrix:
@@ -93,7 +93,8 @@ def stack(parts: list[Matrix]) -> Matrix:
     if len(kinds) != 1:
         raise UsageError("matrices of different bits or groups cannot become one")
     zeros = None if parts[0].zeros is None else np.concatenate([part.zeros for part in parts if part.zeros is not None])
-    codes, scales = (np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
+    codes = np.concatenate([part.codes for part in parts])
+    scales = np.concatenate([part.scales for part in parts])
     bits = max(part.bits for part in parts)
     narrow = bits if bits in (5, 6) else None
     return Matrix(codes, scales, parts[0].group, zeros, narrow)
@@ -102,16 +103,16 @@ def stack(parts: list[Matrix]) -> Matrix:
 def unpack(words: npt.NDArray[np.int32]) -> Bytes:
     """Codes 0..15 (N, K) of our words."""
     rows, stored = words.shape
-    found: Bytes = ((words.reshape(rows, stored // 4, 1, 4) >> _SHIFTS) & 15).astype(np.uint8)
-    return found.reshape(rows, stored * 8)
+    codes: Bytes = ((words.reshape(rows, stored // 4, 1, 4) >> _SHIFTS) & 15).astype(np.uint8)
+    return codes.reshape(rows, stored * 8)
 
 
 def pack(codes: Bytes) -> npt.NDArray[np.int32]:
     """Our words of codes 0..15 (N, K)."""
     rows, columns = codes.shape
     nibbles = codes.astype(np.uint32).reshape(rows, columns // BLOCK, 8, 4) << _SHIFTS.astype(np.uint32)
-    found = np.bitwise_or.reduce(nibbles, axis=2).reshape(rows, columns // 8)
-    return np.ascontiguousarray(found).view(np.int32)
+    words = np.bitwise_or.reduce(nibbles, axis=2).reshape(rows, columns // 8)
+    return np.ascontiguousarray(words).view(np.int32)
 
 
 def _per_column(values: npt.NDArray[Any], group: int, columns: int) -> npt.NDArray[Any]:
@@ -126,8 +127,8 @@ def _pairs(nibbles: Bytes) -> Bytes:
 
 
 def _nibbles(pairs: Bytes, count: int) -> Bytes:
-    found = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(*pairs.shape[:-1], -1)
-    return found[..., :count]
+    nibbles = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(*pairs.shape[:-1], -1)
+    return nibbles[..., :count]
 
 
 # --- GGUF ---

@@ -40,14 +40,16 @@ class Rope:
 
     def metadata(self, head: int) -> dict[str, int | float | str | list[bool]]:
         """GGUF's keys without the architecture's name; `head` is the width of a head."""
-        found: dict[str, int | float | str | list[bool]] = {"rope.freq_base": self.base}
+        keys: dict[str, int | float | str | list[bool]] = {"rope.freq_base": self.base}
         if self.kind not in ("linear", "yarn"):
-            return found
-        found |= {"rope.scaling.type": self.kind, "rope.scaling.factor": float(self.settings["factor"])}
+            return keys
+        keys |= {"rope.scaling.type": self.kind, "rope.scaling.factor": float(self.settings["factor"])}
         if self.kind == "yarn":
-            found["rope.scaling.original_context_length"] = int(self.settings[_ORIGINAL])
-            found |= {key: float(self.settings[ours]) for key, ours in _YARN.items() if self.settings.get(ours)}
-        return found
+            keys["rope.scaling.original_context_length"] = int(self.settings[_ORIGINAL])
+            for key, ours in _YARN.items():
+                if self.settings.get(ours):
+                    keys[key] = float(self.settings[ours])
+        return keys
 
     def factors(self, head: int) -> npt.NDArray[np.float32] | None:
         """What each of the head / 2 frequencies is divided by, of Llama 3's scaling."""
@@ -82,8 +84,10 @@ def ropes_of(config: Mapping[str, Any]) -> list[Rope]:
 
 def _rope(given: Mapping[str, Any]) -> Rope:
     kind = str(given.get("rope_type") or given.get("type") or "default")
-    rest = {key: value for key, value in given.items() if key not in ("rope_type", "type", "rope_theta")}
-    return Rope(float(given["rope_theta"]), kind, rest if kind != "default" else {})
+    settings = dict(given) if kind != "default" else {}
+    for key in ("rope_type", "type", "rope_theta"):
+        settings.pop(key, None)
+    return Rope(float(given["rope_theta"]), kind, settings)
 
 
 def rope_from(get: Callable[[str], Any], factors: npt.NDArray[np.float32] | None, head: int, where: object) -> Rope:
@@ -102,7 +106,9 @@ def rope_from(get: Callable[[str], Any], factors: npt.NDArray[np.float32] | None
     settings = {"factor": float(get("rope.scaling.factor"))}
     if kind == "yarn":
         settings[_ORIGINAL] = int(get("rope.scaling.original_context_length"))
-        settings |= {ours: float(get(key)) for key, ours in _YARN.items() if get(key)}
+        for key, ours in _YARN.items():
+            if get(key):
+                settings[ours] = float(get(key))
     return Rope(base, kind, settings)
 
 

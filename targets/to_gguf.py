@@ -16,6 +16,8 @@ head where transformers rotates halves, hence the reordering of query and key ro
 from __future__ import annotations
 
 import json
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -30,6 +32,7 @@ from soloist.kernels.errors import ArtifactError
 from soloist.targets import gguf_tokenizer, modelfile
 from soloist.targets.base import require
 from soloist.targets.families import Place, check, family_of, head_order, metadata, places, sizes, tied
+from soloist.targets.files import whole_file
 from soloist.targets.llama_quantize import Importance, quantize_gguf, types
 from soloist.targets.quantized import is_quantized, read_quantized
 from soloist.targets.repack import Matrix, to_q4_0, to_q5_0, to_q8_0
@@ -106,19 +109,14 @@ def _requantized(
 ) -> dict[str, Any]:
     if is_quantized(student):
         raise ArtifactError(f"{student}: its weights are integers already; '{precision}' would round them again")
-    plain = _write_file(student, config, out, "F16", name, f".{precision}.tmp")
-    source = out / plain["file"]
-    file = out / plain["file"].replace(f"-F16.gguf.{precision}.tmp", f"-{precision}.gguf")
-    try:
-        made = quantize_gguf(source, file, precision, importance=importance, overrides=overrides)
-    finally:
-        source.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        plain = _write_file(student, config, Path(scratch), "F16", name)
+        file = out / plain["file"].replace("-F16.gguf", f"-{precision}.gguf")
+        made = quantize_gguf(Path(scratch) / plain["file"], file, precision, importance=importance, overrides=overrides)
     return {**plain, "file": file.name, "precision": precision, "tensors": made["tensors"]}
 
 
-def _write_file(
-    student: Path, config: Mapping[str, Any], out: Path, precision: str, name: str, suffix: str = ""
-) -> dict[str, Any]:
+def _write_file(student: Path, config: Mapping[str, Any], out: Path, precision: str, name: str) -> dict[str, Any]:
     gguf = require("gguf", "train")
     check(config, student)
     plan = PRECISIONS[precision]
@@ -130,19 +128,15 @@ def _write_file(
         label = size_label(parameters)
         stem = name.replace(" ", "-")
         stem = stem if label.lower() in stem.lower().split("-") else f"{stem}-{label}"  # "SmolLM2-135M" says it
-        file = out / f"{stem}-{precision}.gguf{suffix}"
-        temporary = file.with_name(file.name + ".tmp")
-        writer = gguf.GGUFWriter(str(temporary), family_of(config, student).architecture)
-        try:
-            _add_model(writer, config, student, name, label, plan)
-            notes = gguf_tokenizer.add(writer, student, config)
-            kinds = _write(writer, tensors, plan)
-        except BaseException:
-            writer.close()
-            temporary.unlink(missing_ok=True)
-            raise
-        writer.close()
-        temporary.replace(file)
+        file = out / f"{stem}-{precision}.gguf"
+        with whole_file(file) as temporary:
+            writer = gguf.GGUFWriter(str(temporary), family_of(config, student).architecture)
+            try:
+                _add_model(writer, config, student, name, label, plan)
+                notes = gguf_tokenizer.add(writer, student, config)
+                kinds = _write(writer, tensors, plan)
+            finally:
+                writer.close()
     facts = {"file": file.name, "parameters": parameters, "precision": precision, "tensors": kinds}
     return facts | ({"notes": notes} if notes else {})
 
@@ -184,15 +178,15 @@ class _Tensor:
 
 def _all_tensors(student: Path, config: Mapping[str, Any], precision: str, stack: ExitStack) -> list[_Tensor]:
     """Every tensor of the file. Raises ArtifactError for one missing, one without a place, one of another shape."""
-    found = _integers(student, precision) if is_quantized(student) else _values(student, stack)
+    stored = _integers(student, precision) if is_quantized(student) else _values(student, stack)
     wanted = places(config, student)
     tensors: dict[str, _Tensor] = {}
-    for key, shape, kind, load in found:
+    for key, shape, kind, load in stored:
         if (key == "lm_head.weight" and tied(config)) or key.endswith(".rotary_emb.inv_freq"):
             continue  # the embedding again, and what old checkpoints keep though it is computed
         if key not in wanted:
-            kind_of = config["model_type"]
-            raise ArtifactError(f"{student}: weight '{key}' has no place in a GGUF file of a '{kind_of}' model")
+            family = config["model_type"]
+            raise ArtifactError(f"{student}: weight '{key}' has no place in a GGUF file of a '{family}' model")
         if shape != wanted[key].shape:
             raise ArtifactError(
                 f"{student}: weight '{key}' is {list(shape)} and its config.json says {list(wanted[key].shape)}"
@@ -206,10 +200,10 @@ def _all_tensors(student: Path, config: Mapping[str, Any], precision: str, stack
     return [*extra, *tensors.values()]
 
 
-_Found = Iterator[tuple[str, tuple[int, ...], str, Callable[[Place], npt.NDArray[Any]]]]
+_Stored = Iterator[tuple[str, tuple[int, ...], str, Callable[[Place], npt.NDArray[Any]]]]
 
 
-def _values(student: Path, stack: ExitStack) -> _Found:
+def _values(student: Path, stack: ExitStack) -> _Stored:
     safetensors = require("safetensors", "train")
     index = student / _INDEX
     files = sorted(student.glob("*.safetensors"))
@@ -240,7 +234,7 @@ def _placed(array: Array, place: Place) -> Array:
     return array[head_order(len(array), place.heads)] if place.heads else array
 
 
-def _integers(student: Path, precision: str) -> _Found:
+def _integers(student: Path, precision: str) -> _Stored:
     """The tensors of a quantized student: its very integers and scales, in GGUF's order."""
     content = read_quantized(student)
     wanted = _container(student, content.bits)[0]
@@ -263,14 +257,7 @@ def _bytes(matrix: Matrix, write: Callable[[Matrix], npt.NDArray[np.uint8]], pla
     return write(matrix.rows(head_order(matrix.shape[0], place.heads)) if place.heads else matrix)
 
 
-def _add_model(
-    writer: Any,
-    config: Mapping[str, Any],
-    student: Path,
-    name: str,
-    label: str,
-    plan: Plan,
-) -> None:
+def _add_model(writer: Any, config: Mapping[str, Any], student: Path, name: str, label: str, plan: Plan) -> None:
     writer.add_type("model")
     writer.add_name(name)
     writer.add_size_label(label)
@@ -300,7 +287,6 @@ def _kind(tensor: _Tensor, plan: Plan) -> str:
 
 def _write(writer: Any, tensors: list[_Tensor], plan: Plan) -> dict[str, int]:
     gguf = require("gguf", "train")
-    counts: dict[str, int] = {}
     kinds = [gguf.GGMLQuantizationType[_kind(tensor, plan)] for tensor in tensors]
     for tensor, kind in zip(tensors, kinds, strict=True):
         shape, size = tensor.shape, tensor.size * 2
@@ -311,10 +297,9 @@ def _write(writer: Any, tensors: list[_Tensor], plan: Plan) -> dict[str, int]:
             shape, dtype = gguf.quant_shape_to_byte_shape(tensor.shape, kind), np.dtype(np.uint8)
             size = int(np.prod(shape))
         writer.add_tensor_info(tensor.name, shape, dtype, size, raw_dtype=kind)
-        counts[kind.name] = counts.get(kind.name, 0) + 1
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for tensor, kind in zip(tensors, kinds, strict=True):
         writer.write_tensor_data(tensor.load() if tensor.kind else gguf.quants.quantize(tensor.load(), kind))
-    return counts
+    return dict(Counter(kind.name for kind in kinds))

@@ -19,13 +19,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from soloist.kernels.child import run_module
 from soloist.kernels.errors import ArtifactError, ResourceError
 from soloist.targets.base import require
+from soloist.targets.files import whole_folder
+from soloist.targets.gguf_tokenizer import chat_template
 from soloist.targets.pretokenizers import PRE_TOKENIZERS, name_of
 from soloist.targets.quantized import is_quantized
 from soloist.targets.quantized_onnx import ACCURACY_LEVEL, compile_quantized
@@ -61,32 +62,24 @@ def compile_onnx(
     read_config(student)
     for package in ("onnxruntime_genai", "onnx_ir"):
         require(package, "onnx")
+
+    def build_floats(folder: Path, package: Path, options: Mapping[str, str]) -> None:
+        _build(folder, package, FLOATS[device], options, device, limit_s)
+        _carry(folder, package)
+
     if is_quantized(student):
         return compile_quantized(
             student,
             out,
             precision,
-            partial(_write, device=device, limit_s=limit_s),
+            build_floats,
             accuracy_level=ACCURACY_LEVEL[device],
         )
     chosen = dict(PRECISIONS.get(precision or "", {}) if options is None else options)
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        _build(student, temporary, precision or FLOATS[device], chosen, device, limit_s)
-        _carry(student, temporary)
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(out) as folder:
+        _build(student, folder, precision or FLOATS[device], chosen, device, limit_s)
+        _carry(student, folder)
     return {"file": out.name, "precision": precision or FLOATS[device], "options": chosen}
-
-
-def _write(student: Path, out: Path, options: Mapping[str, str], *, device: str, limit_s: int) -> None:
-    """The builder's float package with tokenizer and template, for integers of our own."""
-    _build(student, out, FLOATS[device], options, device, limit_s)
-    _carry(student, out)
 
 
 def _build(student: Path, out: Path, precision: str, options: Mapping[str, str], device: str, limit_s: int) -> None:
@@ -110,11 +103,9 @@ def _build(student: Path, out: Path, precision: str, options: Mapping[str, str],
 
 def _carry(student: Path, out: Path) -> None:
     """Put the student's tokenizer and chat template beside the graph, in the spelling the runtime reads right."""
-    for name in ("tokenizer_config.json", "chat_template.jinja"):
-        if (student / name).is_file():
-            shutil.copyfile(student / name, out / name)
-    if not (out / "chat_template.jinja").is_file():
-        raise ArtifactError(f"{student}: no chat template (chat_template.jinja); a chat student needs one")
+    if (student / "tokenizer_config.json").is_file():
+        shutil.copyfile(student / "tokenizer_config.json", out / "tokenizer_config.json")
+    (out / "chat_template.jinja").write_text(chat_template(student), encoding="utf-8")
     content = json.loads((student / "tokenizer.json").read_text(encoding="utf-8"))
     known = PRE_TOKENIZERS[name_of(content.get("pre_tokenizer"))]
     content["pre_tokenizer"] = dict(known.plain or known.spec)

@@ -1,4 +1,4 @@
-"""Texts on which tokenizers disagree; every file we compile must cut them as the student does.
+"""Texts on which tokenizers disagree; every file we compile must split them as the student does.
 
 Each line is here because some converter gets its kind wrong: digit runs, contractions, runs and unusual
 kinds of white space, code, scripts without spaces, combining marks, emoji joined from several, special

@@ -1,8 +1,8 @@
 """The tokenizer inside a GGUF file -> tokenizer.json and tokenizer_config.json: what `gguf_tokenizer.py` undoes.
 
 transformers' own reading is not enough: it drops the pre-tokenizer named in the file (SmolLM2 then reads "15" as one
-token where it was trained on two) and knows no SmolLM3. The cut comes from `pretokenizers`. Merges of a
-SentencePiece-like vocabulary are every cut of a token into two, the tokens by their scores.
+token where it was trained on two) and knows no SmolLM3. The pre-tokenizer comes from `pretokenizers`. Merges of a
+SentencePiece-like vocabulary are every split of a token into two, the tokens by their scores.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ _DEFAULTS = {"llama": {"bos": 1, "eos": 2, "unk": 0}}
 def special_ids(get: Get) -> dict[str, int]:
     """The ids of bos, eos, pad and unk, of those the file has; `get(key, default)` reads its metadata."""
     defaults = _DEFAULTS.get(get("tokenizer.ggml.model"), {})
-    found = {kind: get(f"tokenizer.ggml.{key}_token_id", defaults.get(kind)) for kind, key in _SPECIAL.items()}
-    return {kind: int(number) for kind, number in found.items() if number is not None}
+    ids = {}
+    for kind, key in _SPECIAL.items():
+        number = get(f"tokenizer.ggml.{key}_token_id", defaults.get(kind))
+        if number is not None:
+            ids[kind] = int(number)
+    return ids
 
 
 def files(get: Get, pre: PreTokenizer | None) -> dict[str, str]:
@@ -38,33 +42,30 @@ def files(get: Get, pre: PreTokenizer | None) -> dict[str, str]:
     if not tokens or not types or len(tokens) != len(types):
         raise ArtifactError("the GGUF file has no list of tokens and their types; use another model")
     ids = special_ids(get)
+    vocabulary: dict[str, int] = {}
+    added = []
+    for number, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        if kind != _UNUSED or token != f"[PAD{number}]":  # a row of the embedding without a token
+            vocabulary[token] = number
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED):
+            added.append(_added(number, token, kind))
     content = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            _added(number, token, kind)
-            for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
-            if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
-        ],
-        **_spelled(get, _vocabulary(tokens, types), types, ids, pre),
+        "added_tokens": added,
+        **_spelled(get, vocabulary, types, ids, pre),
         "post_processor": _processor(get, tokens, ids),
     }
     settings: dict[str, Any] = {"backend": "tokenizers", "model_max_length": 10**30}
-    settings |= {f"{kind}_token": tokens[number] for kind, number in ids.items()}
+    for name, number in ids.items():
+        settings[f"{name}_token"] = tokens[number]
     settings["tokenizer_class"] = "TokenizersBackend"
     template = get("tokenizer.chat_template")
     return {
         "tokenizer.json": json.dumps(content, ensure_ascii=False),
         "tokenizer_config.json": json.dumps(settings, indent=2),
         **({"chat_template.jinja": template} if template else {}),
-    }
-
-
-def _vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
-    """Tokens by text, without the places of an embedding that hold none."""
-    return {
-        token: number for number, token in enumerate(tokens) if types[number] != _UNUSED or token != f"[PAD{number}]"
     }
 
 
@@ -108,8 +109,8 @@ def _spelled(
     if not scores or len(scores) != len(types):
         raise ArtifactError("the GGUF file has no scores for its tokens; use another model")
     model["merges"] = _merges(vocabulary, types, scores)
-    by_id = {number: token for token, number in vocabulary.items()}
-    model["unk_token"] = by_id.get(ids.get("unk", -1))
+    unknown = ids.get("unk")
+    model["unk_token"] = None if unknown is None else get("tokenizer.ggml.tokens")[unknown]
     prefix = bool(get("tokenizer.ggml.add_space_prefix", True))
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     steps = [{"type": "Prepend", "prepend": SPACE}, spaces] if prefix else [spaces]
@@ -125,35 +126,33 @@ def _spelled(
 
 def _merges(vocabulary: Mapping[str, int], types: Sequence[int], scores: Sequence[float]) -> list[list[str]]:
     made = [token for token, number in vocabulary.items() if types[number] in (_NORMAL, _USER_DEFINED)]
-    made.sort(key=lambda token: -scores[vocabulary[token]])
-    return [
-        [token[:at], token[at:]]
-        for token in made
-        for at in range(1, len(token))
-        if token[:at] in vocabulary and token[at:] in vocabulary
-    ]
+    merges = []
+    for token in sorted(made, key=lambda token: -scores[vocabulary[token]]):
+        for at in range(1, len(token)):
+            if token[:at] in vocabulary and token[at:] in vocabulary:
+                merges.append([token[:at], token[at:]])
+    return merges
 
 
 def _processor(get: Get, tokens: Sequence[str], ids: Mapping[str, int]) -> dict[str, Any]:
     """What encoding adds in front of a text and behind it."""
-    kind = get("tokenizer.ggml.model")
-    adds = {
-        "bos": get("tokenizer.ggml.add_bos_token", kind == "llama"),
-        "eos": get("tokenizer.ggml.add_eos_token", False),
-    }
-    texts = {name: tokens[ids[name]] for name, wanted in adds.items() if wanted and name in ids}
+    special: dict[str, dict[str, Any]] = {}
 
-    def around(*parts: tuple[str, int]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        for part, segment in parts:
-            inside = {"Sequence": {"id": part, "type_id": segment}}
-            ends = {name: [{"SpecialToken": {"id": text, "type_id": segment}}] for name, text in texts.items()}
-            found += [*ends.get("bos", []), inside, *ends.get("eos", [])]
-        return found
+    def added(kind: str, default: bool, segment: int) -> list[dict[str, Any]]:
+        if kind not in ids or not get(f"tokenizer.ggml.add_{kind}_token", default):
+            return []
+        text = tokens[ids[kind]]
+        special[text] = {"id": text, "ids": [ids[kind]], "tokens": [text]}
+        return [{"SpecialToken": {"id": text, "type_id": segment}}]
+
+    def around(part: str, segment: int) -> list[dict[str, Any]]:
+        inside = {"Sequence": {"id": part, "type_id": segment}}
+        bos = added("bos", get("tokenizer.ggml.model") == "llama", segment)
+        return [*bos, inside, *added("eos", False, segment)]
 
     return {
         "type": "TemplateProcessing",
-        "single": around(("A", 0)),
-        "pair": around(("A", 0), ("B", 1)),
-        "special_tokens": {text: {"id": text, "ids": [ids[name]], "tokens": [text]} for name, text in texts.items()},
+        "single": around("A", 0),
+        "pair": around("A", 0) + around("B", 1),
+        "special_tokens": special,
     }

@@ -29,6 +29,7 @@ from importlib import resources
 from typing import Any
 
 from soloist.kernels.errors import ArtifactError, UsageError
+from soloist.targets.base import named
 
 KINDS = ("jetson", "laptop", "desktop", "datacenter", "vm")
 EVIDENCE = {
@@ -115,7 +116,8 @@ class Device:
     def worst_evidence(self) -> str:
         """The weakest evidence behind a prediction of decode speed."""
         order = list(EVIDENCE)
-        return max((self.evidence[name] for name in ("bandwidth_gbs", "bandwidth_share", "layer_ms")), key=order.index)
+        behind = (self.evidence["bandwidth_gbs"], self.evidence["bandwidth_share"], self.evidence["layer_ms"])
+        return max(behind, key=order.index)
 
     @property
     def usd_per_kwh(self) -> float:
@@ -145,7 +147,7 @@ def devices() -> Mapping[str, Device]:
         if file.name.endswith(".yaml"):
             listed.append(read_device(file.read_text("utf-8"), file.name))
     listed.sort(key=lambda one: (KINDS.index(one.kind), one.bandwidth_gbs, one.name))
-    return {one.name: one for one in listed}
+    return named(listed)
 
 
 def read_device(text: str, file: str) -> Device:
@@ -170,7 +172,7 @@ def read_device(text: str, file: str) -> Device:
 
 def _faults(data: Mapping[str, Any], file: str) -> list[str]:
     """Everything that is wrong with what was read."""
-    known = {entry.name for entry in fields(Device)}
+    known = named(fields(Device))
     faults = [f"unknown key '{key}'" for key in data if key not in known]
     for key in ("name", "title", "kind", "evidence", *NEEDED, "assumed"):
         if key not in data:
@@ -212,8 +214,8 @@ def _reason_faults(data: Mapping[str, Any]) -> list[str]:
 
 
 def _rate_faults(published: Sequence[Any]) -> list[str]:
-    wanted = {entry.name for entry in fields(Published)}
+    wanted = named(fields(Published))
     for rate in published:
-        if not isinstance(rate, dict) or set(rate) != wanted:
+        if not isinstance(rate, dict) or set(rate) != set(wanted):
             return [f"a published rate needs {', '.join(sorted(wanted))}"]
     return []

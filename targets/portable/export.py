@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from typing import Any
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import first_line, require
 from soloist.targets.families import FAMILIES, sizes
+from soloist.targets.files import whole_folder
 from soloist.targets.portable.facts import (
     DATA,
     DTYPES,
@@ -62,17 +62,18 @@ def compile_portable(student: Path, out: Path, dtype: str = "float32") -> dict[s
     for package in ("torch", "transformers", "onnxscript", "onnx_ir", "onnx"):
         require(package, "compile")
     quantized = is_quantized(student)
-    config = _configuration(student, quantized)
-    shapes = read_shapes(config)
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    if not quantized:
+        read_config(student)
     try:
-        special, stop = _tokenizer(student, temporary, config)
-        done = _graph(student, temporary, shapes, dtype, quantized)
-        operators = check_portable(temporary / GRAPH)
-        sizes = {name: (temporary / name).stat().st_size for name in (GRAPH, DATA, TOKENIZER, TEMPLATE)}
-        Facts(
+        config = require("transformers", "compile").AutoConfig.from_pretrained(str(student), local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        raise ArtifactError(f"{student}: transformers does not know this architecture ({first_line(error)})") from error
+    shapes = read_shapes(config)
+    with whole_folder(out) as folder:
+        special, stop = _tokenizer(student, folder, config)
+        done = _graph(student, folder, shapes, dtype, quantized)
+        operators = check_portable(folder / GRAPH)
+        facts = Facts(
             **asdict(shapes),
             dtype=dtype,
             opset=OPSET,
@@ -81,22 +82,10 @@ def compile_portable(student: Path, out: Path, dtype: str = "float32") -> dict[s
             bits=dict(done.bits),
             accuracy_level=ACCURACY_LEVEL,
             operators=operators,
-            sizes=sizes,
-        ).write(temporary)
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            sizes={name: (folder / name).stat().st_size for name in (GRAPH, DATA, TOKENIZER, TEMPLATE)},
+        )
+        facts.write(folder)
     return {"file": out.name, "dtype": dtype, "opset": OPSET, "bits": dict(done.bits), "operators": operators}
-
-
-def _configuration(student: Path, quantized: bool) -> Any:
-    if not quantized:
-        read_config(student)
-    try:
-        return require("transformers", "compile").AutoConfig.from_pretrained(str(student), local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        raise ArtifactError(f"{student}: transformers does not know this architecture ({first_line(error)})") from error
 
 
 def read_shapes(config: Any) -> Shapes:
@@ -144,19 +133,24 @@ def _tokenizer(student: Path, out: Path, config: Any) -> tuple[dict[str, str], t
     backend.no_truncation()
     (out / TOKENIZER).write_text(backend.to_str(), encoding="utf-8")
     (out / TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
-    stop = _stop(student, config, tokenizer)
-    return {str(name): str(token) for name, token in tokenizer.special_tokens_map.items()}, stop
+    special = {str(name): str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return special, _stop_ids(student, config, tokenizer)
 
 
-def _stop(student: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
+def _stop_ids(student: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end an answer, by the first of generation_config.json, config and tokenizer that names any."""
     file = student / "generation_config.json"
     try:
         stop = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
     except ValueError as error:
         raise ArtifactError(f"{file}: not JSON ({error}); save the student again") from error
-    for other in (getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
-        stop = other if stop is None else stop
-    return tuple(int(token) for token in (stop if isinstance(stop, list) else [] if stop is None else [stop]))
+    if stop is None:
+        stop = getattr(config, "eos_token_id", None)
+    if stop is None:
+        stop = tokenizer.eos_token_id
+    if stop is None:
+        return ()
+    return tuple(map(int, stop)) if isinstance(stop, list) else (int(stop),)
 
 
 def _graph(student: Path, out: Path, shapes: Shapes, dtype: str, quantized: bool) -> Integers:

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from soloist.kernels.errors import ArtifactError
+from soloist.targets.base import named
 
 GRAPH, DATA, FACTS = "model.onnx", "model.onnx.data", "portable.json"
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
@@ -108,11 +109,10 @@ def read_facts(folder: Path) -> Facts:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         schema = content.pop("schema")
-        known = {field.name for field in fields(Facts)}
-        if schema != SCHEMA or set(content) != known:
+        if schema != SCHEMA or set(content) != set(named(fields(Facts))):
             raise ValueError(f"schema {schema}, this version reads {SCHEMA}")
-        facts = Facts(**content | {"stop_ids": tuple(int(token) for token in content["stop_ids"])})
-        sizes = {str(name): int(size) for name, size in facts.sizes.items()}
+        facts = Facts(**content | {"stop_ids": tuple(map(int, content["stop_ids"]))})
+        sizes = dict(facts.sizes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{file}: not facts of ours ({error}); export the student again") from error
     for name, size in sizes.items():

@@ -46,7 +46,10 @@ class FlatCache:
 
     def flat(self) -> list[torch.Tensor]:
         """Keys and values in turn."""
-        return [tensor for pair in zip(self.keys, self.values, strict=True) for tensor in pair]
+        tensors: list[torch.Tensor] = []
+        for pair in zip(self.keys, self.values, strict=True):
+            tensors += pair
+        return tensors
 
 
 class InOut(torch.nn.Module):  # type: ignore[misc]  # torch is not typed where the check runs
@@ -142,6 +145,6 @@ def example(layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tu
     ids = torch.ones(batch, length, dtype=torch.int64)
     mask = torch.ones(batch, past + length, dtype=torch.int64)
     positions = torch.arange(past, past + length).unsqueeze(0).repeat(batch, 1)
-    cache = tuple(torch.zeros(batch, kv_heads, past, head_dim, dtype=dtype) for _ in range(2 * layers))
-    two = {0: free, 1: free}
-    return (ids, mask, positions, *cache), (two, two, two, tuple({0: free, 2: free} for _ in cache))
+    cache = [torch.zeros(batch, kv_heads, past, head_dim, dtype=dtype) for _ in range(2 * layers)]
+    two, cached = {0: free, 1: free}, {0: free, 2: free}
+    return (ids, mask, positions, *cache), (two, two, two, (cached,) * len(cache))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from soloist.kernels.errors import ArtifactError
-from soloist.targets.base import require
+from soloist.targets.base import first_line, named, require
 from soloist.targets.portable.facts import DATA, GRAPH, Shapes, cache_names
 
 OPSET = 21  # the first with INT4 and with DequantizeLinear in blocks
@@ -110,10 +110,10 @@ def save(model: Any, folder: Path, same_bytes: Mapping[str, str]) -> None:
     if not same_bytes:
         return
     proto = onnx.load(str(folder / GRAPH), load_external_data=False)
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    tensors = named(proto.graph.initializer)
     for name, source in same_bytes.items():
-        place = {entry.key: entry.value for entry in tensors[source].external_data}
-        start, length = int(place.get("offset", 0)) - LEAD * _WORD, int(place.get("length", 0)) + LEAD * _WORD
+        location = {entry.key: entry.value for entry in tensors[source].external_data}
+        start, length = int(location.get("offset", 0)) - LEAD * _WORD, int(location.get("length", 0)) + LEAD * _WORD
         if start < 0 or length % _WORD:
             raise ArtifactError(f"'{source}' cannot be read as words (offset {start + LEAD * _WORD} of {DATA})")
         words = proto.graph.initializer.add()
@@ -133,44 +133,40 @@ def check_portable(file: Path) -> dict[str, int]:
         proto = onnx.load(str(file), load_external_data=False)
         typed = onnx.shape_inference.infer_shapes(proto)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, OSError) as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ArtifactError(f"{file}: not a valid ONNX graph ({line})") from error
-    faults = [*_opsets(proto), *_operators(proto), *_float64(typed, onnx), *_shapes(proto)]
+        raise ArtifactError(f"{file}: not a valid ONNX graph ({first_line(error)})") from error
+    faults = [*_foreign_operators(proto), *_float64(typed.graph, onnx.TensorProto.DOUBLE), *_shapes(proto)]
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise ArtifactError(f"{file}: not portable: {faults[0]}{more}")
     return dict(sorted(Counter(node.op_type for node in proto.graph.node).items()))
 
 
-def _opsets(proto: Any) -> list[str]:
-    return [
-        f"operator set '{entry.domain}' {entry.version}"
-        for entry in proto.opset_import
-        if entry.domain not in ("", "ai.onnx") or entry.version < OPSET
-    ] + [f"function {function.name}" for function in proto.functions]
+def _foreign_operators(proto: Any) -> list[str]:
+    faults = []
+    for entry in proto.opset_import:
+        if entry.domain not in ("", "ai.onnx") or entry.version < OPSET:
+            faults.append(f"operator set '{entry.domain}' {entry.version}")
+    for function in proto.functions:
+        faults.append(f"function {function.name}")
+    for node in proto.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            faults.append(f"node {node.name} is {node.domain}:{node.op_type}")
+        elif node.op_type in _VALUE_DEPENDENT:
+            faults.append(f"node {node.name} is {node.op_type}")
+    return faults
 
 
-def _operators(proto: Any) -> list[str]:
-    return [
-        f"node {node.name} is {node.domain + ':' if node.domain else ''}{node.op_type}"
-        for node in proto.graph.node
-        if node.domain not in ("", "ai.onnx") or node.op_type in _VALUE_DEPENDENT
-    ]
-
-
-def _float64(proto: Any, onnx: Any) -> list[str]:
-    double = onnx.TensorProto.DOUBLE
-    graph = proto.graph
-    values = [*graph.value_info, *graph.input, *graph.output]
-    return [f"'{value.name}' is float64" for value in values if value.type.tensor_type.elem_type == double] + [
-        f"'{tensor.name}' is float64" for tensor in graph.initializer if tensor.data_type == double
-    ]
+def _float64(graph: Any, double: int) -> list[str]:
+    names = [tensor.name for tensor in graph.initializer if tensor.data_type == double]
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == double:
+            names.append(value.name)
+    return [f"'{name}' is float64" for name in names]
 
 
 def _shapes(proto: Any) -> list[str]:
     """Nodes whose output's shape follows from values of an input and not from its shape."""
-    inputs = {value.name for value in proto.graph.input}
-    from_values: set[str] = set(inputs)
+    from_values = set(named(proto.graph.input))
     faults = []
     for node in proto.graph.node:  # in topological order
         for at in _SHAPE_INPUTS.get(node.op_type, ()):

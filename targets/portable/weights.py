@@ -40,7 +40,7 @@ _WORD = 32
 
 @dataclass
 class Integers:
-    """What `put_integers` did: matrices by width, and int32 constants that are another tensor's bytes."""
+    """What `put_integers` did: matrices by their bits, and int32 constants that are another tensor's bytes."""
 
     bits: Counter[str] = field(default_factory=Counter)
     same_bytes: dict[str, str] = field(default_factory=dict)
@@ -150,8 +150,11 @@ class _Graph:
             raise ArtifactError(f"'{EMBEDDING}' is not looked up once in this graph; the exporter has changed")
         (gather,) = gathers
         stem = EMBEDDING.removesuffix(".weight")
-        words = self._words(f"{stem}.words", matrix, stored)
         whole = whole_groups(matrix)
+        if stored:  # `save` adds the constant, over the bytes of the head's codes
+            words = self.ir.Value(name=f"{stem}.words", type=self.ir.TensorType(self.ir.DataType.INT32))
+        else:
+            words = self.constant(f"{stem}.words", to_block_dq(whole, axis=0).data.view("<i4"))
         scales = self.constant(f"{stem}.scales", to_block_dq(whole, axis=0).scales)
         nodes = _Nodes(self.ir, stem)
         ids = gather.inputs[1]
@@ -167,11 +170,6 @@ class _Graph:
         self.graph.initializers.pop(EMBEDDING)
         return str(words.name)
 
-    def _words(self, name: str, matrix: Matrix, stored: bool) -> Any:
-        if stored:  # `save` adds the constant, over the bytes of the head's codes
-            return self.ir.Value(name=name, type=self.ir.TensorType(self.ir.DataType.INT32))
-        return self.constant(name, to_block_dq(whole_groups(matrix), axis=0).data.view("<i4"))
-
     def _unpacked(self, nodes: _Nodes, words: Any, ids: Any, matrix: Matrix, lead: int) -> Any:
         """Codes (K, batch, sequence) of tokens, in the graph's type: code k of token t is number k · N + t after the
         `lead` words.
@@ -182,7 +180,7 @@ class _Graph:
         base, per_word = 1 << matrix.stored_bits, _WORD // matrix.stored_bits
         count = self._whole("codes_per_word", per_word)
         first = self._whole("first_of_column", np.arange(columns).reshape(-1, 1, 1) * rows + lead * per_word)
-        powers = self._whole("powers", [base**i for i in range(per_word)])
+        powers = self._whole("powers", base ** np.arange(per_word))
         half, wrap = self._whole("half", base // 2), self._whole("wrap", 1 << _WORD)
         at = nodes.add("Add", [ids, first])
         word = nodes.add("Gather", [words, nodes.add("Div", [at, count])], axis=0)

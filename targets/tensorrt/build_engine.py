@@ -44,7 +44,7 @@ ADVICE = (
 
 
 class Refused(Exception):
-    """What is wrong and what to do, and what the parser said."""
+    """What is wrong and what to do, and the parser's errors."""
 
     def __init__(self, text: str, errors: Sequence[Json] = ()) -> None:
         super().__init__(text)
@@ -56,11 +56,11 @@ class Refused(Exception):
 
 def sha256(file: Path) -> str:
     """Hash of a file, in hexadecimal."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        for piece in iter(lambda: stream.read(1 << 20), b""):
-            found.update(piece)
-    return found.hexdigest()
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_plan(file: Path, folder: Path) -> Json:
@@ -96,7 +96,7 @@ def load_library(plan: Json, any_version: bool) -> Any:
     return trt
 
 
-# --- what the library says ------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------------
 
 
 def make_log(trt: Any) -> Any:
@@ -124,12 +124,12 @@ def advice_for(reason: str) -> str:
 
 def parser_errors(parser: Any) -> list[Json]:
     """Every refusal of the parser: node, operator, kind, reason, and what to do."""
-    found = []
+    errors = []
     for place in range(parser.num_errors):
         error = parser.get_error(place)
         reason = " ".join(str(error.desc()).split())
         operator, kind = str(error.node_operator()), str(error.code()).rsplit(".", 1)[-1]
-        found.append(
+        errors.append(
             {
                 "node": str(error.node_name()),
                 "operator": operator,
@@ -138,13 +138,16 @@ def parser_errors(parser: Any) -> list[Json]:
                 "advice": advice_for(f"{kind} {operator} {reason}"),
             }
         )
-    return found
+    return errors
 
 
 def explain(what: str, errors: Sequence[Json], lines: Sequence[str]) -> Refused:
     """One line out of many: the first refusal, how many more, what to do."""
     if not errors:
-        last = next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "it gave no reason")
+        last = lines[-1] if lines else "it gave no reason"
+        for line in lines:
+            if "rror" in line:
+                last = line
         return Refused(f"{what}: {last}; {advice_for(last)}")
     first = errors[0]
     where = f"node '{first['node']}' ({first['operator']}): " if first["node"] or first["operator"] else ""

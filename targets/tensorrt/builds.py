@@ -1,4 +1,4 @@
-"""Builds of `w4a16_gemv` in TensorRT's words: which of them a plugin can launch, with what, and the PTX it takes.
+"""Builds of `w4a16_gemv` for TensorRT: which of them a plugin can launch, with what, and the PTX it takes.
 
     Builds.read(folder, "sm_87").tactics("bias", "FP16", 32)     records of the manifest, the tactics 1, 2, …
     builds.ptx(record)                                           its entry as TensorRT calls it
@@ -65,40 +65,52 @@ class Builds:
     @classmethod
     def read(cls, folder: Path, arch: str) -> Builds:
         """Those that a plugin can launch. Raises ArtifactError."""
-        ours = [record for record in read_builds(folder) if record["kernel"] == KERNEL]
-        found = tuple(sorted((r for r in ours if r["arch"] == arch and _can_launch(r)), key=lambda r: str(r["build"])))
-        if not found:
-            there = ", ".join(dict.fromkeys(record["arch"] for record in ours)) or "none at all"
+        records, others = [], []
+        for record in read_builds(folder):
+            if record["kernel"] != KERNEL:
+                continue
+            others.append(record["arch"])
+            constants, scratch = record["constants"], record["scratch"]
+            whole = constants.get("SPLITS") == 1 and "GROUP" in constants and record["shared"] <= _SHARED
+            if record["arch"] == arch and whole and not scratch["global"][0] and not scratch["profile"][0]:
+                records.append(record)
+        if not records:
+            there = ", ".join(dict.fromkeys(others)) or "none at all"
             raise ArtifactError(
                 f"{folder}: no builds of {KERNEL} for {arch}, but {there}; `soloist kernels build` compiles for "
-                f"{', '.join(f'sm_{sm}' for sm in ARCHITECTURES)}"
+                f"sm_{', sm_'.join(map(str, ARCHITECTURES))}"
             )
-        return cls(folder, arch, found)
+        return cls(folder, arch, tuple(sorted(records, key=lambda record: str(record["build"]))))
 
     def tactics(self, extra: str, activations: str, group: int) -> tuple[Record, ...]:
         """Builds that compute the same, by name; TensorRT counts them from 1."""
-        wanted = [(f"{name}_ptr", _TRITON[kind]) for name, kind in types_of(extra, activations).items()]
+        wanted = {f"{name}_ptr": _TRITON[kind] for name, kind in types_of(extra, activations).items()}
         return tuple(r for r in self.records if r["constants"]["GROUP"] == group and _pointers(r) == wanted)
 
     def kinds(self, extra: str) -> list[tuple[str, int]]:
         """Types of activations and groups that a plugin was built for."""
         groups = sorted({record["constants"]["GROUP"] for record in self.records})
-        return [(kind, group) for kind in ACTIVATIONS for group in groups if self.tactics(extra, kind, group)]
+        kinds = []
+        for kind in ACTIVATIONS:
+            for group in groups:
+                if self.tactics(extra, kind, group):
+                    kinds.append((kind, group))
+        return kinds
 
     def missing(self, extra: str, group: int) -> UsageError:
-        """What is said where a plugin was built for no type of activations in such groups."""
+        """The error where a plugin was built for no type of activations in such groups."""
         there = ", ".join(f"{activations} in groups of {size}" for activations, size in self.kinds(extra)) or "none"
         return UsageError(f"{plugin_name(extra)} in groups of {group} was not built for {self.arch}; there are {there}")
 
     def tactic(self, extra: str, activations: str, group: int, number: int) -> Record:
         """One of them. Raises UsageError."""
-        found = self.tactics(extra, activations, group)
-        if not 1 <= number <= len(found):
+        tactics = self.tactics(extra, activations, group)
+        if not 1 <= number <= len(tactics):
             raise UsageError(
                 f"tactic {number} of {plugin_name(extra)}, {activations}, groups of {group}, {self.arch}: there are "
-                f"{len(found)}; register the folder that the engine is built with, once"
+                f"{len(tactics)}; register the folder that the engine is built with, once"
             )
-        return found[number - 1]
+        return tactics[number - 1]
 
     def ptx(self, record: Record) -> str:
         """The build's PTX, its entry as TensorRT calls it. Raises ArtifactError."""
@@ -109,8 +121,11 @@ class Builds:
 def built_for(folder: Path, architectures: Sequence[int]) -> list[Builds]:
     """The builds for those of the architectures that a folder has. Raises ArtifactError where it has none of them."""
     there = {record["arch"] for record in read_builds(folder) if record["kernel"] == KERNEL}
-    named = [f"sm_{sm}" for sm in architectures]
-    return [Builds.read(folder, arch) for arch in named if arch in there] or [Builds.read(folder, named[0])]
+    builds = []
+    for architecture in architectures:
+        if f"sm_{architecture}" in there:
+            builds.append(Builds.read(folder, f"sm_{architecture}"))
+    return builds or [Builds.read(folder, f"sm_{architectures[0]}")]  # which says what there is
 
 
 def copy_builds(folder: Path, out: Path, architectures: Sequence[int], groups: Iterable[int]) -> list[str]:
@@ -121,31 +136,28 @@ def copy_builds(folder: Path, out: Path, architectures: Sequence[int], groups: I
         ArtifactError: no folder of `soloist kernels build`, or one without these architectures.
     """
     taken: list[Record] = []
-    found = built_for(folder, architectures)
-    for builds in found:
+    boards = built_for(folder, architectures)
+    for builds in boards:
         for group in sorted(set(groups)):
             tactics = builds.tactics("", "FP16", group)
             if not tactics:
                 raise builds.missing("", group)
-            taken += [{**record, "files": {"ptx": record["files"]["ptx"]}} for record in tactics]
-    for record in taken:
-        file = out / record["files"]["ptx"]["path"]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / record["files"]["ptx"]["path"], file)
+            for record in tactics:
+                ptx = record["files"]["ptx"]
+                (out / ptx["path"]).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / ptx["path"], out / ptx["path"])
+                taken.append({**record, "files": {"ptx": ptx}})
     (out / "manifest.json").write_text(json.dumps({"facts": {"builds": taken}}, indent=1) + "\n", encoding="utf-8")
-    return [builds.arch for builds in found]
+    return [builds.arch for builds in boards]
 
 
-def _can_launch(record: Record) -> bool:
-    constants, scratch = record["constants"], record["scratch"]
-    whole = constants.get("SPLITS") == 1 and "GROUP" in constants
-    return whole and record["shared"] <= _SHARED and not scratch["global"][0] and not scratch["profile"][0]
-
-
-def _pointers(record: Record) -> list[tuple[str, str]]:
-    """Names and Triton types of the pointers we hand over, in order."""
-    ours = [argument for argument in record["arguments"] if not argument["hidden"]]
-    return [(argument["name"], argument["type"]) for argument in ours if argument["type"].startswith("*")]
+def _pointers(record: Record) -> dict[str, str]:
+    """Triton types of the pointers we hand over, by name."""
+    pointers = {}
+    for argument in record["arguments"]:
+        if argument["type"].startswith("*") and not argument["hidden"]:
+            pointers[argument["name"]] = argument["type"]
+    return pointers
 
 
 def _scalars(record: Record) -> list[str]:
@@ -154,8 +166,9 @@ def _scalars(record: Record) -> list[str]:
 
 def call_order(record: Record) -> list[str]:
     """Arguments as TensorRT passes them: inputs, scalars, outputs."""
-    pointers = [name for name, _ in _pointers(record)]
-    return [*(name for name in pointers if name != "y_ptr"), *_scalars(record), "y_ptr"]
+    pointers = list(_pointers(record))
+    pointers.remove("y_ptr")
+    return [*pointers, *_scalars(record), "y_ptr"]
 
 
 def in_order(ptx: str, names: Sequence[str], order: Sequence[str]) -> str:
@@ -165,12 +178,13 @@ def in_order(ptx: str, names: Sequence[str], order: Sequence[str]) -> str:
         ArtifactError: no such entry, or an argument that would be missing is read.
     """
     entry = _ENTRY.search(ptx)
-    declared = [] if entry is None else [part.strip() for part in entry["declared"].split(",")]
+    declared = entry["declared"].split(",") if entry else []
     if entry is None or len(declared) != len(names):
         raise ArtifactError(f"this PTX has no entry of {len(names)} arguments, as its manifest says")
-    by_name = dict(zip(names, declared, strict=True))
-    for name in names:
-        symbol = by_name[name].split()[-1]
+    by_name = {}
+    for name, declaration in zip(names, declared, strict=True):
+        by_name[name] = declaration.strip()
+        symbol = declaration.split()[-1]
         if name not in order and re.search(rf"\b{re.escape(symbol)}\b", ptx[entry.end() :]):
             raise ArtifactError(f"this kernel reads {name}, which TensorRT has not to give")
     inside = ",\n\t".join(by_name[name] for name in order)
@@ -189,12 +203,13 @@ def launch_of(record: Record, sizes: Mapping[str, Any], plugin: Any) -> tuple[An
     """
     if unknown := [name for name in _scalars(record) if name not in sizes]:
         raise ArtifactError(f"{record['build']}: its arguments {', '.join(unknown)} are no sizes of a product")
-    functions = {name: getattr(plugin, name) for name in ("cdiv", "min", "max")}
+    functions = {"cdiv": plugin.cdiv, "min": plugin.min, "max": plugin.max}
     values = {**record["constants"], **sizes}
-    grid = [
-        work_out(axis, values, lambda value: plugin.ShapeExpr(value) if isinstance(value, int) else value, functions)
-        for axis in record["grid"]
-    ]
+
+    def expression(value: Any) -> Any:
+        return plugin.ShapeExpr(value) if isinstance(value, int) else value
+
+    grid = [work_out(axis, values, expression, functions) for axis in record["grid"]]
     parameters = plugin.KernelLaunchParams()
     parameters.grid_x, parameters.grid_y, parameters.grid_z = grid
     parameters.block_x, parameters.block_y, parameters.block_z = record["block"]

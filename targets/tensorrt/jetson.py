@@ -25,6 +25,7 @@ from typing import Any
 from soloist.kernels.choose import ARCHITECTURES
 from soloist.kernels.errors import ArtifactError, UsageError
 from soloist.targets.base import require
+from soloist.targets.files import whole_folder
 from soloist.targets.portable.facts import (
     DATA,
     FACTS,
@@ -39,7 +40,7 @@ from soloist.targets.portable.facts import (
 from soloist.targets.tensorrt import build_engine, run_engine
 from soloist.targets.tensorrt.builds import copy_builds
 from soloist.targets.tensorrt.nodes import groups_of, replace_all, restore_all
-from soloist.targets.tensorrt.plan import Corners, Lengths, Student, digest_of, make_plan, write_plan
+from soloist.targets.tensorrt.plan import Lengths, Student, digest_of, make_plan, write_plan
 from soloist.targets.tensorrt.rtx import LIBRARY, check_rtx
 from soloist.targets.tensorrt.versions import Release
 
@@ -87,32 +88,27 @@ def compile_tensorrt(
     if kernels is not None:
         check_plugins(release)
     parsed = _parsed(portable)
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with whole_folder(out) as folder:
         for name in (TOKENIZER, TEMPLATE):
-            shutil.copy2(portable / name, temporary / name)
+            shutil.copy2(portable / name, folder / name)
+        graph_facts: dict[str, Any] = {"plugins": 0}
         if kernels is None:
-            put = _as_it_is(portable, temporary)
+            for name in (GRAPH, DATA, FACTS):
+                shutil.copy2(portable / name, folder / name)
         else:
-            put = _with_plugins(portable, temporary, kernels, release) | {"portable": asdict(facts)}
+            graph_facts = _with_plugins(portable, folder, kernels, release) | {"portable": asdict(facts)}
         plan = make_plan(
-            temporary,
+            folder,
             facts,
             lengths or Lengths(min(2048, facts.context)),
             student or Student(portable.name, digest_of(portable)),
             target(release),
         )
-        plan |= {"parsed": parsed, **put}
+        plan |= {"parsed": parsed, **graph_facts}
         for script in SCRIPTS:
-            shutil.copyfile(str(script.__file__), temporary / Path(str(script.__file__)).name)
-        write_plan(plan, temporary)
-        (temporary / README).write_text(readme(plan, facts, release), encoding="utf-8")
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copyfile(str(script.__file__), folder / Path(str(script.__file__)).name)
+        write_plan(plan, folder)
+        (folder / README).write_text(readme(plan, facts, release), encoding="utf-8")
     return plan
 
 
@@ -122,12 +118,6 @@ def check_plugins(release: Release) -> None:
         raise UsageError(
             f"{release.title} has TensorRT {release.tensorrt}; our kernels are plugins from 10.9 on (JetPack 7.0)"
         )
-
-
-def _as_it_is(portable: Path, out: Path) -> dict[str, Any]:
-    for name in (GRAPH, DATA, FACTS):
-        shutil.copy2(portable / name, out / name)
-    return {"plugins": 0}
 
 
 def _with_plugins(portable: Path, out: Path, kernels: Path, release: Release) -> dict[str, Any]:
@@ -160,7 +150,8 @@ def standard(folder: Path, scratch: Path) -> Path:
     onnx.save(model, str(scratch / GRAPH), save_as_external_data=True, location=DATA, size_threshold=1024)
     for name in (TOKENIZER, TEMPLATE):
         shutil.copyfile(folder / name, scratch / name)
-    facts |= {"schema": SCHEMA, "sizes": {name: (scratch / name).stat().st_size for name in (GRAPH, DATA)}}
+    sizes = {GRAPH: (scratch / GRAPH).stat().st_size, DATA: (scratch / DATA).stat().st_size}
+    facts |= {"schema": SCHEMA, "sizes": sizes}
     (scratch / FACTS).write_text(json.dumps(facts), encoding="utf-8")
     return scratch
 
@@ -183,22 +174,23 @@ def trtexec(plan: dict[str, Any]) -> str:
     words += ["--stronglyTyped"] if plan["target"]["strongly_typed_flag"] else []
     for place, shapes in enumerate(plan["profiles"].values()):
         words.append(f"--profile={place}")
-        words += [f"--{name}Shapes={_corner(shapes, at)}" for at, name in enumerate(("min", "opt", "max"))]
+        for at, corner in enumerate(("min", "opt", "max")):
+            sizes = [f"{name}:{'x'.join(map(str, corners[at]))}" for name, corners in shapes.items()]
+            words.append(f"--{corner}Shapes={','.join(sizes)}")
     return " ".join(words)
-
-
-def _corner(shapes: dict[str, Corners], at: int) -> str:
-    return ",".join(f"{name}:{'x'.join(map(str, corners[at]))}" for name, corners in shapes.items())
 
 
 def readme(plan: dict[str, Any], facts: Facts, release: Release) -> str:
     """What a person on the device needs to know."""
-    eights = sum(count for width, count in facts.bits.items() if width != "4")  # 5 and 6 bits are INT8 there, too
+    eights = sum(facts.bits.values()) - facts.bits.get("4", 0)  # 5 and 6 bits are INT8 there, too
+    parsed = "Not parsed yet."
+    if plan["parsed"]:
+        parsed = "Read by the parser of TensorRT-RTX" + (", without the plugins." if plan["plugins"] else ".")
     build = "python3 build_engine.py --timing-cache timings" + (f" --plugin {KERNELS}" if plan["plugins"] else "")
     lines = [
         f"Student {plan['student']['name']}, digest {plan['student']['digest']}",
         f"for {release.title}, TensorRT {release.tensorrt}, Python {release.python or '3.10 or newer'}",
-        *(f"{name} sha256 {digest}" for name, digest in plan["files"].items()),
+        *map(" sha256 ".join, plan["files"].items()),
         "",
         "Build the engine on the device, once for each JetPack, then ask:",
         "",
@@ -212,7 +204,7 @@ def readme(plan: dict[str, Any], facts: Facts, release: Release) -> str:
         "",
         "    " + trtexec(plan),
         "",
-        f"Not verified on a Jetson. {_said_parsed(plan)}",
+        f"Not verified on a Jetson. {parsed}",
     ]
     if plan["plugins"]:
         lines += [
@@ -225,9 +217,3 @@ def readme(plan: dict[str, Any], facts: Facts, release: Release) -> str:
             "them, --check says which tensor: quantize it to 4 or 16 bits and export again.",
         ]
     return "\n".join(lines) + "\n"
-
-
-def _said_parsed(plan: dict[str, Any]) -> str:
-    if not plan["parsed"]:
-        return "Not parsed yet."
-    return "Read by the parser of TensorRT-RTX" + (", without the plugins." if plan["plugins"] else ".")

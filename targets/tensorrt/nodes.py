@@ -13,13 +13,14 @@ puts standard operators back, made of what the nodes hold, so that such a graph 
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError, UsageError
-from soloist.targets.base import require
+from soloist.targets.base import named, require
 from soloist.targets.repack import BLOCK, BlockDQ, Matrix, NBits, dequantize_linear, from_block_dq, from_matmul_nbits
 from soloist.targets.tensorrt.builds import NAMESPACE, plugin_name
 
@@ -80,11 +81,16 @@ def _extra(matrix: Matrix, up: Matrix | None, bias: npt.NDArray[Any] | None) -> 
         raise UsageError("gate and up must agree in shape, group size and bits")
     if bias is not None and bias.shape != matrix.shape[:1]:
         raise UsageError(f"the bias is {bias.shape}, and there are {matrix.shape[0]} outputs")
-    zeros = matrix.zeros is not None or (up is not None and up.zeros is not None)
-    asked = [name for name, there in (("zeros", zeros), ("bias", bias is not None), ("gated", up is not None)) if there]
-    if len(asked) > 1:
-        raise UsageError(f"{' and '.join(asked)}: the kernels are built with one of zeros, bias and gated at a time")
-    return "".join(asked)
+    extras = []
+    if matrix.zeros is not None or (up is not None and up.zeros is not None):
+        extras.append("zeros")
+    if bias is not None:
+        extras.append("bias")
+    if up is not None:
+        extras.append("gated")
+    if len(extras) > 1:
+        raise UsageError(f"{' and '.join(extras)}: the kernels are built with one of zeros, bias and gated at a time")
+    return "".join(extras)
 
 
 def _constant(onnx: Any, name: str, values: npt.NDArray[Any]) -> Any:
@@ -111,43 +117,60 @@ def replace(model: Any, node_name: str, matrix: Matrix | None = None, *, activat
     onnx = require("onnx", "compile")
     kind = _kind(onnx, activations)
     graph = model.graph
-    place = next((i for i, node in enumerate(graph.node) if node.name == node_name), None)
-    if place is None:
+    names = [node.name for node in graph.node]
+    if node_name not in names:
         raise UsageError(f"no node '{node_name}' in this graph")
-    node, constants = graph.node[place], {tensor.name: tensor for tensor in graph.initializer}
+    place = names.index(node_name)
+    node, constants = graph.node[place], named(graph.initializer)
     if node.op_type == "MatMulNBits":
-        found, bias, inside = _of_nbits(onnx, node, constants)
+        weight, bias, inside = _of_nbits(onnx, node, constants)
     elif node.op_type == "MatMul":
-        found, bias, inside = _of_matmul(onnx, node, constants, matrix)
+        weight, bias, inside = _of_matmul(onnx, node, constants, matrix)
     else:
         raise UsageError(f"{node_name} is a {node.op_type}; the plugin stands for MatMul and MatMulNBits")
     x, y = node.input[0], node.output[0]
     inner_x, inner_y = (x, y) if inside == kind else (f"{node_name}.x", f"{node_name}.y")
-    added, new = gemv_node(found, inner_x, inner_y, node_name, bias=bias, activations=activations)
+    added, new = gemv_node(weight, inner_x, inner_y, node_name, bias=bias, activations=activations)
     nodes = [new]
     if inside != kind:
         cast = onnx.helper.make_node
         nodes = [cast("Cast", [x], [inner_x], to=kind), new, cast("Cast", [inner_y], [y], to=inside)]
-    whole = [*graph.node[:place], *nodes, *graph.node[place + 1 :]]
-    used = {name for one in whole for name in one.input} | {output.name for output in graph.output}
-    kept = [tensor for name, tensor in constants.items() if name in used or name not in node.input]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(whole)
-    graph.initializer.extend([*kept, *added])
-    if not any(opset.domain == NAMESPACE for opset in model.opset_import):
+    _set_nodes(graph, [*graph.node[:place], *nodes, *graph.node[place + 1 :]], added, drop=set(node.input))
+    if all(opset.domain != NAMESPACE for opset in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(NAMESPACE, 1))
+
+
+def _used(graph: Any, nodes: list[Any]) -> set[str]:
+    """Names that nodes or the graph's outputs read."""
+    names = {output.name for output in graph.output}
+    for node in nodes:
+        names.update(node.input)
+    return names
+
+
+def _set_nodes(graph: Any, nodes: list[Any], added: list[Any], drop: Set[str]) -> None:
+    """Give a graph these nodes and constants. Of `drop`, the constants that nothing reads any more go."""
+    gone = drop - _used(graph, nodes)
+    kept = [tensor for tensor in graph.initializer if tensor.name not in gone]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*kept, *added])
 
 
 def replace_all(model: Any) -> int:
     """Put the plugin in the place of every MatMul by 4-bit blocks in `model`; how many there were.
 
-    Constants must be loaded. What has another width, or another type than float16, stays as it is.
+    Constants must be loaded. What has other bits, or another type than float16, stays as it is.
     """
     onnx = require("onnx", "compile")
     graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    blocks = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
-    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    constants = named(graph.initializer)
+    blocks, casts = {}, {}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear":
+            blocks[node.output[0]] = node
+        elif node.op_type == "Cast":
+            casts[node.output[0]] = node.input[0]
     nodes, added, count = [], [], 0
     for node in graph.node:
         dequantized = blocks.get(node.input[1]) if node.op_type == "MatMul" else None
@@ -159,14 +182,10 @@ def replace_all(model: Any) -> int:
         nodes.append(new)
         added += tensors
         count += 1
-    for kind in ("DequantizeLinear", "Cast"):
-        used = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
+    for kind in ("DequantizeLinear", "Cast"):  # a Cast gives a DequantizeLinear its scales
+        used = _used(graph, nodes)
         nodes = [node for node in nodes if node.op_type != kind or node.output[0] in used]
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for name, tensor in constants.items() if name in used]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend([*kept, *added])
+    _set_nodes(graph, nodes, added, drop=constants.keys())
     if count:
         model.opset_import.append(onnx.helper.make_opsetid(NAMESPACE, 1))
     return count
@@ -182,42 +201,46 @@ def _is_ours(node: Any) -> bool:
 
 
 def _group(node: Any) -> int:
-    return int(next(attribute.ints[0] for attribute in node.attribute if attribute.name == "group"))
+    (group,) = _attributes(node)["group"]
+    return int(group)
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    read = require("onnx", "compile").helper.get_attribute_value
+    return {attribute.name: read(attribute) for attribute in node.attribute}
 
 
 def restore_all(model: Any) -> None:
     """Put DequantizeLinear and MatMul in the place of every node of `replace_all`."""
     onnx = require("onnx", "compile")
     graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    nodes, added, gone = [], [], set()
+    constants = named(graph.initializer)
+    nodes: list[Any] = []
+    added: list[Any] = []
     for node in graph.node:
         if not _is_ours(node):
             nodes.append(node)
             continue
-        x, *held = node.input
-        words, scales = (onnx.numpy_helper.to_array(constants[name]) for name in held)
-        weight = f"{node.name}.weight"
-        tensors, blocks = dequantize_linear(Matrix(words, scales, _group(node)), weight, dtype="float16")
+        x, words, scales = node.input
+        to_array, weight = onnx.numpy_helper.to_array, f"{node.name}.weight"
+        matrix = Matrix(to_array(constants[words]), to_array(constants[scales]), _group(node))
+        tensors, blocks = dequantize_linear(matrix, weight, dtype="float16")
         nodes += [blocks, onnx.helper.make_node("MatMul", [x, weight], [node.output[0]], name=node.name)]
         added += tensors
-        gone.update(held)
-    kept = [tensor for name, tensor in constants.items() if name not in gone]
-    opsets = [opset for opset in model.opset_import if opset.domain != NAMESPACE]
-    del graph.node[:], graph.initializer[:], model.opset_import[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend([*kept, *added])
-    model.opset_import.extend(opsets)
+    _set_nodes(graph, nodes, added, drop=constants.keys())
+    for opset in list(model.opset_import):
+        if opset.domain == NAMESPACE:
+            model.opset_import.remove(opset)
 
 
 def _of_blocks(onnx: Any, node: Any, constants: dict[str, Any], casts: dict[str, str]) -> Matrix | None:
     """The matrix of a DequantizeLinear for the right operand of a MatMul; None where the plugin does not take it."""
-    said = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    attributes = _attributes(node)
     codes, scales = constants.get(node.input[0]), constants.get(casts.get(node.input[1], node.input[1]))
     float16 = scales is not None and scales.data_type == onnx.TensorProto.FLOAT16
-    if codes is None or codes.data_type != onnx.TensorProto.INT4 or not float16 or said.get("axis") != 0:
+    if codes is None or codes.data_type != onnx.TensorProto.INT4 or not float16 or attributes.get("axis") != 0:
         return None
-    (columns, rows), group = codes.dims, said.get("block_size", 0)
+    (columns, rows), group = codes.dims, attributes.get("block_size", 0)
     if len(node.input) > 2 or not group or columns % BLOCK or group % BLOCK:
         return None
     data = np.frombuffer(codes.raw_data, np.uint8)
@@ -240,15 +263,15 @@ def _of_matmul(onnx: Any, node: Any, constants: dict[str, Any], matrix: Matrix |
 
 def _of_nbits(onnx: Any, node: Any, constants: dict[str, Any]) -> tuple[Matrix, npt.NDArray[Any] | None, int]:
     """Matrix and bias of a MatMulNBits, and the graph's type."""
-    said = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    attributes = _attributes(node)
     names = dict(zip(("x", "weight", "scales", "zeros", "order", "bias"), node.input, strict=False))
-    if said.get("bits", 4) != 4 or names.get("order"):
+    if attributes.get("bits", 4) != 4 or names.get("order"):
         raise ArtifactError(f"{node.name}: the plugin takes 4 bits, and groups in the order of the columns")
-    wanted = {part: name for part, name in names.items() if name and part != "x"}
-    if missing := [name for name in wanted.values() if name not in constants]:
+    parts = [part for part in ("weight", "scales", "zeros", "bias") if names.get(part)]
+    if missing := [names[part] for part in parts if names[part] not in constants]:
         raise ArtifactError(f"{node.name}: {', '.join(missing)} are no constants")
-    arrays = {part: onnx.numpy_helper.to_array(constants[name]) for part, name in wanted.items()}
-    rows, columns, group = said["N"], said["K"], said["block_size"]
+    arrays = {part: onnx.numpy_helper.to_array(constants[names[part]]) for part in parts}
+    rows, columns, group = attributes["N"], attributes["K"], attributes["block_size"]
     if columns % BLOCK:
         raise ArtifactError(f"{node.name}: {columns} columns, and the layout has blocks of {BLOCK}")
     weight = arrays["weight"].reshape(rows, -1, group // 2)

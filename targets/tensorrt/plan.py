@@ -52,18 +52,20 @@ class Lengths:
 def profiles(facts: Facts, lengths: Lengths) -> dict[str, dict[str, Corners]]:
     """The shapes of each input, by profile."""
     past = (0, lengths.context // 4, lengths.context - 1)
-    fed = {PREFILL: (1, lengths.piece, lengths.piece), DECODE: (1, 1, 1)}
-    return {name: _shapes(facts, fed[name], past) for name in (PREFILL, DECODE)}
-
-
-def _shapes(facts: Facts, fed: Sequence[int], past: Sequence[int]) -> dict[str, Corners]:
-    found: dict[str, Corners] = {
-        "input_ids": [(1, count) for count in fed],
-        "attention_mask": [(1, held + count) for held, count in zip(past, fed, strict=True)],
-        "position_ids": [(1, count) for count in fed],
+    return {
+        PREFILL: _shapes(facts, (1, lengths.piece, lengths.piece), past),
+        DECODE: _shapes(facts, (1, 1, 1), past),
     }
-    cache = [(1, facts.kv_heads, held, facts.head_dim) for held in past]
-    return found | dict.fromkeys(cache_names(facts.layers, "past_key_values"), cache)
+
+
+def _shapes(facts: Facts, counts: Sequence[int], past: Sequence[int]) -> dict[str, Corners]:
+    tokens, mask, cache = [], [], []
+    for count, held in zip(counts, past, strict=True):
+        tokens.append((1, count))
+        mask.append((1, held + count))
+        cache.append((1, facts.kv_heads, held, facts.head_dim))
+    shapes: dict[str, Corners] = {"input_ids": tokens, "attention_mask": mask, "position_ids": tokens}
+    return shapes | dict.fromkeys(cache_names(facts.layers, "past_key_values"), cache)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def make_plan(
     return {
         "schema": SCHEMA,
         "graph": GRAPH,
-        "files": {name: sha256(folder / name) for name in (GRAPH, DATA)},
+        "files": {GRAPH: sha256(folder / GRAPH), DATA: sha256(folder / DATA)},
         "student": {"name": student.name, "digest": student.digest},
         "target": {**target, "install": _INSTALL[target["library"]]},
         "inputs": input_names(facts.layers),
@@ -131,4 +133,4 @@ def write_plan(plan: Mapping[str, Any], folder: Path) -> Path:
 
 def digest_of(folder: Path) -> str:
     """A digest for a student that has none: of its graph and weights."""
-    return hashlib.sha256("".join(sha256(folder / name) for name in (GRAPH, DATA)).encode()).hexdigest()
+    return hashlib.sha256((sha256(folder / GRAPH) + sha256(folder / DATA)).encode()).hexdigest()

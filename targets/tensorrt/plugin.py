@@ -19,7 +19,6 @@ This module can be imported anywhere; `register` needs TensorRT 10.9 or newer. I
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib
 import inspect
@@ -93,13 +92,14 @@ def _register(plugin: Any, extra: str, builds: Builds | None, jit: bool) -> str:
         assert builds is not None
         *tensors, (group,), _, tactic = given
         if all(tensor.has_shape for tensor in tensors):
-            check_shapes(dict(zip(inputs, (tuple(tensor.shape) for tensor in tensors), strict=True)), int(group))
+            shapes = [tuple(tensor.shape) for tensor in tensors]
+            check_shapes(dict(zip(inputs, shapes, strict=True)), int(group))
         record = builds.tactic(extra, _type_name(tensors[0].dtype), int(group), tactic)
         return (record["entry"], builds.ptx(record), *launch_of(record, _sizes(tensors), plugin))
 
     def run(*given: Any, stream: int) -> None:
-        *tensors, (group,), found = given
-        _run(dict(zip(inputs, tensors, strict=True)), int(group), found[0], stream)
+        *tensors, (group,), (y,) = given
+        _run(dict(zip(inputs, tensors, strict=True)), int(group), y, stream)
 
     plugin.register(name)(_signed(describe, inputs, desc, [], desc))
     plugin.autotune(name)(_signed(combinations, inputs, desc, [outputs], list[plugin.AutoTuneCombination]))
@@ -115,26 +115,26 @@ def _register(plugin: Any, extra: str, builds: Builds | None, jit: bool) -> str:
 def _signed(
     function: Callable[..., Any], inputs: Sequence[str], kind: type, rest: Sequence[tuple[str, Any]], back: object
 ) -> Callable[..., Any]:
-    """The function, saying that it takes the inputs, the group and the rest."""
-    arguments = [*((name, kind) for name in inputs), ("group", _Group), *rest]
-    place = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, place, annotation=annotation) for name, annotation in arguments]
+    """The function with a signature of the inputs, the group and the rest."""
+    parameters = []
+    for name, annotation in (*dict.fromkeys(inputs, kind).items(), ("group", _Group), *rest):
+        parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation))
     vars(function)["__signature__"] = inspect.Signature(parameters, return_annotation=back)
     return function
 
 
 def _combinations(plugin: Any, extra: str, builds: Builds | None, group: int) -> list[Any]:
     """Types that go together, all of them row by row, each with its tactics. Raises UsageError where there are none."""
-    found = []
+    combinations = []
     for activations in ACTIVATIONS:
         tactics = () if builds is None else builds.tactics(extra, activations, group)
         if builds is None or tactics:
             types = ", ".join(types_of(extra, activations).values())
             numbers = {} if builds is None else {"tactics": list(range(1, len(tactics) + 1))}
-            found.append(plugin.AutoTuneCombination(types, "LINEAR", **numbers))
-    if builds is not None and not found:
+            combinations.append(plugin.AutoTuneCombination(types, "LINEAR", **numbers))
+    if builds is not None and not combinations:
         raise builds.missing(extra, group)
-    return found
+    return combinations
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], group: int) -> None:
@@ -179,24 +179,19 @@ def _type_name(dtype: Any) -> str:
 
 def _run(tensors: Mapping[str, Any], group: int, y: Any, stream: int) -> None:
     """y of the tensors on TensorRT's stream, by the implementation that `choose` picks."""
+    import torch
+
     from soloist.kernels.choose import choose
     from soloist.kernels.gemv import MOST_ROWS
     from soloist.kernels.layout import Quantized
 
-    with _on_stream(stream):
-        found, out = {name: _as_torch(tensor) for name, tensor in tensors.items()}, _as_torch(y)
-        x = found["x"].flatten(0, -2)
-        weight = Quantized(found["words"], found["scales"], group, found.get("zeros"))
-        up = Quantized(found["up_words"], found["up_scales"], group) if "up_words" in found else None
+    with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
+        given, out = {name: _as_torch(tensor) for name, tensor in tensors.items()}, _as_torch(y)
+        x = given["x"].flatten(0, -2)
+        weight = Quantized(given["words"], given["scales"], group, given.get("zeros"))
+        up = Quantized(given["up_words"], given["up_scales"], group) if "up_words" in given else None
         product = choose(KERNEL if len(x) <= MOST_ROWS else "w4a16_gemm", x.device)
-        out.copy_(product.run(x, weight, up=up, bias=found.get("bias")).view_as(out))
-
-
-def _on_stream(stream: int) -> contextlib.AbstractContextManager[Any]:
-    import torch
-
-    context: contextlib.AbstractContextManager[Any] = torch.cuda.stream(torch.cuda.ExternalStream(stream))
-    return context
+        out.copy_(product.run(x, weight, up=up, bias=given.get("bias")).view_as(out))
 
 
 def _as_torch(tensor: Any) -> Any:
@@ -204,7 +199,7 @@ def _as_torch(tensor: Any) -> Any:
     import torch
 
     kind = _type_name(tensor.dtype)
-    shown = SimpleNamespace(
+    interface = SimpleNamespace(
         __cuda_array_interface__={
             "shape": tuple(tensor.shape),
             "typestr": _NUMPY[kind],
@@ -213,8 +208,8 @@ def _as_torch(tensor: Any) -> Any:
             "version": 3,
         }
     )
-    found = torch.as_tensor(shown, device="cuda")
-    return found.view(torch.bfloat16) if kind == "BF16" else found
+    shared = torch.as_tensor(interface, device="cuda")
+    return shared.view(torch.bfloat16) if kind == "BF16" else shared
 
 
 # --- this machine ---------------------------------------------------------------------------------------------------
@@ -239,7 +234,7 @@ def gpu_architecture() -> str:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise ResourceError("no NVIDIA driver here: say for which GPU, arch='sm_87'") from error
-    device, major, minor = (ctypes.c_int() for _ in range(3))
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     failed = driver.cuInit(0)
     if not failed and driver.cuCtxGetDevice(ctypes.byref(device)):  # nobody chose one yet
         failed = driver.cuDeviceGet(ctypes.byref(device), 0)

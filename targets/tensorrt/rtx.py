@@ -14,11 +14,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from soloist.kernels.child import run_module
 from soloist.kernels.errors import ArtifactError, MissingExtraError, ResourceError
+from soloist.targets.files import whole_folder
 from soloist.targets.portable.facts import TEMPLATE, TOKENIZER, read_facts
 from soloist.targets.tensorrt import build_engine
 from soloist.targets.tensorrt.plan import Lengths, Student, digest_of, make_plan, write_plan
@@ -79,22 +81,14 @@ def build_rtx(
         student or Student(portable.name, digest_of(portable)),
         aimed,
     )
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        options = ["--folder", portable, "--plan", write_plan(plan, temporary), "--out", temporary / ENGINE]
-        run_builder(list(map(str, options)), temporary / "report.json", seconds, memory_mb)
+    with whole_folder(out) as folder:
+        options = ["--folder", portable, "--plan", write_plan(plan, folder), "--out", folder / ENGINE]
+        run_builder(list(map(str, options)), folder / "report.json", seconds, memory_mb)
         for name in (TOKENIZER, TEMPLATE):
-            shutil.copy2(portable / name, temporary / name)
+            shutil.copy2(portable / name, folder / name)
         for name in (build_engine.PLAN, "report.json"):
-            (temporary / name).unlink()
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    done: dict[str, Any] = json.loads((out / build_engine.SIDECAR).read_text(encoding="utf-8"))
-    return done
+            (folder / name).unlink()
+    return _read(out / build_engine.SIDECAR)
 
 
 def check_rtx(portable: Path, *, seconds: float = 600, memory_mb: int = 16384) -> list[dict[str, Any]]:
@@ -105,21 +99,16 @@ def check_rtx(portable: Path, *, seconds: float = 600, memory_mb: int = 16384) -
     require_rtx()
     facts = read_facts(portable)
     plan = make_plan(portable, facts, Lengths(2, 1), Student(portable.name, ""), target(("8.9",)))
-    scratch = portable.with_name(portable.name + ".check.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        options = ["--folder", str(portable), "--plan", str(write_plan(plan, scratch)), "--check"]
-        report = scratch / "report.json"
+    with tempfile.TemporaryDirectory(dir=portable.parent) as scratch:
+        options = ["--folder", str(portable), "--plan", str(write_plan(plan, Path(scratch))), "--check"]
+        report = Path(scratch) / "report.json"
         try:
             run_builder(options, report, seconds, memory_mb)
         except ArtifactError:
-            errors = _read(report).get("errors", [])
+            errors = list(_read(report).get("errors", []))
             if not errors:
                 raise
-            return list(errors)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            return errors
     return []
 
 
@@ -150,10 +139,10 @@ def run_builder(options: list[str], report: Path, seconds: float, memory_mb: int
     raise ArtifactError(f"the builder of the engine {ended}; check the graph, or export it again")
 
 
-def _read(report: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Any]:
     """What the builder wrote before it ended; empty if it wrote nothing."""
     try:
-        found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found
+    return content

@@ -128,8 +128,7 @@ def load_library(facts: dict[str, Any]) -> Any:
         trt = importlib.import_module(built["library"])
     except (ImportError, OSError) as error:  # OSError: a library of CUDA is missing
         raise EngineFault(f"no {built['library']} here ({error}); {facts['target']['install']}") from error
-    ours = [str(version).split(".")[:3] for version in (built["version"], trt.__version__)]
-    if ours[0] != ours[1]:
+    if built["version"].split(".")[:3] != str(trt.__version__).split(".")[:3]:
         raise EngineFault(
             f"this engine was built with {built['library']} {built['version']}, and here is {trt.__version__}; "
             "build it again"
@@ -168,9 +167,15 @@ class Engine:
         self._past = [name for name in self.facts["inputs"] if name.startswith("past_")]
         self._present = [name for name in self.facts["outputs"] if name.startswith("present")]
         size = self._heads * self.context * self._row
-        self._sets = [[self.gpu.allocate(size) for _ in self._past] for _ in range(2)]
-        fed = {"input_ids": self.piece, "position_ids": self.piece, "attention_mask": self.context}
-        self._fed = {name: self.gpu.allocate(8 * count) for name, count in fed.items()}
+        self._sets: list[list[int]] = [[], []]  # buffers that a step reads and writes; they change places
+        for buffers in self._sets:
+            for _ in self._past:
+                buffers.append(self.gpu.allocate(size))
+        self._fed = {  # of int64
+            "input_ids": self.gpu.allocate(8 * self.piece),
+            "position_ids": self.gpu.allocate(8 * self.piece),
+            "attention_mask": self.gpu.allocate(8 * self.context),
+        }
         self._logits = self.gpu.allocate(4 * self.piece * self.vocabulary)
 
     def crop(self, keep: int) -> None:
@@ -194,14 +199,19 @@ class Engine:
         """
         if not tokens or self.length + len(tokens) > self.context:
             raise EngineFault(f"{self.length} tokens and {len(tokens)} more: the engine holds {self.context}")
-        pieces = [tokens[at : at + self.piece] for at in range(0, len(tokens), self.piece)]
-        found = [self._step(piece, every) for piece in pieces]
-        return np.concatenate(found) if every else found[-1][-1]
+        rows = []
+        for at in range(0, len(tokens), self.piece):
+            rows.append(self._step(tokens[at : at + self.piece], every))
+        return np.concatenate(rows) if every else rows[-1][-1]
 
     def _step(self, tokens: Sequence[int], every: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
         """One run of the engine; logits of every token, or of the last alone."""
         count, total = len(tokens), self.length + len(tokens)
-        self._choose(PROFILES.index("decode" if count == 1 else "prefill"))
+        profile = PROFILES.index("decode" if count == 1 else "prefill")
+        if profile != self._profile:
+            if not self._run.set_optimization_profile_async(profile, self.gpu.stream):
+                raise EngineFault(f"this engine has no profile {profile}; build it again")
+            self._profile = profile
         fed = {
             "input_ids": np.array([tokens], np.int64),
             "attention_mask": np.ones((1, total), np.int64),
@@ -223,12 +233,6 @@ class Engine:
         self.gpu.wait()
         self._sets, self.length = [other, now], total
         return rows
-
-    def _choose(self, profile: int) -> None:
-        if profile != self._profile:
-            if not self._run.set_optimization_profile_async(profile, self.gpu.stream):
-                raise EngineFault(f"this engine has no profile {profile}; build it again")
-            self._profile = profile
 
     def _bind(self, name: str, address: int, shape: tuple[int, ...] | None = None) -> None:
         fits = shape is None or self._run.set_input_shape(name, shape)

@@ -10,6 +10,7 @@ Left out: TensorRT of the desktop beyond its number, and engines that run on sev
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from soloist.kernels.errors import UsageError
@@ -39,11 +40,11 @@ class Release:
     @property
     def number(self) -> tuple[int, ...]:
         """Its version."""
-        return tuple(int(part) for part in self.tensorrt.split("."))
+        return tuple(map(int, self.tensorrt.split(".")))
 
     @property
     def title(self) -> str:
-        """As a person says it."""
+        """For messages."""
         return f"JetPack {' or '.join(self.jetpacks)}" if self.jetpacks else "TensorRT of its own"
 
     @property
@@ -83,37 +84,39 @@ def release(*, jetpack: str | None = None, tensorrt: str | None = None, architec
     """
     if jetpack is None and tensorrt is None:
         raise UsageError(f"say for which JetPack ({', '.join(_jetpacks())}) or TensorRT (10.3 and newer) to export")
-    found = _of_jetpack(jetpack) if jetpack is not None else _of_version(str(tensorrt))
-    if jetpack is not None and tensorrt is not None and not _agree(found.tensorrt, tensorrt):
-        raise UsageError(f"JetPack {jetpack} has TensorRT {found.tensorrt}, not {tensorrt}; say one of the two")
-    if found.number < OLDEST:
-        raise UsageError(f"TensorRT {found.tensorrt} ({found.title}): {REMOVED}; update to JetPack 6.2 or newer")
-    if architecture is not None and found.architectures and architecture not in found.architectures:
-        others = [name for other in RELEASES if architecture in other.architectures for name in other.jetpacks]
-        raise UsageError(f"JetPack {jetpack} is not for sm_{architecture}; {', '.join(others) or 'no JetPack'} is")
-    return found
+    chosen = _of_jetpack(jetpack) if jetpack is not None else _of_version(str(tensorrt))
+    if jetpack is not None and tensorrt is not None:
+        theirs, asked = f"{chosen.tensorrt}.", f"{tensorrt}."
+        if not asked.startswith(theirs) and not theirs.startswith(asked):
+            raise UsageError(f"JetPack {jetpack} has TensorRT {chosen.tensorrt}, not {tensorrt}; say one of the two")
+    if chosen.number < OLDEST:
+        raise UsageError(f"TensorRT {chosen.tensorrt} ({chosen.title}): {REMOVED}; update to JetPack 6.2 or newer")
+    if architecture is not None and chosen.architectures and architecture not in chosen.architectures:
+        others = ", ".join(_jetpacks(architecture)) or "no JetPack"
+        raise UsageError(f"JetPack {jetpack} is not for sm_{architecture}; {others} is")
+    return chosen
 
 
-def _jetpacks() -> list[str]:
-    return [name for found in RELEASES if found.number >= OLDEST for name in found.jetpacks]
+def _jetpacks(architecture: int | None = None) -> list[str]:
+    """Those whose TensorRT is new enough, of boards with this architecture."""
+    names: list[str] = []
+    for known in RELEASES:
+        if known.number >= OLDEST and (architecture is None or architecture in known.architectures):
+            names += known.jetpacks
+    return names
 
 
 def _of_jetpack(jetpack: str) -> Release:
-    for found in RELEASES:
-        if jetpack in found.jetpacks:
-            return found
+    for known in RELEASES:
+        if jetpack in known.jetpacks:
+            return known
     raise UsageError(f"JetPack '{jetpack}' is not known; there are {', '.join(_jetpacks())}")
 
 
 def _of_version(version: str) -> Release:
-    parts = version.split(".")
-    if len(parts) < 2 or not all(part.isdigit() for part in parts):
+    if not re.fullmatch(r"\d+\.\d+(\.\d+)*", version):
         raise UsageError(f"TensorRT '{version}' is not a version such as 10.3 or 11.4")
-    return Release((), ".".join(parts[:2]))
-
-
-def _agree(one: str, other: str) -> bool:
-    return (other + ".").startswith(one + ".") or (one + ".").startswith(other + ".")
+    return Release((), ".".join(version.split(".")[:2]))
 
 
 def check_capabilities(capabilities: tuple[str, ...]) -> None:

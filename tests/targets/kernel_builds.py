@@ -6,6 +6,7 @@ Loaded by path (`runpy`), since tests are no package.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,6 @@ def write(folder: Path, architectures: tuple[str, ...], group: int = 32) -> list
     from soloist.kernels.gemv import W4A16 as KERNEL
 
     declared = [build for build in KERNEL.builds() if build.constants.get("GROUP") == group]
-    records = [record(build, arch, folder) for arch in architectures for build in declared]
+    records = [record(build, arch, folder) for arch, build in itertools.product(architectures, declared)]
     (folder / "manifest.json").write_text(json.dumps({"facts": {"builds": records}}))
     return records

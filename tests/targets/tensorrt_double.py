@@ -149,14 +149,16 @@ class Registry:
             signature = inspect.signature(function)
             tensors, attributes = [], {}
             for argument, parameter in signature.parameters.items():
-                assert parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+                assert parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+                assert parameter.default is parameter.empty
                 if inspect.isclass(parameter.annotation) and issubclass(parameter.annotation, TensorDesc):
                     assert not attributes, "tensors come before attributes"
                     tensors.append(argument)
                 else:
                     self._attribute(argument, parameter.annotation)
                     attributes[argument] = parameter.annotation
-            assert signature.return_annotation is TensorDesc and tensors
+            assert signature.return_annotation is TensorDesc
+            assert tensors
             entry = SimpleNamespace(describe=function, tensors=tensors, attributes=attributes)
             self.plugins[plugin_id] = entry
             space = self.op.__dict__.setdefault(namespace, SimpleNamespace())
@@ -198,10 +200,12 @@ class Registry:
     def decorators(self):
         def four(said):
             name, ptx, launch, scalars = typing.get_args(said)
-            assert (name, ptx, launch) == (str, str, KernelLaunchParams) and issubclass(scalars, SymIntExprs)
+            assert (name, ptx, launch) == (str, str, KernelLaunchParams)
+            assert issubclass(scalars, SymIntExprs)
 
         def combinations(said):
-            assert typing.get_origin(said) is list and typing.get_args(said) == (AutoTuneCombination,)
+            assert typing.get_origin(said) is list
+            assert typing.get_args(said) == (AutoTuneCombination,)
 
         def nothing(said):
             assert said is None
@@ -271,7 +275,9 @@ class Stages:
         descriptions = list(self._descriptions(known=True))
         y = self.entry.describe(*descriptions, **self.attributes)
         name, ptx, launch, scalars = self.entry.aot_impl(*descriptions, *self.attributes.values(), (y,), tactic)
-        assert isinstance(name, str) and isinstance(ptx, str) and isinstance(launch, KernelLaunchParams)
+        assert isinstance(name, str)
+        assert isinstance(ptx, str)
+        assert isinstance(launch, KernelLaunchParams)
         assert all(isinstance(scalar, SymInt32) for scalar in scalars), "scalars must be SymInt32"
         numbers = {part: getattr(launch, part).at(sizes) for part in KernelLaunchParams.NAMES}
         return name, ptx, numbers, [scalar.at(sizes) for scalar in scalars]

@@ -46,13 +46,17 @@ def test_only_what_is_new_is_computed():
     model = Bytes(b"yes")
     first = model.chat(say("abcdef"), Sampling())
     assert (first.text, first.finish, first.tokens_in, first.tokens_out) == ("yes", "stop", 6, 3)
-    assert first.tokens_cached == 0 and model.fed == [(6, 0), (1, 6), (1, 7), (1, 8)]
+    assert first.tokens_cached == 0
+    assert model.fed == [(6, 0), (1, 6), (1, 7), (1, 8)]
     model.fed.clear()
     second = model.chat(say("abcxyz"), Sampling())
-    assert second.tokens_cached == 3 and model.fed[0] == (3, 3)
+    assert second.tokens_cached == 3
+    assert model.fed[0] == (3, 3)
     model.fed.clear()
     again = model.chat(say("abcxyz"), Sampling())
-    assert again.text == "yes" and again.tokens_cached == 5 and model.fed[0] == (1, 5)  # one token gives the logits
+    assert again.text == "yes"
+    assert again.tokens_cached == 5
+    assert model.fed[0] == (1, 5)  # one token gives the logits
 
 
 def test_a_failed_step_forgets_the_cache():
@@ -69,7 +73,8 @@ def test_streaming_shows_whole_characters_and_nothing_twice():
     pieces = []
     reply = Bytes("é 🙂 ok".encode()).chat(say("x"), Sampling(), on_text=pieces.append)
     assert reply.text == "é 🙂 ok" == "".join(pieces)
-    assert "🙂" in pieces and not any("\ufffd" in piece for piece in pieces)
+    assert "🙂" in pieces
+    assert not any("\ufffd" in piece for piece in pieces)
 
 
 def test_stop_text_is_cut_off_and_length_is_kept():

@@ -84,7 +84,8 @@ def test_llama_cpp_gives_the_students_logits(students, variant, precision, tmp_p
     facts = compile_gguf(student, tmp_path, precision, "Tiny")
     ids, found = llama_logits(tmp_path / facts["file"])
     wanted = torch_logits(student, ids)
-    assert len(ids) == TOKENS and found.shape == wanted.shape
+    assert len(ids) == TOKENS
+    assert found.shape == wanted.shape
     assert difference(wanted, found) < LIMITS[precision]
     assert (found.argmax(-1) == wanted.argmax(-1)).mean() >= SAME_TOP[precision]
 
@@ -104,7 +105,8 @@ def test_the_way_back_ends_at_the_same_weights_and_logits(students, variant, tmp
     assert [facts["architecture"]] == config["architectures"]
     ids = list(range(3, 99))
     np.testing.assert_array_equal(torch_logits(tmp_path / "back", ids), torch_logits(student, ids))
-    assert (tmp_path / "back/tokenizer.json").is_file() and (tmp_path / "back/chat_template.jinja").is_file()
+    assert (tmp_path / "back/tokenizer.json").is_file()
+    assert (tmp_path / "back/chat_template.jinja").is_file()
 
 
 def quantized(student, folder, bits):
@@ -241,7 +243,8 @@ def test_configs_of_older_transformers_mean_the_same():
 
     old = {**CONFIG, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
     new = {**CONFIG, "rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}}
-    assert ropes_of(old) == ropes_of(new) and families.metadata(old, "here") == families.metadata(new, "here")
+    assert ropes_of(old) == ropes_of(new)
+    assert families.metadata(old, "here") == families.metadata(new, "here")
     gemma = {
         **CONFIG,
         "model_type": "gemma3_text",
@@ -251,5 +254,6 @@ def test_configs_of_older_transformers_mean_the_same():
         "num_hidden_layers": 12,
     }
     found = families.metadata(gemma, "here")
-    assert found["rope.freq_base"] == 1e6 and found["rope.freq_base_swa"] == 1e4
+    assert found["rope.freq_base"] == 1e6
+    assert found["rope.freq_base_swa"] == 1e4
     assert found["attention.sliding_window_pattern"] == ([True] * 5 + [False]) * 2

@@ -90,7 +90,8 @@ def test_byte_level_ids_are_the_students_for_every_cut(family, pre, tmp_path):
     _TINY["make_tokenizer"](student, pre)
     facts = compile_gguf(student, tmp_path, "Q8_0", "Tiny")
     same_ids(student, tmp_path / facts["file"], TOKENIZER_CASES)
-    assert "notes" not in facts and "Note:" not in (tmp_path / f"{facts['file']}.Modelfile").read_text()
+    assert "notes" not in facts
+    assert "Note:" not in (tmp_path / f"{facts['file']}.Modelfile").read_text()
     llama = open_vocabulary(tmp_path / facts["file"])
     assert llama.metadata["tokenizer.chat_template"] == (student / "chat_template.jinja").read_text()
     assert (llama.token_bos(), llama.token_eos()) == (1, 2)
@@ -183,7 +184,7 @@ def test_a_tokenizer_llama_cpp_cannot_follow_is_refused_and_leaves_nothing(gemma
     [
         (
             lambda content: content.update(pre_tokenizer={"type": "Whitespace"}),
-            "add its cut to targets/pretokenizers.py",
+            "add its split to targets/pretokenizers.py",
         ),
         (lambda content: content.update(normalizer={"type": "Lowercase"}), "normalizer 'Lowercase' has no place"),
         (lambda content: content["model"].update(ignore_merges=True), "with ignore_merges has no name in GGUF"),

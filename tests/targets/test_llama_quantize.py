@@ -61,13 +61,15 @@ def wide(tmp_path_factory):
 def test_importances_change_a_file_and_lower_the_weighted_error(wide, type, written, tmp_path):
     importance = importances(wide)
     facts = quantize_gguf(wide, tmp_path / "plain.gguf", type)
-    assert facts["type"] == type.upper() and facts["bytes"] == (tmp_path / "plain.gguf").stat().st_size
+    assert facts["type"] == type.upper()
+    assert facts["bytes"] == (tmp_path / "plain.gguf").stat().st_size
     quantize_gguf(wide, tmp_path / "weighted.gguf", type, importance=importance)
     quantize_gguf(wide, tmp_path / "other.gguf", type, importance=importances(wide, seed=1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.gguf", "plain.gguf", "weighted.gguf"]
     name = "blk.0.attn_output.weight"
     plain, weighted, other = (tmp_path / f"{kind}.gguf" for kind in ("plain", "weighted", "other"))
-    assert facts["tensors"][written] >= 8 and weights(weighted, name)[1] == written
+    assert facts["tensors"][written] >= 8
+    assert weights(weighted, name)[1] == written
     errors = [weighted_error(wide, file, name, importance[name]) for file in (plain, weighted, other)]
     assert errors[1] < 0.95 * min(errors[0], errors[2])
 
@@ -94,7 +96,8 @@ def test_types_per_tensor_are_what_was_asked(tiny_gguf, tmp_path):
 def test_compile_gguf_takes_any_type_and_leaves_one_file(tiny, tiny_gguf, tmp_path):
     importance = importances(tiny_gguf)
     facts = compile_gguf(tiny, tmp_path, "IQ4_NL", "Tiny", importance=importance, overrides={DOWN: "q8_0"})
-    assert facts["precision"] == "IQ4_NL" and facts["tensors"]["Q8_0"] >= 1
+    assert facts["precision"] == "IQ4_NL"
+    assert facts["tensors"]["Q8_0"] >= 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [facts["file"], facts["file"] + ".Modelfile"]
     direct = quantize_gguf(
         tiny_gguf, tmp_path / "direct.gguf", "iq4_nl", importance=importance, overrides={DOWN: "q8_0"}
@@ -145,7 +148,8 @@ def test_importances_are_written_as_llama_cpp_reads_them(tmp_path):
     reader = read_gguf(file)
     assert reader.fields["general.type"].contents() == "imatrix"
     assert reader.fields["imatrix.datasets"].contents() == ["traces of a team"]
-    assert reader.fields["imatrix.chunk_count"].contents() == 1 and reader.fields["imatrix.chunk_size"].contents() == 12
+    assert reader.fields["imatrix.chunk_count"].contents() == 1
+    assert reader.fields["imatrix.chunk_size"].contents() == 12
     assert "general.architecture" not in reader.fields
     shapes = {tensor.name: ([int(n) for n in tensor.shape], tensor.tensor_type.name) for tensor in reader.tensors}
     assert shapes == {
@@ -197,4 +201,5 @@ def test_smollm2_in_llama_cpps_own_types(base_gguf, type, written, tmp_path):
     down = "blk.3.ffn_down.weight"
     kinds = [weights(file, down)[1] for file in (plain, weighted)]
     errors = [weighted_error(base_gguf, file, down, importance[down]) for file in (plain, weighted)]
-    assert kinds == [written, written] and errors[1] < errors[0]
+    assert kinds == [written, written]
+    assert errors[1] < errors[0]

@@ -83,13 +83,15 @@ def test_ollamas_template_gives_the_prompt_of_the_students(template, bos, studen
         wanted = compiled.render(messages=messages, add_generation_prompt=True, bos_token=bos)
         # llama.cpp adds the first token itself where the template has it in front of all
         assert go(ours, talk) == (wanted.removeprefix(bos) if template == LLAMA3 else wanted)
-    assert 'PARAMETER stop "<|im_end|>"' in text and "PARAMETER temperature 0" in text
+    assert 'PARAMETER stop "<|im_end|>"' in text
+    assert "PARAMETER temperature 0" in text
     assert "# A grammar has no place in a Modelfile" in text
 
 
 def test_a_template_that_does_more_is_left_to_ollama(student, tmp_path):
     text = write(tmp_path / "Gemma.gguf", student(GEMMA, "<bos>", "<end_of_turn>")).read_text()
-    assert "TEMPLATE" not in text and "does more than wrap messages" in text
+    assert "TEMPLATE" not in text
+    assert "does more than wrap messages" in text
     assert 'PARAMETER stop "<end_of_turn>"' in text
 
 

@@ -172,26 +172,31 @@ def test_the_graph_is_standard_and_names_its_dimensions(pair):
     facts = read_facts(portable)
     assert check_portable(portable / GRAPH) == facts.operators
     model = onnx.load(str(portable / GRAPH), load_external_data=False)
-    assert {node.domain for node in model.graph.node} == {""} and not model.functions
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 21)] and model.ir_version == 10
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not model.functions
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 21)]
+    assert model.ir_version == 10
     dims = {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.output)
     }
-    assert dims["attention_mask"] == ["batch", "total"] and dims["position_ids"] == ["batch", "sequence"]
+    assert dims["attention_mask"] == ["batch", "total"]
+    assert dims["position_ids"] == ["batch", "sequence"]
     assert dims[f"past_key_values.{facts.layers - 1}.value"] == ["batch", 2, "past", facts.head_dim]
     assert dims["present.0.key"] == ["batch", 2, "total", facts.head_dim]
     assert dims["logits"] == ["batch", "sequence", facts.vocabulary]
     assert b"site-packages" not in (portable / GRAPH).read_bytes()
     assert sorted(path.name for path in portable.parent.iterdir() if path.name.startswith("portable")) == ["portable"]
-    outside = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    assert {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"} == {DATA}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            assert {entry.key: entry.value for entry in tensor.external_data}["location"] == DATA
 
 
 def test_the_runner_answers_as_the_student(pair):
     student, portable = pair
     runtime, reference = open_runtime(portable), TorchRuntime(student, context=512)
-    assert format_of(portable) == "onnx-portable" and runtime.stop_ids == reference.stop_ids
+    assert format_of(portable) == "onnx-portable"
+    assert runtime.stop_ids == reference.stop_ids
     assert runtime.render(FOLLOWUP) == reference.render(FOLLOWUP)
     for chat in (QUESTION, FOLLOWUP):
         ours, theirs = (one.chat(chat, Sampling(max_tokens=12)) for one in (runtime, reference))
@@ -269,7 +274,8 @@ def test_the_file_holds_each_integer_once_and_no_float_of_it(integers):
     for name, matrix in content.matrices.items():
         codes = tensors.get(name.replace(".weight", ".codes"))
         if codes is not None:
-            assert codes.data_type == kinds[matrix.stored_bits] and tuple(codes.dims) == matrix.shape[::-1]
+            assert codes.data_type == kinds[matrix.stored_bits]
+            assert tuple(codes.dims) == matrix.shape[::-1]
         assert name not in tensors
     assert "lm_head.weight" not in tensors
     place = {

@@ -218,7 +218,8 @@ def test_groups_are_split_until_they_divide(columns, group, wanted):
     scales = random.random((3, -(-columns // group))).astype(np.float16)
     matrix = Matrix(codes, scales, group)
     whole = whole_groups(matrix)
-    assert whole.group == wanted and whole.scales.shape == (3, columns // wanted)
+    assert whole.group == wanted
+    assert whole.scales.shape == (3, columns // wanted)
     np.testing.assert_array_equal(whole.dequantized(), matrix.dequantized())
 
 

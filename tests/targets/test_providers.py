@@ -103,7 +103,8 @@ def test_cuda_that_was_asked_for_works_or_is_one_line(cuda, message):
     machine = Machine(cuda)
     with pytest.raises(ResourceError, match=message) as caught:
         machine.open("cuda")
-    assert "\n" not in str(caught.value) and "cpu" not in machine.started
+    assert "\n" not in str(caught.value)
+    assert "cpu" not in machine.started
     with pytest.raises(UsageError, match="provider 'npu': choose auto, cpu or cuda"):
         machine.open("npu")
 
@@ -115,7 +116,9 @@ def test_a_cpu_answers_where_no_more_is_installed(portable, package):
     for make in (portable, package):
         runtimes = [make(provider=provider) for provider in ("auto", "cpu")]
         texts = {runtime.chat(QUESTION, SHORT).text for runtime in runtimes}
-        assert len(texts) == 1 and texts != {""} and [runtime.note for runtime in runtimes] == ["", ""]
+        assert len(texts) == 1
+        assert texts != {""}
+        assert [runtime.note for runtime in runtimes] == ["", ""]
         for runtime in runtimes:
             runtime.close()
     with pytest.raises(ResourceError, match="no provider 'cuda' here"):
@@ -161,7 +164,8 @@ def test_a_package_for_cuda_needs_it_or_goes_to_the_cpu(package, monkeypatch):
     with pytest.raises(ResourceError, match=r"does not open this model with it \(.*\): it needs NVIDIA's driver"):
         package(cuda=True, provider="cuda")
     runtime = package(cuda=True)
-    assert runtime.note.startswith("computed on the CPU: ") and runtime.chat(QUESTION, SHORT).text == wanted
+    assert runtime.note.startswith("computed on the CPU: ")
+    assert runtime.chat(QUESTION, SHORT).text == wanted
 
 
 # --- two packages in one folder ---

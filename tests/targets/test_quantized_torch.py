@@ -135,9 +135,12 @@ def test_what_is_held_is_what_is_said(pair):
     folder, floats = pair
     exact, values = TorchRuntime(floats), open_runtime(folder)
     integers = TorchRuntime(folder, kernels="reference")
-    assert values.weights_bytes == exact.weights_bytes and exact.note == ""
-    assert "float32 values, unpacked once" in values.note and "Triton needs an NVIDIA GPU" in values.note
-    assert "integers, 0.1 MB" in integers.note and "as asked for" in integers.note
+    assert values.weights_bytes == exact.weights_bytes
+    assert exact.note == ""
+    assert "float32 values, unpacked once" in values.note
+    assert "Triton needs an NVIDIA GPU" in values.note
+    assert "integers, 0.1 MB" in integers.note
+    assert "as asked for" in integers.note
     stored = sum(tensor.nbytes for tensor in load_file(str(folder / WEIGHTS)).values())
     rotary = sum(buffer.nbytes for name, buffer in exact._model.named_buffers() if "inv_freq" in name)
     assert integers.weights_bytes == stored + rotary < exact.weights_bytes / 2.5
@@ -148,7 +151,9 @@ def test_a_tied_head_is_the_embeddings_integers_and_rows_are_its_rows(tiny, tmp_
     folder = quantized(tiny, tmp_path / "q", others={"embed": EIGHT})
     model = TorchRuntime(folder, kernels="reference")._model
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    assert isinstance(head, QuantizedLinear) and head.matrix is table.matrix and head.codes is table.codes
+    assert isinstance(head, QuantizedLinear)
+    assert head.matrix is table.matrix
+    assert head.codes is table.codes
     whole = dequantize(table.matrix)
     tokens = torch.tensor([[3, 0, 7], [370, 3, 3]])
     assert torch.equal(table(tokens), whole[tokens])
@@ -207,7 +212,8 @@ def test_the_kernels_run_and_compute_alike(tiny, tmp_path, calls):
     folder = quantized(make_qwen(tiny, tmp_path / "qwen", layers=1), tmp_path / "q", others={"v_proj": EIGHT})
     plain = TorchRuntime(folder, kernels="reference", dtype="float16", cache="int8")
     runtime = TorchRuntime(folder, kernels="triton", dtype="float16")
-    assert "integers" in runtime.note and "interpreter" in runtime.note
+    assert "integers" in runtime.note
+    assert "interpreter" in runtime.note
     ids = runtime.tokenize(runtime.render(QUESTION))[:18]
     for tokens, keep in ((ids[:17], 0), (ids[17:], 17)):
         want, found = plain._feed(tokens, keep), runtime._feed(tokens, keep)
@@ -288,7 +294,8 @@ def test_a_cache_in_8_bits_answers_with_a_prefix_as_without(qwen, monkeypatch):
         assert np.abs(step - row).max() < 0.02 * np.abs(want).max()
     assert np.array_equal(runtime.logits(tokens), want)
     layer = runtime._cache.layers[0]
-    assert layer.parts[0].dtype == torch.int8 and layer.parts[0].shape[2] >= len(tokens) == layer.get_seq_length()
+    assert layer.parts[0].dtype == torch.int8
+    assert layer.parts[0].shape[2] >= len(tokens) == layer.get_seq_length()
     runtime.chat(QUESTION, Sampling(max_tokens=8))
     second = runtime.chat(FOLLOWUP, Sampling(max_tokens=8))
     assert second.tokens_cached > 0
@@ -336,7 +343,8 @@ def test_the_command_chats_with_a_quantized_folder(tiny, tmp_path):
     folder = quantized(tiny, tmp_path / "q", EIGHT)
     done = CliRunner().invoke(main, ["chat", str(folder), "What is 12 + 30?"])
     assert done.exit_code == 0, done.output
-    assert done.stdout.strip() and "float32 values, unpacked once" in done.stderr
+    assert done.stdout.strip()
+    assert "float32 values, unpacked once" in done.stderr
 
 
 @pytest.mark.slow
@@ -349,7 +357,8 @@ def test_smollm2_in_integers_says_what_its_gguf_says(base_gguf, tmp_path):
     from_gguf(base_gguf, tmp_path / "base")
     folder = quantized(tmp_path / "base", tmp_path / "q", {"search": True}, {"embed": EIGHT})
     runtime = TorchRuntime(folder, kernels="reference")
-    assert 85e6 < runtime.weights_bytes < 95e6 and "held as integers" in runtime.note
+    assert 85e6 < runtime.weights_bytes < 95e6
+    assert "held as integers" in runtime.note
     compiled = open_runtime(tmp_path / compile_gguf(folder, tmp_path, "Q4_0", "SmolLM2")["file"])
     for question in ("What is the capital of France?", "What is 2 + 2?", "Name a color.", "Who wrote Hamlet?"):
         ids = runtime.tokenize(runtime.render([{"role": "user", "content": question}]))

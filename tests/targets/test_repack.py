@@ -52,8 +52,10 @@ def test_known_bytes_of_one_block():
     wanted = [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE] * 2
     assert to_matmul_nbits(BLOCK).weight.tolist() == [[wanted]]
     signed = [0x98, 0xBA, 0xDC, 0xFE, 0x10, 0x32, 0x54, 0x76] * 2  # code 0 is -8, 0b1000
-    assert to_block_dq(BLOCK, 1).data.tolist() == signed and to_block_dq(BLOCK, 0).data.tolist() == signed
-    assert to_block_dq(BLOCK, 0).shape == (32, 1) and to_block_dq(BLOCK, 1).shape == (1, 32)
+    assert to_block_dq(BLOCK, 1).data.tolist() == signed
+    assert to_block_dq(BLOCK, 0).data.tolist() == signed
+    assert to_block_dq(BLOCK, 0).shape == (32, 1)
+    assert to_block_dq(BLOCK, 1).shape == (1, 32)
     eight = Matrix(np.array([[-128, -1, 0, 127] * 8], np.int8), np.array([[2.0]], np.float16), 32)
     assert to_q8_0(eight).tobytes()[:6] == bytes([0x00, 0x40, 0x80, 0xFF, 0x00, 0x7F])
     assert to_matmul_nbits(eight).weight[0, 0, :4].tolist() == [0, 127, 128, 255]
@@ -75,7 +77,8 @@ def test_the_words_are_the_kernels_words():
 
     codes = np.random.default_rng(1).integers(0, 16, (5, 160)).astype(np.uint8)
     words = pack_nibbles(torch.from_numpy(codes))
-    assert np.array_equal(pack(codes), words.numpy()) and np.array_equal(unpack(words.numpy()), codes)
+    assert np.array_equal(pack(codes), words.numpy())
+    assert np.array_equal(unpack(words.numpy()), codes)
     assert np.array_equal(unpack_nibbles(words).numpy(), codes)
     for weight in (make(5, 160, group=64, zeros=True), make(5, 160), make(5, 160, 8, 128)):
         parts = (None if part is None else torch.from_numpy(part) for part in (weight.codes, weight.scales))
@@ -98,7 +101,9 @@ def test_narrow_codes_travel_in_the_next_container(bits):
             to_q5_0(matrix)
         return
     back = from_q5_0(to_q5_0(matrix))
-    assert back.bits == 5 and np.array_equal(back.codes, matrix.codes) and np.array_equal(back.dequantized(), values)
+    assert back.bits == 5
+    assert np.array_equal(back.codes, matrix.codes)
+    assert np.array_equal(back.dequantized(), values)
 
 
 @settings(deadline=None)
@@ -111,7 +116,8 @@ def test_every_format_comes_back(rows, blocks, group, eight, seed):
     for axis in (0, 1):
         assert same(from_block_dq(to_block_dq(matrix, axis)), matrix)
     back = from_q8_0(to_q8_0(matrix)) if eight else from_q4_0(to_q4_0(matrix))
-    assert np.array_equal(back.codes, matrix.codes) and np.array_equal(back.dequantized(), matrix.dequantized())
+    assert np.array_equal(back.codes, matrix.codes)
+    assert np.array_equal(back.dequantized(), matrix.dequantized())
     repeated = np.repeat(matrix.scales, group // 32, axis=1)[:, :blocks]
     assert np.array_equal(back.scales.view(np.int16), repeated.view(np.int16))
 
@@ -158,7 +164,8 @@ def test_rows_move_with_all_that_belongs_to_them(zeros):
     order = np.array([4, 0, 5, 1, 3, 2])
     assert np.array_equal(matrix.rows(order).dequantized(), matrix.dequantized()[order])
     both = stack([matrix, matrix.rows(order)])
-    assert both.shape == (12, 96) and np.array_equal(both.dequantized()[6:], matrix.dequantized()[order])
+    assert both.shape == (12, 96)
+    assert np.array_equal(both.dequantized()[6:], matrix.dequantized()[order])
 
 
 # --- the formats in ONNX Runtime ---

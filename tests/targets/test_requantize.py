@@ -16,7 +16,8 @@ TEXT = "What is 12 + 30?"
 def test_eight_bits_are_the_same_model_and_are_made_once(tiny_smollm2_gguf, tmp_path):
     made = requantize(tiny_smollm2_gguf, "q8_0", tmp_path)
     first = made.stat().st_mtime_ns
-    assert requantize(tiny_smollm2_gguf, "q8_0", tmp_path) == made and made.stat().st_mtime_ns == first
+    assert requantize(tiny_smollm2_gguf, "q8_0", tmp_path) == made
+    assert made.stat().st_mtime_ns == first
     assert [path.name for path in tmp_path.iterdir()] == [made.name]
     old, new = (GgufRuntime(path, context=128, threads=1) for path in (tiny_smollm2_gguf, made))
     tokens = old.tokenize(TEXT)
@@ -43,7 +44,8 @@ def test_hidden_state_is_the_mean_of_torchs_last(tiny_smollm2, tiny_smollm2_gguf
     model = transformers.AutoModelForCausalLM.from_pretrained(str(tiny_smollm2), dtype=torch.float32).model
     with torch.inference_mode():
         wanted = model(input_ids=torch.tensor([tokens])).last_hidden_state[0].mean(dim=0).numpy()
-    assert count == len(tokens) and vector.shape == wanted.shape
+    assert count == len(tokens)
+    assert vector.shape == wanted.shape
     assert np.abs(vector - wanted).max() <= 0.02 * np.abs(wanted).max() + 1e-3
     again, _ = runtime.embed(TEXT)
     assert np.allclose(again, vector, atol=1e-5)

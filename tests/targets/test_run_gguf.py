@@ -65,10 +65,13 @@ def test_second_call_computes_only_what_is_new(open_base):
     first = runtime.chat(messages(PROMPTS[0]), SHORT)
     again = runtime.chat(messages(PROMPTS[0]), SHORT)
     other = runtime.chat(messages("What is 2 + 4?"), SHORT)
-    assert first.tokens_cached == 0 and again.tokens_cached == again.tokens_in - 1
+    assert first.tokens_cached == 0
+    assert again.tokens_cached == again.tokens_in - 1
     assert 0.5 * other.tokens_in < other.tokens_cached < other.tokens_in
-    assert first.text == again.text and first.tokens_in == again.tokens_in == other.tokens_in
-    assert first.start < first.first_token < first.end and first.tokens_out <= 12
+    assert first.text == again.text
+    assert first.tokens_in == again.tokens_in == other.tokens_in
+    assert first.start < first.first_token < first.end
+    assert first.tokens_out <= 12
 
 
 def test_conversation_goes_on_from_the_cache_with_the_same_text(open_base, one):
@@ -121,7 +124,8 @@ def test_grammar_is_obeyed(one, seed):
 def test_grammars_of_one_batch_do_not_mix(open_base):
     rules = ['root ::= "yes" | "no"\n', None, "root ::= [0-9] [0-9]\n"]
     replies = open_base(slots=3).chat_many([Request(messages(PROMPTS[1]), SHORT, grammar) for grammar in rules])
-    assert replies[0].text in ("yes", "no") and re.fullmatch("[0-9]{2}", replies[2].text)
+    assert replies[0].text in ("yes", "no")
+    assert re.fullmatch("[0-9]{2}", replies[2].text)
     assert not re.fullmatch("yes|no|[0-9]{2}", replies[1].text)
 
 
@@ -135,7 +139,9 @@ def test_grammar_that_is_none_is_one_error_and_the_runtime_lives_on(one):
 def test_reply_stops_at_the_stop_string_and_leaves_it_out(one, alone):
     stop = alone[3][4:7]
     reply = one.chat(messages(PROMPTS[3]), Sampling(max_tokens=12, stop=("never said", stop)))
-    assert reply.text == alone[3].split(stop)[0] and reply.finish == "stop" and reply.tokens_out < 12
+    assert reply.text == alone[3].split(stop)[0]
+    assert reply.finish == "stop"
+    assert reply.tokens_out < 12
 
 
 @pytest.mark.parametrize("limit", [1, 3])
@@ -148,7 +154,8 @@ def test_reply_of_full_length_says_so(one, limit):
 def test_reply_ends_where_the_context_ends(open_base):
     runtime = open_base(slots=2, context=64)
     reply = runtime.chat(messages("Tell me a long story."), Sampling(max_tokens=500))
-    assert reply.finish == "length" and 60 <= reply.tokens_in + reply.tokens_out <= 64
+    assert reply.finish == "length"
+    assert 60 <= reply.tokens_in + reply.tokens_out <= 64
     assert runtime.chat(messages("Tell me a long story."), Sampling(max_tokens=500)).text == reply.text
 
 
@@ -170,13 +177,15 @@ def test_seed_repeats_at_a_temperature_and_others_differ(one):
 def test_text_is_shown_as_it_comes(one):
     shown = []
     reply = one.chat(messages("Say: naïve café"), Sampling(max_tokens=12), on_text=shown.append)
-    assert "".join(shown) == reply.text and len(shown) > 1
+    assert "".join(shown) == reply.text
+    assert len(shown) > 1
 
 
 def test_logits_agree_with_what_is_said_and_leave_the_cache_right(one, alone):
     tokens = one.tokenize(one.render(messages(PROMPTS[0])))
     logits = one.logits(tokens)
-    assert logits.shape[0] == len(tokens) and logits.dtype == np.float32
+    assert logits.shape[0] == len(tokens)
+    assert logits.dtype == np.float32
     said = one.chat(messages(PROMPTS[0]), SHORT)
     assert said.text == alone[0]
     assert one.tokenize(said.text)[0] == logits[-1].argmax()
@@ -185,7 +194,8 @@ def test_logits_agree_with_what_is_said_and_leave_the_cache_right(one, alone):
 def test_render_and_tokenize_follow_the_files_chat_template(one):
     text = one.render(messages("Hi", system="Sys"))
     assert text == "<|im_start|>system\nSys<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert one.tokenize("<|im_start|>") == [1] and len(one.tokenize("<|im_start|>user")) == 2
+    assert one.tokenize("<|im_start|>") == [1]
+    assert len(one.tokenize("<|im_start|>user")) == 2
 
 
 DECOMPOSED = (
@@ -231,7 +241,8 @@ def test_text_is_normalized_as_the_students_tokenizer_does_it(normalizing, tmp_p
         assert (plain.tokenize(text) == ids) is (text not in DECOMPOSED), ascii(text)
     asked, said = ([{"role": "user", "content": text}] for text in ("cafe\u0301 a\u0300", "caf\u00e9 \u00e0"))
     first, again = (runtime.chat(messages, Sampling(max_tokens=4)) for messages in (asked, said))
-    assert (first.text, first.tokens_in) == (again.text, again.tokens_in) and again.tokens_cached == again.tokens_in - 1
+    assert (first.text, first.tokens_in) == (again.text, again.tokens_in)
+    assert again.tokens_cached == again.tokens_in - 1
     for opened in (runtime, plain):
         opened.close()
 
@@ -261,4 +272,6 @@ def test_file_that_is_no_model_is_refused_by_name(base_gguf, tmp_path, make, mes
     with pytest.raises(ArtifactError) as caught:
         GgufRuntime(path)
     said = str(caught.value)
-    assert said.startswith(f"{path}: ") and message in said and "\n" not in said
+    assert said.startswith(f"{path}: ")
+    assert message in said
+    assert "\n" not in said

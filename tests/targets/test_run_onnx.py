@@ -52,7 +52,8 @@ def test_the_shared_prefix_is_computed_once(runtime, tiny_onnx):
     second = runtime.chat(FOLLOWUP, Sampling(max_tokens=12))
     assert 20 < second.tokens_cached < second.tokens_in
     fresh = OnnxRuntime(tiny_onnx, threads=1).chat(FOLLOWUP, Sampling(max_tokens=12))
-    assert fresh.tokens_cached == 0 and fresh.text == second.text
+    assert fresh.tokens_cached == 0
+    assert fresh.text == second.text
 
 
 def test_logits_row_is_what_the_loop_sees(runtime):

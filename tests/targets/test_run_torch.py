@@ -22,11 +22,13 @@ def runtime(tiny):
 def test_answers_with_a_cache_are_the_answers_without(runtime, tiny):
     pieces = []
     first = runtime.chat(QUESTION, Sampling(max_tokens=12), on_text=pieces.append)
-    assert first.tokens_cached == 0 and "".join(pieces) == first.text
+    assert first.tokens_cached == 0
+    assert "".join(pieces) == first.text
     second = runtime.chat(FOLLOWUP, Sampling(max_tokens=12))
     assert 10 < second.tokens_cached < second.tokens_in
     fresh = TorchRuntime(tiny).chat(FOLLOWUP, Sampling(max_tokens=12))
-    assert fresh.tokens_cached == 0 and fresh.text == second.text
+    assert fresh.tokens_cached == 0
+    assert fresh.text == second.text
     assert second.start <= second.first_token <= second.end
 
 
@@ -48,7 +50,8 @@ def test_greedy_tokens_are_those_of_transformers_generate(runtime):
 def test_logits_row_is_what_the_loop_sees(runtime):
     tokens = runtime.tokenize("What is 12 + 30?")
     rows = runtime.logits(tokens)
-    assert rows.dtype == np.float32 and rows.shape[0] == len(tokens)
+    assert rows.dtype == np.float32
+    assert rows.shape[0] == len(tokens)
     np.testing.assert_allclose(runtime._feed(tokens, 0), rows[-1], atol=1e-4)
     np.testing.assert_allclose(runtime._feed(tokens[4:], 4), rows[-1], atol=1e-4)
 

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from soloist.kernels.aot import read_builds
 from soloist.kernels.errors import ArtifactError, UsageError
-from soloist.targets.tensorrt.builds import Builds, copy_builds
+from soloist.targets.tensorrt.builds import Builds, copy_builds, in_order
 
 folders = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("kernel_builds.py"))))
 
@@ -24,7 +24,8 @@ def test_a_copy_has_what_the_graph_needs_and_no_more(tmp_path):
     out.mkdir(parents=True)
     assert copy_builds(tmp_path, out, (87, 110), {32}) == ["sm_87"]
     wanted = Builds.read(tmp_path, "sm_87").tactics("", "FP16", 32)
-    assert len(wanted) > 1 and [r["build"] for r in Builds.read(out, "sm_87").tactics("", "FP16", 32)] == [
+    assert len(wanted) > 1
+    assert [r["build"] for r in Builds.read(out, "sm_87").tactics("", "FP16", 32)] == [
         record["build"] for record in wanted
     ]
     copied = read_builds(out)
@@ -37,3 +38,15 @@ def test_a_copy_has_what_the_graph_needs_and_no_more(tmp_path):
     (out / copied[0]["files"]["ptx"]["path"]).write_text("other")
     with pytest.raises(ArtifactError, match="missing or changed"):
         Builds.read(out, "sm_87")
+
+
+def test_a_kernel_that_reads_what_it_would_not_get_is_refused():
+    ptx = (
+        ".visible .entry k(\n\t.param .u64 k_param_0,\n\t.param .u64 k_param_1\n)\n{ ld.param.b64 %rd1, [k_param_1]; }"
+    )
+    assert in_order(ptx, ["y_ptr", "x_ptr"], ["x_ptr", "y_ptr"]).index("param_1") < ptx.index("param_1")
+    assert "k_param_0" not in in_order(ptx, ["scratch", "x_ptr"], ["x_ptr"])
+    with pytest.raises(ArtifactError, match="reads scratch, which TensorRT has not to give"):
+        in_order(ptx, ["y_ptr", "scratch"], ["y_ptr"])
+    with pytest.raises(ArtifactError, match="no entry of 3 arguments"):
+        in_order(ptx, ["a", "b", "c"], ["a"])

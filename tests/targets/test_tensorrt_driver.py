@@ -35,14 +35,16 @@ def test_memory_is_the_drivers(monkeypatch):
     driver = Driver()
     monkeypatch.setattr(run_engine.ctypes, "CDLL", lambda name: driver)
     gpu = run_engine.Gpu()
-    assert gpu.stream == 77 and driver.calls[:3] == ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"]
+    assert gpu.stream == 77
+    assert driver.calls[:3] == ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"]
     one, other = gpu.allocate(64), gpu.allocate(64)
     given, back = np.arange(8, dtype=np.int64), np.zeros(4, np.int64)
     gpu.upload(one, given)
     gpu.move(other, one + 16, 32)
     gpu.download(back, other)
     gpu.wait()
-    assert back.tolist() == [2, 3, 4, 5] and driver.calls[-1] == "cuStreamSynchronize"
+    assert back.tolist() == [2, 3, 4, 5]
+    assert driver.calls[-1] == "cuStreamSynchronize"
     assert driver.calls[-2] == "cuCtxSetCurrent"  # whichever thread calls
     gpu.close()
     assert driver.calls.count("cuMemFree_v2") == 2

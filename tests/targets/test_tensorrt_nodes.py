@@ -39,7 +39,8 @@ def _plugin(extra):
         def _run(self, x, words, scales, *more, group=None, plugin_namespace=None, plugin_version=None):
             assert (plugin_namespace, plugin_version) == ("soloist", "1")
             rest = dict(zip(INPUTS[extra][3:], more, strict=True))
-            assert words.dtype == np.int32 and scales.dtype == np.float16
+            assert words.dtype == np.int32
+            assert scales.dtype == np.float16
 
             def product(words, scales, zeros=None):
                 codes = unpack(words).astype(np.float64) - (
@@ -93,7 +94,8 @@ def test_a_node_means_its_matrix(extra, group):
         wanted = wanted + bias
     if up is not None:
         wanted = wanted / (1 + np.exp(-wanted)) * (x.astype(np.float64) @ up.dequantized().astype(np.float64).T)
-    assert y.dtype == np.float16 and np.abs(wanted).max() > 1
+    assert y.dtype == np.float16
+    assert np.abs(wanted).max() > 1
     assert np.allclose(y, wanted, atol=1e-3, rtol=1e-3)
 
 
@@ -131,7 +133,8 @@ def test_a_matmul_is_replaced(dtype):
         "product.zeros",
     }
     after = _run(model, x)
-    assert after.dtype == dtype and np.abs(before).max() > 1
+    assert after.dtype == dtype
+    assert np.abs(before).max() > 1
     assert np.allclose(after, before, atol=1e-2, rtol=5e-3)
 
 
@@ -171,7 +174,8 @@ def test_a_matmulnbits_is_replaced_and_gives_what_onnx_runtime_gave(zeros, group
     assert np.array_equal(numpy_helper.to_array(words), matrix.codes)  # the very integers
     assert len(model.graph.initializer) == 3
     after = _run(model, x)
-    assert np.abs(before).max() > 1 and np.allclose(after, before, atol=1e-2, rtol=5e-3)
+    assert np.abs(before).max() > 1
+    assert np.allclose(after, before, atol=1e-2, rtol=5e-3)
 
 
 def test_a_constant_that_others_read_stays():
@@ -257,12 +261,10 @@ def test_every_product_of_4_bit_blocks_is_replaced_and_no_other():
     wanted = ReferenceEvaluator(model).run(None, {"x": _x(5, 96)})[0]
     assert replace_all(model) == 4
     kinds = [node.op_type for node in model.graph.node]
-    assert (
-        kinds.count("w4a16_gemv") == 4
-        and kinds.count("DequantizeLinear") == 2
-        and kinds.count("MatMul") == 1
-        and "Cast" not in kinds
-    )
+    assert kinds.count("w4a16_gemv") == 4
+    assert kinds.count("DequantizeLinear") == 2
+    assert kinds.count("MatMul") == 1
+    assert "Cast" not in kinds
     names = {tensor.name for tensor in model.graph.initializer}
     assert {name for name in names if name.endswith(".codes")} == {"odd.codes", "eight.codes"}
     np.testing.assert_allclose(_run(model, _x(5, 96)), wanted, rtol=2e-2, atol=np.abs(wanted).max() * 5e-3)
@@ -271,6 +273,7 @@ def test_every_product_of_4_bit_blocks_is_replaced_and_no_other():
     restore_all(model)
     kinds = [node.op_type for node in model.graph.node]
     assert (kinds.count("MatMul"), kinds.count("DequantizeLinear"), "w4a16_gemv" in kinds) == (5, 6, False)
-    assert [opset.domain for opset in model.opset_import] == [""] and not groups_of(model)
+    assert [opset.domain for opset in model.opset_import] == [""]
+    assert not groups_of(model)
     onnx.checker.check_model(model)
     np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {"x": _x(5, 96)})[0], wanted)

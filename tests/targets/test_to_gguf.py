@@ -32,7 +32,7 @@ def reference(tiny):
 def test_compiled_file_gives_the_students_logits(tiny, reference, precision, tmp_path):
     pytest.importorskip("llama_cpp")
     from soloist.targets.run_gguf import GgufRuntime
-    from soloist.toolchain.verify import divergence
+    from soloist.toolchain.verify.differences import divergence
 
     facts = compile_gguf(tiny, tmp_path, precision, "Tiny")
     assert facts["file"] == f"Tiny-{size_label(facts['parameters'])}-{precision}.gguf"
@@ -122,10 +122,11 @@ def test_a_shard_that_is_missing_is_named(tiny, tmp_path):
     (student / "model.safetensors").unlink()
     names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     halves = [sorted(weights)[:7], sorted(weights)[7:]]
+    where = {}
     for name, keys in zip(names, halves, strict=True):
         save_file({key: weights[key] for key in keys}, str(student / name))
-    index = {"weight_map": {key: name for name, keys in zip(names, halves, strict=True) for key in keys}}
-    (student / "model.safetensors.index.json").write_text(json.dumps(index))
+        where |= dict.fromkeys(keys, name)
+    (student / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     whole = compile_gguf(tiny, tmp_path / "whole", "F16", "Tiny")
     made = compile_gguf(student, tmp_path / "sharded", "F16", "Tiny")
     gguf = pytest.importorskip("gguf")

@@ -9,7 +9,8 @@ from soloist.targets.tolerances import TOLERANCES, tolerance_of
 def test_fewer_bits_are_never_held_to_more():
     rows = [TOLERANCES[bits] for bits in sorted(TOLERANCES)]
     for coarse, fine in itertools.pairwise(rows):
-        assert coarse.kl > fine.kl and coarse.top1 < fine.top1
+        assert coarse.kl > fine.kl
+        assert coarse.top1 < fine.top1
 
 
 def test_a_format_is_held_to_the_bits_it_has_and_never_to_fewer_than_four():

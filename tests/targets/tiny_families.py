@@ -138,7 +138,7 @@ def _resize(folder: Path, rows: int) -> None:
 
 
 def pieces(prepend: bool = False) -> dict:
-    """tokenizer.json as transformers makes it of a SentencePiece model: merges are all cuts of each piece."""
+    """tokenizer.json as transformers makes it of a SentencePiece model: merges are all splits of each piece."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
     spaced = (
         "▁the ▁of ▁a in er on re he nd at ▁an ▁th en ▁in it or is al ar ▁is ing ▁and ion ▁to ▁What ▁sum ▁def ▁return "
@@ -147,15 +147,15 @@ def pieces(prepend: bool = False) -> dict:
     words = [*spaced.split(), "\n\n", "\n\n\n"]
     alphabet = [chr(code) for code in range(33, 127)] + list("▁\n\téпривет你好")
     tokens = dict.fromkeys([*special, *(f"<0x{byte:02X}>" for byte in range(256)), *alphabet])
-    steps = [word[:end] for word in words for end in range(2, len(word) + 1)]
-    tokens |= dict.fromkeys(steps)
-    vocab = {token: number for number, token in enumerate(tokens)}
-    merges = [
-        [token[:at], token[at:]]
-        for token in dict.fromkeys(steps)
-        for at in range(1, len(token))
-        if token[:at] in vocab and token[at:] in vocab
-    ]
+    steps: dict[str, None] = {}
+    for word in words:
+        steps |= dict.fromkeys(word[:end] for end in range(2, len(word) + 1))
+    vocab = {token: number for number, token in enumerate(tokens | steps)}
+    merges = []
+    for token in steps:
+        for at in range(1, len(token)):
+            if token[:at] in vocab and token[at:] in vocab:
+                merges.append([token[:at], token[at:]])
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     first = [{"type": "Prepend", "prepend": "▁"}] if prepend else []
     begin = {"SpecialToken": {"id": "<bos>", "type_id": 0}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def make_tokenizer(folder: Path, pre: str = "smollm") -> int:
     trainer = trainers.BpeTrainer(
         vocab_size=384, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator([text for chat in CHATS for text in chat] * 20, trainer)
+    tokenizer.train_from_iterator([*itertools.chain.from_iterable(CHATS)] * 20, trainer)
     content = json.loads(tokenizer.to_str())
     content["pre_tokenizer"] = by_name(pre).spec
     content["model"]["ignore_merges"] = by_name(pre).ignore_merges
