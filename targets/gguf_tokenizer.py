@@ -248,10 +248,9 @@ def adds(student: Path, kind: str) -> bool:
 def chat_template(student: Path) -> str:
     """The student's chat template. Raises ArtifactError where it has none."""
     file = student / "chat_template.jinja"
+    text: Any = _json(student / "tokenizer_config.json").get("chat_template")
     if file.is_file():
         text = file.read_text(encoding="utf-8")
-    else:
-        text = _json(student / "tokenizer_config.json").get("chat_template")
     if not text or not isinstance(text, str):
         raise ArtifactError(f"{student}: no chat template (chat_template.jinja); a chat student needs one")
     return text

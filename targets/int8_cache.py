@@ -62,7 +62,7 @@ class Int8Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
         else:  # a row for each token, each with room for itself alone
             rooms = [part[0, :, filled : filled + count].transpose(0, 1).unsqueeze(2) for part in self.parts]
             first = torch.zeros(count, dtype=torch.int32, device=self.device)
-            append_int8_ref(keys, values, *rooms, first)
+            append_int8_ref(*[keys, values, *rooms, first])
         self.filled = filled + count
         self.length.fill_(self.filled)
         return self, self

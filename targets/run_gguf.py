@@ -84,7 +84,7 @@ class GgufRuntime:
         self.name = path.stem
         self.path = path
         self._context_size = context
-        self._slots = [_Slot(i) for i in range(slots)]
+        self._slots = list(map(_Slot, range(slots)))
         self._clock = 0
         self._embedding_slot = -1  # the slot `embed` took, and takes again
         logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its log of loading a model
@@ -192,7 +192,7 @@ class GgufRuntime:
                 for job in jobs:
                     if job.grammar is not None:
                         self._lib.llama_sampler_free(job.grammar)
-            replies += [self._reply(job) for job in jobs]
+            replies += map(self._reply, jobs)
         return replies
 
     def _start(self, requests: Sequence[Request]) -> list[_Job]:
@@ -248,10 +248,8 @@ class GgufRuntime:
                 size += len(pending[0][1])
                 group.append(pending.pop(0))
             self._step(group)
-        active = [job for job in jobs if job.finish is None]
-        while active:
+        while active := [job for job in jobs if job.finish is None]:
             self._step([(job, [job.out[-1]]) for job in active])
-            active = [job for job in active if job.finish is None]
 
     def _step(self, work: Sequence[tuple[_Job, list[int]]]) -> None:
         """Compute `tokens` for each job and draw its next token."""
@@ -369,8 +367,11 @@ class GgufRuntime:
         try:
             self._decode_all(slot, tokens)
             width = int(self._lib.llama_model_n_embd(self._model))
-            pointers = [self._lib.llama_get_embeddings_ith(self._context, i) for i in range(len(tokens))]
-            mean = np.mean([np.ctypeslib.as_array(pointer, shape=(width,)) for pointer in pointers], axis=0)
+            states = []
+            for i in range(len(tokens)):
+                pointer = self._lib.llama_get_embeddings_ith(self._context, i)
+                states.append(np.ctypeslib.as_array(pointer, shape=(width,)))
+            mean = np.mean(states, axis=0)
         finally:
             self._lib.llama_set_embeddings(self._context, False)
         return mean.astype(np.float32), len(tokens)

@@ -85,7 +85,11 @@ class Builds:
     def tactics(self, extra: str, activations: str, group: int) -> tuple[Record, ...]:
         """Builds that compute the same, by name; TensorRT counts them from 1."""
         wanted = {f"{name}_ptr": _TRITON[kind] for name, kind in types_of(extra, activations).items()}
-        return tuple(r for r in self.records if r["constants"]["GROUP"] == group and _pointers(r) == wanted)
+        tactics = []
+        for record in self.records:
+            if record["constants"]["GROUP"] == group and _pointers(record) == wanted:
+                tactics.append(record)
+        return tuple(tactics)
 
     def kinds(self, extra: str) -> list[tuple[str, int]]:
         """Types of activations and groups that a plugin was built for."""
@@ -120,12 +124,12 @@ class Builds:
 
 def built_for(folder: Path, architectures: Sequence[int]) -> list[Builds]:
     """The builds for those of the architectures that a folder has. Raises ArtifactError where it has none of them."""
-    there = {record["arch"] for record in read_builds(folder) if record["kernel"] == KERNEL}
+    there = {(record["kernel"], record["arch"]) for record in read_builds(folder)}
     builds = []
     for architecture in architectures:
-        if f"sm_{architecture}" in there:
+        if (KERNEL, f"sm_{architecture}") in there:
             builds.append(Builds.read(folder, f"sm_{architecture}"))
-    return builds or [Builds.read(folder, f"sm_{architectures[0]}")]  # which says what there is
+    return builds or [Builds.read(folder, f"sm_{architectures[0]}")]  # raises, and says what there is
 
 
 def copy_builds(folder: Path, out: Path, architectures: Sequence[int], groups: Iterable[int]) -> list[str]:
@@ -136,8 +140,9 @@ def copy_builds(folder: Path, out: Path, architectures: Sequence[int], groups: I
         ArtifactError: no folder of `soloist kernels build`, or one without these architectures.
     """
     taken: list[Record] = []
-    boards = built_for(folder, architectures)
-    for builds in boards:
+    boards = []
+    for builds in built_for(folder, architectures):
+        boards.append(builds.arch)
         for group in sorted(set(groups)):
             tactics = builds.tactics("", "FP16", group)
             if not tactics:
@@ -148,7 +153,7 @@ def copy_builds(folder: Path, out: Path, architectures: Sequence[int], groups: I
                 shutil.copyfile(folder / ptx["path"], out / ptx["path"])
                 taken.append({**record, "files": {"ptx": ptx}})
     (out / "manifest.json").write_text(json.dumps({"facts": {"builds": taken}}, indent=1) + "\n", encoding="utf-8")
-    return [builds.arch for builds in boards]
+    return boards
 
 
 def _pointers(record: Record) -> dict[str, str]:
@@ -187,7 +192,7 @@ def in_order(ptx: str, names: Sequence[str], order: Sequence[str]) -> str:
         symbol = declaration.split()[-1]
         if name not in order and re.search(rf"\b{re.escape(symbol)}\b", ptx[entry.end() :]):
             raise ArtifactError(f"this kernel reads {name}, which TensorRT has not to give")
-    inside = ",\n\t".join(by_name[name] for name in order)
+    inside = ",\n\t".join(map(by_name.__getitem__, order))
     return f"{ptx[: entry.start('declared')]}\n\t{inside}\n{ptx[entry.end('declared') :]}"
 
 

@@ -60,7 +60,7 @@ def gemv_node(
         constants.append(onnx.helper.make_tensor(f"{name}.bias", kind, bias.shape, bias.astype(np.float32).tolist()))
     node = onnx.helper.make_node(
         plugin_name(extra),
-        [x, *(constant.name for constant in constants)],
+        [x, *named(constants)],
         [y],
         name=name,
         domain=NAMESPACE,
@@ -142,7 +142,7 @@ def replace(model: Any, node_name: str, matrix: Matrix | None = None, *, activat
 
 def _used(graph: Any, nodes: list[Any]) -> set[str]:
     """Names that nodes or the graph's outputs read."""
-    names = {output.name for output in graph.output}
+    names = set(named(graph.output))
     for node in nodes:
         names.update(node.input)
     return names

@@ -186,7 +186,7 @@ class Registry:
                 assert list(signature.parameters) == wanted, f"{kind} takes {signature}, wanted {wanted}"
                 annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
                 assert all(annotations[name] is tensor for name in entry.tensors)
-                assert all(annotations[name] == said for name, said in entry.attributes.items())
+                assert all(annotations[name] == annotation for name, annotation in entry.attributes.items())
                 assert typing.get_args(annotations["outputs"]) == (tensor,)
                 assert all(annotations[name] is int for name in ("stream", "tactic") if name in annotations)
                 back(signature.return_annotation)
@@ -198,17 +198,17 @@ class Registry:
         return outer
 
     def decorators(self):
-        def four(said):
-            name, ptx, launch, scalars = typing.get_args(said)
+        def four(annotation):
+            name, ptx, launch, scalars = typing.get_args(annotation)
             assert (name, ptx, launch) == (str, str, KernelLaunchParams)
             assert issubclass(scalars, SymIntExprs)
 
-        def combinations(said):
-            assert typing.get_origin(said) is list
-            assert typing.get_args(said) == (AutoTuneCombination,)
+        def combinations(annotation):
+            assert typing.get_origin(annotation) is list
+            assert typing.get_args(annotation) == (AutoTuneCombination,)
 
-        def nothing(said):
-            assert said is None
+        def nothing(annotation):
+            assert annotation is None
 
         return {
             "register": self.register,
@@ -266,9 +266,9 @@ class Stages:
         """Types of inputs and output, and tactics, for each combination."""
         descriptions = list(self._descriptions(known=True))
         y = self.entry.describe(*descriptions, **self.attributes)
-        found = self.entry.autotune(*descriptions, *self.attributes.values(), (y,))
-        assert all(len(one.types) == len(self.inputs) + 1 for one in found)
-        return [([kind.name for kind in one.types], one.tactics) for one in found]
+        combinations = self.entry.autotune(*descriptions, *self.attributes.values(), (y,))
+        assert all(len(one.types) == len(self.inputs) + 1 for one in combinations)
+        return [([kind.name for kind in one.types], one.tactics) for one in combinations]
 
     def launch(self, tactic, sizes):
         """Kernel name, PTX, launch parameters and scalars, worked out."""

@@ -203,8 +203,8 @@ class Builder:
             self.logger.log(Severity.ERROR, "Error Code 10: no tactic for   this block")
             return None
         kept = {"level": config.builder_optimization_level, "capabilities": list(config.capabilities.values())}
-        said = {"graph": network.graph, "profiles": config.profiles, "flags": config.flags, "pools": config.pools}
-        return json.dumps({**said, **kept}).encode()
+        built = {"graph": network.graph, "profiles": config.profiles, "flags": config.flags, "pools": config.pools}
+        return json.dumps({**built, **kept}).encode()
 
 
 class Refitter:
@@ -212,7 +212,7 @@ class Refitter:
         self.engine = engine
 
     def refit_cuda_engine(self):
-        return "REFIT" in self.engine.said["flags"]
+        return "REFIT" in self.engine.built["flags"]
 
 
 class OnnxParserRefitter:
@@ -222,7 +222,7 @@ class OnnxParserRefitter:
         self.refitter = refitter
 
     def refit_from_file(self, model):
-        self.refitter.engine.said["graph"] = model
+        self.refitter.engine.built["graph"] = model
         return True
 
     def get_error(self, index):
@@ -248,30 +248,30 @@ class Runtime:
 
 
 class ICudaEngine:
-    def __init__(self, said, host):
-        self.said, self.host = said, host
+    def __init__(self, built, host):
+        self.built, self.host = built, host
 
     def create_execution_context(self, strategy=0):
-        return IExecutionContext(self.said, self.host)
+        return IExecutionContext(self.built, self.host)
 
     def create_serialization_config(self):
         return ISerializationConfig()
 
     def serialize_with_config(self, arg0):
         assert not arg0.excluded
-        return json.dumps({**self.said, "refitted": True}).encode()
+        return json.dumps({**self.built, "refitted": True}).encode()
 
 
 class IExecutionContext:
-    def __init__(self, said, host):
+    def __init__(self, built, host):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         providers = ["CPUExecutionProvider"]
-        self.session = onnxruntime.InferenceSession(said["graph"], options, providers=providers)
-        self.profiles, self.host = said["profiles"], host
+        self.session = onnxruntime.InferenceSession(built["graph"], options, providers=providers)
+        self.profiles, self.host = built["profiles"], host
         self.profile, self.shapes, self.addresses, self.runs = None, {}, {}, []
 
     def set_optimization_profile_async(self, profile_index, stream_handle):
@@ -323,7 +323,7 @@ def library(version, name="tensorrt", host=None):
         setattr(module, kind.__name__, type(kind.__name__, (kind,), {}))
     module.Builder.STRONGLY_TYPED = version.startswith("10.")
     module.Runtime.HOST = host
-    module.Logger = lambda severity: SimpleNamespace(born=True, severity=severity, log=lambda *said: None)
+    module.Logger = lambda severity: SimpleNamespace(born=True, severity=severity, log=lambda *message: None)
     module.Logger.WARNING = Severity.WARNING
     for enum in ("NetworkDefinitionCreationFlag", "BuilderFlag", "MemoryPoolType", "SerializationFlag"):
         setattr(module, enum, IntEnum(enum, list(API["api"][enum])))

@@ -35,15 +35,15 @@ def test_every_file_is_a_device():
 
 @pytest.mark.parametrize("name", devices())
 def test_numbers_have_evidence_and_rates_have_students(name):
-    found = device(name)
-    assert set(found.evidence) == {number for number in NUMBERS if getattr(found, number) is not None}
-    assert (found.peak_tflops is None) == (found.peak_share is None)
-    assert found.usable_gb is None or found.usable_gb < found.memory_gb
-    assert found.kind != "jetson" or (found.architecture in ARCHITECTURES and found.modes)
-    assert found.worst_evidence in EVIDENCE
-    assert all(rate.student in STUDENTS and rate.source for rate in found.published)
-    fitted = {number for number, said in found.evidence.items() if said == "fitted"}
-    assert bool(fitted) == bool(found.published), "fitted means to rates that are given"
+    one = device(name)
+    assert set(one.evidence) == {number for number in NUMBERS if getattr(one, number) is not None}
+    assert (one.peak_tflops is None) == (one.peak_share is None)
+    assert one.usable_gb is None or one.usable_gb < one.memory_gb
+    assert one.kind != "jetson" or (one.architecture in ARCHITECTURES and one.modes)
+    assert one.worst_evidence in EVIDENCE
+    assert all(rate.student in STUDENTS and rate.source for rate in one.published)
+    fitted = {number for number, kind in one.evidence.items() if kind == "fitted"}
+    assert bool(fitted) == bool(one.published), "fitted means to rates that are given"
 
 
 @pytest.mark.parametrize("name", devices())
@@ -76,7 +76,7 @@ def test_a_purchase_is_spread_over_the_hours_its_reason_states():
 
 
 def test_every_architecture_we_build_for_has_a_device():
-    assert set(ARCHITECTURES) <= {found.architecture for found in devices().values()}
+    assert set(ARCHITECTURES) <= {one.architecture for one in devices().values()}
 
 
 def test_a_device_that_is_not_there_is_refused():
@@ -90,7 +90,7 @@ def test_the_weakest_evidence_is_told():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"colour": "red"}, "unknown key 'colour'"),
         ({"bandwidth_gbs": None}, "'bandwidth_gbs' is missing; evidence of bandwidth_gbs, which is not given"),
@@ -108,11 +108,11 @@ def test_the_weakest_evidence_is_told():
         ({"published": [{"student": "x"}]}, "a published rate needs bits, source, student, tokens_per_second"),
     ],
 )
-def test_a_file_with_a_fault_is_refused_with_every_fault(change, said):
+def test_a_file_with_a_fault_is_refused_with_every_fault(change, message):
     data = {key: value for key, value in (yaml.safe_load(GOOD) | change).items() if value is not None}
     with pytest.raises(ArtifactError) as caught:
         read_device(yaml.safe_dump(data, sort_keys=False), "jetson_orin_nano_8gb.yaml")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["- 1", "a: [", "just text"])

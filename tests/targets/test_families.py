@@ -68,13 +68,13 @@ def llama_logits(file):
     """Ids of the text, and the logits after each."""
     runtime = GgufRuntime(file, context=512, threads=1)
     ids = runtime.tokenize(TEXT)[:TOKENS]
-    found = runtime.logits(ids)
+    got = runtime.logits(ids)
     runtime.close()
-    return ids, found
+    return ids, got
 
 
-def difference(wanted, found):
-    return float(np.abs(wanted - found).max() / np.abs(wanted).max())
+def difference(wanted, got):
+    return float(np.abs(wanted - got).max() / np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("precision", LIMITS)
@@ -82,12 +82,12 @@ def difference(wanted, found):
 def test_llama_cpp_gives_the_students_logits(students, variant, precision, tmp_path):
     student = students(variant)
     facts = compile_gguf(student, tmp_path, precision, "Tiny")
-    ids, found = llama_logits(tmp_path / facts["file"])
+    ids, got = llama_logits(tmp_path / facts["file"])
     wanted = torch_logits(student, ids)
     assert len(ids) == TOKENS
-    assert found.shape == wanted.shape
-    assert difference(wanted, found) < LIMITS[precision]
-    assert (found.argmax(-1) == wanted.argmax(-1)).mean() >= SAME_TOP[precision]
+    assert got.shape == wanted.shape
+    assert difference(wanted, got) < LIMITS[precision]
+    assert (got.argmax(-1) == wanted.argmax(-1)).mean() >= SAME_TOP[precision]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -145,16 +145,16 @@ def test_a_quantized_student_keeps_its_integers(students, variant, bits, tmp_pat
     facts = compile_gguf(student, tmp_path / "out", name="Tiny")
     file = tmp_path / "out" / facts["file"]
     assert facts["precision"] == {4: "Q4_0", 5: "Q5_0", 6: "Q8_0", 8: "Q8_0"}[bits]
-    found = {tensor.name: tensor for tensor in read_gguf(file).tensors}
+    tensors = {tensor.name: tensor for tensor in read_gguf(file).tensors}
     where = families.places(json.loads((student / "config.json").read_text()), "here")
     read = {"Q4_0": from_q4_0, "Q5_0": from_q5_0, "Q8_0": from_q8_0}
     for name, matrix in content.matrices.items():
-        tensor, heads = found[where[name].name], where[name].heads
+        tensor, heads = tensors[where[name].name], where[name].heads
         again = read[tensor.tensor_type.name](np.array(tensor.data).reshape(matrix.shape[0], -1))
         order = families.head_order(matrix.shape[0], heads) if heads else np.arange(matrix.shape[0])
         np.testing.assert_array_equal(again.codes, matrix.codes[order], err_msg=name)
         np.testing.assert_array_equal(again.scales, matrix.scales[order], err_msg=name)
-    assert found[where[LEFT].name].tensor_type.name == "F16"
+    assert tensors[where[LEFT].name].tensor_type.name == "F16"
     write_dequantized(student, tmp_path / "values")
     ids, logits = llama_logits(file)
     assert difference(torch_logits(tmp_path / "values", ids), logits) < LIMITS["Q8_0"]
@@ -187,8 +187,8 @@ def test_what_is_special_about_a_family_shows_in_the_logits(students, variant, r
     elif forgotten == "windows":
         monkeypatch.setattr(families, "windows", lambda config: [False] * config["num_hidden_layers"])
     facts = compile_gguf(student, tmp_path, "F16", "Tiny")
-    ids, found = llama_logits(tmp_path / facts["file"])
-    assert difference(torch_logits(student, ids), found) > 3 * LIMITS["F16"]
+    ids, got = llama_logits(tmp_path / facts["file"])
+    assert difference(torch_logits(student, ids), got) > 3 * LIMITS["F16"]
 
 
 def test_the_names_are_those_of_the_gguf_package(students):
@@ -253,7 +253,7 @@ def test_configs_of_older_transformers_mean_the_same():
         "sliding_window": 512,
         "num_hidden_layers": 12,
     }
-    found = families.metadata(gemma, "here")
-    assert found["rope.freq_base"] == 1e6
-    assert found["rope.freq_base_swa"] == 1e4
-    assert found["attention.sliding_window_pattern"] == ([True] * 5 + [False]) * 2
+    keys = families.metadata(gemma, "here")
+    assert keys["rope.freq_base"] == 1e6
+    assert keys["rope.freq_base_swa"] == 1e4
+    assert keys["attention.sliding_window_pattern"] == ([True] * 5 + [False]) * 2

@@ -43,8 +43,8 @@ def importances(file, seed=0):
 
 
 def weighted_error(source, made, name, importance):
-    wanted, found = weights(source, name)[0], weights(made, name)[0]
-    return float(((wanted - found) ** 2 * importance).sum())
+    wanted, got = weights(source, name)[0], weights(made, name)[0]
+    return float(((wanted - got) ** 2 * importance).sum())
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def test_rows_that_no_k_quant_fits_fall_back(tiny_gguf, type, written, tmp_path)
 def test_types_per_tensor_are_what_was_asked(tiny_gguf, tmp_path):
     wanted = {DOWN: "q8_0", "token_embd.weight": "q5_1", "blk.0.attn_q.weight": "f16", "blk.1.attn_q.weight": "q6_K"}
     facts = quantize_gguf(tiny_gguf, tmp_path / "mixed.gguf", "q4_0", overrides=wanted)
-    found = {name: weights(tmp_path / "mixed.gguf", name)[1] for name in (*wanted, "blk.0.ffn_down.weight")}
-    assert found == {
+    kinds = {name: weights(tmp_path / "mixed.gguf", name)[1] for name in (*wanted, "blk.0.ffn_down.weight")}
+    assert kinds == {
         DOWN: "Q8_0",
         "token_embd.weight": "Q5_1",
         "blk.0.attn_q.weight": "F16",

@@ -64,8 +64,8 @@ def go(template, talk):
     greeting = re.fullmatch(r"(?:\{\{ if not \.System \}\}(.*)\{\{ end \}\})?", head, re.DOTALL).group(1) or ""
     pattern = r'\{\{ (?:else )?if eq \.Role "(\w+)" \}\}(.*?)\{\{ \.Content \}\}(.*?)(?=\{\{ else|\Z)'
     roles = {role: (before, after) for role, before, after in re.findall(pattern, body.group(1), re.DOTALL)}
-    said = "".join(roles[role][0] + text + roles[role][1] for role, text in talk)
-    return ("" if talk[0][0] == "system" else greeting) + said + answer
+    wrapped = "".join(roles[role][0] + text + roles[role][1] for role, text in talk)
+    return ("" if talk[0][0] == "system" else greeting) + wrapped + answer
 
 
 @pytest.mark.parametrize(

@@ -47,23 +47,23 @@ def test_bytes_are_those_of_the_layout(group):
 def test_the_floor_is_bytes_over_bandwidth_and_nothing_beats_it():
     for place in devices().values():
         for plan in PRECISIONS.values():
-            found = predict(TINY, place, plan)
-            assert found.floor_ms == pytest.approx((found.weight_bytes + found.kv_bytes) / place.bandwidth_gbs / 1e6)
-            assert found.itl_ms > found.floor_ms
-            assert found.label == "predicted"
-            assert found.tokens_per_second == pytest.approx(1000 / found.itl_ms)
-            assert (found.ttft_ms is None) == (place.peak_tflops is None)
+            one = predict(TINY, place, plan)
+            assert one.floor_ms == pytest.approx((one.weight_bytes + one.kv_bytes) / place.bandwidth_gbs / 1e6)
+            assert one.itl_ms > one.floor_ms
+            assert one.label == "predicted"
+            assert one.tokens_per_second == pytest.approx(1000 / one.itl_ms)
+            assert (one.ttft_ms is None) == (place.peak_tflops is None)
 
 
 def test_by_hand():
     """SmolLM2-135M in fp16 on the Orin Nano: 269 MB of weights, 45 KB of cache a context token."""
-    found = predict(TINY, NANO, PRECISIONS["fp16"], context=100, prompt=256)
-    assert found.weight_bytes == 2 * 134_479_872
-    assert found.kv_bytes == 100 * 2 * 30 * 3 * 64 * 2
-    assert found.floor_ms == pytest.approx((268.96 + 2.304) / 102, rel=1e-3)
-    assert found.itl_ms == pytest.approx((268.96 + 2.304) / 102 / 0.88 + 30 * 0.17, rel=1e-3)
+    one = predict(TINY, NANO, PRECISIONS["fp16"], context=100, prompt=256)
+    assert one.weight_bytes == 2 * 134_479_872
+    assert one.kv_bytes == 100 * 2 * 30 * 3 * 64 * 2
+    assert one.floor_ms == pytest.approx((268.96 + 2.304) / 102, rel=1e-3)
+    assert one.itl_ms == pytest.approx((268.96 + 2.304) / 102 / 0.88 + 30 * 0.17, rel=1e-3)
     operations = 2 * 106_168_320 * 256 + 2 * 28_311_552 + 2 * 256**2 * 576 * 30
-    assert found.ttft_ms == pytest.approx(operations / (0.4 * 16.7e9) + 30 * 0.17, rel=1e-3)
+    assert one.ttft_ms == pytest.approx(operations / (0.4 * 16.7e9) + 30 * 0.17, rel=1e-3)
 
 
 def test_an_8_bit_cache_is_half_and_its_scales():
@@ -77,7 +77,7 @@ def test_a_short_prompt_waits_for_the_weights():
     assert long > 10 * one
 
 
-@pytest.mark.parametrize("name", [name for name, found in devices().items() if found.published])
+@pytest.mark.parametrize("name", [name for name, one in devices().items() if one.published])
 def test_predictions_come_near_published_rates(name):
     """What `bandwidth_share` and `layer_ms` were fitted to: within 10 % each, so the model holds over sizes."""
     place = device(name)

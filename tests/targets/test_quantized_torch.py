@@ -216,9 +216,9 @@ def test_the_kernels_run_and_compute_alike(tiny, tmp_path, calls):
     assert "interpreter" in runtime.note
     ids = runtime.tokenize(runtime.render(QUESTION))[:18]
     for tokens, keep in ((ids[:17], 0), (ids[17:], 17)):
-        want, found = plain._feed(tokens, keep), runtime._feed(tokens, keep)
+        want, got = plain._feed(tokens, keep), runtime._feed(tokens, keep)
         # sums in float32 against torch's of float16: one rounding of each product's result, and of few products inside
-        assert 0 < np.abs(found - want).max() < 0.01 * np.abs(want).max()
+        assert 0 < np.abs(got - want).max() < 0.01 * np.abs(want).max()
     assert {name for name, *_ in calls} == {
         "w4a16_gemm",
         "w8a16_gemm",
@@ -261,7 +261,7 @@ assert "integers" in runtime.note and "compiled for sm_" in runtime.note, runtim
 ids = exact.tokenize("What is 12 + 30? What is 12 + 31? What is 12 + 32?")
 want, rows = exact.logits(ids), runtime.logits(ids)
 steps = np.stack([runtime._feed([token], at) for at, token in enumerate(ids)])
-print(max(np.abs(found - want).max() for found in (rows, steps)) / np.abs(want).max())
+print(max(np.abs(got - want).max() for got in (rows, steps)) / np.abs(want).max())
 """
 
 
@@ -319,7 +319,7 @@ def _with(folder: Path, **changes) -> None:
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 def test_integers_that_do_not_fit_the_config_are_refused(tiny, tmp_path, kernels):
-    for number, (changes, said) in enumerate(
+    for number, (changes, message) in enumerate(
         (
             ({"intermediate_size": 96}, "size mismatch|in its model 64 x 96"),
             ({"num_hidden_layers": 3}, "layers.2.*is missing"),
@@ -328,7 +328,7 @@ def test_integers_that_do_not_fit_the_config_are_refused(tiny, tmp_path, kernels
     ):
         folder = quantized(tiny, tmp_path / str(number))
         _with(folder, **changes)
-        with pytest.raises(ArtifactError, match=said):
+        with pytest.raises(ArtifactError, match=message):
             TorchRuntime(folder, kernels=kernels)
 
 

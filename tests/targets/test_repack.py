@@ -67,8 +67,8 @@ def test_known_bytes_of_one_block():
 def test_two_rows_of_a_transposed_tensor_share_bytes():
     codes = np.zeros((2, 32), np.uint8)
     codes[0, 0], codes[1, 0], codes[0, 1] = 9, 10, 15
-    found = to_block_dq(Matrix(pack(codes), np.ones((2, 1), np.float16), 32), 0)
-    assert found.data[:2].tolist() == [0x21, 0x87]  # (1, 2), then (7, -8), low first
+    tensor = to_block_dq(Matrix(pack(codes), np.ones((2, 1), np.float16), 32), 0)
+    assert tensor.data[:2].tolist() == [0x21, 0x87]  # (1, 2), then (7, -8), low first
 
 
 def test_the_words_are_the_kernels_words():
@@ -199,9 +199,9 @@ def test_onnx_runtime_multiplies_by_the_block_tensor(bits, group, axis):
     if axis == 1:
         product = onnx.helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
     exact = x.astype(np.float64) @ matrix.dequantized().astype(np.float64).T
-    found = _run([dequantize, product], initializers, x, 256)
+    got = _run([dequantize, product], initializers, x, 256)
     # fp32 sums of 256 products in whatever order
-    assert np.abs(found - exact).max() <= 256 * 2.0**-23 * (np.abs(x) @ np.abs(matrix.dequantized().T)).max()
+    assert np.abs(got - exact).max() <= 256 * 2.0**-23 * (np.abs(x) @ np.abs(matrix.dequantized().T)).max()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -211,8 +211,8 @@ def test_the_block_tensor_is_read_to_the_very_values(dtype):
     initializers, dequantize = dequantize_linear(matrix, "w", 0, dtype)
     x = np.zeros((64, 7), dtype)
     add = onnx.helper.make_node("Add", ["x", "w"], ["y"])
-    found = _run([dequantize, add], initializers, x, 64)
-    assert np.array_equal(found, matrix.dequantized().T.astype(dtype))
+    got = _run([dequantize, add], initializers, x, 64)
+    assert np.array_equal(got, matrix.dequantized().T.astype(dtype))
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_matmul_nbits_multiplies_by_our_matrix(bits, group, zeros, columns):
     )
     x = np.random.default_rng(2).normal(size=(4, columns)).astype(np.float32)
     exact = x.astype(np.float64) @ matrix.dequantized().astype(np.float64).T
-    found = _run([node], initializers, x, columns)
-    assert np.abs(found - exact).max() <= columns * 2.0**-23 * (np.abs(x) @ np.abs(matrix.dequantized().T)).max()
+    got = _run([node], initializers, x, columns)
+    assert np.abs(got - exact).max() <= columns * 2.0**-23 * (np.abs(x) @ np.abs(matrix.dequantized().T)).max()
 
 
 def test_importing_it_needs_no_torch():

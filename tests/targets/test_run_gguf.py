@@ -186,9 +186,9 @@ def test_logits_agree_with_what_is_said_and_leave_the_cache_right(one, alone):
     logits = one.logits(tokens)
     assert logits.shape[0] == len(tokens)
     assert logits.dtype == np.float32
-    said = one.chat(messages(PROMPTS[0]), SHORT)
-    assert said.text == alone[0]
-    assert one.tokenize(said.text)[0] == logits[-1].argmax()
+    reply = one.chat(messages(PROMPTS[0]), SHORT)
+    assert reply.text == alone[0]
+    assert one.tokenize(reply.text)[0] == logits[-1].argmax()
 
 
 def test_render_and_tokenize_follow_the_files_chat_template(one):
@@ -239,8 +239,8 @@ def test_text_is_normalized_as_the_students_tokenizer_does_it(normalizing, tmp_p
         ids = reference.encode(text, add_special_tokens=False).ids
         assert runtime.tokenize(text) == ids, ascii(text)
         assert (plain.tokenize(text) == ids) is (text not in DECOMPOSED), ascii(text)
-    asked, said = ([{"role": "user", "content": text}] for text in ("cafe\u0301 a\u0300", "caf\u00e9 \u00e0"))
-    first, again = (runtime.chat(messages, Sampling(max_tokens=4)) for messages in (asked, said))
+    asked, composed = ([{"role": "user", "content": text}] for text in ("cafe\u0301 a\u0300", "caf\u00e9 \u00e0"))
+    first, again = (runtime.chat(messages, Sampling(max_tokens=4)) for messages in (asked, composed))
     assert (first.text, first.tokens_in) == (again.text, again.tokens_in)
     assert again.tokens_cached == again.tokens_in - 1
     for opened in (runtime, plain):
@@ -271,7 +271,7 @@ def test_file_that_is_no_model_is_refused_by_name(base_gguf, tmp_path, make, mes
     make(path, base_gguf)
     with pytest.raises(ArtifactError) as caught:
         GgufRuntime(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: ")
-    assert message in said
-    assert "\n" not in said
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert message in text
+    assert "\n" not in text

@@ -191,9 +191,9 @@ def test_a_refusal_names_node_reason_and_remedy(exported, install, capsys, tmp_p
     module = install()
     module.OnnxParser.REFUSALS = (REFUSAL, ("b", "Loop", "UNSUPPORTED_GRAPH", "no loops"))
     assert build(exported, "--check", "--report", tmp_path / "report.json") == 1
-    said = capsys.readouterr().err
-    assert "refuses it: node 'layers.0/DequantizeLinear' (DequantizeLinear): no blocks of INT8 (and 1 more" in said
-    assert "quantize these tensors to 16 bits" in said
+    message = capsys.readouterr().err
+    assert "refuses it: node 'layers.0/DequantizeLinear' (DequantizeLinear): no blocks of INT8 (and 1 more" in message
+    assert "quantize these tensors to 16 bits" in message
     first, second = json.loads((tmp_path / "report.json").read_text())["errors"]
     assert (first["kind"], first["reason"], second["operator"]) == ("UNSUPPORTED_NODE", "no blocks of INT8", "Loop")
     module.OnnxParser.REFUSALS, module.Builder.ENGINES = (), False
@@ -219,14 +219,14 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_cannot_be_built_is_said_in_a_line(exported, install, capsys, fault):
-    change, version, said = FAULTS[fault]
+    change, version, message = FAULTS[fault]
     install(version)
     if change is not None:
         change(exported)
     assert build(exported) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
-    assert any(part in error for part in said.split("|")), error
+    assert any(part in error for part in message.split("|")), error
     assert not list(exported.glob("*.engine*"))
     assert not list(exported.glob("*.tmp"))
 

@@ -83,8 +83,8 @@ def test_a_node_means_its_matrix(extra, group):
     matrix, up = _matrix(group, zeros=extra == "zeros"), _matrix(group, seed=1) if extra == "gated" else None
     bias = np.linspace(-1, 1, N).astype(np.float16) if extra == "bias" else None
     constants, node = gemv_node(matrix, "x", "y", "layer", up=up, bias=bias)
-    said = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    assert said == {"group": [group], "plugin_namespace": b"soloist", "plugin_version": b"1"}
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    assert attributes == {"group": [group], "plugin_namespace": b"soloist", "plugin_version": b"1"}
     assert (node.op_type, node.domain) == (plugin_name(extra), "soloist")
     assert list(node.input) == ["x", *(f"layer.{name}" for name in INPUTS[extra][1:])]
     x = _x(2, 3, K)

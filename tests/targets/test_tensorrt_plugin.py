@@ -197,11 +197,11 @@ def test_the_ptx_computes_y_when_launched_as_tensorrt_does(tmp_path):
 
 def test_every_declared_build_that_needs_no_second_kernel_is_a_tactic(monkeypatch):
     builds = _declared([_record(build) for build in KERNEL.builds()], monkeypatch)
-    found = []
+    tactics = []
     for extra in INPUTS:
         for kind in builds.kinds(extra):
-            found += [tactic["build"] for tactic in builds.tactics(extra, *kind)]
-    assert sorted(found) == sorted(build.name for build in DECLARED if _whole(build))
+            tactics += [tactic["build"] for tactic in builds.tactics(extra, *kind)]
+    assert sorted(tactics) == sorted(build.name for build in DECLARED if _whole(build))
     for extra in INPUTS:
         assert builds.kinds(extra), f"nothing is built for {plugin_name(extra)}"
 
@@ -215,20 +215,20 @@ def test_the_four_plugins_say_their_types(monkeypatch, plugin):
         "w4a16_gemv_bias",
         "w4a16_gemv_gated",
     ]
-    said = {
+    expected = {
         "": ["HALF", "INT32", "HALF", "HALF"],
         "zeros": ["HALF", "INT32", "HALF", "INT8", "HALF"],
         "bias": ["HALF", "INT32", "HALF", "HALF", "HALF"],
         "gated": ["HALF", "INT32", "HALF", "INT32", "HALF", "HALF"],
     }
-    for extra, types in said.items():
+    for extra, types in expected.items():
         stages = double.Stages(plugin, f"soloist::{plugin_name(extra)}", _inputs(extra, (1,), 64, 96), group=GROUP)
-        found = stages.combinations()
+        combinations = stages.combinations()
         count = sum(b.variant == "-".join(filter(None, ("fp16-g32", extra))) and _whole(b) for b in DECLARED)
-        assert found[0] == (types, list(range(1, count + 1)))
+        assert combinations[0] == (types, list(range(1, count + 1)))
         assert count > 0
         brain = [["BF16" if i in (0, len(types) - 1) else kind for i, kind in enumerate(types)]]
-        assert [one[0] for one in found[1:]] == (brain if extra == "" else [])
+        assert [one[0] for one in combinations[1:]] == (brain if extra == "" else [])
         assert stages.output({}) == (HALF, (1, 64))
 
 

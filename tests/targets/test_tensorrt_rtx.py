@@ -160,9 +160,9 @@ def test_scales_are_as_the_parser_asks(graph):
             node.input[1] = "scales"
         rows = make_node("Gather", ["weight", "input_ids"], ["rows"]), make_node("Cast", ["rows"], ["logits"], to=7)
         folder = graph(*[cast] * hidden, node, *rows, inputs=rtx_inputs(), constants=tensors)
-        found = rtx.check_rtx(folder)
-        assert len(found) == refused, f"{bits} bits: {found}"
-        assert all("positive" in one["reason"] and "scales above 0" in one["advice"] for one in found)
+        refusals = rtx.check_rtx(folder)
+        assert len(refusals) == refused, f"{bits} bits: {refusals}"
+        assert all("positive" in one["reason"] and "scales above 0" in one["advice"] for one in refusals)
         shutil.rmtree(folder)
 
 
@@ -205,12 +205,12 @@ def test_without_the_package_its_extra_is_named(graph, monkeypatch, tmp_path):
 
 
 def test_capabilities_are_those_of_the_library(tmp_path):
-    for given, said in (
+    for given, message in (
         (("8.7",), r"compute capability '8.7': TensorRT-RTX builds for 8.6 \(GeForce RTX 30\), 8.9"),
         ((), "TensorRT-RTX builds for named compute capabilities"),
         (("8.9", "8.9"), "one is named twice"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             rtx.build_rtx(tmp_path, tmp_path / "out", given)
     assert not list(tmp_path.iterdir())
 
@@ -246,11 +246,11 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("case", PROGRAMS)
 def test_a_builder_that_dies_is_one_clear_error(graph, there, monkeypatch, tmp_path, case):
-    program, kind, said = PROGRAMS[case]
+    program, kind, message = PROGRAMS[case]
     (tmp_path / "builder.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(rtx.build_engine, "__name__", "builder")
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         rtx.build_rtx(
             graph(identity()), tmp_path / "engine", ("8.9",), lengths=LENGTHS, seconds=1 if "slow" in case else 60
         )
@@ -279,7 +279,7 @@ def test_a_jetpack_is_its_tensorrt():
     assert not release(jetpack="7.2.2").strongly_typed_flag
     assert not release(tensorrt="11.4").jetpacks
     assert release(tensorrt="10.16.1.11").tensorrt == "10.16"
-    assert [found.number for found in RELEASES] == sorted(found.number for found in RELEASES)
+    assert [known.number for known in RELEASES] == sorted(known.number for known in RELEASES)
 
 
 WRONG = {
@@ -295,6 +295,6 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_versions_are_refused(case):
-    asked, said = WRONG[case]
-    with pytest.raises(UsageError, match=said):
+    asked, message = WRONG[case]
+    with pytest.raises(UsageError, match=message):
         release(**asked)
