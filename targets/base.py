@@ -25,7 +25,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw tokens. Temperature 0 is greedy; `seed` makes a temperature above 0 repeatable."""
+    """How to sample tokens. Temperature 0 is greedy; `seed` makes a temperature above 0 repeatable."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -81,7 +81,7 @@ class Runtime(Protocol):
 
 
 def default_threads() -> int:
-    """Threads of a runtime that was told nothing: OMP_NUM_THREADS, else all cores but one.
+    """Threads of a runtime by default: OMP_NUM_THREADS, else all cores but one.
 
     The runtimes wait for each other at every layer, so on a machine without a free core one more thread
     makes them many times slower, not faster.

@@ -29,7 +29,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return min(len(a), len(b))
 
 
-def draw(logits: Logits, sampling: Sampling, random: np.random.Generator) -> int:
+def sample(logits: Logits, sampling: Sampling, random: np.random.Generator) -> int:
     """The next token: the likeliest at temperature 0, else drawn from the nucleus `top_p`."""
     if sampling.temperature <= 0:
         return int(logits.argmax())
@@ -106,7 +106,7 @@ class CachedDecoder(ABC):
         out: list[int] = []
         text, shown, first, finish = "", 0, 0.0, "length"
         while True:
-            token = draw(logits, sampling, random)
+            token = sample(logits, sampling, random)
             first = first or time.perf_counter()
             if token in self.stop_ids:
                 finish = "stop"

@@ -1,4 +1,4 @@
-"""The model families GGUF takes a student of: which tensors, under which names and shapes, and what they mean.
+"""The model families that can become GGUF: which tensors, under which names and shapes, and what they mean.
 
     config.json     GGUF       what is not plain Llama
     llama           llama      query and key rows reordered; frequencies scaled as in Llama 3 by a tensor of factors

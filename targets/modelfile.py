@@ -40,7 +40,7 @@ def write(gguf: Path, student: Path, notes: Sequence[str] = ()) -> Path:
     if parts is None:
         lines += ["", "# The chat template does more than wrap messages; Ollama takes its nearest from the file.", ""]
     else:
-        lines += ["", f'TEMPLATE """{_go(parts)}"""', ""]
+        lines += ["", f'TEMPLATE """{_ollama_template(parts)}"""', ""]
         stops.append(parts["assistant end"].strip())
     for stop in dict.fromkeys(filter(None, stops)):
         lines.append(f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}")
@@ -118,7 +118,7 @@ def _wrapped(parts: Mapping[str, str], messages: Sequence[Message], opened: bool
     return text + parts["answer"] if opened else text
 
 
-def _go(parts: Mapping[str, str]) -> str:
+def _ollama_template(parts: Mapping[str, str]) -> str:
     """The template in Ollama's language, without the token at the beginning, which llama.cpp adds itself."""
     greeting = f"{{{{ if not .System }}}}{parts['greeting']}{{{{ end }}}}" if parts["greeting"] else ""
     roles, word = "", "if"

@@ -6,8 +6,8 @@
 
 Decoding one token reads every weight of the layers and of the head once (of the embedding one row) and the whole KV
 cache; a prompt of T tokens costs 2 T operations a weight, the head once, and 4 * T^2 / 2 * heads * head_dim a layer for
-attention. Shares and layer_ms are the device's (`soloist.targets.devices`), which says of each where it comes from.
-A floor is arithmetic and cannot be beaten; everything else is a PREDICTION and is labelled so wherever it is shown.
+attention. Shares and layer_ms are the device's (`soloist.targets.devices`), with the evidence of each.
+A floor is arithmetic and cannot be beaten; everything else is a PREDICTION and is labeled so wherever it is shown.
 Measured rates come from `soloist bench`. Left out: tokenizer and loading (measured, not predicted), more than one
 question at a time, and small students' launches beyond a constant per layer: below half a billion weights that constant
 is most of the time, and the bandwidth says little.

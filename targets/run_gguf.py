@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from soloist.kernels.errors import ArtifactError, EngineError
 from soloist.targets.base import Message, Reply, Sampling, default_threads, require
-from soloist.targets.decode import before_stop, common_prefix, draw
+from soloist.targets.decode import before_stop, common_prefix, sample
 from soloist.targets.gguf_file import check_gguf
 from soloist.targets.gguf_tokenizer import NORMALIZER
 
@@ -252,7 +252,7 @@ class GgufRuntime:
             self._step([(job, [job.out[-1]]) for job in active])
 
     def _step(self, work: Sequence[tuple[_Job, list[int]]]) -> None:
-        """Compute `tokens` for each job and draw its next token."""
+        """Compute `tokens` for each job and sample its next token."""
         rows, n = [], 0
         for job, tokens in work:
             at = len(job.slot.tokens)
@@ -287,8 +287,8 @@ class GgufRuntime:
         return np.ctypeslib.as_array(pointer, shape=(self._size,))
 
     def _take(self, job: _Job, logits: Logits) -> None:
-        """Draw a token for the job and see whether it ends there."""
-        token = self._draw(job, logits)
+        """Sample a token for the job and see whether it ends there."""
+        token = self._sample(job, logits)
         now = time.perf_counter()
         job.first = job.first or now
         job.end = now
@@ -313,19 +313,19 @@ class GgufRuntime:
             job.shown += len(text.encode())
             job.request.on_text(text)
 
-    def _draw(self, job: _Job, logits: Logits) -> int:
+    def _sample(self, job: _Job, logits: Logits) -> int:
         """Greedy or sampled; under a grammar the whole vocabulary is checked only if the first choice is refused."""
         sampling = job.request.sampling
         if job.grammar is None:
-            return draw(logits, sampling, job.random)
-        token = draw(logits, sampling, job.random)
+            return sample(logits, sampling, job.random)
+        token = sample(logits, sampling, job.random)
         if self._allowed(job, np.array([token], dtype=np.int32)).size:
             return token
         order = np.argsort(-logits)
         for count in (64, 1024, len(order)):
             allowed = self._allowed(job, order[:count].astype(np.int32))
             if allowed.size:
-                return int(allowed[draw(logits[allowed], sampling, job.random)])
+                return int(allowed[sample(logits[allowed], sampling, job.random)])
         raise EngineError(f"{self.name}: the grammar allows no token after '{job.data.decode('utf-8', 'replace')}'")
 
     def _allowed(self, job: _Job, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""What a portable folder says of itself, and the names of its tensors.
+"""The facts of a portable folder, and the names of its tensors.
 
     model.onnx, model.onnx.data      the graph and its weights
     tokenizer.json                   as the `tokenizers` package reads it
@@ -58,7 +58,7 @@ class Facts(Shapes):
         stop_ids: tokens that end an answer.
         special: the special tokens a chat template may name ("bos_token" …).
         bits: how many matrices there are of each number of bits; empty for a float model.
-        accuracy_level: what ONNX Runtime is told for the products of quantized weights.
+        accuracy_level: ONNX Runtime's setting for products with quantized weights.
         operators: how often each operator stands in the graph.
         sizes: bytes of the files beside this one.
     """

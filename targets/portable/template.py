@@ -50,7 +50,7 @@ class FolderDecoder(CachedDecoder):
 
 
 class Render(Protocol):
-    """Messages to prompt text, with the words that open the answer unless told otherwise."""
+    """The prompt of messages, by default with the text that opens the answer."""
 
     def __call__(self, messages: Sequence[Message], open_answer: bool = True) -> str: ...
 

@@ -10,8 +10,8 @@ behind them. PTX names its parameters, so their declarations are put in another 
 
 Zero points are INT8 here (0 .. 15: the same bytes), because TensorRT's ONNX parser turns UINT8 constants into INT32.
 Only builds with SPLITS = 1 are taken: split columns need a second kernel, and a plugin launches one. Only builds within
-48 KiB of shared memory: nothing says that TensorRT asks the driver for more. Left out: the cubins, since TensorRT's
-documentation speaks of PTX alone.
+48 KiB of shared memory: nothing says that TensorRT asks the driver for more. Left out: the cubins, since TensorRT
+documents PTX alone.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ import pytest
 
 from soloist.kernels.errors import EngineError
 from soloist.targets.base import Sampling
-from soloist.targets.decode import CachedDecoder, before_stop, common_prefix, draw
+from soloist.targets.decode import CachedDecoder, before_stop, common_prefix, sample
 
 
 class Bytes(CachedDecoder):
@@ -98,14 +98,14 @@ def test_common_prefix(a, b, count):
 
 def test_draw_is_greedy_seeded_and_bounded_by_the_nucleus():
     logits = np.log(np.array([0.1, 0.6, 0.25, 0.05], dtype=np.float32))
-    assert draw(logits, Sampling(), np.random.default_rng(0)) == 1
+    assert sample(logits, Sampling(), np.random.default_rng(0)) == 1
     warm = Sampling(temperature=1.0, top_p=0.8)
     random = np.random.default_rng(3)
-    drawn = [draw(logits, warm, random) for _ in range(2000)]
+    drawn = [sample(logits, warm, random) for _ in range(2000)]
     assert set(drawn) == {1, 2}
     assert np.mean(np.array(drawn) == 1) == pytest.approx(0.6 / 0.85, abs=0.04)
     again = np.random.default_rng(3)
-    assert drawn[:50] == [draw(logits, warm, again) for _ in range(50)]
+    assert drawn[:50] == [sample(logits, warm, again) for _ in range(50)]
 
 
 @pytest.mark.parametrize(
