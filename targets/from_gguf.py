@@ -77,7 +77,9 @@ def from_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> dict[str, Any]:
     elif end is not None and end != generation["eos_token_id"]:
         generation["eos_token_id"] = [generation["eos_token_id"], end]
     files |= {"config.json": json.dumps(config, indent=2), "generation_config.json": json.dumps(generation, indent=2)}
-    _write_files(files, out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
     save_weights(weights.items(), out / "model.safetensors")
     return {
         "architecture": config["architectures"][0],
@@ -86,17 +88,6 @@ def from_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> dict[str, Any]:
         "name": field(reader, "general.name", path.stem),
         "dtype": dtype,
     }
-
-
-def write_tokenizer(path: Path, out: Path, pre: PreTokenizer) -> None:
-    """Write the tokenizer and chat template of a GGUF file into `out`, whose pre-tokenizer is `pre`."""
-    _write_files(tokenizer_from_gguf.files(partial(field, read_gguf(path)), pre), out)
-
-
-def _write_files(files: Mapping[str, str], out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (out / name).write_text(text, encoding="utf-8")
 
 
 def _pre_tokenizer(reader: Any, path: Path) -> PreTokenizer | None:

@@ -152,13 +152,6 @@ def to_q4_0(matrix: Matrix) -> Bytes:
     return raw.reshape(rows, columns // BLOCK * 18)
 
 
-def from_q4_0(raw: Bytes) -> Matrix:
-    """Groups of 32."""
-    blocks = raw.reshape(len(raw), -1, 18)
-    codes = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], axis=-1)
-    return Matrix(pack(codes.reshape(len(raw), -1)), _scales_of(blocks), BLOCK)
-
-
 def to_q5_0(matrix: Matrix) -> Bytes:
     """GGUF bytes (N, K / 32 * 22). Raises ArtifactError."""
     scales = _blocks(matrix, 5, "Q5_0")
@@ -170,32 +163,12 @@ def to_q5_0(matrix: Matrix) -> Bytes:
     return raw.reshape(rows, columns // BLOCK * 22)
 
 
-def from_q5_0(raw: Bytes) -> Matrix:
-    """Groups of 32."""
-    blocks = raw.reshape(len(raw), -1, 22)
-    low = np.concatenate([blocks[..., 6:] & 15, blocks[..., 6:] >> 4], axis=-1)
-    fifth = np.unpackbits(np.ascontiguousarray(blocks[..., 2:6]), axis=-1, bitorder="little")
-    codes = (low | (fifth << 4)).astype(np.int8) - 16
-    return Matrix(codes.astype(np.int8).reshape(len(raw), -1), _scales_of(blocks), BLOCK, None, 5)
-
-
 def to_q8_0(matrix: Matrix) -> Bytes:
     """GGUF bytes (N, K / 32 * 34). Raises ArtifactError."""
     scales = _blocks(matrix, 8, "Q8_0")
     rows, columns = matrix.shape
     codes = matrix.codes.view(np.uint8).reshape(rows, -1, BLOCK)
     return np.concatenate([scales[..., None].view(np.uint8), codes], axis=-1).reshape(rows, columns // BLOCK * 34)
-
-
-def from_q8_0(raw: Bytes) -> Matrix:
-    """Groups of 32."""
-    blocks = raw.reshape(len(raw), -1, 34)
-    codes = np.ascontiguousarray(blocks[..., 2:]).view(np.int8).reshape(len(raw), -1)
-    return Matrix(codes, _scales_of(blocks), BLOCK)
-
-
-def _scales_of(blocks: Bytes) -> npt.NDArray[np.float16]:
-    return np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
 
 
 # --- ONNX Runtime: com.microsoft.MatMulNBits and GatherBlockQuantized ---

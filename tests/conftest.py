@@ -10,6 +10,7 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -130,18 +131,29 @@ def tiny_portable(tiny, one_thread, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_smollm2(base_gguf, tmp_path_factory) -> Path:
+def smollm2_tokenizer(base_gguf, tmp_path_factory) -> Path:
+    """A folder with the tokenizer and chat template of SmolLM2, as they are read from the base's GGUF file."""
+    pytest.importorskip("gguf")
+    from soloist.targets import tokenizer_from_gguf
+    from soloist.targets.gguf_file import field, read_gguf
+    from soloist.targets.pretokenizers import by_name
+
+    folder = tmp_path_factory.mktemp("smollm2") / "tokenizer"
+    folder.mkdir()
+    files = tokenizer_from_gguf.files(partial(field, read_gguf(base_gguf)), by_name("smollm"))
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_smollm2(smollm2_tokenizer, tmp_path_factory) -> Path:
     """A Hugging Face folder: SmolLM2's own tokenizer under two layers that know a few chats by heart.
 
     Next to random weights every token is a toss-up and "the same top token" means nothing.
     """
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    from soloist.targets.from_gguf import write_tokenizer
-    from soloist.targets.pretokenizers import by_name
-
-    folder = tmp_path_factory.mktemp("smollm2") / "base"
-    folder.mkdir()
-    write_tokenizer(base_gguf, folder, by_name("smollm"))
+    folder = shutil.copytree(smollm2_tokenizer, tmp_path_factory.mktemp("smollm2") / "base")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
     torch.manual_seed(0)
     config = transformers.LlamaConfig(

@@ -18,9 +18,7 @@ from soloist.targets.portable.facts import DATA, GRAPH, Shapes, cache_names
 
 OPSET = 21  # the first with INT4 and with DequantizeLinear in blocks
 IR_VERSION = 10  # of opset 21; TensorRT 10.3 reads no newer file
-LEAD = (
-    16  # int32 words by which a constant over another's bytes begins before it; TensorRT knows weights by address
-)
+LEAD = 16  # int32 words by which a constant over another's bytes begins before it; TensorRT knows weights by address
 _WORD = 4  # bytes
 _INLINE = 1024  # smaller constants stay in model.onnx, where shapes must be known before the weights are read
 _VALUE_DEPENDENT = frozenset(

@@ -6,6 +6,7 @@ import json
 import runpy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,10 +25,11 @@ from soloist.targets.quantized import (  # noqa: E402
     read_quantized,
     write_dequantized,
 )
-from soloist.targets.repack import Matrix, from_q4_0, from_q5_0, from_q8_0  # noqa: E402
+from soloist.targets.repack import Matrix  # noqa: E402
 from soloist.targets.run_gguf import GgufRuntime  # noqa: E402
 from soloist.targets.to_gguf import compile_gguf  # noqa: E402
 
+gguf_blocks = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("gguf_blocks.py"))))
 _TINY = runpy.run_path(str(Path(__file__).with_name("tiny_families.py")))
 VARIANTS = tuple(_TINY["VARIANTS"])
 TEXT = "The quick brown fox 12 + 30 = 42. naïve café " * 12
@@ -147,7 +149,7 @@ def test_a_quantized_student_keeps_its_integers(students, variant, bits, tmp_pat
     assert facts["precision"] == {4: "Q4_0", 5: "Q5_0", 6: "Q8_0", 8: "Q8_0"}[bits]
     tensors = {tensor.name: tensor for tensor in read_gguf(file).tensors}
     where = families.places(json.loads((student / "config.json").read_text()), "here")
-    read = {"Q4_0": from_q4_0, "Q5_0": from_q5_0, "Q8_0": from_q8_0}
+    read = {"Q4_0": gguf_blocks.from_q4_0, "Q5_0": gguf_blocks.from_q5_0, "Q8_0": gguf_blocks.from_q8_0}
     for name, matrix in content.matrices.items():
         tensor, heads = tensors[where[name].name], where[name].heads
         again = read[tensor.tensor_type.name](np.array(tensor.data).reshape(matrix.shape[0], -1))

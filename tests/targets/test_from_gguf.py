@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from soloist.kernels.errors import ArtifactError
-from soloist.targets.from_gguf import find_base, from_gguf, write_tokenizer
+from soloist.targets.from_gguf import find_base, from_gguf
 from soloist.targets.gguf_file import read_gguf
-from soloist.targets.pretokenizers import by_name
 from soloist.targets.tokenizer_cases import TOKENIZER_CASES
 
 pytest.importorskip("gguf")
@@ -50,12 +49,11 @@ def test_bfloat16_halves_the_file(tiny_gguf, tmp_path):
     assert json.loads((tmp_path / "half/config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_smollm2_cuts_tokenizer_cases_as_llama_cpp_does(base_gguf, tmp_path):
+def test_smollm2_splits_tokenizer_cases_as_llama_cpp_does(base_gguf, smollm2_tokenizer):
     llama_cpp = pytest.importorskip("llama_cpp")
     from transformers import AutoTokenizer
 
-    write_tokenizer(base_gguf, tmp_path, by_name("smollm"))
-    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(str(smollm2_tokenizer))
     llama = llama_cpp.Llama(str(base_gguf), vocab_only=True, verbose=False)
     for text in TOKENIZER_CASES:
         ids = tokenizer.encode(text, add_special_tokens=False)

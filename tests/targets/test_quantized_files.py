@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +28,6 @@ from soloist.targets.repack import (  # noqa: E402
     NBits,
     from_block_dq,
     from_matmul_nbits,
-    from_q4_0,
-    from_q8_0,
     to_block_dq,
 )
 from soloist.targets.to_gguf import compile_gguf, head_order  # noqa: E402
@@ -39,6 +38,7 @@ from soloist.toolchain.quantize.stage import QuantizeConfig, quantize  # noqa: E
 from soloist.toolchain.verify.differences import divergence  # noqa: E402
 from soloist.toolchain.verify.process import Prompts  # noqa: E402
 
+gguf_blocks = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("gguf_blocks.py"))))
 CHAT: list[Message] = [{"role": "user", "content": "What is 12 + 30?"}]
 PROMPTS = Prompts([CHAT], ["The sum of 12 and 30 is 42."])
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -63,7 +63,7 @@ def from_gguf_file(file: Path, config: dict) -> dict[str, Matrix]:
     found = {}
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     for tensor in gguf.GGUFReader(file).tensors:
-        read = {"Q4_0": from_q4_0, "Q8_0": from_q8_0}.get(tensor.tensor_type.name)
+        read = {"Q4_0": gguf_blocks.from_q4_0, "Q8_0": gguf_blocks.from_q8_0}.get(tensor.tensor_type.name)
         if read is not None:
             matrix = read(np.array(tensor.data))
             count = heads.get(tensor.name.split(".")[-2])

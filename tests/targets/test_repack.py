@@ -1,5 +1,8 @@
+import runpy
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +16,6 @@ from soloist.targets.repack import (
     dequantize_linear,
     from_block_dq,
     from_matmul_nbits,
-    from_q4_0,
-    from_q5_0,
-    from_q8_0,
     pack,
     stack,
     to_block_dq,
@@ -25,6 +25,8 @@ from soloist.targets.repack import (
     to_q8_0,
     unpack,
 )
+
+gguf_blocks = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("gguf_blocks.py"))))
 
 
 def make(rows=3, columns=96, bits=4, group=32, zeros=False, seed=0) -> Matrix:
@@ -93,14 +95,14 @@ def test_narrow_codes_travel_in_the_next_container(bits):
     matrix = make(4, 160, bits, 64)
     assert (matrix.bits, matrix.stored_bits) == (bits, 8)
     values = matrix.dequantized()
-    assert np.array_equal(from_q8_0(to_q8_0(matrix)).dequantized(), values)
+    assert np.array_equal(gguf_blocks.from_q8_0(to_q8_0(matrix)).dequantized(), values)
     assert np.array_equal(from_matmul_nbits(to_matmul_nbits(matrix), 8, 160).dequantized(), values)
     assert np.array_equal(from_block_dq(to_block_dq(matrix)).dequantized(), values)
     if bits == 6:
         with pytest.raises(ArtifactError, match="6-bit codes cannot become Q5_0"):
             to_q5_0(matrix)
         return
-    back = from_q5_0(to_q5_0(matrix))
+    back = gguf_blocks.from_q5_0(to_q5_0(matrix))
     assert back.bits == 5
     assert np.array_equal(back.codes, matrix.codes)
     assert np.array_equal(back.dequantized(), values)
@@ -115,7 +117,7 @@ def test_every_format_comes_back(rows, blocks, group, eight, seed):
     assert same(from_matmul_nbits(nbits, matrix.stored_bits, matrix.shape[1]), matrix)
     for axis in (0, 1):
         assert same(from_block_dq(to_block_dq(matrix, axis)), matrix)
-    back = from_q8_0(to_q8_0(matrix)) if eight else from_q4_0(to_q4_0(matrix))
+    back = gguf_blocks.from_q8_0(to_q8_0(matrix)) if eight else gguf_blocks.from_q4_0(to_q4_0(matrix))
     assert np.array_equal(back.codes, matrix.codes)
     assert np.array_equal(back.dequantized(), matrix.dequantized())
     repeated = np.repeat(matrix.scales, group // 32, axis=1)[:, :blocks]
