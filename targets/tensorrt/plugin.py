@@ -19,6 +19,7 @@ This module can be imported anywhere; `register` needs TensorRT 10.9 or newer. I
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import inspect
@@ -179,19 +180,24 @@ def _type_name(dtype: Any) -> str:
 
 def _run(tensors: Mapping[str, Any], group: int, y: Any, stream: int) -> None:
     """y of the tensors on TensorRT's stream, by the implementation that `choose` picks."""
-    import torch
-
     from soloist.kernels.choose import choose
     from soloist.kernels.gemv import MOST_ROWS
     from soloist.kernels.layout import Quantized
 
-    with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
+    with _on_stream(stream):
         given, out = {name: _as_torch(tensor) for name, tensor in tensors.items()}, _as_torch(y)
         x = given["x"].flatten(0, -2)
         weight = Quantized(given["words"], given["scales"], group, given.get("zeros"))
         up = Quantized(given["up_words"], given["up_scales"], group) if "up_words" in given else None
         product = choose(KERNEL if len(x) <= MOST_ROWS else "w4a16_gemm", x.device)
         out.copy_(product.run(x, weight, up=up, bias=given.get("bias")).view_as(out))
+
+
+def _on_stream(stream: int) -> contextlib.AbstractContextManager[Any]:
+    import torch
+
+    context: contextlib.AbstractContextManager[Any] = torch.cuda.stream(torch.cuda.ExternalStream(stream))
+    return context
 
 
 def _as_torch(tensor: Any) -> Any:

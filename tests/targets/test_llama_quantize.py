@@ -170,7 +170,7 @@ def test_importances_are_written_as_llama_cpp_reads_them(tmp_path):
 def test_what_is_no_file_of_importances_is_refused(tiny_gguf, tmp_path):
     with pytest.raises(ArtifactError, match="not an importance matrix"):
         read_importance(tiny_gguf)
-    with pytest.raises(ArtifactError, match="no such file"):
+    with pytest.raises(ArtifactError, match="no such model file"):
         read_importance(tmp_path / "absent.gguf")
     write_importance(tmp_path / "empty.gguf", {})
     with pytest.raises(ArtifactError, match="no count for any tensor"):
