@@ -1,7 +1,7 @@
 """The main job as a benchmark: one row per system and split, taken from a job's report.json.
 
     python benchmarks/bench_pipeline.py runs/desk          append the rows of a finished job
-    make run ARGS="--count 400 --unseen 96"            the full comparison those rows are for
+    make run ARGS="--count 400"                        the full comparison those rows are for
 
 Rows carry device, versions and commit of the job. The last line printed is the last row.
 """
@@ -27,6 +27,9 @@ def rows(folder: Path) -> list[dict]:
         "task": report.task,
         "created": report.details.created if report.details else "",
         "break_even_questions": report.break_even_questions,
+        "recommended": report.details.headline if report.details else None,
+        "price": report.details.prices[0] if report.details else "",
+        "stages": [one.model_dump(mode="json") for one in report.details.stages] if report.details else [],
     }
     return [{**shared, **system.model_dump(mode="json")} for system in report.systems]
 

@@ -1,4 +1,4 @@
-"""Writes the measured tables and the file tree of README.md between their markers; `--check` only compares.
+"""Writes the numbers of README.md and the tables of benchmarks/README.md between markers; `--check` compares.
 
 Numbers come from `results/*.jsonl`: the newest job of `pipeline.jsonl`, the newest row of `train.jsonl`, the newest
 whole comparison in `methods.jsonl`, the newest student of each mode in `quantization.jsonl`. Needs Soloist installed
@@ -7,7 +7,6 @@ whole comparison in `methods.jsonl`, the newest student of each mode in `quantiz
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import sys
@@ -18,28 +17,14 @@ import numpy as np
 
 from soloist.toolchain.core.statistics import central
 
+sys.path.insert(0, str(Path(__file__).parent))  # run by its path, so that it stands on no path of Python's
+from readme_result import NAMES, percent, read, result, sentence
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-NAMES = {
-    "team": "the team, live",
-    "base": "its base model alone",
-    "self-consistency": "self-consistency, team's tokens",
-    "tool-agent": "one agent with the tools and demonstrations",
-    "student": "student in torch",
-}
 HEAD = [
     "| system | MB | n | right, % (95 %) | against the team, points | p50 s | p95 s | tokens in / out | peak MB |",
     "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
 ]
-
-
-def read(name: str) -> list[dict]:
-    path = RESULTS / name
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.0f}"
 
 
 def pipeline() -> str:
@@ -312,32 +297,41 @@ def first_sentence(path: Path) -> str:
     return textwrap.shorten(match[1], 92, placeholder=" …") if match else ""
 
 
-def render(text: str) -> str:
-    for name, make in (
-        ("pipeline", pipeline),
-        ("training", training),
-        ("methods", methods),
-        ("quantization", quantization),
-        ("decode", decode),
-        ("tree", tree),
-    ):
+PARTS = {
+    "README.md": {"sentence": sentence, "result": result},
+    "benchmarks/README.md": {
+        "pipeline": pipeline,
+        "quantization": quantization,
+        "decode": decode,
+        "methods": methods,
+        "training": training,
+        "tree": tree,
+    },
+}
+
+
+def render(text: str, parts: dict) -> str:
+    for name, make in parts.items():
         pattern = re.compile(rf"<!-- {name}:start -->\n.*?<!-- {name}:end -->", re.DOTALL)
-        assert pattern.search(text), f"README.md has no markers for {name}"
+        assert pattern.search(text), f"no markers for {name}"
         start, end = pattern.search(text).span()
         text = text[:start] + f"<!-- {name}:start -->\n{make()}\n<!-- {name}:end -->" + text[end:]
     return text
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = render(old)
-    if "--check" in sys.argv:
+    stale = []
+    for file, parts in PARTS.items():
+        path = ROOT / file
+        old = path.read_text(encoding="utf-8")
+        new = render(old, parts)
         if old != new:
-            print("README.md is not what benchmarks/readme_tables.py writes: run it")
-            return 1
-        return 0
-    path.write_text(new, encoding="utf-8")
+            stale.append(file)
+            if "--check" not in sys.argv:
+                path.write_text(new, encoding="utf-8")
+    if stale and "--check" in sys.argv:
+        print(f"{', '.join(stale)}: not what benchmarks/readme_tables.py writes: run it")
+        return 1
     return 0
 
 

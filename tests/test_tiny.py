@@ -168,6 +168,13 @@ def test_every_system_answered_its_questions_once(whole_job):
             assert answered == [*reported, *(chosen_on if path.stem not in ("team",) else [])], path
 
 
+def test_whoever_names_the_job_gets_the_file_that_it_recommends(whole_job):
+    chosen = whole_job.report.details.headline
+    model = find_model(whole_job.out).path
+    assert model.is_file() and model.parent.name == chosen.removeprefix("student-").removeprefix("4bit-")
+    assert ("compiled-4bit" in model.parts) == ("4bit" in chosen)
+
+
 def test_the_report_speaks_of_the_file_that_was_chosen_on_other_questions(whole_job):
     details = whole_job.report.details
     chosen = details.recommended

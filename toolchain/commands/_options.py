@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from soloist.kernels.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from soloist.toolchain.bench.cost import LocalPrice
+    from soloist.toolchain.student.student import Student
+    from soloist.toolchain.verify.process import Prompts
+
+PROMPTS = 24
 
 
 def method_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -27,6 +33,28 @@ def method_options(pairs: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             options[key] = value
     return options
+
+
+def prompts_for(student: Student, file: Path | None) -> Prompts:
+    """What a student's files are compared on: questions of a file, else some of the traces that it learned from.
+
+    Raises:
+        UsageError: no file, and its traces are gone.
+    """
+    from soloist.kernels.errors import ArtifactError
+    from soloist.toolchain.tasks.base import spread
+    from soloist.toolchain.tasks.files import load_questions
+    from soloist.toolchain.traces.recording import TRACES
+    from soloist.toolchain.traces.store import read_runs
+    from soloist.toolchain.verify.process import prompts_of
+
+    if file is not None:
+        return prompts_of(load_questions(file).questions[:PROMPTS])
+    try:
+        traces = student.traces()
+    except ArtifactError as error:
+        raise UsageError(f"{error}; or name questions to compare on: --prompts FILE.jsonl") from error
+    return prompts_of(spread([run.question for run in read_runs(traces.path / TRACES)], PROMPTS))
 
 
 def token_price(text: str | None) -> tuple[float, float] | None:

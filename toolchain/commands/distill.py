@@ -14,7 +14,7 @@ _TRAINING = ("tuning", "epochs", "max_train_tokens", "learning_rate", "seed")
 @click.argument("traces", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the student.")
 @click.option("-m", "--base", default="smollm2-135m", show_default=True, help="GGUF file, Hugging Face folder or name.")
-@click.option("--mode", type=click.Choice(["tools", "cot"]), default="tools", show_default=True)
+@click.option("--mode", type=click.Choice(["tools", "cot"]), help="[default: tools where the traces call any]")
 @click.option("--method", default="sft", show_default=True, help="See `soloist methods`.")
 @click.option("--variant", type=click.Choice(["paper", "released"]), default="paper", show_default=True)
 @click.option("--set", "chosen", multiple=True, metavar="KEY=VALUE", help="An option of the method; repeatable.")
@@ -39,21 +39,23 @@ def command(traces: Path, output: Path, base: str, chosen: tuple[str, ...], **se
     from soloist.toolchain.distill.distributed import follows, leave
     from soloist.toolchain.distill.stage import DistillConfig, distill
     from soloist.toolchain.student.artifact import StudentFacts
-    from soloist.toolchain.traces.recording import open_traces
+    from soloist.toolchain.traces.recording import calls_tools, open_traces
 
     if settings["epochs"] and settings["max_train_tokens"]:
         raise UsageError("--epochs and --max-train-tokens both say how much is read: give one of them")
     training = {name: settings.pop(name) for name in _TRAINING}
     settings["train"] = {name: value for name, value in training.items() if value is not None}  # else the method's own
     settings["options"] = method_options(chosen)
+    recorded = open_traces(traces)
+    settings["mode"] = settings["mode"] or ("tools" if calls_tools(recorded) else "cot")
     config = validated(DistillConfig, settings, "distill")
     source = Path(base) if Path(base).exists() else find_base(base)
     if follows():  # one of several processes: the first shows, logs and writes for all of them
-        distill(config, open_traces(traces), source, output)
+        distill(config, recorded, source, output)
         leave()
         return
     with Bars() as bars, EventLog(output.parent / "events.jsonl", (bars,)) as events:
-        student = distill(config, open_traces(traces), source, output, events=events)
+        student = distill(config, recorded, source, output, events=events)
     leave()
     kept = student.read(StudentFacts).data.kept
     click.echo(f"{output}: student {student.digest}, {kept} trajectories learned")

@@ -17,7 +17,7 @@ import click
     show_default=True,
     help="Such as gguf,gguf-q4_k_m,onnx,onnx-portable,tensorrt-rtx,tensorrt-7.2; or 'all'.",
 )
-@click.option("--prompts", type=click.Path(path_type=Path), required=True, help="Held-out questions, JSON lines.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="Questions to compare on  [default: of its traces]")
 @click.option("--questions", type=click.Path(path_type=Path), help="Held-out questions whose right answers must stay.")
 @click.option(
     "--importance",
@@ -37,7 +37,7 @@ def command(
     student: Path,
     output: Path,
     formats: str,
-    prompts: Path,
+    prompts: Path | None,
     questions: Path | None,
     importance: Path | None,
     kernels: Path | None,
@@ -47,6 +47,7 @@ def command(
     """Compile the artifact STUDENT. The formats gguf, onnx and onnx-portable take it as it is: of a quantized one they
     carry its integers. The others round a float student. A file that does not load or drifts past its tolerance is
     refused."""
+    from soloist.toolchain.commands._options import prompts_for
     from soloist.toolchain.core.events import EventLog
     from soloist.toolchain.core.progress import Bars
     from soloist.toolchain.export.stage import export
@@ -54,11 +55,10 @@ def command(
     from soloist.toolchain.student.student import open_student
     from soloist.toolchain.tasks.files import load_questions
     from soloist.toolchain.verify.accuracy import accuracy_check
-    from soloist.toolchain.verify.process import prompts_of
     from soloist.toolchain.verify.verdict import ExportFacts
 
     opened = open_student(student)
-    compared = prompts_of(load_questions(prompts).questions[:24])
+    compared = prompts_for(opened, prompts)
     chosen = FORMATS if formats == "all" else tuple(filter(None, formats.split(",")))
     accuracy = None
     if questions is not None:

@@ -21,7 +21,7 @@ import click
 @click.option("--train", type=click.Path(path_type=Path), help="Your team: questions to record it on, JSON lines.")
 @click.option("--test", type=click.Path(path_type=Path), help="Your team: held-out questions, JSON lines.")
 @click.option("-m", "--base", default="smollm2-135m", show_default=True, help="Model the student starts from.")
-@click.option("--mode", type=click.Choice(["tools", "cot"]), default="tools", show_default=True)
+@click.option("--mode", type=click.Choice(["tools", "cot"]), help="[default: tools where the traces call any]")
 @click.option("--method", default="sft", show_default=True, help="How to distill, see `soloist methods`.")
 @click.option("--set", "chosen", multiple=True, metavar="KEY=VALUE", help="An option of the method; repeatable.")
 @click.option("--assess", is_flag=True, help="First ask whether distilling is likely to help: 6 runs of 6 questions.")

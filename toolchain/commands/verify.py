@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--format", "formats", multiple=True, help="Only this; may be given again. Of a lone file: what it is.")
 @click.option("--student", type=click.Path(path_type=Path), help="Of a lone file: folder of the torch student.")
-@click.option("--prompts", type=click.Path(path_type=Path), help="Held-out questions to compare on, JSON lines.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="Questions to compare on  [default: of its traces]")
 @click.option("--questions", type=click.Path(path_type=Path), help="Held-out questions to count right answers of.")
 @click.option("--max-accuracy-drop", type=float, help="Points that may be lost on --questions  [default: the format's]")
 @click.option("--tools", multiple=True, help="Entry point of tools  [default: those beside the files]")
@@ -38,14 +38,15 @@ def command(
     student: chat template, tokens, KL, top-1, and with --questions the task's accuracy. The verdict is written beside
     the files. ARTIFACT may be a lone file with --student and --format; then nothing is written."""
     from soloist.kernels.errors import GateError, UsageError
+    from soloist.toolchain.commands._options import PROMPTS
     from soloist.toolchain.tasks.files import load_questions
     from soloist.toolchain.verify.process import Allowed, prompts_of
     from soloist.toolchain.verify.stage import verify_export
 
     asked = load_questions(questions).questions if questions else ()
-    if prompts is None and not asked:
-        raise UsageError("nothing to compare on: give --prompts or --questions, a file of held-out questions")
-    compared = prompts_of((load_questions(prompts).questions if prompts else asked)[:24])
+    if prompts is None and not asked and student is not None:
+        raise UsageError("nothing to compare a lone file on: give --prompts FILE, questions as JSON lines")
+    compared = prompts_of(asked[:PROMPTS]) if asked and prompts is None else _compared(artifact, prompts)
     allowed = Allowed(seconds, memory_mb)
     failed = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -72,6 +73,20 @@ def command(
                 failed.append(format)
     if failed:
         raise GateError(f"{artifact}: no passing verdict on {', '.join(failed)}")
+
+
+def _compared(artifact: Path, prompts: Path | None) -> Prompts:
+    from soloist.toolchain.commands._options import PROMPTS, prompts_for
+    from soloist.toolchain.core.artifact import Artifact
+    from soloist.toolchain.student.student import open_student, parent_of
+    from soloist.toolchain.tasks.files import load_questions
+    from soloist.toolchain.verify.process import prompts_of
+    from soloist.toolchain.verify.verdict import EXPORT
+
+    if prompts is not None:
+        return prompts_of(load_questions(prompts).questions[:PROMPTS])
+    export = Artifact.open(artifact, stage=EXPORT, verify=False)
+    return prompts_for(open_student(parent_of(export)), None)
 
 
 def _lone(file: Path, student: Path, format: str, prompts: Prompts, scratch: Path, allowed: Allowed) -> None:

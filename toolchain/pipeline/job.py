@@ -58,12 +58,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Job:
-    """One whole run. `quantize` None: no student of integers is made."""
+    """One whole run. `quantize` None: no student of integers is made. `mode` None: tools where the traces call any."""
 
     task: Task
     base: str
     out: Path
-    mode: Mode = "tools"
+    mode: Mode | None = None
     method: str = "sft"
     options: Mapping[str, Any] = field(default_factory=dict)
     formats: Sequence[str] = FORMATS

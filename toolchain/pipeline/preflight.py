@@ -10,12 +10,14 @@ from soloist.kernels.errors import DataError, MissingExtraError
 from soloist.targets.base import check_one_onnxruntime
 from soloist.targets.formats import parse
 from soloist.targets.from_gguf import find_base
+from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.lineage import Lineage, refuse_trained
 from soloist.toolchain.distill.methods.catalog import resolve
 from soloist.toolchain.distill.stage import DistillConfig
 from soloist.toolchain.distill.train import TrainConfig
 from soloist.toolchain.pipeline.job import Job
 from soloist.toolchain.tasks.base import Question, question_key
+from soloist.toolchain.traces.recording import TraceFacts, calls_tools
 
 ENOUGH = 1000  # trajectories to read while training; see benchmarks/LOG.md
 _TRAINING = ("torch", "transformers", "accelerate", "safetensors", "gguf")
@@ -60,7 +62,7 @@ def check(job: Job) -> Path:
     for package, extra in _needed(job, targets):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, extra)
-    distillation(job, correct=0).settled()
+    distillation(job).settled()
     check_base(base)
     return base
 
@@ -98,10 +100,12 @@ def refuse_overlap(train: Iterable[str], test: Sequence[Question]) -> int:
     return len(shared)
 
 
-def distillation(job: Job, correct: int) -> DistillConfig:
-    """How the student is trained on traces of which `correct` are right."""
+def distillation(job: Job, traces: Artifact | None = None) -> DistillConfig:
+    """How the student is trained on these traces; without them, on any."""
+    correct = traces.read(TraceFacts).correct if traces is not None else 0
+    mode = job.mode or ("tools" if traces is None or calls_tools(traces) else "cot")
     train = TrainConfig(epochs=job.epochs or enough_epochs(correct, job.limit), seed=job.seed)
-    return DistillConfig(method=job.method, options=job.options, mode=job.mode, train=train, limit=job.limit)
+    return DistillConfig(method=job.method, options=job.options, mode=mode, train=train, limit=job.limit)
 
 
 def enough_epochs(correct: int, limit: int | None) -> int:

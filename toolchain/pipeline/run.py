@@ -16,13 +16,16 @@ costs nothing after it has ended. An engine whose GPU is not here is compiled, a
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from soloist.kernels.errors import DataError, UsageError
 from soloist.toolchain.assess.stage import AssessConfig, assess
 from soloist.toolchain.bench.measure import measure
-from soloist.toolchain.bench.systems import compared_systems
+from soloist.toolchain.bench.systems import System, compared_systems
 from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.events import QUIET, EventLog
+from soloist.toolchain.core.files import write_atomic
 from soloist.toolchain.core.lineage import lineage_of, refuse_trained
 from soloist.toolchain.distill.stage import distill
 from soloist.toolchain.export.stage import export
@@ -32,9 +35,11 @@ from soloist.toolchain.quantize.stage import QuantizeConfig, quantize
 from soloist.toolchain.record.team import record
 from soloist.toolchain.report.schema import Report
 from soloist.toolchain.report.stage import ReportOptions, assemble, write_report
+from soloist.toolchain.student.find import RECOMMENDED
 from soloist.toolchain.student.student import Student, open_student
 from soloist.toolchain.tasks.base import Question, spread
-from soloist.toolchain.traces.recording import RECORD, TRACES, TraceFacts, open_traces
+from soloist.toolchain.teams.config import StudentEngineConfig
+from soloist.toolchain.traces.recording import RECORD, TRACES, open_traces
 from soloist.toolchain.traces.store import read_runs
 from soloist.toolchain.verify.process import Prompts, prompts_of
 
@@ -51,7 +56,7 @@ def run(job: Job, events: EventLog = QUIET) -> Report:
     refuse_trained(lineage_of([traces]), (question.benchmark for question in job.task.test))
     if job.assess:
         _assess(job, traces, events)
-    config = distillation(job, traces.read(TraceFacts).correct)
+    config = distillation(job, traces)
     student = open_student(distill(config, traces, base, job.out / "student", events=events))
     exports = _exports(job, student, events)
     systems = compared_systems(
@@ -80,8 +85,18 @@ def run(job: Job, events: EventLog = QUIET) -> Report:
     )
     report = assemble(measured, options)
     page = write_report(report, None, job.out)
+    _hand_over(report, systems, job.out)
     events.emit("report", "end", path=str(page), seconds=round(time.time() - began, 1))
     return report
+
+
+def _hand_over(report: Report, systems: Sequence[System], out: Path) -> None:
+    """Write where the recommended file lies, so that whoever names the job's folder gets it."""
+    for system in systems:
+        if report.details is not None and system.id == report.details.headline:
+            engine = system.team.engine
+            assert isinstance(engine, StudentEngineConfig)
+            write_atomic(out / RECOMMENDED, Path(engine.path).relative_to(out).as_posix() + "\n")
 
 
 def _traces(job: Job, events: EventLog) -> Artifact:

@@ -14,6 +14,7 @@ from soloist.toolchain.teams.config import TeamConfig
 from soloist.toolchain.tools.files import load_tools
 from soloist.toolchain.tools.tool_list import FILE, read_tool_list
 
+RECOMMENDED = "recommended"
 _FOLDERS = ("config.json", "genai_config.json", "portable.json", "engine.json", "quantization.json")
 
 
@@ -34,7 +35,8 @@ class Model:
 def find_model(path: Path, entries: Sequence[str] = ()) -> Model:
     """The model at `path` with its tools: those of `tools.json` beside it, or those at `entries`.
 
-    Of a job's folder it is the smallest GGUF file (of a student of two models, their folder).
+    Of a job's folder it is the file that its report recommends, else the smallest GGUF file (of a student of two
+    models, their folder).
 
     Raises:
         UsageError: a student that calls tools nobody gave it.
@@ -59,8 +61,20 @@ def find_model(path: Path, entries: Sequence[str] = ()) -> Model:
 def _model(path: Path) -> Path:
     if not path.is_dir() or parts(path) or any((path / name).is_file() for name in _FOLDERS):
         return path
+    if (recommended := _recommended(path)) is not None:
+        return recommended
     files = sorted(path.rglob("*.gguf"), key=lambda file: file.stat().st_size)
     if not files:
         return path
     folder = files[0].parent.parent
     return folder if parts(folder) else files[0]
+
+
+def _recommended(job: Path) -> Path | None:
+    """The model that a job recommends: its file `recommended` says where, inside the job."""
+    try:
+        named = (job / RECOMMENDED).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    model = (job / named).resolve()
+    return job / named if job.resolve() in model.parents and model.exists() else None

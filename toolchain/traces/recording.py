@@ -16,6 +16,7 @@ from soloist.toolchain.core.artifact import MANIFEST, Artifact, Facts
 from soloist.toolchain.core.lineage import BenchmarkFacts
 from soloist.toolchain.tools.tool_list import ToolList
 from soloist.toolchain.traces.schema import Run
+from soloist.toolchain.traces.store import read_runs
 
 TRACES = "traces.jsonl.gz"
 RECORD = "record"
@@ -73,6 +74,11 @@ def summarize(runs: Sequence[Run], tools: ToolList | None = None) -> TraceFacts:
         tools=tools,
         **totals,
     )
+
+
+def calls_tools(traces: Artifact) -> bool:
+    """Whether any run of the traces calls a tool on the path that makes its answer."""
+    return any(run.trajectory for run in read_runs(traces.path / TRACES))
 
 
 def open_traces(path: Path) -> Artifact:
