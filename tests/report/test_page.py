@@ -6,9 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from soloist.toolchain.bench.recommend import Candidate, Recommendation
 from soloist.toolchain.report.format import find
 from soloist.toolchain.report.page import render
-from soloist.toolchain.report.schema import Parity
+from soloist.toolchain.report.schema import Difference, Parity, StageCost
 
 VOID = {"meta", "br", "path", "line", "rect", "circle", "img", "link", "input", "hr"}
 
@@ -209,3 +210,28 @@ def test_page_is_plain_text_that_escapes_nothing_added_to_it(html):
 
 def test_same_report_gives_the_same_page(report, html):
     assert render(report) == html
+
+
+def test_what_is_handed_over_and_what_it_took_are_on_the_page(report):
+    found = Recommendation(
+        system="student-q4",
+        reason="2 files were asked 60 of selection questions; 2 score within 2 points of the best",
+        candidates=(
+            Candidate(
+                system="student-q4", correct={"selection": 57}, n={"selection": 60}, score=0.95, p50_s=0.19, size_mb=104
+            ),
+        ),
+    )
+    stages = (
+        StageCost(stage="distill", folder="student", seconds=312.0, peak_mb=2911.5),
+        StageCost(stage="bench", folder="measured", seconds=600.0),
+    )
+    kept = Difference(difference=-0.02, low=-0.05, high=0.01)
+    extras = tuple(extra.model_copy(update={"vs_16_bits": kept}) for extra in report.details.extras)
+    changed = {"recommended": found, "stages": stages, "extras": extras, "hosted_price": "assumed: a hosted model"}
+    page = render(report.model_copy(update={"details": report.details.model_copy(update=changed)}))
+    section = page[page.index('<section id="recommended"') :].partition("</section>")[0]
+    assert "2 files were asked 60 of selection questions" in section and "57 of 60" in section
+    assert "−2" in section and "Files against the 16-bit one" in section
+    assert re.search(r"<code>student</code>.*?2,?91\d MB", page, re.DOTALL) and "unknown" in page
+    assert "Beside it, assumed: a hosted model." in page

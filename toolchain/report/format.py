@@ -184,6 +184,10 @@ def _rest(report: Report, student: System, team: System | None) -> tuple[str, ..
 def pays(report: Report) -> str:
     """The break-even in words."""
     if report.break_even_questions is not None:
-        return f"It has paid for itself after {report.break_even_questions:,} questions."
+        interval = report.details.break_even_interval if report.details else None
+        span = ""
+        if interval is not None:
+            span = f" (95% interval {interval[0]:,} to {'never' if interval[1] is None else f'{interval[1]:,}'})"
+        return f"It has paid for itself after {report.break_even_questions:,} questions{span}."
     reason = report.details.break_even_reason if report.details else ""
     return f"Break-even: {reason or 'not known'}."

@@ -7,7 +7,7 @@ is visible without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 
 from markupsafe import Markup
@@ -79,13 +79,14 @@ def _tiles(report: Report, headline: str | None) -> list[tuple[str, str, str]]:
     if student is None:
         return []
     team = report.team("held-out")
-    tiles = []
-    for name, of in (
+    values: tuple[tuple[str, Callable[[System], str]], ...] = (
         ("Accuracy", lambda system: percent(system.accuracy.value)),
         ("Median latency", lambda system: seconds(system.latency_s.p50)),
         ("Peak memory", lambda system: "n/a" if system.peak_mb is None else f"{number(system.peak_mb)} MB"),
         ("Per 1,000 questions", lambda system: usd(system.usd_per_1k)),
-    ):
+    )
+    tiles = []
+    for name, of in values:
         tiles.append((name, of(student), f"team {of(team)}" if team else "no team measured"))
     return tiles
 
