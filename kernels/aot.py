@@ -4,10 +4,10 @@
     worker:  python -m soloist.kernels.aot                      triton.compile(ASTSource, GPUTarget("cuda", 87, 32))
 
 Workers are processes of their own because a kernel decorated while TRITON_INTERPRET is set cannot be compiled. What was
-compiled is kept in a cache under a hash of source, constants, options and Triton's version, so a build that was killed,
-or whose neighbor was edited, goes on where it was. A record says all that a launch by hand needs and what was spent:
-entry and arguments (Triton adds hidden ones at the end), grid, threads, shared memory, registers, spilled bytes, widths
-of loads. `check_limits` refuses spills in what is shipped and more shared memory than a program may have.
+compiled is kept in a cache under a hash of source, constants, options and Triton's version, so that nothing is compiled
+twice. A record has all that a launch without Triton needs and what the build uses: entry and arguments (Triton adds
+hidden ones at the end), grid, threads, shared memory, registers, spilled bytes, widths of loads. `check_limits` refuses
+spills in what is shipped and more shared memory than a program may have.
 
 The cubin is what ships: it needs no compiler in the driver. From sm_90 on it is made for the `a` variant, which runs on
 that very architecture. The PTX beside it is kept to the oldest version its architecture and driver take (JetPack 6:

@@ -1,4 +1,4 @@
-"""A token's keys and values into an int8 cache, quantized on the way: what feeds `decode_attention`.
+"""Append a token's keys and values to an int8 cache, quantizing them; `decode_attention` reads the cache.
 
     s = fp16(max |x| / 127),   code = clamp(round(x / s), -127, 127),   for each row b and head g at positions[b]
 
@@ -49,7 +49,7 @@ def append_int8_ref(
 CONFIGURATION = Configuration({}, warps=1, stages=1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _append_int8_kernel(
     new: tl.tensor,
     cache: tl.tensor,

@@ -16,6 +16,7 @@ from typing import Literal
 from soloist.kernels.child import Child, ChildDied, Parent
 from soloist.kernels.choose import Impl, require_triton
 from soloist.kernels.errors import MissingExtraError, ResourceError
+from soloist.kernels.spec import Case, Kernel
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def work() -> None:
     parent = Parent()
     order = parent.receive()
     assert order is not None
-    chosen = []
+    chosen: list[tuple[Kernel, Case]] = []
     for fields in order["impls"]:
         kernel = Impl(*fields).load()
         chosen.extend((kernel, case) for case in kernel.cases if order["slow"] or not case.slow)

@@ -1,14 +1,15 @@
-"""One new token against its cache: attention of a single query per row, the sequence split over programs.
+"""Attention of decoding: a single query per row against its key-value cache, the sequence split over programs.
 
     out[b, h] = sum_s p[s] V[b, g, s],   p = softmax over s < lengths[b] of  scale * q[b, h] . K[b, g, s],   g = h // G
 
     q (B, H, D);  K, V (B, Hkv, S, D) in q's dtype, or int8 with float16 scales (B, Hkv, S): K[b, g, s] ks[b, g, s];
     lengths (B,) int32;  G = H / Hkv heads share a cache head and are processed together, so the cache is read once.
 
-Decoding reads the whole cache for one token, so what counts is that all of the memory system is busy. With one program
-per (row, cache head) most of a GPU would idle; flash-decoding (https://crfm.stanford.edu/2023/10/12/flashdecoding.html)
-cuts the sequence into pieces and gives each its own program, which leaves (m, l, acc): the largest score, the sum of
-exp(score - m) and the sum of exp(score - m) V. A second kernel merges them,
+Decoding reads the whole cache for one token, so its time is that of the memory, all of which must be busy. With one
+program per (row, cache head) most of a GPU would idle; flash-decoding
+(https://crfm.stanford.edu/2023/10/12/flashdecoding.html) cuts the sequence into pieces and gives each its own program,
+which leaves (m, l, acc): the largest score, the sum of exp(score - m) and the sum of exp(score - m) V. A second kernel
+merges them,
 
     m = max m_i,   out = sum_i exp(m_i - m) acc_i / sum_i exp(m_i - m) l_i
 
@@ -37,7 +38,7 @@ from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
 
 HEAD_DIMS = (32, 64, 80, 96, 128)
 _LOG2_E = 1.4426950408889634
-_MOST_SPLITS = 128
+_MAX_SPLITS = 128
 
 
 def decode_attention_ref(
@@ -73,7 +74,7 @@ CONFIGURATIONS = (NARROW, WIDE)
 _MERGE = Configuration({"BLOCK_I": 16}, warps=4, stages=1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _product(a: tl.tensor, b: tl.tensor, INTERPRETED: tl.constexpr) -> tl.tensor:
     """a b on tensor cores, b as a's dtype. The interpreter keeps bfloat16 as raw bits and would multiply those."""
     if INTERPRETED:  # noqa: SIM108 - both sides of an expression would be compiled
@@ -83,7 +84,7 @@ def _product(a: tl.tensor, b: tl.tensor, INTERPRETED: tl.constexpr) -> tl.tensor
     return product
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _scales(
     key_scales: tl.tensor, value_scales: tl.tensor, start: tl.tensor, stop: tl.tensor, BLOCK_S: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
@@ -93,7 +94,7 @@ def _scales(
     return of_keys, tl.load(value_scales + places, mask=places < stop, other=0.0).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _decode_attention_kernel(
     query: tl.tensor,
     key: tl.tensor,
@@ -173,7 +174,7 @@ def _decode_attention_kernel(
         tl.store(partials + piece[:, None] * D + columns[None, :], acc, mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _merge_kernel(
     peaks: tl.tensor,
     sums: tl.tensor,
@@ -328,7 +329,7 @@ def _refuse_misfit(
 def _split(pairs: int, capacity: int, block: int, splits: int | None, device: torch.device) -> tuple[int, int]:
     """Places per piece, a multiple of the block, and the number of pieces."""
     if splits is None:
-        most = min(_MOST_SPLITS, -(-capacity // (4 * block)))  # a shorter piece is not worth a program
+        most = min(_MAX_SPLITS, -(-capacity // (4 * block)))  # a shorter piece is not worth a program
         splits = max(1, min(most, -(-2 * _processors(device) // pairs)))
     tokens = max(1, -(-capacity // (splits * block))) * block
     return tokens, max(1, -(-capacity // tokens))
@@ -395,7 +396,7 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
 
 
 def _builds() -> Iterator[Build]:
-    """Every head_dim in fp16, the usual two in bf16; pieces for all, the undivided form for the usual two."""
+    """Every head size in fp16, the usual two in bf16; split for all, undivided too for the usual two."""
     for head_dim, short in itertools.product(HEAD_DIMS, ("fp16", "bf16")):
         usual = head_dim in (64, 128)
         if short == "fp16" or usual:

@@ -1,4 +1,4 @@
-"""The divergences of distillation on log-probabilities, and what a teacher may be given as.
+"""The divergences of distillation on log-probabilities, and the forms in which a teacher is given.
 
     forward   KL(P || Q) = sum P log(P / Q)        reverse   KL(Q || P)
     jsd       beta KL(P || M) + (1 - beta) KL(Q || M),   M = beta P + (1 - beta) Q

@@ -61,7 +61,7 @@ def _rule(m: int, n: int, k: int, bits: int, gated: bool) -> Configuration:
     return CONFIGURATIONS[2 if m <= 64 or n < 2048 else 3]
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _pair_fp16(bits: tl.tensor, magic: tl.tensor) -> tl.tensor:
     """Two integers below 1024 in the halves of a word as float16 1024 + integer, (..., 2)."""
     pair = bits | (magic + 0x19006400)  # 0x64006400
@@ -70,7 +70,7 @@ def _pair_fp16(bits: tl.tensor, magic: tl.tensor) -> tl.tensor:
     return tl.join(low, high)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _pair_of(
     words: tl.tensor,
     scale: tl.tensor,
@@ -98,14 +98,14 @@ def _pair_of(
     return weights
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _row_order(BLOCK_N: tl.constexpr, WARPS: tl.constexpr) -> tl.tensor:
     """Which row of the block each loaded row is: a warp's eight lanes of rows, twice, are the 16 rows of its `mma`."""
     r = tl.arange(0, BLOCK_N)
     return r // (16 * WARPS) * (16 * WARPS) + (r // 8) % WARPS * 16 + (r // (8 * WARPS)) % 2 * 8 + r % 8
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _load_groups(
     scales_ptr: tl.tensor,
     zeros_ptr: tl.tensor,
@@ -128,7 +128,7 @@ def _load_groups(
     return scale, zero
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _load_weights(
     words_ptr: tl.tensor,
     scale: tl.tensor,
@@ -171,7 +171,7 @@ def _load_weights(
     return weights
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _load_activations(
     x_ptr: tl.tensor,
     m: tl.tensor,
@@ -192,7 +192,7 @@ def _load_activations(
     return tl.trans(tl.reshape(split, (BLOCK_M, 512 // BITS)))
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _multiply(a: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
     """acc + a b on tensor cores. The interpreter keeps bfloat16 as raw bits and would _multiply those."""
     if INTERPRETED:  # noqa: SIM108 - a statement reads better
@@ -202,7 +202,7 @@ def _multiply(a: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
     return acc
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def gemm_kernel(
     x_ptr: tl.tensor,
     words_ptr: tl.tensor,

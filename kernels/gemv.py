@@ -39,7 +39,7 @@ from soloist.kernels.matmul import (
 )
 from soloist.kernels.spec import Build, Case, Configuration
 
-MOST_ROWS = 16
+MAX_ROWS = 16
 _CACHED = 1 << 21  # bytes of a W that several rows may read each for itself: it stays in the L2 cache
 
 
@@ -83,14 +83,14 @@ def _rule(m: int, n: int, k: int, bits: int, gated: bool) -> Configuration:
     return _several_rows(block_m, splits, gated)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _load_words(at: tl.tensor, inside: tl.tensor) -> tl.tensor:
     """Words (rows, chunks, 4) that are read once: 16 bytes of a row by each thread."""
     words = tl.load(at, mask=inside[:, :, None], eviction_policy="evict_first")
     return words.to(tl.uint32, bitcast=True)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _store_row(
     sums: tl.tensor,
     sums_up: tl.tensor,
@@ -123,7 +123,7 @@ def _store_row(
 # --- 4 bit ------------------------------------------------------------------------------------------------------------
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _fma_nibble(
     part: tl.tensor, words: tl.tensor, x: tl.tensor, magic: tl.tensor, AT: tl.constexpr, MIDDLE: tl.constexpr
 ) -> tl.tensor:
@@ -133,7 +133,7 @@ def _fma_nibble(
     return tl.fma(as_fp32(bits, magic) - (8388608.0 + (MIDDLE << (4 * E))), x * (1.0 / (1 << (4 * E))), part)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _block_sums(
     sums: tl.tensor,
     part: tl.tensor,
@@ -152,7 +152,7 @@ def _block_sums(
     return tl.fma(total, scale, sums)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _w4a16_gemv_kernel(
     x_ptr: tl.tensor,
     words_ptr: tl.tensor,
@@ -209,7 +209,7 @@ def _w4a16_gemv_kernel(
 # --- 8 bit ------------------------------------------------------------------------------------------------------------
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _four_columns(low: tl.tensor, high: tl.tensor, CHUNKS: tl.constexpr) -> tuple[tl.tensor, ...]:
     """x of a chunk's 16 columns, given as two halves (1, CHUNKS, 8), by byte: four of (1, CHUNKS, 4 words)."""
     both = tl.reshape(tl.join(low, high), (1, CHUNKS, 2, 4, 2))  # word in half, byte, half
@@ -220,7 +220,7 @@ def _four_columns(low: tl.tensor, high: tl.tensor, CHUNKS: tl.constexpr) -> tupl
     return first, second, third, fourth
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _fma_byte(part: tl.tensor, words: tl.tensor, x: tl.tensor, magic: tl.tensor, C: tl.constexpr) -> tl.tensor:
     """part + (signed code in byte C) * x; `words` with the top bit of each byte flipped."""
     E: tl.constexpr = (0, 8, 4, 12)[C]  # one shift for the upper two; by 16 it would be taken for a bit field
@@ -228,7 +228,7 @@ def _fma_byte(part: tl.tensor, words: tl.tensor, x: tl.tensor, magic: tl.tensor,
     return tl.fma(as_fp32(bits, magic) - (8388608.0 + (128 << E)), x * (1.0 / (1 << E)), part)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _chunk_sums(
     sums: tl.tensor,
     words_ptr: tl.tensor,
@@ -253,7 +253,7 @@ def _chunk_sums(
     return tl.fma(tl.sum(part, axis=2), scale, sums)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _w8a16_gemv_kernel(
     x_ptr: tl.tensor,
     words_ptr: tl.tensor,
@@ -366,8 +366,8 @@ def _builds(run: Matmul) -> Iterator[Build]:
     yield sum_build(run, "fp16", 4, "bias")
 
 
-w4a16_gemv = Matmul("w4a16_gemv", 4, MOST_ROWS, CONFIGURATIONS, _rule, gemm_kernel, _w4a16_gemv_kernel)
-w8a16_gemv = Matmul("w8a16_gemv", 8, MOST_ROWS, CONFIGURATIONS, _rule, gemm_kernel, _w8a16_gemv_kernel)
+w4a16_gemv = Matmul("w4a16_gemv", 4, MAX_ROWS, CONFIGURATIONS, _rule, gemm_kernel, _w4a16_gemv_kernel)
+w8a16_gemv = Matmul("w8a16_gemv", 8, MAX_ROWS, CONFIGURATIONS, _rule, gemm_kernel, _w8a16_gemv_kernel)
 
 W4A16 = matmul_kernel(
     w4a16_gemv,

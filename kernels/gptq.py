@@ -1,20 +1,20 @@
-"""GPTQ: columns are rounded one after another, and each one's error is taken back by the columns still to come.
+"""GPTQ: columns are rounded one after another, each one's error compensated in the columns not yet rounded.
 
     H = 2/T sum_t x_t x_t^T + damping * mean(diag H) * I       x_t (K): inputs of the layer y = x W^T, W (N, K)
     U = upper Cholesky factor of H^-1 (H^-1 = U^T U)
     for j = 0 .. K-1:   v_j = round(w_j / s_j),   e = (w_j - v_j s_j) / U[j, j],   w_k -= e U[j, k]  for k > j
 
 (Frantar et al., arXiv 2210.17323; after each step U's row j is that of the remaining columns' inverse Hessian.) Columns
-are taken in blocks: inside a block one program holds its rows and goes column by column, which is the kernel here; what
-a block owes all later columns is one matrix product, W[:, later] -= E U[block, later], by torch.
+are taken in blocks: inside a block one program holds its rows and goes column by column, which is the kernel here; the
+update of all later columns is one matrix product, W[:, later] -= E U[block, later], by torch.
 
     order="natural"      blocks are the groups; a group's scales are fixed when it begins, from its weights as they are
                          then, by `pack` (searched and weighted with diag(H) if `search`)
     order="activation"   columns by falling diag(H), in blocks of 128; all scales are fixed before
 
-Rounding, codes and layout are `pack`'s, bit for bit. An input that is always zero has a column that cannot matter: it
-is set to zero. H is factored in float64; if it is not positive definite the damping grows tenfold, at most five times.
-Left out: scales that are fitted again afterwards.
+Rounding, codes and layout are `pack`'s, bit for bit. The column of an input that is always zero is set to zero. H is
+factored in float64; if it is not positive definite the damping grows tenfold, at most five times. Left out: scales that
+are fitted again afterwards.
 """
 
 from __future__ import annotations
@@ -147,13 +147,13 @@ def _solve(
         return s, per_column(packed.zeros.float(), options.group, s.shape[1])
 
     if options.order == "natural":
-        codes, s, z = _walk(w, _factor(hessian, options.damping), options.group, options.top, scaled, inner)
+        codes, s, z = _round_blocks(w, _factor(hessian, options.damping), options.group, options.top, scaled, inner)
     else:
         s, z = scaled(slice(None))
         order = torch.argsort(h, descending=True, stable=True)
         u = _factor(hessian[order][:, order], options.damping)
         s_by, z_by = s[:, order], z[:, order]
-        values, _, _ = _walk(
+        values, _, _ = _round_blocks(
             w[:, order], u, _BLOCK, options.top, lambda columns: (s_by[:, columns], z_by[:, columns]), inner
         )
         codes = torch.empty_like(values)
@@ -163,7 +163,7 @@ def _solve(
     return Quantized(stored, scales, options.group, points if options.zeros else None, narrow_of(options.bits))
 
 
-def _walk(
+def _round_blocks(
     w: Tensor, u: Tensor, block: int, top: int, scaled: Callable[[slice], tuple[Tensor, Tensor]], inner: Inner
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Block by block; changes `w`. Returns values, scales and zeros of every column."""
@@ -199,7 +199,7 @@ CONFIGURATIONS = (Configuration({"ROWS": 16}, warps=4, stages=1),)
 INTERPRETED = Configuration({"ROWS": 1024}, warps=4, stages=1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _block_kernel(
     w_at: tl.tensor,
     u_at: tl.tensor,
@@ -347,7 +347,7 @@ def _builds() -> Iterator[Build]:
 
 KERNEL = Kernel(
     "gptq",
-    "round columns in order, each error taken back by later ones",
+    "round columns in order, each error compensated in later ones",
     gptq,
     gptq_ref,
     CONFIGURATIONS,

@@ -1,4 +1,4 @@
-"""How far a student is from its teacher, from hidden states to the loss, while its logits are never whole.
+"""The distillation loss from hidden states: a divergence from the teacher, the (T, V) logits never held whole.
 
     z = (h W^T + b) / tau,   Q = softmax z,   P = softmax(t / tau),   M = beta P + (1 - beta) Q,   row i: w[i] D[i]
 
@@ -8,20 +8,21 @@
     dh = dz W / tau,   dW = dz^T h / tau,   db = sum dz / tau
 
     h (T, D);  W (V, D);  b (V,) or none;  w (T,) or none, rows of weight 0 are left out before anything is computed;
-    teacher: logits t (T, V), or a `Head` (its states and matrix: its logits are never whole either), or `TopK`.
+    teacher: logits t (T, V), or a `Head` (its states and matrix, for logits by the chunk too), or `TopK`.
 
 `TopK` is k tokens and one more outcome, all other tokens together: `bucket` gives it the teacher's remaining mass,
-`renormalized` gives it none. One token renormalized is cross-entropy. No factor tau^2 is put in.
+`renormalized` gives it none. One token renormalized is cross-entropy. There is no factor tau^2.
 
 Sweeps. For C tokens at a time: z (T, C) in fp32 by torch's matrix product, small enough to stay in a GPU's L2, then
 one Triton kernel over it. A row's gradient needs its normalizers over all of V, so there are two sweeps, and three for
-jsd, whose second one sums KL(P || M) and KL(Q || M). Each makes z again: 4 products of T V D (jsd: 5) where the plain
-loss has 3. In exchange it holds T C (4 + 2) bytes of z and dz, where the plain loss holds T V times 2 of logits, 4 of
-each fp32 log-softmax and 2 of the gradient. Per logit and sweep 4 bytes of z are written and read and 2 of the
-teacher's read; the last sweep writes 2 of dz, which two products read. State is 5 floats a row; 3 wait for the
-backward pass. The gradient is made there and not in the forward pass: as the sweeps are apart anyway that costs
-nothing, rows may be weighed afterwards, dW does not wait beside the activations, and a forward pass whose gradient is
-not wanted (evaluation, checkpointing) is one sweep. dz is rounded before its row's weight is applied, for fp16's sake.
+jsd, whose second one sums KL(P || M) and KL(Q || M). Each computes z again: 4 products of T V D (jsd: 5) where the
+plain loss has 3. In exchange it holds T C (4 + 2) bytes of z and dz, where the plain loss holds T V times 2 of logits,
+4 of each fp32 log-softmax and 2 of the gradient. Per logit and sweep 4 bytes of z are written and read and 2 of the
+teacher's read; the last sweep writes 2 of dz, which two products read. State is 5 floats a row; 3 are saved for the
+backward pass. The gradient is computed there and not in the forward pass: as the sweeps are separate anyway that costs
+nothing, rows may be weighted afterwards, dW is not held beside the activations, and a forward pass whose gradient is
+not wanted (evaluation, checkpointing) is one sweep. dz is rounded before its row's weight is applied: in fp16 a small
+weight would underflow.
 
 `plain=True` is the same in torch, for devices without Triton. Left out: a gradient for the teacher, several devices.
 """
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,7 +43,7 @@ from soloist.kernels.divergences import Head, Kind, TopK, divergence_ref, of_few
 from soloist.kernels.errors import UsageError
 from soloist.kernels.jit import tl, triton
 from soloist.kernels.spec import Build, Case, Configuration, Kernel, Outcome
-from soloist.kernels.vocabulary import SPARE, Divergence, Picked, Plain, Plan, Steps, precise
+from soloist.kernels.vocabulary import SPARE, Divergence, Picked, Steps, sum_dtype
 
 _NUMBERS = {"lse": 0, "forward": 1, "reverse": 2, "jsd": 3}
 _GPU_ELEMENTS, _CPU_ELEMENTS = 1 << 23, 1 << 20  # of a chunk: 32 MiB in L2, 4 MiB
@@ -59,7 +61,7 @@ def linear_kl_ref(
     weights: Tensor | None = None,
 ) -> Tensor:
     """The formula on whole logits, differentiable by torch: (T,) in fp32 or fp64."""
-    wide = precise(hidden.dtype)
+    wide = sum_dtype(hidden.dtype)
     log_q = (functional.linear(hidden, weight, bias).to(wide) / temperature).log_softmax(-1)
     if isinstance(teacher, TopK):
         rest = log_q.scatter(1, teacher.indices, -torch.inf).logsumexp(-1)
@@ -78,7 +80,7 @@ CONFIGURATIONS = (
 )
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _online(x: tl.tensor, peak: tl.tensor, total: tl.tensor) -> tl.tensor:
     """exp(x - new peak), the factor of older sums, the new peak, the new sum."""
     top = tl.maximum(peak, tl.max(x, 1))
@@ -88,7 +90,7 @@ def _online(x: tl.tensor, peak: tl.tensor, total: tl.tensor) -> tl.tensor:
     return mass, rescale, top, total * rescale + tl.sum(mass, 1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _statistics_kernel(
     logits: tl.tensor,
     teacher: tl.tensor,
@@ -134,7 +136,7 @@ def _statistics_kernel(
     tl.store(state + 4 * count + row, acc, mask=valid)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _mixture_kernel(
     logits: tl.tensor,
     teacher: tl.tensor,
@@ -174,7 +176,7 @@ def _mixture_kernel(
     tl.store(sums + count + row, of_q, mask=valid)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _gradient_kernel(
     logits: tl.tensor,
     teacher: tl.tensor,
@@ -217,44 +219,38 @@ def _gradient_kernel(
     tl.store(out + place, gradient.to(out.dtype.element_ty), mask=inside)
 
 
-class _Triton:
+@dataclass(frozen=True)
+class _Triton(Steps):
     """The steps as the kernels above."""
 
-    exact = True
+    configuration: Configuration = CONFIGURATIONS[0]
 
-    def __init__(self, configuration: Configuration) -> None:
-        self.configuration = configuration
-        self.how = {**configuration.constants, **configuration.launch_options()}
+    @property
+    def exact(self) -> bool:
+        """As a GPU computes them."""
+        return True
 
-    def statistics(self, z: Tensor, t: Tensor | None, rows: Tensor, state: Tensor, plan: Plan) -> None:
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {**self.configuration.constants, **self.configuration.launch_options()}
+
+    def statistics(self, z: Tensor, t: Tensor | None, rows: Tensor, state: Tensor) -> None:
         t = z if t is None else t
         _statistics_kernel[(self._blocks(z),)](
-            z, t, rows, state, *z.shape, z.stride(0), t.stride(0), plan.inverse, KIND=_NUMBERS[plan.kind], **self.how
+            z, t, rows, state, *z.shape, z.stride(0), t.stride(0), self.inverse, KIND=_NUMBERS[self.kind], **self._how
         )
 
-    def mixture(self, z: Tensor, t: Tensor | None, rows: Tensor, lse: Tensor, sums: Tensor, plan: Plan) -> None:
+    def mixture(self, z: Tensor, t: Tensor | None, rows: Tensor, lse: Tensor, sums: Tensor) -> None:
         assert t is not None
         _mixture_kernel[(self._blocks(z),)](
-            z, t, rows, lse, sums, *z.shape, z.stride(0), t.stride(0), plan.inverse, plan.beta, **self.how
+            z, t, rows, lse, sums, *z.shape, z.stride(0), t.stride(0), self.inverse, self.beta, **self._how
         )
 
-    def gradient(self, z: Tensor, t: Tensor | None, rows: Tensor, lse: Tensor, out: Tensor, plan: Plan) -> None:
+    def gradient(self, z: Tensor, t: Tensor | None, rows: Tensor, lse: Tensor, out: Tensor) -> None:
         t = z if t is None else t
+        sizes = (*z.shape, z.stride(0), t.stride(0), self.inverse, self.beta)
         wide = -(-z.shape[1] // self.configuration.constants["BLOCK_V"])
-        _gradient_kernel[(self._blocks(z), wide)](
-            z,
-            t,
-            rows,
-            lse,
-            out,
-            *z.shape,
-            z.stride(0),
-            t.stride(0),
-            plan.inverse,
-            plan.beta,
-            KIND=_NUMBERS[plan.kind],
-            **self.how,
-        )
+        _gradient_kernel[(self._blocks(z), wide)](z, t, rows, lse, out, *sizes, KIND=_NUMBERS[self.kind], **self._how)
 
     def _blocks(self, z: Tensor) -> int:
         return -(-len(z) // self.configuration.constants["BLOCK_T"])
@@ -295,21 +291,21 @@ def linear_kl(
     states = hidden.to(torch.get_autocast_dtype(device.type)) if autocast else hidden
     rows = torch.arange(len(hidden), device=device) if weights is None else weights.nonzero()[:, 0]
     if not len(rows):
-        return torch.zeros(len(hidden), dtype=precise(states.dtype), device=device) + hidden[:0].sum()
+        return torch.zeros(len(hidden), dtype=sum_dtype(states.dtype), device=device) + hidden[:0].sum()
     states = states if weights is None else states[rows]
     if chunk is None:
         elements = _CPU_ELEMENTS if device.type == "cpu" else _GPU_ELEMENTS
         chunk = min(max(256, elements // len(rows) // 256 * 256), -(-len(weight) // SPARE) * SPARE)
     sweep = "lse" if isinstance(teacher, TopK) else kind
-    steps: Steps = Plain()
+    steps = Steps(sweep, beta, temperature, chunk, empty)
     if not plain:
         sizes, options = {"T": len(rows), "C": chunk}, {"kind": sweep}
-        steps = _Triton(choose_config("linear_kl", sizes, options, device, CONFIGURATIONS[0], configuration))
-    plan = Plan(sweep, beta, temperature, chunk, steps, empty)
+        config = choose_config("linear_kl", sizes, options, device, CONFIGURATIONS[0], configuration)
+        steps = _Triton(sweep, beta, temperature, chunk, empty, config)
     with torch.autocast(device.type, enabled=False):
         if isinstance(teacher, TopK):
             few = TopK(teacher.indices[rows], teacher.values[rows], teacher.rest)
-            rest, picked = Picked.apply(states.contiguous(), weight, bias, plan, few.indices)
+            rest, picked = Picked.apply(states.contiguous(), weight, bias, steps, few.indices)
             lse = torch.logaddexp(rest, picked.logsumexp(-1))
             values = of_few(picked - lse[:, None], rest - lse, few, kind, beta, temperature)
         else:
@@ -318,7 +314,7 @@ def linear_kl(
                 parts = [teacher.states[rows], teacher.weight, teacher.bias]
             teacher_rows = torch.arange(len(rows), device=device) if isinstance(teacher, Head) else rows
             detached = [None if part is None else part.detach() for part in parts]
-            values = Divergence.apply(states.contiguous(), weight, bias, plan, teacher_rows, *detached)
+            values = Divergence.apply(states.contiguous(), weight, bias, steps, teacher_rows, *detached)
     if weights is None:
         return values
     return torch.zeros(len(hidden), dtype=values.dtype, device=device).index_copy(
@@ -380,7 +376,7 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
         if kind == "head":
             teacher = Head(states.to(**put), matrix.to(**put))
         elif kind:
-            teacher = TopK(likely.indices.to(place), likely.values.to(place, precise(dtype)), kind)
+            teacher = TopK(likely.indices.to(place), likely.values.to(place, sum_dtype(dtype)), kind)
         given = None if weights is None else weights.to(place)
         values = function(own[0], own[1], teacher, bias=own[2] if own[2:] else None, weights=given, **how, **more)
         values.backward(upstream.to(values))

@@ -64,7 +64,7 @@ def matmul_ref(
 # --- on the device ----------------------------------------------------------------------------------------------------
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def magic_fp32(K: tl.tensor) -> tl.tensor:
     """0x4B000000, the bits of 2^23, as a value the compiler cannot know (K is a multiple of 32).
 
@@ -73,19 +73,19 @@ def magic_fp32(K: tl.tensor) -> tl.tensor:
     return (0x4B000000 + (K & 31)).to(tl.uint32, bitcast=True)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def as_fp32(bits: tl.tensor, magic: tl.tensor) -> tl.tensor:
     """The integer `bits` (uint32, below 2^23) plus 2^23, as float32."""
     return (bits | magic).to(tl.float32, bitcast=True)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def silu_times(gate: tl.tensor, up: tl.tensor) -> tl.tensor:
     """silu(gate) * up."""
     return gate / (1.0 + tl.exp(-gate)) * up
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _sum_parts_kernel(
     parts_ptr: tl.tensor,
     bias_ptr: tl.tensor,
@@ -128,7 +128,7 @@ class Matmul:
     Args:
         name: in the registry and in tuned tables.
         bits: of the codes it reads, as stored.
-        most_rows: largest M; 0 for any.
+        max_rows: largest M; 0 for any.
         configurations: all that may be chosen.
         rule: the one for M, N, K, bits and whether gated, where no tuned table knows better.
         gemm: its function on tensor cores, for configurations with BLOCK_M.
@@ -137,7 +137,7 @@ class Matmul:
 
     name: str
     bits: Literal[4, 8]
-    most_rows: int
+    max_rows: int
     configurations: tuple[Configuration, ...]
     rule: Callable[[int, int, int, int, bool], Configuration]
     gemm: Any
@@ -217,8 +217,8 @@ class Matmul:
         m = len(x)
         if x.numel() >= 1 << 31:
             raise UsageError(f"x has {x.numel()} elements: places are counted in 32 bits, hand it over in parts")
-        if not 1 <= m <= (self.most_rows or m):
-            few = f"{m} rows: this kernel takes 1 to {self.most_rows}, more are for gemm"
+        if not 1 <= m <= (self.max_rows or m):
+            few = f"{m} rows: this kernel takes 1 to {self.max_rows}, more are for gemm"
             raise UsageError(few if m else "x has no rows")
         self._refuse_matrix("weight", weight, x.device)
         if up is not None:
@@ -261,12 +261,12 @@ def _pointers(weight: Quantized | None) -> tuple[Tensor | None, ...]:
 # --- builds -----------------------------------------------------------------------------------------------------------
 
 # configurations, type of the activations, sizes of groups, what is added ("bias", "zeros", "gated" or nothing)
-Plan = tuple[Sequence[Configuration], str, tuple[int, ...], str]
+BuildGroup = tuple[Sequence[Configuration], str, tuple[int, ...], str]
 
 
-def matmul_builds(kernel: Matmul, plans: Sequence[Plan]) -> Iterator[Build]:
-    """A build of every configuration in every group of the plans; zero points for 4 bits alone."""
-    for configurations, dtype, groups, extra in plans:
+def matmul_builds(kernel: Matmul, build_groups: Sequence[BuildGroup]) -> Iterator[Build]:
+    """A build of every configuration and group size of each `BuildGroup`; zero points for 4 bits alone."""
+    for configurations, dtype, groups, extra in build_groups:
         if extra == "zeros" and kernel.bits != 4:
             continue
         for configuration in configurations:
@@ -384,8 +384,9 @@ def matmul_case(
 def configuration_of(kernel: Matmul, case: Case, device: str) -> Configuration:
     """The configuration that a case runs in on a device."""
     m, n, k = case.sizes.values()
-    if "config" in case.options:
-        return kernel.configurations[case.options["config"]]
+    config: int | None = case.options.get("config")
+    if config is not None:
+        return kernel.configurations[config]
     own = kernel.rule(m, n, k, kernel.bits, "gated" in case.options)
     if "coarse" not in case.options or device != "cpu":
         return own

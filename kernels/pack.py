@@ -145,7 +145,7 @@ def _pack_rows(
 
 def _half(scale: Tensor) -> Tensor:
     scale = scale.half().float()
-    return torch.where(scale == 0, 0.0, scale)  # there is one zero
+    return torch.where(scale == 0, 0.0, scale)  # -0 becomes 0
 
 
 def _divisible(scale: Tensor) -> Tensor:
@@ -183,13 +183,13 @@ def _search(
     return scale
 
 
-# Left alone, ptxas holds some searches to 96 registers and spills, held to 128 others; 168 leave three programs at once
+# Left alone, ptxas holds some searches to 96 registers and spills; at 128 others do; 168 leave three programs at once
 CONFIGURATIONS = (Configuration({"ELEMENTS": 1024}, warps=4, stages=1, registers=168),)
-# the interpreter pays by the operation, not by the element
+# the interpreter's time goes by operations, not by elements
 INTERPRETED = Configuration({"ELEMENTS": 1 << 17}, warps=4, stages=1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _half_sum(x: tl.tensor, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr) -> tl.tensor:
     for step in tl.static_range(STEPS):
         pairs = tl.permute(tl.reshape(x, (ROWS, 2, COLUMNS >> (step + 1))), (0, 2, 1))
@@ -198,24 +198,24 @@ def _half_sum(x: tl.tensor, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl
     return tl.reshape(x, (ROWS,))
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _to_half(scale: tl.tensor) -> tl.tensor:
     scale = scale.to(tl.float16).to(tl.float32)
     return tl.where(scale == 0.0, 0.0, scale)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _rint(x: tl.tensor) -> tl.tensor:
     return (x + 12582912.0) - 12582912.0  # 1.5 * 2^23: fp32 has no room for a fraction there; |x| < 2^22
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _to_values(w: tl.tensor, scale: tl.tensor, z: tl.tensor, TOP: tl.constexpr) -> tl.tensor:
     x = tl.div_rn(w, tl.where(scale == 0.0, 1.0, scale)[:, None])
     return _rint(tl.minimum(tl.maximum(x, -z[:, None]), TOP - z[:, None]))
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _error(
     w: tl.tensor,
     h: tl.tensor,
@@ -230,7 +230,7 @@ def _error(
     return _half_sum(h * (off * off), ROWS, COLUMNS, STEPS)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton is not typed
+@triton.jit
 def _pack_kernel(
     weight: tl.tensor,
     importance: tl.tensor,
@@ -392,7 +392,8 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
 def _same(a: Quantized, b: Quantized) -> bool:
     if a.zeros is not None and b.zeros is not None and not torch.equal(a.zeros, b.zeros):
         return False
-    return torch.equal(a.codes, b.codes) and torch.equal(a.scales.view(torch.int16), b.scales.view(torch.int16))
+    same_scales = torch.equal(a.scales.view(torch.int16), b.scales.view(torch.int16))
+    return bool(torch.equal(a.codes, b.codes)) and bool(same_scales)
 
 
 def _farthest(weight: Tensor, packed: Quantized) -> float:

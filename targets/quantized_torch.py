@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from soloist.kernels.choose import Want, choose
 from soloist.kernels.errors import ArtifactError, UsageError
-from soloist.kernels.gemv import MOST_ROWS
+from soloist.kernels.gemv import MAX_ROWS
 from soloist.kernels.layout import Quantized, dequantize, narrow_of
 from soloist.targets.base import require
 from soloist.targets.quantized import read_quantized
@@ -134,7 +134,7 @@ def products(device: str, kernels: Want) -> Mapping[int, Product]:
         gemm = choose(f"w{bits}a16_gemm", device, kernels).run
 
         def multiply(x: Tensor, weight: Quantized, **extra: Any) -> Tensor:
-            y: Tensor = (gemv if x.shape[0] <= MOST_ROWS else gemm)(x, weight, **extra)
+            y: Tensor = (gemv if x.shape[0] <= MAX_ROWS else gemm)(x, weight, **extra)
             return y
 
         return multiply

@@ -181,7 +181,7 @@ def _type_name(dtype: Any) -> str:
 def _run(tensors: Mapping[str, Any], group: int, y: Any, stream: int) -> None:
     """y of the tensors on TensorRT's stream, by the implementation that `choose` picks."""
     from soloist.kernels.choose import choose
-    from soloist.kernels.gemv import MOST_ROWS
+    from soloist.kernels.gemv import MAX_ROWS
     from soloist.kernels.layout import Quantized
 
     with _on_stream(stream):
@@ -189,7 +189,7 @@ def _run(tensors: Mapping[str, Any], group: int, y: Any, stream: int) -> None:
         x = given["x"].flatten(0, -2)
         weight = Quantized(given["words"], given["scales"], group, given.get("zeros"))
         up = Quantized(given["up_words"], given["up_scales"], group) if "up_words" in given else None
-        product = choose(KERNEL if len(x) <= MOST_ROWS else "w4a16_gemm", x.device)
+        product = choose(KERNEL if len(x) <= MAX_ROWS else "w4a16_gemm", x.device)
         out.copy_(product.run(x, weight, up=up, bias=given.get("bias")).view_as(out))
 
 

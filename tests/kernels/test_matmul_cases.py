@@ -80,7 +80,7 @@ def test_what_the_gemm_offers_is_in_its_table(name):
 @given(draw=st.data(), blocks=st.integers(1, 21), group=st.sampled_from(GROUPS), dtype=st.sampled_from(DTYPES))
 def test_any_shape_agrees_with_float64(name, draw, blocks, group, dtype):
     run = KERNELS[name].run
-    m, n = draw.draw(st.integers(1, run.most_rows or 80)), draw.draw(st.integers(1, 40 if run.most_rows else 150))
+    m, n = draw.draw(st.integers(1, run.max_rows or 80)), draw.draw(st.integers(1, 40 if run.max_rows else 150))
     extra = draw.draw(st.sampled_from(["", "bias", "gated", *(["zeros"] if run.bits == 4 else [])]))
     case = matmul_case(run, m, n, 32 * blocks, dtype, group, extra)
     outcome = check_matmul(run, case, "cpu", draw.draw(st.integers(0, 2**31)))
