@@ -164,7 +164,9 @@ def test_each_stage_went_on_where_it_was_killed(killed_job):
     assert int(resumed.split()[3]) >= 2
     measured = [e["done"] for e in events if e["stage"] == "bench" and e["event"] == "progress"]
     assert measured == sorted(set(measured)), "an answered question was asked again"
-    ends = [(e["stage"], e["reused"]) for e in events if e["event"] == "end" and e["stage"] in KILLS]
-    for stage in KILLS:  # made once, found again by every later start
-        reused = [again for name, again in ends if name == stage]
-        assert reused[0] is False and reused.count(False) == 1
+    ends = [e for e in events if e["event"] == "end" and e["stage"] in KILLS]
+    assert {e["stage"] for e in ends} == set(KILLS)
+    for path in {e["path"] for e in ends}:  # made once, found again by every later start
+        reused = [e["reused"] for e in ends if e["path"] == path]
+        assert reused[0] is False
+        assert reused.count(False) == 1, path
