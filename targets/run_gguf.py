@@ -1,16 +1,14 @@
-"""The in-process GGUF runtime: llama.cpp through llama-cpp-python's C interface.
+"""The in-process GGUF runtime: llama.cpp through its C interface (llama_library.py).
 
-Why not the package's `Llama` class: it holds one sequence, so a team of agents with different prompts
-would compute each prompt anew for every call. Here every agent keeps its own sequence ("slot") in the KV
-cache: a call computes only what its slot does not hold yet, and calls that do not depend on each other
-(`chat_many`) are decoded in one batch, so that the weights are read once for all of them. A team is thus
-measured as fast as it can be on this machine. Left out: image input, draft models, sessions on disk.
+Why not a package's own class or server: it holds one sequence, or gives no logits. Here every agent keeps its
+own sequence ("slot") in the KV cache: a call computes only what its slot does not hold yet, and calls that do
+not depend on each other (`chat_many`) are decoded in one batch, so that the weights are read once for all of
+them. A team is thus measured as fast as it can be here. Left out: image input, draft models, sessions on disk.
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import re
 import time
 import unicodedata
@@ -27,6 +25,8 @@ from soloist.targets.base import Message, Reply, Sampling, default_threads, requ
 from soloist.targets.decode import before_stop, common_prefix, sample
 from soloist.targets.gguf_file import check_gguf
 from soloist.targets.gguf_tokenizer import NORMALIZER
+from soloist.targets.llama_library import llama
+from soloist.targets.portable.template import Render, chat_template
 
 Logits = npt.NDArray[np.float32]
 _UBATCH = 512
@@ -80,14 +80,13 @@ class GgufRuntime:
     def __init__(self, path: Path, *, slots: int = 1, context: int = 2048, threads: int | None = None) -> None:
         check_gguf(path)
         require("jinja2", "gguf")
-        self._lib: Any = require("llama_cpp", "gguf")
+        self._lib: Any = llama()
         self.name = path.stem
         self.path = path
         self._context_size = context
         self._slots = list(map(_Slot, range(slots)))
         self._clock = 0
         self._embedding_slot = -1  # the slot `embed` took, and takes again
-        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its log of loading a model
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), self._lib.llama_model_default_params())
         if not self._model:
             raise ArtifactError(f"{path}: llama.cpp cannot load this file (truncated, or an unknown architecture)")
@@ -97,7 +96,7 @@ class GgufRuntime:
         self._batch_size = max(context, _UBATCH)
         self._batch = self._lib.llama_batch_init(self._batch_size * min(slots, 4), 0, 1)
         self._capacity = self._batch_size * min(slots, 4)
-        self._formatter = self._chat_formatter()
+        self._render = self._chat_template()
         self._special: re.Pattern[str] | None = None
         self._normal = self.metadata(NORMALIZER)
         if self._normal not in (None, "NFC"):
@@ -123,20 +122,21 @@ class GgufRuntime:
         size = self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if size >= 0 else None
 
-    def _chat_formatter(self) -> Any:
+    def _chat_template(self) -> Render:
         template = self.metadata("tokenizer.chat_template")
         if not template:
             raise ArtifactError(f"{self.path}: the file has no chat template")
-        module = require("llama_cpp.llama_chat_format", "gguf")
-        bos, eos = self._lib.llama_vocab_bos(self._vocab), self._lib.llama_vocab_eos(self._vocab)
-        return module.Jinja2ChatFormatter(
-            template=template,
-            bos_token=self._piece(bos).decode("utf-8", "replace") if bos >= 0 else "",
-            eos_token=self._piece(eos).decode("utf-8", "replace") if eos >= 0 else "",
-        )
+        special = {}
+        for name in ("bos", "eos"):
+            token = getattr(self._lib, f"llama_vocab_{name}")(self._vocab)
+            special[f"{name}_token"] = self._piece(token).decode("utf-8", "replace") if token >= 0 else ""
+        try:
+            return chat_template(template, special)
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.path}: {error}") from error
 
     def render(self, messages: Sequence[Message]) -> str:
-        return str(self._formatter(messages=list(messages)).prompt)
+        return self._render(messages)
 
     def tokenize(self, text: str) -> list[int]:
         data = self._normalized(text).encode()

@@ -76,7 +76,7 @@ def chat_template(source: str, special: Mapping[str, str], *, dates: bool = True
     try:
         template = environment.from_string(source)
     except jinja2.TemplateError as error:
-        raise ArtifactError(f"the chat template is not jinja2 ({error}); mend chat_template.jinja") from error
+        raise ArtifactError(f"the chat template is not jinja2 ({error}); mend it") from error
 
     def render(messages: Sequence[Message], open_answer: bool = True) -> str:
         try:

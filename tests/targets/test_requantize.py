@@ -7,7 +7,9 @@ import pytest
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import default_threads
-from soloist.targets.requantize import cache_folder, requantize
+from soloist.targets.gguf_file import read_gguf
+from soloist.targets.llama_quantize import quantize_gguf
+from soloist.targets.requantize import PRECISIONS, cache_folder, requantize
 from soloist.targets.run_gguf import GgufRuntime
 
 TEXT = "What is 12 + 30?"
@@ -27,10 +29,30 @@ def test_eight_bits_are_the_same_model_and_are_made_once(tiny_smollm2_gguf, tmp_
     old.close(), new.close()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_copy_is_the_file_llama_cpp_writes(tiny_gguf, precision, tmp_path):
+    """Tensors bit for bit, and all metadata."""
+    pytest.importorskip("llama_cpp", reason="needs the extra 'llama-quantize'")
+    made = requantize(tiny_gguf, precision, tmp_path)
+    quantize_gguf(tiny_gguf, tmp_path / "theirs.gguf", precision)
+    ours, theirs = read_gguf(made), read_gguf(tmp_path / "theirs.gguf")
+    assert {key: f.contents() for key, f in ours.fields.items()} == {k: f.contents() for k, f in theirs.fields.items()}
+    wanted = {tensor.name: tensor for tensor in theirs.tensors}
+    assert {tensor.name for tensor in ours.tensors} == set(wanted)
+    for tensor in ours.tensors:
+        assert tensor.tensor_type == wanted[tensor.name].tensor_type, tensor.name
+        np.testing.assert_array_equal(tensor.data, wanted[tensor.name].data, err_msg=tensor.name)
+
+
+def test_a_precision_there_is_no_copy_in_is_refused(tiny_gguf, tmp_path):
+    with pytest.raises(ArtifactError, match="no copy in 'q4_k_m' is made; use one of q8_0, f16"):
+        requantize(tiny_gguf, "q4_k_m", tmp_path)
+
+
 def test_what_is_no_model_leaves_nothing(tmp_path):
     alien = tmp_path / "alien.gguf"
     alien.write_bytes(b"GGUF" + b"\x03\0\0\0" + b"\0" * 64)
-    with pytest.raises(ArtifactError, match="could not write it as q8_0"):
+    with pytest.raises(ArtifactError, match="names no architecture or has no tensors"):
         requantize(alien, "q8_0", tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*"))
 
