@@ -95,15 +95,18 @@ def gptq_ref(
 
 def _block_ref(w: Tensor, u: Tensor, s: Tensor, z: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """Round the columns of one block in order. All (N, B) but `u` (B, B); `s` fp32, `z` what v's zero is stored as."""
-    w = w.clone()
+    w = w.T.contiguous()  # a column is a row of memory
+    divisible, scale = torch.where(s == 0, 1.0, s).T.contiguous(), s.T.contiguous()
+    lowest, highest = (-z).T.contiguous(), (top - z).T.contiguous()
     values, errors = torch.empty_like(w), torch.empty_like(w)
-    divisible = torch.where(s == 0, 1.0, s)
-    for j in range(w.shape[1]):
-        v = torch.round((w[:, j] / divisible[:, j]).maximum(-z[:, j]).minimum(top - z[:, j]))
-        error = (w[:, j] - v * s[:, j]) / u[j, j]
-        w[:, j + 1 :] -= error[:, None] * u[j, j + 1 :]
-        values[:, j], errors[:, j] = v, error
-    return values, errors
+    for j in range(len(w)):
+        v = torch.div(w[j], divisible[j], out=values[j])
+        torch.maximum(v, lowest[j], out=v)
+        torch.minimum(v, highest[j], out=v)
+        v.add_(12582912.0).sub_(12582912.0)  # rint, as in pack.py
+        error = torch.sub(w[j], v * scale[j], out=errors[j]).div_(u[j, j])
+        w[j + 1 :] -= u[j, j + 1 :, None] * error
+    return values.T.contiguous(), errors.T.contiguous()
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ SCALE_CANDIDATES = {
     "8": (127.0, 126.5, 127.5, 128.0, 129.0, 130.0, 132.0),
 }
 LARGEST = 65504.0  # of fp16: no scale can overflow
-_CHUNK = 1 << 15  # weights that the reference works on at once: they stay in a core's cache
+_CHUNK = 1 << 17  # weights that the reference works on at once: they stay in a core's cache, and outweigh torch's calls
 
 
 def scale_candidates(bits: int, zeros: bool, search: bool) -> tuple[float, ...]:
@@ -124,9 +124,10 @@ def _pack_rows(
     columns = weight.shape[1]
     groups = -(-columns // group)
     pad = groups * group - columns
-    w = F.pad(weight.float(), (0, pad)).reshape(-1, groups, group)
-    h = F.pad(h, (0, pad)).reshape(groups, group)
-    low, high = w.amin(-1), w.amax(-1)
+    # (G, rows, groups): what is done to a group's G weights is done to long rows of memory
+    w = F.pad(weight.float(), (0, pad)).reshape(-1, groups, group).permute(2, 0, 1).contiguous()
+    h = F.pad(h, (0, pad)).reshape(1, groups, group).permute(2, 0, 1)
+    low, high = w.amin(0), w.amax(0)
     if zeros:
         extreme = high.clamp_min(0) - low.clamp_max(0)
     else:
@@ -137,7 +138,7 @@ def _pack_rows(
         z = torch.where(scale == 0, z, torch.round((-low.clamp_max(0) / _divisible(scale)).clamp(0, 15)))
     if len(table) > 1:
         scale = _search(w, h, extreme, scale, z, table, bits)
-    codes = (_values(w, scale, z, bits) + z[..., None]).reshape(len(w), -1)[:, :columns]
+    codes = (_values(w, scale, z, bits) + z).permute(1, 2, 0).reshape(len(weight), -1)[:, :columns]
     if bits != 4:
         return (codes - zero_of(bits)).to(torch.int8), scale.half(), z.to(torch.uint8)
     return pack_nibbles(codes), scale.half(), z.to(torch.uint8)
@@ -153,29 +154,32 @@ def _divisible(scale: Tensor) -> Tensor:
 
 
 def _values(w: Tensor, scale: Tensor, z: Tensor, bits: int) -> Tensor:
-    z = z[..., None]
-    return torch.round((w / _divisible(scale)[..., None]).maximum(-z).minimum(top_of(bits) - z))
+    v = w / _divisible(scale)
+    torch.maximum(v, -z, out=v)
+    torch.minimum(v, top_of(bits) - z, out=v)
+    # rint as in the kernel: torch.round shares even small tensors among threads, which wait where cores are busy
+    return v.add_(12582912.0).sub_(12582912.0)
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Sum over the last axis (a power of two): halves onto halves."""
-    while (half := x.shape[-1] // 2) > 0:
-        x = x[..., :half] + x[..., half:]
-    return x[..., 0]
+    """Sum over the first axis (a power of two), halves onto halves; `x` is used up."""
+    while (half := len(x) // 2) > 0:
+        x = x[:half].add_(x[half:])
+    return x[0]
 
 
 def _search(
     w: Tensor, h: Tensor, extreme: Tensor, scale: Tensor, z: Tensor, table: tuple[float, ...], bits: int
 ) -> Tensor:
     def error_of(scale: Tensor) -> Tensor:
-        off = w - _values(w, scale, z, bits) * scale[..., None]
-        return _sum(h * (off * off))
+        off = w - _values(w, scale, z, bits).mul_(scale)
+        return _sum(off.mul_(off).mul_(h))
 
     best = error_of(scale)
     for divisor in table:
         trial = _half(extreme / divisor)
         v = _values(w, trial, z, bits)
-        above, below = _sum(h * (w * v)), _sum(h * (v * v))
+        above, below = _sum((w * v).mul_(h)), _sum(v.mul_(v).mul_(h))
         trial = torch.where(below > 0, _half(above / _divisible(below)), trial)
         error = error_of(trial)
         better = error < best
