@@ -91,7 +91,7 @@ def command(
 
 
 def _config(settings: dict[str, Any], plan_file: Path | None) -> QuantizeConfig:
-    """The config; beside a plan only what was said on the command line counts of what a plan says."""
+    """The config; beside a plan, an option that a plan decides counts only where it was given."""
     from soloist.toolchain.core.config import validated
     from soloist.toolchain.quantize.plan import read_plan
     from soloist.toolchain.quantize.stage import PLANNED, QuantizeConfig

@@ -114,6 +114,11 @@ class Walk:
         self._states: list[Tensor] = []
         self._arguments: list[Mapping[str, Any]] = []
 
+    @property
+    def tokens(self) -> int:
+        """Of the conversations, without what fills them up."""
+        return int(sum(batch.own.sum() for batch in self._batches))
+
     def start(self, batches: Sequence[Batch]) -> None:
         """Embed the conversations, which `observe` and `advance` take from layer to layer."""
         self._states = self.enter(batches)

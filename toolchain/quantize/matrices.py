@@ -82,9 +82,9 @@ class Rounder:
         def one(name: str) -> Quantized:
             return self.round(weights[name].load(), rules[name], grams.get(name))
 
-        cores = torch.get_num_threads()
-        if self.device != "cpu" or cores == 1 or len(weights) == 1:
+        if self.device != "cpu":
             return {name: one(name) for name in weights}
+        cores = torch.get_num_threads()
         torch.set_num_threads(1)  # of the threads that are started from now on, too
         try:
             with ThreadPoolExecutor(cores) as pool:
@@ -107,14 +107,16 @@ def write_matrices(file: Path, matrices: Mapping[str, Quantized]) -> None:
 
 
 def read_matrices(file: Path, rules: Mapping[str, Rule]) -> dict[str, Quantized]:
-    """The matrices of a file; `rules` are those they were made by, of these names."""
+    """The matrices of a file by name; `rules` hold those they were made by."""
     from soloist.kernels.layout import Quantized, narrow_of
 
     tensors = require("safetensors.torch", "train").load_file(str(file))
     matrices: dict[str, Quantized] = {}
-    for name, rule in rules.items():
-        codes, scales, zeros = tensors[f"{name}.codes"], tensors[f"{name}.scales"], tensors.get(f"{name}.zeros")
-        matrices[name] = Quantized(codes, scales, rule.group, zeros, narrow_of(rule.bits))
+    for key, codes in tensors.items():
+        name, _, part = key.rpartition(".")
+        if part == "codes":
+            scales, zeros, rule = tensors[f"{name}.scales"], tensors.get(f"{name}.zeros"), rules[name]
+            matrices[name] = Quantized(codes, scales, rule.group, zeros, narrow_of(rule.bits))
     return matrices
 
 

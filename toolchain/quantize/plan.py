@@ -57,7 +57,7 @@ class Rule(Config):
         return self
 
 
-class Model(Config):
+class ModelId(Config):
     """The model a plan was made for: its architecture, and a hash of its matrices' names and shapes."""
 
     type: str
@@ -68,7 +68,7 @@ class BitPlan(Config):
     """Rules in order, the model they are for, and what was expected of them (for people; nothing reads it)."""
 
     version: Literal[1] = Field(default=1, alias="schema")
-    model: Model | None = None
+    model: ModelId | None = None
     rules: tuple[Rule, ...]
     expected: Mapping[str, JsonValue] = Field(default_factory=dict)
 
@@ -101,15 +101,20 @@ def write_plan(path: Path, plan: BitPlan) -> None:
     """Write it, rules a line each."""
     content = plan.model_dump(mode="json", by_alias=True, exclude_none=True)
     rules = content.pop("rules")
-    lines = [yaml.safe_dump({key: value}, sort_keys=False) for key, value in content.items() if value != {}]
-    flow = [yaml.safe_dump(rule, default_flow_style=True, sort_keys=False, width=200).strip() for rule in rules]
-    write_atomic(path, "".join([*lines, "rules:\n", *(f"  - {rule}\n" for rule in flow)]))
+    text = ""
+    for key, value in content.items():
+        if value != {}:
+            text += yaml.safe_dump({key: value}, sort_keys=False)
+    text += "rules:\n"
+    for rule in rules:
+        text += "  - " + yaml.safe_dump(rule, default_flow_style=True, sort_keys=False, width=200).strip() + "\n"
+    write_atomic(path, text)
 
 
-def model_of(architecture: str, shapes: Shapes) -> Model:
+def model_of(architecture: str, shapes: Shapes) -> ModelId:
     """What a plan remembers of the model it was made for."""
-    text = json.dumps(sorted((name, list(shape)) for name, shape in shapes.items()))
-    return Model(type=architecture, digest=hashlib.sha256(text.encode()).hexdigest()[:16])
+    text = json.dumps(sorted(shapes.items()))
+    return ModelId(type=architecture, digest=hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def resolve(plan: BitPlan, architecture: str, shapes: Shapes, where: str = "plan") -> dict[str, Rule]:
@@ -122,19 +127,21 @@ def resolve(plan: BitPlan, architecture: str, shapes: Shapes, where: str = "plan
         UsageError: a plan for another model, a rule that fits nothing, a matrix without a rule, a table (embedding,
             head) that is to be calibrated.
     """
-    if plan.model is not None and plan.model != (found := model_of(architecture, shapes)):
+    if plan.model is not None and plan.model != (this := model_of(architecture, shapes)):
         raise UsageError(
-            f"{where}: made for another model ({plan.model.type}, {plan.model.digest}), this one is {found.type}, "
-            f"{found.digest}; make a plan for it with `soloist plan`, or take `model` out to use its patterns"
+            f"{where}: made for another model ({plan.model.type}, {plan.model.digest}), this one is {this.type}, "
+            f"{this.digest}; make a plan for it with `soloist plan`, or take `model` out to use its patterns"
         )
     chosen: dict[str, Rule] = {}
     used: set[int] = set()
     for name, shape in shapes.items():
-        number = next((i for i, rule in enumerate(plan.rules) if fnmatch.fnmatchcase(name, rule.tensors)), None)
-        if number is None:
+        for number, rule in enumerate(plan.rules):
+            if fnmatch.fnmatchcase(name, rule.tensors):
+                used.add(number)
+                chosen[name] = _fitting(rule, name, shape, f"{where}: rules.{number}")
+                break
+        else:
             raise UsageError(f'{where}: no rule fits {name}; end the rules with one for `tensors: "*"`')
-        used.add(number)
-        chosen[name] = _fitting(plan.rules[number], name, shape, f"{where}: rules.{number}")
     if plan.model is not None or len(plan.rules) > 1:
         _refuse_idle(plan, used, shapes, where)
     return chosen
@@ -143,8 +150,8 @@ def resolve(plan: BitPlan, architecture: str, shapes: Shapes, where: str = "plan
 def _refuse_idle(plan: BitPlan, used: set[int], shapes: Shapes, where: str) -> None:
     """A pattern that fits no matrix is a slip of the pen; one that other rules leave nothing to is not."""
     for number, rule in enumerate(plan.rules):
-        tables = any(rule.tensors.endswith(name) for name in TABLES)  # a tied model has no head of its own
-        if number not in used and not tables and not fnmatch.filter(shapes, rule.tensors):
+        is_table = rule.tensors.endswith(TABLES)  # a tied model has no head of its own
+        if number not in used and not is_table and not fnmatch.filter(shapes, rule.tensors):
             raise UsageError(f"{where}: rules.{number}: no matrix of this model is called '{rule.tensors}'")
 
 

@@ -41,12 +41,13 @@ from soloist.toolchain.quantize.budgets import (
 )
 from soloist.toolchain.quantize.matrices import Kernels, Rounder, device_of, read_matrices, write_matrices
 from soloist.toolchain.quantize.plan import FILE, BitPlan, Rule, model_of, write_plan
-from soloist.toolchain.quantize.search import Choice, Option, Step, Unit, choose, explain, total
+from soloist.toolchain.quantize.search import Choice, Option, Step, Unit, choose, explain, least, total
 from soloist.toolchain.quantize.sizes import Target
 from soloist.toolchain.quantize.weights import TABLES_GROUP, Source, architecture
 from soloist.toolchain.student.student import Student
 
 if TYPE_CHECKING:
+    from soloist.kernels.gptq import Gram
     from soloist.kernels.layout import Quantized
     from soloist.toolchain.quantize.calibration import Walk
     from soloist.toolchain.quantize.sensitivity import Evaluator
@@ -200,17 +201,18 @@ class _Planning:
 
     def _candidates(self, walk: Walk, groups: Mapping[str, Mapping[str, Source]]) -> Candidates:
         """The integers of every matrix at all numbers of bits, for the float model's own inputs."""
-        candidates: dict[int, dict[str, Quantized]] = {bits: {} for bits in self.config.bits}
+        candidates: dict[int, dict[str, Quantized]] = {}
         for done, (group, members) in enumerate(groups.items()):
             self.events.progress(STAGE, done, len(groups), doing="rounding", layer=group)
-            files = {bits: self.made / _CANDIDATES / f"{group}-{bits}.safetensors" for bits in self.config.bits}
-            missing = [bits for bits, file in files.items() if not file.is_file()]
-            grams = walk.observe(int(group)) if missing and group != TABLES_GROUP else {}
-            for bits, file in files.items():
+            grams: dict[str, Gram] = {}
+            for bits in self.config.bits:
+                file = self.made / _CANDIDATES / f"{group}-{bits}.safetensors"
                 rules = {name: self.config.rule(name, bits) for name in members}
-                if bits in missing:
+                if not file.is_file():
+                    if group != TABLES_GROUP:
+                        grams = grams or walk.observe(int(group))
                     write_matrices(file, self.rounder.round_all(members, rules, grams))
-                candidates[bits] |= read_matrices(file, rules)
+                candidates.setdefault(bits, {}).update(read_matrices(file, rules))
             if group != TABLES_GROUP:
                 walk.advance(int(group), {})
         return candidates
@@ -220,24 +222,25 @@ class _Planning:
         from soloist.toolchain.quantize.sensitivity import Log, measure
 
         log = Log(self.made / _LOG)
-        options: dict[str, list[Option]] = {unit.name: [] for unit in model.units}
+        options: dict[str, list[Option]] = {}
         count = len(model.units) * len(candidates)
         for done, (unit, bits, increase) in enumerate(measure(evaluator, model.units, candidates, log)):
             self.events.progress(STAGE, done, count, doing="measuring", unit=unit.name, bits=bits, kl_increase=increase)
-            options[unit.name].append(option_of(self.config, model, unit, bits, increase))
+            options.setdefault(unit.name, []).append(option_of(self.config, model, unit, bits, increase))
         return options
 
     def _settle(
         self, model: Model, options: Mapping[str, Sequence[Option]], candidates: Candidates, ask: Ask | None
     ) -> tuple[Choice, AccuracyFacts | None]:
         """The choice within the budgets; with an accuracy budget the smallest of several that keeps it."""
-        least = sum(min(option.bytes for option in alternatives) for alternatives in options.values())
-        most = sum(max(option.bytes for option in alternatives) for alternatives in options.values())
-        limit = most if self.config.max_mb is None else int(self.config.max_mb * 1e6) - model.other
+        smallest = least(options, "bytes")
+        largest = sum(max(option.bytes for option in alternatives) for alternatives in options.values())
+        if self.config.max_mb is not None:
+            largest = min(largest, int(self.config.max_mb * 1e6) - model.other)
         streamed = max_streamed(self.config, self.folder)
         if self.config.max_accuracy_drop is None or ask is None:
-            return choose(options, limit, streamed), None
-        sizes = [least + (min(limit, most) - least) * k // _SIZES for k in range(_SIZES + 1)]
+            return choose(options, largest, streamed), None
+        sizes = [smallest + (largest - smallest) * k // _SIZES for k in range(_SIZES + 1)]
         reference = self._asked("float", partial(ask, None))
         tried: dict[int, AccuracyFacts] = {}
         low, high = 0, len(sizes)  # the smallest that keeps the accuracy lies in [low, high)

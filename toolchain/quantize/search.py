@@ -49,6 +49,14 @@ def total(choice: Choice, what: str) -> float:
     return float(sum(getattr(option, what) for option in choice.values()))
 
 
+def least(options: Options, what: str) -> int:
+    """The smallest sum of a field that a choice can have."""
+    size = 0
+    for alternatives in options.values():
+        size += min(getattr(option, what) for option in alternatives)
+    return size
+
+
 def choose(options: Options, max_bytes: int, max_streamed: int | None = None) -> dict[str, Option]:
     """The option of each unit, by name.
 
@@ -56,24 +64,24 @@ def choose(options: Options, max_bytes: int, max_streamed: int | None = None) ->
         UsageError: even the smallest options exceed a budget; the message says what they would need.
         MissingExtraError: scipy is not installed.
     """
-    _refuse_impossible(options, "bytes", max_bytes, "in the file")
-    if max_streamed is not None:
-        _refuse_impossible(options, "streamed", max_streamed, "streamed for a token")
-    pairs: list[tuple[int, str, Option]] = []
-    for number, (unit, alternatives) in enumerate(options.items()):
-        pairs += [(number, unit, option) for option in _useful(alternatives)]
-    taken = _solve(pairs, len(options), max_bytes, max_streamed)
-    choice = {unit: option for (_, unit, option), is_taken in zip(pairs, taken, strict=True) if is_taken}
-    assert len(choice) == len(options)
+    for field, limit, where in (
+        ("bytes", max_bytes, "in the file"),
+        ("streamed", max_streamed, "streamed for a token"),
+    ):
+        if limit is not None and least(options, field) > limit:
+            needed = least(options, field)
+            raise UsageError(f"{limit} bytes {where} cannot be met: the smallest options need {needed}")
+    owners: list[str] = []
+    useful: list[Option] = []
+    for unit, alternatives in options.items():
+        for option in _useful(alternatives):
+            owners.append(unit)
+            useful.append(option)
+    choice = {owners[place]: useful[place] for place in _solve(owners, useful, max_bytes, max_streamed)}
+    assert choice.keys() == options.keys()
     assert total(choice, "bytes") <= max_bytes
     assert max_streamed is None or total(choice, "streamed") <= max_streamed
     return choice
-
-
-def _refuse_impossible(options: Options, field: str, limit: int, where: str) -> None:
-    least = sum(min(getattr(option, field) for option in alternatives) for alternatives in options.values())
-    if least > limit:
-        raise UsageError(f"{limit} bytes {where} cannot be met: the smallest options need {least}")
 
 
 def _useful(alternatives: Sequence[Option]) -> list[Option]:
@@ -85,34 +93,30 @@ def _useful(alternatives: Sequence[Option]) -> list[Option]:
     return kept
 
 
-def _solve(
-    pairs: Sequence[tuple[int, str, Option]], units: int, max_bytes: int, max_streamed: int | None
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which of the pairs (number of the unit, its name, option) are taken."""
+def _solve(owners: Sequence[str], options: Sequence[Option], max_bytes: int, max_streamed: int | None) -> list[int]:
+    """Places of the options to take, one for each owner."""
     optimize, sparse = require("scipy.optimize", "train"), require("scipy.sparse", "train")
-    count = len(pairs)
-    owner = sparse.csr_array((np.ones(count), ([number for number, _, _ in pairs], range(count))), (units, count))
-    constraints = [optimize.LinearConstraint(owner, 1, 1)]
-    for field, limit in (("bytes", max_bytes), ("streamed", max_streamed)):
-        if limit is None:
-            continue
-        sizes = np.array([getattr(option, field) for _, _, option in pairs], np.int64)
-        # in the largest unit that all sizes are multiples of, so that the solver's tolerance is far below one of them
-        unit = max(1, int(np.gcd.reduce(sizes)))
-        constraints.append(optimize.LinearConstraint((sizes // unit)[None].astype(float), ub=limit // unit))
-    cost = np.array([option.kl_increase for _, _, option in pairs])
+    names, rows = np.unique(owners, return_inverse=True)
+    one_each = sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), (len(names), len(rows)))
+    table = np.array([(option.bytes, option.streamed, option.kl_increase) for option in options])
+    constraints = [optimize.LinearConstraint(one_each, 1, 1)]
+    for sizes, limit in ((table[:, 0], max_bytes), (table[:, 1], max_streamed)):
+        if limit is not None:
+            # in the largest unit that all sizes are multiples of: the solver's tolerance is far below one of them
+            unit = max(1, int(np.gcd.reduce(sizes.astype(np.int64))))
+            constraints.append(optimize.LinearConstraint((sizes / unit)[None], ub=limit // unit))
     # the solver stops at an absolute gap of 1e-6: increases of a thousandth of a nat have to be large numbers
-    cost *= 1e3 / max(float(cost.max()), 1e-300)
+    cost = table[:, 2] * (1e3 / max(float(table[:, 2].max()), 1e-300))
     result = optimize.milp(
         cost,
-        integrality=np.ones(count),
+        integrality=np.ones(len(cost)),
         bounds=optimize.Bounds(0, 1),
         constraints=constraints,
         options={"mip_rel_gap": 0},
     )
     if result.x is None:
         raise UsageError(f"the budgets cannot be met together ({result.message}); raise one of them")
-    return np.asarray(result.x > 0.5)
+    return list(map(int, np.flatnonzero(result.x > 0.5)))
 
 
 @dataclass(frozen=True)
@@ -133,19 +137,25 @@ class Step:
 
 def explain(options: Options, choice: Choice) -> tuple[list[Step], list[Step]]:
     """What was bought, best value first, and what the next bytes would buy."""
-    bought, next_ = [], []
+    bought: list[Step] = []
+    following: list[Step] = []
     for unit, alternatives in options.items():
         smallest = min(alternatives, key=lambda option: option.bytes)
         taken = choice[unit]
         if taken.bytes > smallest.bytes:
             bought.append(_step(unit, smallest, taken))
-        larger = [o for o in alternatives if o.bytes > taken.bytes and o.kl_increase < taken.kl_increase]
-        if larger:
-            next_.append(max((_step(unit, taken, option) for option in larger), key=lambda step: step.per_megabyte))
-    for steps in (bought, next_):
-        steps.sort(key=lambda step: step.per_megabyte, reverse=True)
-    return bought, next_
+        steps: list[Step] = []
+        for option in alternatives:
+            if option.bytes > taken.bytes and option.kl_increase < taken.kl_increase:
+                steps.append(_step(unit, taken, option))
+        if steps:
+            following.append(max(steps, key=_value))
+    return sorted(bought, key=_value, reverse=True), sorted(following, key=_value, reverse=True)
 
 
 def _step(unit: str, before: Option, after: Option) -> Step:
     return Step(unit, after.bits, before.bits, after.bytes - before.bytes, before.kl_increase - after.kl_increase)
+
+
+def _value(step: Step) -> float:
+    return step.per_megabyte

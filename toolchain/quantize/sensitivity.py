@@ -63,22 +63,21 @@ class Evaluator:
         self._states = [walk.enter(self._batches)]
         for layer in range(len(walk.layers)):
             self._states.append([walk.through(layer, place, state) for place, state in enumerate(self._states[-1])])
+        self.tokens = 0  # over how many KL is averaged
         self._wanted: list[Tensor] = []  # log probabilities of the float model
         for place, state in enumerate(self._states[-1]):
             self._wanted.append(torch.log_softmax(self._logits(place, state), -1))
+            self.tokens += len(self._wanted[-1])
         self._check()
-
-    @property
-    def tokens(self) -> int:
-        """Over how many the KL is averaged."""
-        return sum(len(wanted) for wanted in self._wanted)
 
     def kl_increase(self, layer: int, weights: Mapping[str, Tensor]) -> float:
         """Mean KL in nats with these weights in the place of the model's own; `layer` is the first that changes."""
         model = self.walk.model
-        kept = {name: model.get_parameter(name).data for name in weights}
+        kept: dict[str, Tensor] = {}
         for name, weight in weights.items():
-            model.get_parameter(name).data = weight.to(kept[name])
+            parameter = model.get_parameter(name)
+            kept[name] = parameter.data
+            parameter.data = weight.to(parameter.data)
         try:
             states = self.walk.enter(self._batches) if layer < 0 else self._states[layer]
             total = 0.0
@@ -139,10 +138,11 @@ class Log:
         self.known: dict[tuple[str, int], float] = {}
         if not file.is_file():
             return
-        whole = [row for row in file.read_text(encoding="utf-8").splitlines(keepends=True) if row.endswith("\n")]
-        for row in map(json.loads, whole):
+        text = file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        for row in map(json.loads, whole.splitlines()):
             self.known[row["unit"], row["bits"]] = row["kl_increase"]
-        file.write_text("".join(whole), encoding="utf-8")
+        file.write_text(whole, encoding="utf-8")
 
     def add(self, unit: str, bits: int, kl_increase: float) -> None:
         """Keep one."""

@@ -230,8 +230,7 @@ class _Work:
             self._keep_importance(layer, grams)
             matrices = self._group(layer, members, grams)
             walk.advance(int(layer), {name: dequantize(matrix.to(device)) for name, matrix in matrices.items()})
-        tokens = sum(len(example.ids) for example in calibration_set)
-        return CalibrationFacts(conversations=len(calibration_set), tokens=tokens)
+        return CalibrationFacts(conversations=len(calibration_set), tokens=walk.tokens)
 
     def _train(
         self, matrices: Mapping[str, Quantized], traces: Artifact, config: QATConfig
@@ -283,4 +282,4 @@ class _Work:
         file = self._file(group)
         if not file.is_file():
             write_matrices(file, self.rounder.round_all(members, self.rules, grams))
-        return read_matrices(file, {name: self.rules[name] for name in members})
+        return read_matrices(file, self.rules)
