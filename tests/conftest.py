@@ -25,6 +25,11 @@ _QUEUE_TEAM = runpy.run_path(str(Path(__file__).with_name("queue_team.py")))
 play, queue, edges = (_QUEUE_TEAM[name] for name in ("play", "queue", "edges"))
 _TOY_KNOWLEDGE = runpy.run_path(str(Path(__file__).with_name("toy_knowledge.py")))
 toy, told, called, use = (_TOY_KNOWLEDGE[name] for name in ("toy", "told", "called", "use"))
+_STRICT_SKIPS = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("strict_skips.py"))))
+
+
+def pytest_addoption(parser, pluginmanager) -> None:
+    pluginmanager.register(_STRICT_SKIPS, "strict-skips")
 
 
 def _base_gguf() -> Path | None:
