@@ -51,7 +51,12 @@ def run_cases(impls: Sequence[Impl], device: Literal["cpu", "cuda"], *, seed: in
     """
     require_triton()
     if device == "cuda":
-        _require_gpu()
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingExtraError("torch", "train") from error
+        if not torch.cuda.is_available():
+            raise ResourceError("torch sees no CUDA device here: check with --torch-device cpu (Triton's interpreter)")
     order = {"impls": [dataclasses.astuple(impl) for impl in impls], "device": device, "seed": seed, "slow": slow}
     interpreter = {"TRITON_INTERPRET": "1" if device == "cpu" else None}
     with Child("soloist.kernels.check", interpreter) as child:
@@ -61,15 +66,6 @@ def run_cases(impls: Sequence[Impl], device: Literal["cpu", "cuda"], *, seed: in
                 yield Result(**answer)
         except ChildDied as error:
             raise ResourceError(f"the checking process {error}") from error
-
-
-def _require_gpu() -> None:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError("torch", "train") from error
-    if not torch.cuda.is_available():
-        raise ResourceError("torch sees no CUDA device here: check with --torch-device cpu (Triton's interpreter)")
 
 
 def work() -> None:

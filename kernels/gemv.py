@@ -104,7 +104,7 @@ def _store_row(
     N: tl.tensor,
     SPLITS: tl.constexpr,
 ) -> None:
-    """End of a one-row program: sums (BLOCK_N, CHUNKS) into y, or into the float32 parts (as in `matmul_program`)."""
+    """End of a one-row program: sums (BLOCK_N, CHUNKS) into y, or into the float32 parts (as in `gemm_kernel`)."""
     acc = tl.sum(sums, axis=1)
     at = row * N + n
     if SPLITS == 1:

@@ -389,15 +389,13 @@ def _check(case: Case, device: str, seed: int) -> Outcome:
         got.zeros.fill_(255)
     h = _checked(weight, **options, importance=importance)
     _launch(weight, h, got, options["search"], weighted, None)
-    off = float((dequantize(got, torch.float64) - weight.double()).abs().max())
-    return Outcome(_farthest(weight.double(), got) if _same(got, want) else float("inf"), off)
-
-
-def _same(a: Quantized, b: Quantized) -> bool:
-    if a.zeros is not None and b.zeros is not None and not torch.equal(a.zeros, b.zeros):
-        return False
-    same_scales = torch.equal(a.scales.view(torch.int16), b.scales.view(torch.int16))
-    return bool(torch.equal(a.codes, b.codes)) and bool(same_scales)
+    same = torch.equal(got.codes, want.codes) and torch.equal(
+        got.scales.view(torch.int16), want.scales.view(torch.int16)
+    )
+    if got.zeros is not None and want.zeros is not None:
+        same = same and torch.equal(got.zeros, want.zeros)
+    error = float((dequantize(got, torch.float64) - weight.double()).abs().max())
+    return Outcome(_farthest(weight.double(), got) if same else float("inf"), error)
 
 
 def _farthest(weight: Tensor, packed: Quantized) -> float:
