@@ -50,13 +50,13 @@ def columns(run: Run) -> list[int]:
     chosen: list[int] = []
     for turn in run.turns:
         last = chosen[-1] if chosen else 0
-        standing = {i for i, column in enumerate(chosen) if column == last}
+        together = {i for i, column in enumerate(chosen) if column == last}
         needed = {
             edge.source
             for edge in run.edges
             if edge.target == turn.id and (edge.kind in FEEDS or run.turns[edge.source].role != turn.role)
         }
-        opens = bool(standing & needed) or any(run.turns[i].agent == turn.agent for i in standing)
+        opens = bool(together & needed) or any(run.turns[i].agent == turn.agent for i in together)
         chosen.append(last + opens)
     return chosen
 
