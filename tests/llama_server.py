@@ -1,6 +1,6 @@
-"""llama-cpp-python's own server on loopback: a real OpenAI-compatible endpoint that somebody else wrote.
+"""llama.cpp's own server on loopback: a real OpenAI-compatible endpoint that somebody else wrote.
 
-It counts no tokens while streaming, so a team's engine says `stream: false` where tokens matter.
+`xllamacpp` carries it; it runs in a process of its own, on one core.
 """
 
 from __future__ import annotations
@@ -14,7 +14,21 @@ import sys
 import time
 import urllib.request
 
-NEEDS = ("openai", "llama_cpp", "uvicorn", "fastapi", "sse_starlette", "starlette_context", "pydantic_settings")
+NEEDS = ("openai", "xllamacpp")
+_SERVER = """
+import sys
+import xllamacpp
+
+params = xllamacpp.CommonParams()
+params.model.path, params.port = sys.argv[1], int(sys.argv[2])
+params.model_alias = {"local"}
+params.n_ctx, params.n_parallel = 1024, 1
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+params.warmup = False
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()  # until whoever started it is gone
+"""
 
 
 def missing():
@@ -28,33 +42,13 @@ def serve(model, log, *, seconds=90):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "llama_cpp.server",
-        "--model",
-        str(model),
-        "--model_alias",
-        "local",
-        "--n_ctx",
-        "1024",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--n_threads",
-        "1",
-        "--n_threads_batch",
-        "1",
-        "--verbose",
-        "false",
-        "--interrupt_requests",
-        "false",  # or an answer is dropped when the next call comes in
-    ]
+    command = [sys.executable, "-P", "-c", _SERVER, str(model), str(port)]
     url = f"http://127.0.0.1:{port}/v1"
     environment = {key: value for key, value in os.environ.items() if "KEY" not in key}
-    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as process:
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment) as process,
+    ):
         try:
             deadline = time.monotonic() + seconds
             while not _answers(url):
@@ -64,7 +58,7 @@ def serve(model, log, *, seconds=90):
                 time.sleep(0.2)
             yield url
         finally:
-            process.terminate()
+            process.kill()  # it holds nothing that has to be closed
             process.wait(20)
 
 

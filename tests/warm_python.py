@@ -31,7 +31,6 @@ PACKAGES = (
     "transformers.models.auto.modeling_auto",
     "accelerate",
     "gguf",
-    "llama_cpp",
     "onnx_ir",
     "openai",
     "soloist.toolchain.teams.process",

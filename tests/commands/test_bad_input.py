@@ -60,7 +60,7 @@ def test_an_artifact_of_another_stage_and_a_plain_folder_are_refused(refused, wh
 def test_a_missing_and_an_alien_gguf_are_named(
     refused, sums, team_file, question_file, tmp_path, one_thread, jobs, content, reason
 ):
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip("xllamacpp")
     model = tmp_path / "model.gguf"
     if content is not None:
         model.write_bytes(content)
@@ -326,9 +326,10 @@ def test_a_base_that_cannot_be_trained_is_refused_before_the_team_is_recorded(re
 
 
 def test_a_missing_package_is_named_before_the_team_is_recorded(refused, own_team, base_gguf, tmp_path, monkeypatch):
-    for package, extra in (("torch", "train"), ("onnx_ir", "compile"), ("llama_cpp", "gguf")):
+    for package, extra in (("torch", "train"), ("onnx_ir", "compile"), ("xllamacpp", "gguf")):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
+            patch.setitem(sys.modules, "llama_cpp", None)  # the other package with llama.cpp's library
             message = refused(MISSING, *own_team())
         assert message == f"this needs the package '{package}': pip install 'soloist[{extra}]'"
     with monkeypatch.context() as patch:

@@ -79,7 +79,7 @@ def _other_cut_of_texts(folder):
 
 @pytest.mark.parametrize("format", ["gguf", "gguf-q4_k_m", "onnx-portable", "tensorrt-7.2"])
 def test_weights_that_are_cut_off_become_no_file(cannot, student_with, format):
-    for needed in ("llama_cpp", "onnxscript", "onnx_ir"):
+    for needed in ("xllamacpp", "onnxscript", "onnx_ir"):
         pytest.importorskip(needed)
     student = student_with(_cut_weights)
     message = cannot(ARTIFACT, "export", student, "--formats", format)
@@ -187,7 +187,7 @@ def test_an_engine_that_is_cut_off_or_has_no_library_is_named(refused, engine, m
 
 @pytest.mark.parametrize("left", [3, 100, -3000])
 def test_a_gguf_that_is_cut_off_is_named(refused, tiny, tmp_path, left):
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip("xllamacpp")
     from soloist.targets.to_gguf import compile_gguf
 
     file = tmp_path / compile_gguf(tiny, tmp_path, "Q8_0", "Tiny")["file"]

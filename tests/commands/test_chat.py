@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-pytest.importorskip("llama_cpp")
+pytest.importorskip("xllamacpp")
 
 
 @pytest.fixture

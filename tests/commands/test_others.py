@@ -44,6 +44,18 @@ def test_doctor_tells_the_machine_and_every_extra(soloist, monkeypatch):
     assert missing in soloist("doctor").stdout
 
 
+def test_doctor_says_what_is_installed_alone_in_the_versions_that_are_pinned(soloist, monkeypatch):
+    from soloist.toolchain.commands import doctor
+
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(doctor, "EXTRAS", {"desk": ("ask", ("no_such_package_here",))})
+    alone = doctor.ALONE["desk"]
+    assert f"pip install 'soloist[desk]', then pip install --no-deps {alone}" in soloist("doctor").stdout
+    pinned = (ROOT / "constraints.txt").read_text().replace("_", "-").split()
+    assert set(alone.split()) <= set(pinned)
+    assert alone in (ROOT / "Makefile").read_text()
+
+
 def test_report_writes_the_page_again_from_the_json(soloist, whole_job, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # in a narrow terminal names are broken over lines
     folder = tmp_path / "job"

@@ -49,7 +49,7 @@ def write_questions(path, capitals):
 
 def test_a_debate_behind_a_real_server_becomes_a_report(soloist, base_gguf, tiny_smollm2, warm_workers, tmp_path):
     if SERVER.missing():
-        pytest.skip(f"llama-cpp-python's server needs {', '.join(SERVER.missing())}")
+        pytest.skip(f"llama.cpp's server needs {', '.join(SERVER.missing())}")
     out = tmp_path / "out"
     train, test = write_questions(tmp_path / "train.jsonl", TRAIN), write_questions(tmp_path / "test.jsonl", TEST)
     with SERVER.serve(base_gguf, tmp_path / "server.log") as url:

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -17,6 +19,15 @@ needs_gym = pytest.mark.usefixtures("gym")
 @pytest.fixture
 def gym():
     pytest.importorskip("reasoning_gym", reason="needs the extra 'desk'")
+
+
+def test_reasoning_gym_is_imported_without_the_package_in_c(gym):
+    code = (
+        "import sys\nsys.modules['pycosat'] = None\nfrom soloist.toolchain.desk.families import _gym\n"
+        "print([_gym('leg_counting', seed)['answer'].isdigit() for seed in (1, 2)])"
+    )
+    ran = subprocess.run([sys.executable, "-P", "-c", code], check=False, capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "[True, True]\n", ran.stderr
 
 
 def audit(case):

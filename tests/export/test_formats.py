@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-for package in ("torch", "transformers", "gguf", "llama_cpp", "onnxruntime_genai", "onnx_ir", "onnx"):
+for package in ("torch", "transformers", "gguf", "xllamacpp", "onnxruntime_genai", "onnx_ir", "onnx"):
     pytest.importorskip(package)
 
 import gguf  # noqa: E402
@@ -109,6 +109,7 @@ def weighed(student, tmp_path):
 
 def test_llama_cpps_own_types_are_weighed_by_an_importance_matrix(student, weighed, tmp_path):
     """IQ4_NL: the mix that tells columns apart in rows as short as the tiny student's."""
+    pytest.importorskip("llama_cpp", reason="needs the extra 'llama-quantize'")
     quantized, formats = weighed("quantized"), ["gguf-iq4_nl", "gguf-q8_0"]
     made = {
         name: export(student, tmp_path / name, formats, PROMPTS, importance=given)

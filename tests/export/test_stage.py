@@ -24,7 +24,7 @@ from soloist.toolchain.verify.process import Prompts
 from soloist.toolchain.verify.stage import verify_export
 from soloist.toolchain.verify.verdict import Drift, ExportFacts, Token, Verdict, Worst
 
-for package in ("torch", "transformers", "gguf", "llama_cpp"):
+for package in ("torch", "transformers", "gguf", "xllamacpp"):
     pytest.importorskip(package)
 
 PROMPTS = Prompts([[{"role": "user", "content": "What is 12 + 30?"}]], ["The sum of 12 and 30 is 42."])

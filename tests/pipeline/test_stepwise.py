@@ -12,7 +12,7 @@ from soloist.toolchain.cli import main
 from soloist.toolchain.report.schema import read_report
 from soloist.toolchain.tasks.files import save_questions
 
-for package in ("torch", "transformers", "gguf", "llama_cpp"):
+for package in ("torch", "transformers", "gguf", "xllamacpp"):
     pytest.importorskip(package)
 
 pytestmark = pytest.mark.usefixtures("warm_workers")

@@ -236,7 +236,7 @@ def test_milliseconds_that_no_width_meets_name_the_nearest(student, tmp_path):
 
 
 def test_the_command_plans_and_explains(student, tmp_path):
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip("xllamacpp")
     questions = tmp_path / "questions.jsonl"
     questions.write_text(
         "".join(

@@ -260,7 +260,7 @@ def test_the_command_quantizes_and_refuses(student, traces, tmp_path):
 
 
 def test_inputs_that_were_looked_at_serve_llama_cpps_quantizer(student, traces, tmp_path):
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip("llama_cpp", reason="needs the extra 'llama-quantize'")
     from soloist.targets.llama_quantize import IMPORTANCE, mean_squares, quantize_gguf, read_importance
     from soloist.targets.to_gguf import compile_gguf
     from soloist.toolchain.quantize.calibration import Walk, batched, conversations

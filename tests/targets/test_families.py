@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-for package in ("torch", "transformers", "gguf", "llama_cpp"):
+for package in ("torch", "transformers", "gguf", "xllamacpp"):
     pytest.importorskip(package)
 
 from soloist.kernels.errors import ArtifactError  # noqa: E402

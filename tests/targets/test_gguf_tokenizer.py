@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-for package in ("torch", "transformers", "tokenizers", "gguf"):
+for package in ("torch", "transformers", "tokenizers", "gguf", "xllamacpp"):
     pytest.importorskip(package)
-llama_cpp = pytest.importorskip("llama_cpp")
 
 from soloist.kernels.errors import ArtifactError  # noqa: E402
 from soloist.targets.from_gguf import from_gguf  # noqa: E402
@@ -21,6 +20,8 @@ from soloist.targets.pretokenizers import PRE_TOKENIZERS  # noqa: E402
 from soloist.targets.to_gguf import compile_gguf  # noqa: E402
 from soloist.targets.tokenizer_cases import TOKENIZER_CASES  # noqa: E402
 
+_TESTS = Path(__file__).parents[1]
+open_vocabulary = runpy.run_path(str(_TESTS / "vocabulary.py"))["Vocabulary"]
 _TINY = runpy.run_path(str(Path(__file__).with_name("tiny_families.py")))
 # what only a vocabulary of pieces has: runs around its longest ones, and its own signs written out
 PIECES = (
@@ -44,10 +45,6 @@ def gemma(tmp_path_factory):
     return _TINY["build_pieces"](tmp_path_factory.mktemp("pieces") / "student")
 
 
-def open_vocabulary(file):
-    return llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
-
-
 def same_ids(student, file, texts):
     """Compare every text, with and without what encoding adds."""
     import tokenizers
@@ -56,21 +53,11 @@ def same_ids(student, file, texts):
     llama = open_vocabulary(file)
     for text in texts:
         ids = ours.encode(text, add_special_tokens=False).ids
-        assert llama.tokenize(text.encode(), add_bos=False, special=True) == ids, repr(text)
+        assert llama.tokenize(text) == ids, repr(text)
         plain = ours.decode(ids, skip_special_tokens=False).strip()
-        assert llama.detokenize(ids, special=True).decode("utf-8", "replace").strip() == plain, repr(text)
-        # llama.cpp's binding adds the first token when asked, the library what the file says
-        assert _encode(llama, text) == ours.encode(text).ids, repr(text)
+        assert llama.text(ids).strip() == plain, repr(text)
+        assert llama.tokenize(text, add=True) == ours.encode(text).ids, repr(text)
     llama.close()
-
-
-def _encode(llama, text):
-    data = text.encode()
-    room = (llama_cpp.llama_token * (len(data) + 8))()
-    count = llama_cpp.llama_tokenize(
-        llama_cpp.llama_model_get_vocab(llama.model), data, len(data), room, len(room), True, True
-    )
-    return list(room[:count])
 
 
 def changed(student, folder, change):
@@ -93,8 +80,8 @@ def test_byte_level_ids_are_the_students_for_every_cut(family, pre, tmp_path):
     assert "notes" not in facts
     assert "Note:" not in (tmp_path / f"{facts['file']}.Modelfile").read_text()
     llama = open_vocabulary(tmp_path / facts["file"])
-    assert llama.metadata["tokenizer.chat_template"] == (student / "chat_template.jinja").read_text()
-    assert (llama.token_bos(), llama.token_eos()) == (1, 2)
+    assert llama.metadata("tokenizer.chat_template") == (student / "chat_template.jinja").read_text()
+    assert llama.ends() == (1, 2)
     llama.close()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 gguf = pytest.importorskip("gguf")
-pytest.importorskip("llama_cpp")
+pytest.importorskip("llama_cpp", reason="needs the extra 'llama-quantize'")
 
 from soloist.kernels.errors import ArtifactError  # noqa: E402
 from soloist.targets.gguf_file import read_gguf  # noqa: E402

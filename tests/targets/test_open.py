@@ -19,7 +19,7 @@ def test_an_engine_is_known_by_its_sidecar_even_beside_the_graph_it_was_built_of
 
 
 def test_each_format_opens_in_its_runtime(tiny, tiny_gguf, tiny_onnx):
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip("xllamacpp")
     opened = [open_runtime(path) for path in (tiny, tiny_gguf, tiny_onnx)]
     assert [type(runtime).__name__ for runtime in opened] == ["TorchRuntime", "GgufRuntime", "OnnxRuntime"]
     ids = {tuple(runtime.tokenize("What is 12 + 30?")) for runtime in opened}
@@ -29,7 +29,7 @@ def test_each_format_opens_in_its_runtime(tiny, tiny_gguf, tiny_onnx):
 
 
 def test_a_provider_is_for_onnx(tiny_gguf, tiny_onnx):
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip("xllamacpp")
     with pytest.raises(UsageError, match="the provider 'cpu' is of ONNX Runtime, and this is gguf"):
         open_runtime(tiny_gguf, provider="cpu")
     with pytest.raises(UsageError, match="provider 'npu': choose auto, cpu or cuda"):

@@ -183,7 +183,7 @@ def differences_to_llama_cpp(folder: Path, file: Path, tokens: list[int], scratc
 
 
 def test_the_files_compute_what_the_integers_say(quantized, files, tmp_path):
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip("xllamacpp")
     torch_runtime, gguf_runtime = open_runtime(quantized.path), open_runtime(files.gguf)
     ids = torch_runtime.tokenize(torch_runtime.render(CHAT) + "The sum of 12 and 30 is 42.")
     want = torch_runtime.logits(ids)

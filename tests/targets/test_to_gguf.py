@@ -30,7 +30,7 @@ def reference(tiny):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_compiled_file_gives_the_students_logits(tiny, reference, precision, tmp_path):
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip("xllamacpp")
     from soloist.targets.run_gguf import GgufRuntime
     from soloist.toolchain.verify.differences import divergence
 

@@ -15,7 +15,7 @@ from soloist.toolchain.verify.fidelity import judge, runs_here
 from soloist.toolchain.verify.process import Allowed, Prompts, observe
 from soloist.toolchain.verify.verdict import Token
 
-for package in ("torch", "transformers", "gguf", "llama_cpp"):
+for package in ("torch", "transformers", "gguf", "xllamacpp"):
     pytest.importorskip(package)
 
 PROMPTS = Prompts(

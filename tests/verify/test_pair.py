@@ -6,7 +6,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-for package in ("torch", "transformers", "gguf", "llama_cpp"):
+for package in ("torch", "transformers", "gguf", "xllamacpp"):
     pytest.importorskip(package)
 
 from safetensors.torch import load_file, save_file  # noqa: E402

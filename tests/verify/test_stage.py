@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-for package in ("torch", "transformers", "gguf", "llama_cpp"):
+for package in ("torch", "transformers", "gguf", "xllamacpp"):
     pytest.importorskip(package)
 
 from soloist.kernels.errors import ArtifactError, UsageError  # noqa: E402

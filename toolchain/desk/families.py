@@ -10,11 +10,14 @@ nothing, whole-number division of what does not divide.
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
+from types import ModuleType
 from typing import Any
 
 from soloist.kernels.errors import MissingExtraError
@@ -36,10 +39,13 @@ Make = Callable[[Random, int], Draft | None]
 
 
 def _gym(name: str, seed: int, **settings: Any) -> dict[str, Any]:
+    # reasoning-gym imports pycosat, which comes as C source, for a generator that is not called here
+    if sys.modules.get("pycosat") is None and importlib.util.find_spec("pycosat") is None:
+        sys.modules["pycosat"] = ModuleType("pycosat", "empty: no solver is called here")
     try:
         import reasoning_gym
     except ImportError:
-        raise MissingExtraError("reasoning-gym", "desk") from None
+        raise MissingExtraError("reasoning-gym", "desk", alone="reasoning-gym==0.1.25") from None
     item: dict[str, Any] = reasoning_gym.create_dataset(name, seed=seed, size=1, **settings)[0]
     return item
 

@@ -10,6 +10,7 @@ from soloist.kernels.errors import DataError, MissingExtraError
 from soloist.targets.base import check_one_onnxruntime
 from soloist.targets.formats import parse
 from soloist.targets.from_gguf import find_base
+from soloist.targets.llama_library import library_file
 from soloist.toolchain.core.artifact import Artifact
 from soloist.toolchain.core.lineage import Lineage, refuse_trained
 from soloist.toolchain.distill.methods.catalog import resolve
@@ -31,7 +32,7 @@ _GRAPH = (
 _GENAI = (("onnxruntime_genai", "onnx"), ("onnx", "compile"), ("onnx_ir", "compile"))
 # target -> packages that compile and check it, and the extras that carry them
 _PACKAGES = {
-    "gguf": (("llama_cpp", "gguf"),),
+    "gguf": (("gguf", "gguf"),),  # and llama.cpp's library, which comes in either of two packages
     "onnx": _GENAI,
     "onnx-cuda": _GENAI,
     "onnx-portable": _GRAPH,
@@ -54,14 +55,20 @@ def check(job: Job) -> Path:
     refuse_overlap((question.question for question in task.train), [*task.test, *_kept_apart(job)])
     trained = {question.benchmark for question in task.train if question.benchmark}
     refuse_trained(Lineage(tuple(trained)), (question.benchmark for question in task.test))
-    targets = sorted({parse(name).target for name in job.formats})
+    formats = [parse(name) for name in job.formats]
+    targets = sorted({format.target for format in formats})
     resolve(job.method)
     base = Path(job.base) if Path(job.base).exists() else find_base(job.base)
     if targets != ["gguf"]:
         check_one_onnxruntime()
-    for package, extra in _needed(job, targets):
+    needed = _needed(job, targets)
+    if any(format.mix for format in formats):
+        needed.append(("llama_cpp", "llama-quantize"))
+    for package, extra in needed:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, extra)
+    if ("gguf", "gguf") in needed:
+        library_file()
     distillation(job).settled()
     check_base(base)
     return base

@@ -94,7 +94,7 @@ def accuracy_check(
     tools = student.called_tools
     trusted = student.entries(entries)
     asked = [question.model_dump(mode="json") for question in questions]
-    runtime = versions().get("llama-cpp-python")
+    runtime = versions().get("xllamacpp") or versions().get("llama-cpp-python")
     text = json.dumps([student.digest, asked, tools, trusted, runtime], sort_keys=True)
     kept = cache_folder() / "answers" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
     if kept.is_file():
