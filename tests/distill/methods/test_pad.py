@@ -114,12 +114,12 @@ def test_all_phases_make_a_student(needs_trl, tiny_base, tmp_path, mode, variant
     kinds = {"answer", "rollouts"} if variant == "paper" else {"answer", "propagated"}
     assert set(card.data.notes["labels"]) == kinds
     training = made.read(StudentFacts).training
-    assert training["steps"] == 2
-    assert set(training["phases"]) == {"sft", "prm_head", *({"prm_all"} if variant == "paper" else ())}
+    assert training.steps == 2
+    assert set(training.phases) == {"sft", "prm_head", *({"prm_all"} if variant == "paper" else ())}
     lines = [json.loads(line) for line in (made.path / "train.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1]
     assert all(0 < line["reward_steps"] < 1 and 0 < line["trained_tokens"] < line["tokens"] for line in lines)
-    assert training["trained_tokens"] == sum(line["trained_tokens"] for line in lines)
+    assert training.trained_tokens == sum(line["trained_tokens"] for line in lines)
     files = set(made.manifest["files"])
     assert "model.safetensors" in files
     assert not [name for name in files if name.startswith("phases") or name.endswith((".bin", ".pt"))]
