@@ -222,7 +222,7 @@ def test_the_command_runs_under_a_launcher(traces, tiny_base, tmp_path):
     assert made.read(StudentFacts).training.processes == 2
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [event["done"] for event in events if event["event"] == "progress"] == [1, 2]
-    config = DistillConfig(train=TrainConfig(seed=42, epochs=2))
+    config = DistillConfig(mode="cot", train=TrainConfig(seed=42, epochs=2))  # its traces call no tools
     alone = distill(config, Artifact.open(traces), tiny_base, tmp_path / "alone")
     assert made.manifest["config"] == alone.manifest["config"]
     if alone.read(StudentFacts).precision == "float32":
