@@ -2,7 +2,8 @@
 
 torch's exporter traces the model through a wrapper of flat tensors (`flat`); a quantized student is traced with the
 weights its integers stand for, which are then replaced by the integers (`weights`). The graph is walked before the
-folder gets its name, so a folder that exists is portable. optimum's ONNX exporter cannot be used with transformers 5.
+folder gets its name, so a folder that exists is portable. optimum's own ONNX exporter cannot be used with
+transformers 5; its normalized configurations can, and are.
 A configuration whose graph would be wrong in silence is refused: rotary frequencies that change with the length (they
 would be frozen at the length of the trace), soft-capped scores, attention in both directions. The tokenizer is written
 as transformers loads it, not copied: what the classes of older models change at load stands in no file of theirs.
@@ -25,7 +26,7 @@ from typing import Any
 
 from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import first_line, require
-from soloist.targets.families import FAMILIES, sizes
+from soloist.targets.families import FAMILIES
 from soloist.targets.files import whole_folder
 from soloist.targets.portable.facts import (
     DATA,
@@ -59,7 +60,7 @@ def compile_portable(student: Path, out: Path, dtype: str = "float32") -> dict[s
     """
     if dtype not in DTYPES:
         raise ArtifactError(f"portable ONNX in '{dtype}' is not one of {', '.join(DTYPES)}")
-    for package in ("torch", "transformers", "onnxscript", "onnx_ir", "onnx"):
+    for package in ("torch", "transformers", "onnxscript", "onnx_ir", "onnx", "optimum"):
         require(package, "compile")
     quantized = is_quantized(student)
     if not quantized:
@@ -104,17 +105,27 @@ def read_shapes(config: Any) -> Shapes:
     for name in ("attn_logit_softcapping", "use_bidirectional_attention"):
         if getattr(config, name, None):
             raise ArtifactError(f"{family} with '{name}' has no portable ONNX graph")
-    size = sizes(config.to_dict(), family)
+    normalized = _normalized(config, family)
+    heads, hidden = int(normalized.num_attention_heads), int(normalized.hidden_size)
     return Shapes(
         family=family,
-        layers=size["layers"],
-        heads=size["heads"],
-        kv_heads=size["kv_heads"],
-        head_dim=size["head"],
-        hidden=size["hidden"],
-        vocabulary=size["vocabulary"],
+        layers=int(normalized.num_layers),
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
+        hidden=hidden,
+        vocabulary=int(normalized.vocab_size),
         context=int(config.max_position_embeddings),
     )
+
+
+def _normalized(config: Any, family: str) -> Any:
+    """The configuration under optimum's names, which are the same for every family."""
+    optimum = require("optimum.utils", "compile")
+    try:
+        return optimum.NormalizedConfigManager.get_normalized_config_class(family)(config)
+    except KeyError:  # Gemma 3: a family that optimum 2.3 does not list, with the names of Llama
+        return optimum.NormalizedTextConfig(config)
 
 
 def _tokenizer(student: Path, out: Path, config: Any) -> tuple[dict[str, str], tuple[int, ...]]:

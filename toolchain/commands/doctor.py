@@ -21,7 +21,7 @@ EXTRAS = {
         "distill and quantize",
         ("torch", "transformers", "accelerate", "peft", "gguf", "safetensors", "networkx"),
     ),
-    "compile": ("compile to ONNX and TensorRT", ("onnx", "onnx_ir", "onnxscript")),
+    "compile": ("compile to ONNX and TensorRT", ("onnx", "onnx_ir", "onnxscript", "optimum")),
     "kernels": ("run and compile Triton kernels", ("triton",)),
     "rtx": ("build TensorRT-RTX engines", ("tensorrt_rtx",)),
     "rl": ("distill by reinforcement learning (pad)", ("trl",)),

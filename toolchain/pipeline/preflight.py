@@ -28,6 +28,7 @@ _GRAPH = (
     ("onnx", "compile"),
     ("onnx_ir", "compile"),
     ("onnxscript", "compile"),
+    ("optimum", "compile"),
 )
 _GENAI = (("onnxruntime_genai", "onnx"), ("onnx", "compile"), ("onnx_ir", "compile"))
 # target -> packages that compile and check it, and the extras that carry them
