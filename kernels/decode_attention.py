@@ -95,6 +95,55 @@ def _scales(
 
 
 @triton.jit
+def _load_block(
+    keys: tl.tensor, values: tl.tensor, places: tl.tensor, valid: tl.tensor, columns: tl.tensor, D: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Keys and values (BLOCK_S, BLOCK_D) at these places, zero where not valid."""
+    offsets = places[:, None] * D + columns[None, :]
+    mask = valid[:, None] & (columns < D)[None, :]
+    return tl.load(keys + offsets, mask=mask, other=0), tl.load(values + offsets, mask=mask, other=0)
+
+
+@triton.jit
+def _online(
+    scores: tl.tensor, scale: tl.tensor, valid: tl.tensor, peak: tl.tensor, total: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """A step of online softmax: 2^(scores - new peak), the factor of older sums, the new peak, the new sum.
+
+    The scores of int8 keys are still to be multiplied by their scales; else `scale` is None.
+    """
+    if scale is not None:
+        scores = scores * scale[None, :]
+    scores = tl.where(valid[None, :], scores, float("-inf"))
+    top = tl.maximum(peak, tl.max(scores, 1))
+    rescale = tl.exp2(peak - top)
+    p = tl.exp2(scores - top[:, None])
+    return p, rescale, top, total * rescale + tl.sum(p, 1)
+
+
+@triton.jit
+def _accumulate(
+    acc: tl.tensor,
+    rescale: tl.tensor,
+    p: tl.tensor,
+    v: tl.tensor,
+    valid: tl.tensor,
+    scale: tl.tensor,
+    DTYPE: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+) -> tl.tensor:
+    """acc, rescaled, + p v; int8 values come with their scales, else `scale` is None."""
+    if scale is None:
+        acc = acc * rescale[:, None] + _product(p.to(DTYPE), v, INTERPRETED)
+    else:
+        largest = tl.maximum(tl.max(scale, 0), 1e-30)
+        p = p * (scale / largest)[None, :]
+        v = tl.where(valid[:, None], v, 0)  # changes nothing; bare, Triton copies int8 by 8 bytes instead of 16
+        acc = acc * rescale[:, None] + _product(p.to(DTYPE), v, INTERPRETED) * largest
+    return acc
+
+
+@triton.jit
 def _decode_attention_kernel(
     query: tl.tensor,
     key: tl.tensor,
@@ -123,8 +172,7 @@ def _decode_attention_kernel(
 ) -> None:
     pair, split = tl.program_id(0), tl.program_id(1)  # pair: (row, cache head); BATCH is there for the grid
     length = tl.minimum(tl.load(lengths + pair // HEADS), S)
-    first = split * TOKENS
-    last = tl.minimum(first + TOKENS, length)
+    first, last = split * TOKENS, tl.minimum(split * TOKENS + TOKENS, length)
     if not WHOLE:  # noqa: SIM102 - known when compiled, unlike the length
         if first >= length:
             return
@@ -140,30 +188,14 @@ def _decode_attention_kernel(
         next_scales = _scales(key_scales + base, value_scales + base, first, last, BLOCK_S)
     for start in range(first, last, BLOCK_S):
         places = start + tl.arange(0, BLOCK_S)
-        valid = places < last
+        valid, key_scale, value_scale = places < last, None, None
         if QUANTIZED:
             key_scale, value_scale = next_scales
             next_scales = _scales(key_scales + base, value_scales + base, start + BLOCK_S, last, BLOCK_S)
-        offsets = places[:, None] * D + columns[None, :]
-        mask = valid[:, None] & (columns < D)[None, :]
-        k = tl.load(keys + offsets, mask=mask, other=0)
-        v = tl.load(values + offsets, mask=mask, other=0)
+        k, v = _load_block(keys, values, places, valid, columns, D)
         scores = _product(q, tl.trans(k), INTERPRETED) * scale
-        if QUANTIZED:
-            scores = scores * key_scale[None, :]
-        scores = tl.where(valid[None, :], scores, float("-inf"))
-        top = tl.maximum(peak, tl.max(scores, 1))
-        rescale = tl.exp2(peak - top)
-        p = tl.exp2(scores - top[:, None])
-        total = total * rescale + tl.sum(p, 1)
-        if QUANTIZED:
-            largest = tl.maximum(tl.max(value_scale, 0), 1e-30)
-            p = p * (value_scale / largest)[None, :]
-            v = tl.where(valid[:, None], v, 0)  # changes nothing; bare, Triton copies int8 by 8 bytes instead of 16
-            acc = acc * rescale[:, None] + _product(p.to(q.dtype), v, INTERPRETED) * largest
-        else:
-            acc = acc * rescale[:, None] + _product(p.to(q.dtype), v, INTERPRETED)
-        peak = top
+        p, rescale, peak, total = _online(scores, key_scale, valid, peak, total)
+        acc = _accumulate(acc, rescale, p, v, valid, value_scale, q.dtype, INTERPRETED)
     if WHOLE:
         mean = acc / tl.where(total > 0, total, 1.0)[:, None]
         tl.store(out + heads[:, None] * D + columns[None, :], mean.to(out.dtype.element_ty), mask=inside)
@@ -252,24 +284,11 @@ def decode_attention(
     peaks = empty(count, dtype=torch.float32, device=query.device)
     sums = empty(count, dtype=torch.float32, device=query.device)
     partials = empty(count * head_dim if pieces > 1 else 1, dtype=torch.float32, device=query.device)
+    factor = (head_dim**-0.5 if scale is None else scale) * _LOG2_E
+    scales = (query if key_scales is None else key_scales, query if value_scales is None else value_scales)
     _decode_attention_kernel[(batch * shared, pieces)](
-        query,
-        key,
-        value,
-        query if key_scales is None else key_scales,
-        query if value_scales is None else value_scales,
-        lengths,
-        peaks,
-        sums,
-        partials,
-        out,
-        (head_dim**-0.5 if scale is None else scale) * _LOG2_E,
-        batch,
-        shared,
-        capacity,
-        group,
-        tokens,
-        pieces,
+        *(query, key, value, *scales, lengths, peaks, sums, partials, out, factor),
+        *(batch, shared, capacity, group, tokens, pieces),
         D=head_dim,
         QUANTIZED=quantized,
         WHOLE=pieces == 1,
@@ -281,16 +300,7 @@ def decode_attention(
     )
     if pieces > 1:
         _merge_kernel[(batch * heads,)](
-            peaks,
-            sums,
-            partials,
-            lengths,
-            out,
-            batch,
-            heads,
-            capacity,
-            tokens,
-            pieces,
+            *(peaks, sums, partials, lengths, out, batch, heads, capacity, tokens, pieces),
             D=head_dim,
             BLOCK_D=padded,
             **_MERGE.constants,

@@ -203,6 +203,36 @@ def _multiply(a: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def _store(
+    acc: tl.tensor,
+    acc_up: tl.tensor,
+    up_words_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    n: tl.tensor,
+    m: tl.tensor,
+    split: tl.tensor,
+    M: tl.tensor,
+    N: tl.tensor,
+    SPLITS: tl.constexpr,
+) -> None:
+    """Sums (BLOCK_N, BLOCK_M) into y, or into its float32 parts."""
+    inside = (n < N)[:, None] & (m < M)[None, :]
+    at = m.to(tl.int64)[None, :] * N + n[:, None]
+    if SPLITS == 1:
+        if up_words_ptr is not None:
+            acc = silu_times(acc, acc_up)
+        if bias_ptr is not None:
+            acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
+        tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=inside)
+    else:
+        PARTS: tl.constexpr = 1 if up_words_ptr is None else 2
+        tl.store(y_ptr + split * PARTS * M * N + at, acc, mask=inside)
+        if up_words_ptr is not None:
+            tl.store(y_ptr + (split * PARTS + 1) * M * N + at, acc_up, mask=inside)
+
+
+@triton.jit
 def gemm_kernel(
     x_ptr: tl.tensor,
     words_ptr: tl.tensor,
@@ -253,19 +283,7 @@ def gemm_kernel(
             )
             acc_up = _multiply(weights, x, acc_up)
     n = start + tl.arange(0, BLOCK_N)
-    inside = (n < N)[:, None] & (m < M)[None, :]
-    at = m.to(tl.int64)[None, :] * N + n[:, None]
-    if SPLITS == 1:
-        if up_words_ptr is not None:
-            acc = silu_times(acc, acc_up)
-        if bias_ptr is not None:
-            acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
-        tl.store(y_ptr + at, acc.to(DTYPE), mask=inside)
-    else:
-        PARTS: tl.constexpr = 1 if up_words_ptr is None else 2
-        tl.store(y_ptr + split * PARTS * M * N + at, acc, mask=inside)
-        if up_words_ptr is not None:
-            tl.store(y_ptr + (split * PARTS + 1) * M * N + at, acc_up, mask=inside)
+    _store(acc, acc_up, up_words_ptr, bias_ptr, y_ptr, n, m, split, M, N, SPLITS)
 
 
 def _cases(run: Matmul) -> Iterator[Case]:

@@ -309,17 +309,20 @@ def linear_kl(
             lse = torch.logaddexp(rest, picked.logsumexp(-1))
             values = of_few(picked - lse[:, None], rest - lse, few, kind, beta, temperature)
         else:
-            parts: list[Tensor | None] = [teacher] if isinstance(teacher, Tensor) else []
-            if isinstance(teacher, Head):
-                parts = [teacher.states[rows], teacher.weight, teacher.bias]
-            teacher_rows = torch.arange(len(rows), device=device) if isinstance(teacher, Head) else rows
-            detached = [None if part is None else part.detach() for part in parts]
-            values = Divergence.apply(states.contiguous(), weight, bias, steps, teacher_rows, *detached)
+            values = Divergence.apply(states.contiguous(), weight, bias, steps, *_detached(teacher, rows))
     if weights is None:
         return values
     return torch.zeros(len(hidden), dtype=values.dtype, device=device).index_copy(
         0, rows, values * weights[rows].to(values.dtype)
     )
+
+
+def _detached(teacher: Tensor | Head, rows: Tensor) -> tuple[Tensor | None, ...]:
+    """The teacher's row for each of ours; its logits, or its states, matrix and bias."""
+    if isinstance(teacher, Tensor):
+        return rows, teacher.detach()
+    bias = None if teacher.bias is None else teacher.bias.detach()
+    return torch.arange(len(rows), device=rows.device), teacher.states[rows].detach(), teacher.weight.detach(), bias
 
 
 # ---------------------------------------------------------------- checks and builds

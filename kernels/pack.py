@@ -235,6 +235,39 @@ def _error(
 
 
 @triton.jit
+def _fitted(
+    w: tl.tensor,
+    h: tl.tensor,
+    scale: tl.tensor,
+    z: tl.tensor,
+    TOP: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STEPS: tl.constexpr,
+) -> tl.tensor:
+    """The least-squares scale of the codes that `scale` gives; `scale` itself where they are all zero."""
+    v = _to_values(w, scale, z, TOP)
+    above = _half_sum(h * (w * v), ROWS, COLUMNS, STEPS)
+    below = _half_sum(h * (v * v), ROWS, COLUMNS, STEPS)
+    fitted = _to_half(tl.div_rn(above, tl.where(below == 0.0, 1.0, below)))
+    return tl.where(below > 0.0, fitted, scale)
+
+
+@triton.jit
+def _extremes(w: tl.tensor, ZEROS: tl.constexpr, BITS: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """The smallest weight of each group (at most 0 with zero points), and what its scale is a part of."""
+    low, high = tl.min(w, axis=1), tl.max(w, axis=1)
+    if ZEROS:
+        low, high = tl.minimum(low, 0.0), tl.maximum(high, 0.0)
+        extreme = high - low
+    elif BITS == 8:
+        extreme = tl.maximum(high, -low)
+    else:
+        extreme = tl.where(high > -low, high, low)
+    return low, extreme
+
+
+@triton.jit
 def _pack_kernel(
     weight: tl.tensor,
     importance: tl.tensor,
@@ -261,14 +294,7 @@ def _pack_kernel(
     column = (g * GROUP)[:, None] + tl.arange(0, GROUP)[None, :]
     inside = (index < total)[:, None] & (column < columns)
     w = tl.load(weight + (n * columns)[:, None] + column, mask=inside, other=0.0).to(tl.float32)
-    low, high = tl.min(w, axis=1), tl.max(w, axis=1)
-    if ZEROS:
-        low, high = tl.minimum(low, 0.0), tl.maximum(high, 0.0)
-        extreme = high - low
-    elif BITS == 8:
-        extreme = tl.maximum(high, -low)
-    else:
-        extreme = tl.where(high > -low, high, low)
+    low, extreme = _extremes(w, ZEROS, BITS)
     scale = _to_half(tl.div_rn(extreme, tl.load(table) + tl.zeros_like(extreme)))
     z = tl.zeros_like(scale) + ZERO
     if ZEROS:
@@ -281,11 +307,7 @@ def _pack_kernel(
         best = _error(w, h, scale, z, TOP, ROWS, GROUP, STEPS)
         for candidate in range(CANDIDATES):
             trial = _to_half(tl.div_rn(extreme, tl.load(table + candidate) + tl.zeros_like(extreme)))
-            v = _to_values(w, trial, z, TOP)
-            above = _half_sum(h * (w * v), ROWS, GROUP, STEPS)
-            below = _half_sum(h * (v * v), ROWS, GROUP, STEPS)
-            fitted = _to_half(tl.div_rn(above, tl.where(below == 0.0, 1.0, below)))
-            trial = tl.where(below > 0.0, fitted, trial)
+            trial = _fitted(w, h, trial, z, TOP, ROWS, GROUP, STEPS)
             error = _error(w, h, trial, z, TOP, ROWS, GROUP, STEPS)
             better = error < best
             scale, best = tl.where(better, trial, scale), tl.where(better, error, best)
