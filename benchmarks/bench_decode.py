@@ -73,13 +73,8 @@ def measure(models, prompts, rounds, tokens):
     return found
 
 
-def main():
-    """Open all, measure, append one row."""
-    from soloist.targets.open import open_runtime
-    from soloist.toolchain.core.environment import commit, device, versions
-    from soloist.toolchain.desk.job import desk_test
-    from soloist.toolchain.teams.config import load_team
-
+def arguments():
+    """The command line, and the files it names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="NAME=FILE")
     parser.add_argument("--count", type=int, default=12)
@@ -87,11 +82,22 @@ def main():
     parser.add_argument("--tokens", type=int, default=96, help="at most so many an answer")
     parser.add_argument("--results", default=str(RESULTS))
     options = parser.parse_args()
-    threads = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))  # what the runtimes read
     paths = {name: Path(path) for name, _, path in (item.partition("=") for item in options.files)}
     for name, path in paths.items():
         if not path.exists():
             parser.error(f"{name}: {path}: no such file or folder")
+    return options, paths
+
+
+def main():
+    """Open all, measure, append one row."""
+    from soloist.targets.open import open_runtime
+    from soloist.toolchain.core.environment import commit, device, versions
+    from soloist.toolchain.desk.job import desk_test
+    from soloist.toolchain.teams.config import load_team
+
+    options, paths = arguments()
+    threads = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))  # what the runtimes read
     prompts = [question.question for question in desk_test(load_team("desk"), options.count, 0, seed=SEED)]
     models = {name: open_runtime(path) for name, path in paths.items()}
     before = read_bandwidth(3)

@@ -150,8 +150,8 @@ def train(options, base, folder, seed):
     }
 
 
-def main():
-    """Train, judge, print, append."""
+def arguments():
+    """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="DyLAN's MATH files, or the folder that holds them")
     parser.add_argument("--model", default="smollm2-135m", help="a base by name, a GGUF file or a Hugging Face folder")
@@ -172,6 +172,12 @@ def main():
     options = parser.parse_args()
     if options.beta <= 0:
         parser.error("--beta: the classification is what is measured; give it a weight above 0")
+    return options
+
+
+def main():
+    """Train, judge, print, append."""
+    options = arguments()
     warnings.simplefilter("ignore")
     from soloist.targets.from_gguf import find_base, from_gguf
     from soloist.toolchain.core.environment import commit, device, versions

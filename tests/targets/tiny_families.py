@@ -137,6 +137,12 @@ def _resize(folder: Path, rows: int) -> None:
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
+def added(number: int, token: str, special: bool) -> dict:
+    """An entry of tokenizer.json's list of added tokens."""
+    sides = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": token, **sides, "special": special}
+
+
 def pieces(prepend: bool = False) -> dict:
     """tokenizer.json as transformers makes it of a SentencePiece model: merges are all splits of each piece."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
@@ -159,31 +165,14 @@ def pieces(prepend: bool = False) -> dict:
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     first = [{"type": "Prepend", "prepend": "▁"}] if prepend else []
     begin = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {
-                "id": vocab[token],
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": token in special,
-            }
-            for token in [*special, "\n\n", "▁▁"]
-        ],
+        "added_tokens": [added(vocab[token], token, token in special) for token in [*special, "\n\n", "▁▁"]],
         "normalizer": {"type": "Sequence", "normalizers": [*first, replace]} if prepend else replace,
-        "pre_tokenizer": None
-        if prepend
-        else {
-            "type": "Split",
-            "pattern": {"String": " "},
-            "behavior": "MergedWithPrevious",
-            "invert": False,
-        },
+        "pre_tokenizer": None if prepend else split,
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],

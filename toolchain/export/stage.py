@@ -24,13 +24,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from soloist.kernels.errors import GateError, SoloistError, UsageError
-from soloist.targets.compile import compile_format, graph_of, size_mb
+from soloist.targets.compile import Compiled, compile_format, graph_of, size_mb
 from soloist.targets.formats import EXAMPLES, parse
 from soloist.targets.tolerances import Tolerance, tolerance_of
 from soloist.toolchain.core.artifact import Artifact, stage
 from soloist.toolchain.core.events import QUIET, EventLog
 from soloist.toolchain.core.files import write_atomic
-from soloist.toolchain.export.inputs import check_inputs
+from soloist.toolchain.export.inputs import Given, check_inputs
 from soloist.toolchain.student.student import Student
 from soloist.toolchain.verify.accuracy import AccuracyCheck
 from soloist.toolchain.verify.fidelity import Comparison
@@ -90,27 +90,37 @@ def export(
                     facts[format] = FormatFacts(verdict=Verdict(verdict="fail", reason=str(error)))
                     continue
                 student.write_sidecars(partial / format)
-                kept = FormatFacts(
-                    path=compiled.path,
-                    size_mb=compiled.size_mb,
-                    checked=compiled.checked,
-                    importance=given.importance_of(parse(format)),
-                    kernels=given.kernels_of(parse(format)),
-                    verdict=Verdict(),
-                )
+                kept = _facts_of(compiled, format, given)
                 kept = kept.model_copy(update={"verdict": comparison.verdict_on(partial, format, kept, limits[format])})
                 _keep_or_remove(partial, format, kept)
             facts[format] = kept
             _tell(events, format, kept)
         events.progress(EXPORT, len(formats), len(formats))
-        refused = [f"{format}: {one.verdict.reason}" for format, one in facts.items() if one.verdict.verdict == "fail"]
-        if len(refused) == len(uncompiled) == 1:
-            raise uncompiled[0]
-        if refused:
-            raise GateError("; ".join(refused))
+        _raise_refusals(facts, uncompiled)
         return ExportFacts(formats=facts)
 
     return stage(EXPORT, out, config, [student.artifact], build, events=events, scratch=(_WORK,))
+
+
+def _facts_of(compiled: Compiled, format: str, given: Given) -> FormatFacts:
+    """What is known of a format before it was compared."""
+    return FormatFacts(
+        path=compiled.path,
+        size_mb=compiled.size_mb,
+        checked=compiled.checked,
+        importance=given.importance_of(parse(format)),
+        kernels=given.kernels_of(parse(format)),
+        verdict=Verdict(),
+    )
+
+
+def _raise_refusals(facts: Mapping[str, FormatFacts], uncompiled: Sequence[SoloistError]) -> None:
+    """Name every format that failed; where only one could not even be compiled, its own error."""
+    refused = [f"{format}: {one.verdict.reason}" for format, one in facts.items() if one.verdict.verdict == "fail"]
+    if len(refused) == len(uncompiled) == 1:
+        raise uncompiled[0]
+    if refused:
+        raise GateError("; ".join(refused))
 
 
 def _config(
