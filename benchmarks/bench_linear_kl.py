@@ -144,9 +144,9 @@ def measure_loss(run, student, loss):
     own = side_of("ours", KERNEL.run, given, ours=True)
     errors = demand_right(given, own, exact(given))
     sides = [own, side_of("plain", plain_loss, given)]
-    rival = absent_or(lambda: _compiled(run, given))
-    absent = {"compiled": rival} if isinstance(rival, str) else {}
-    sides += [rival] if isinstance(rival, Side) else []
+    baseline = absent_or(lambda: _compiled(run, given))
+    absent = {"compiled": baseline} if isinstance(baseline, str) else {}
+    sides += [baseline] if isinstance(baseline, Side) else []
     memory = {}
     for side in sides:
         side.calls[0]()  # compiled, workspaces allocated

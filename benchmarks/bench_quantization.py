@@ -9,11 +9,11 @@ Per mode a student of the desk (`--student MODE=PATH`, or distilled here from th
     genai       the builder's int4 and int8 options
 
 Divergence from the 16-bit student is measured in each file's own runtime, teacher-forced on the answers that the 16-bit
-student itself gives to held-out questions. Accuracy is asked of the 16-bit file, of ours, and of the best rival of each
-family within the size, on the same held-out questions, greedy, and compared in pairs. A file that does not load is a
+student itself gives to held-out questions. Accuracy is asked of the 16-bit file, of ours, and of the best baseline of
+each family within the size, on the same held-out questions, greedy, and compared in pairs. A file that does not load is a
 row with its reason. One row a file is appended to benchmarks/results/quantization.jsonl; a file whose row is there is
 not made again, so the whole may be killed at any time. The bar at the end: ours within the size loses at most half the
-divergence of the best rival of its size or larger, and at most one point of accuracy.
+divergence of the best baseline of its size or larger, and at most one point of accuracy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GENAI = {
 }
 HELD_OUT_SEED = 29  # neither training's, nor a report's, nor the one of bench_methods
 PROMPTS = 64
-SMALLER = 0.9  # of --max-mb: below the smallest rival
+SMALLER = 0.9  # of --max-mb: below the smallest baseline
 
 
 def distilled(mode, options, work):
@@ -232,15 +232,17 @@ def bars(rows, most_mb):
     if ours is None:
         print("nothing of ours within the size")
         return False
-    rivals = [r for r in plain if r["family"] in ("llama.cpp", "genai") and "kl_mean" in r and r["size_mb"] <= most_mb]
-    rival = min(rivals, key=lambda row: row["kl_mean"])
-    fits = [r for r in plain if r["family"] == "ours" and "kl_mean" in r and r["size_mb"] <= rival["size_mb"]]
+    baselines = [
+        r for r in plain if r["family"] in ("llama.cpp", "genai") and "kl_mean" in r and r["size_mb"] <= most_mb
+    ]
+    baseline = min(baselines, key=lambda row: row["kl_mean"])
+    fits = [r for r in plain if r["family"] == "ours" and "kl_mean" in r and r["size_mb"] <= baseline["size_mb"]]
     mine = min(fits, key=lambda row: row["kl_mean"], default=ours)
-    smaller = mine["size_mb"] <= rival["size_mb"]
-    met = [smaller and mine["kl_mean"] <= rival["kl_mean"] / 2]
+    smaller = mine["size_mb"] <= baseline["size_mb"]
+    met = [smaller and mine["kl_mean"] <= baseline["kl_mean"] / 2]
     print(
         f"{'met' if met[0] else 'MISSED'}: {mine['variant']} {mine['size_mb']:.1f} MB, KL {mine['kl_mean']:.4f}; "
-        f"best rival {rival['variant']} {rival['size_mb']:.1f} MB, KL {rival['kl_mean']:.4f}"
+        f"best baseline {baseline['variant']} {baseline['size_mb']:.1f} MB, KL {baseline['kl_mean']:.4f}"
     )
     right = {row["variant"]: [bool(one) for one in row["right"]] for row in rows if "right" in row}
     for name, rights in right.items():

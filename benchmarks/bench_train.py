@@ -4,7 +4,7 @@
 
 Each measurement is a process of its own; ours and TRL's variants alternate, so that a machine that slows
 down slows all; tokens per processor second stand beside, because they hardly feel other programs. TRL
-runs in the ways a user would try on a CPU; the fastest is the rival. Tokens are the conversations' own
+runs in the ways a user would try on a CPU; the fastest is the baseline. Tokens are the conversations' own
 (padding earns nothing), the first two steps of each process are warm-up. Both see the same conversations
 in the same order at a constant rate, so their losses can be compared step by step.
 The last line on stdout is the row, which is also appended to benchmarks/results/train.jsonl.
@@ -199,7 +199,7 @@ def compare(options, base):
 
     from soloist.toolchain.core.environment import commit, device, versions
 
-    found = {name: [] for name in ("ours", *options.rivals.split(","))}
+    found = {name: [] for name in ("ours", *options.baselines.split(","))}
     for _ in range(options.rounds):
         for name in list(found):
             result = measure(options, name, base)
@@ -236,19 +236,19 @@ def compare(options, base):
         "ours_tok_s": median_range(speeds["ours"], 1),
         "trl_tok_s": {n: median_range(s, 1) for n, s in speeds.items() if n != "ours"},
         "tok_per_cpu_s": {name: median_range(values, 1) for name, values in per_cpu.items()},
-        "rival": best,
+        "baseline": best,
         "ratio": ratio(speeds, best),
         "ratio_cpu": ratio(per_cpu, best),
-        "fastest_rival": fastest,
+        "fastest_baseline": fastest,
         "ratio_fastest": ratio(speeds, fastest),
         "loss": {"ours": ours["losses"], "trl": theirs["losses"]},
         "loss_gap": {"max": max(gaps), "mean": statistics.mean(gaps)},
     }
 
 
-def ratio(speeds, rival):
+def ratio(speeds, baseline):
     """Median over rounds of ours / theirs, each pair measured side by side."""
-    pairs = [a / b for a, b in zip(speeds["ours"], speeds[rival], strict=True)]
+    pairs = [a / b for a, b in zip(speeds["ours"], speeds[baseline], strict=True)]
     return median_range(pairs, 2)
 
 
@@ -257,7 +257,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="a base by name, a GGUF file or a Hugging Face folder")
     parser.add_argument("--traces", help="train on recorded traces instead of generated questions")
-    parser.add_argument("--rivals", default=",".join(TRL_VARIANTS), help="which of TRL's ways to run")
+    parser.add_argument("--baselines", default=",".join(TRL_VARIANTS), help="which of TRL's ways to run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)

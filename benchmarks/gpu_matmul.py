@@ -1,6 +1,6 @@
-"""What the benchmarks of the low-bit matmuls share: operands, correctness, rivals, tuning, the rows of shapes.
+"""What the benchmarks of the low-bit matmuls share: operands, correctness, baselines, tuning, the rows of shapes.
 
-All sides multiply by the same random matrices, so that every rival can be checked too: fp16 of cuBLAS by the
+All sides multiply by the same random matrices, so that every baseline can be checked too: fp16 of cuBLAS by the
 dequantized weights; `torch.compile` of dequantize and multiply; tinygemm, the 4-bit kernel inside torch that torchao's
 tile-packed tensors call, by the same integers in its own order; GemLite by the same integers, where it is installed.
 Left out: bias and zero points.
@@ -67,7 +67,9 @@ class Shape:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of all matmuls."""
     parser.add_argument("--dtype", choices=list(DTYPES), default="float16", help="of the activations")
-    parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), default=list(RIVALS), help="beside cuBLAS")
+    parser.add_argument(
+        "--baselines", nargs="*", choices=list(BASELINES), default=list(BASELINES), help="beside cuBLAS"
+    )
 
 
 class Operands:
@@ -163,7 +165,7 @@ def demand_right(kernel: Kernel, work: Operands, side: Side) -> float:
     return most
 
 
-# ---------------------------------------------------------------- rivals
+# ---------------------------------------------------------------- baselines
 
 
 def cublas(work: Operands) -> Side:
@@ -251,11 +253,11 @@ def gemlite(work: Operands) -> Side:
     return Side("gemlite", calls, work.moved)
 
 
-RIVALS: dict[str, Callable[[Operands], Side]] = {"compiled": compiled, "tinygemm": tinygemm, "gemlite": gemlite}
+BASELINES: dict[str, Callable[[Operands], Side]] = {"compiled": compiled, "tinygemm": tinygemm, "gemlite": gemlite}
 
 
 def checked(make: Callable[[Operands], Side], work: Operands) -> Side:
-    """A rival whose result is right as well."""
+    """A baseline whose result is right as well."""
     side = make(work)
     error = work.relative_error(side.calls[0](), 0)
     if not error <= RIVAL_ERROR:
@@ -276,12 +278,12 @@ def measure_shape(run: Run, kernel: Kernel, shape: Shape, bits: int) -> dict[str
         work = Operands(run, shape, bits)
         side = ours(kernel, work)
         off = demand_right(kernel, work, side)
-        asked = {"cublas": cublas, **{name: RIVALS[name] for name in RIVALS if name in run.options.rivals}}
+        asked = {"cublas": cublas, **{name: BASELINES[name] for name in BASELINES if name in run.options.baselines}}
         made = {name: absent_or(functools.partial(checked, make, work)) for name, make in asked.items()}
-        sides = [side, *(rival for rival in made.values() if isinstance(rival, Side))]
+        sides = [side, *(baseline for baseline in made.values() if isinstance(baseline, Side))]
         times = interleave(run.clock, sides, run.options.rounds)
     row = compared(times, sides, run.rate)
-    absent = {name: rival for name, rival in made.items() if isinstance(rival, str)} | times.absent
+    absent = {name: baseline for name, baseline in made.items() if isinstance(baseline, str)} | times.absent
     config = tuned(kernel.name, run.facts["name"], shape.sizes, shape.options)
     flops = 2 * shape.m * shape.n * shape.k * shape.matrices
     run.say(f"{kernel.name} {shape}: " + told(row))
@@ -319,9 +321,9 @@ def _tuned(run: Run, kernel: Kernel, shape: Shape, bits: int) -> Entry:
     )
 
 
-def faster(rows: Sequence[dict[str, Any]], rival: str = "cublas") -> list[float]:
-    """How many times ours is faster than the rival, where both were timed."""
-    return [row["sides"][rival]["times_slower_than"]["ours"]["median"] for row in rows if rival in row["sides"]]
+def faster(rows: Sequence[dict[str, Any]], baseline: str = "cublas") -> list[float]:
+    """How many times ours is faster than the baseline, where both were timed."""
+    return [row["sides"][baseline]["times_slower_than"]["ours"]["median"] for row in rows if baseline in row["sides"]]
 
 
 def student_bar(kernel: str, rows: Sequence[dict[str, Any]]) -> Bar:

@@ -164,7 +164,7 @@ def ask_smi(which: str, *names: str) -> dict[str, Any]:
 
 
 class AbsentError(Exception):
-    """A rival that cannot take part, and why."""
+    """A baseline that cannot take part, and why."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Side:
         calls: the work, once for each copy of its operands.
         moved: bytes that a call must move at least: operands once, results once.
         graph: whether the calls are captured into a CUDA graph.
-        ours: a failure of ours is an error, one of a rival a remark.
+        ours: a failure of ours is an error, one of a baseline a remark.
     """
 
     name: str
@@ -204,7 +204,7 @@ def interleave(clock: Clock, sides: Sequence[Side], rounds: int) -> Times:
     for side in sides:
         try:
             ready.append((side, *_prepared(clock, side)))
-        except Exception as error:  # a rival is somebody else's program: whatever it raises, the rest is measured
+        except Exception as error:  # a baseline is somebody else's program: whatever it raises, the rest is measured
             if side.ours:
                 raise
             found.absent[side.name] = _said(error)
@@ -230,7 +230,7 @@ def _prepared(clock: Clock, side: Side) -> tuple[Replay, int]:
 
 
 def absent_or(make: Callable[[], Side]) -> Side | str:
-    """A rival's side, or why there is none."""
+    """A baseline's side, or why there is none."""
     try:
         return make()
     except Exception as error:  # somebody else's program, as above
@@ -252,7 +252,7 @@ def summary(values: Sequence[float], digits: int = 3) -> dict[str, float]:
 
 
 def compared(times: Times, sides: Sequence[Side], rate: float) -> dict[str, Any]:
-    """Each side's microseconds, bandwidth and share of the copy's; of rivals, how many times ours are faster.
+    """Each side's microseconds, bandwidth and share of the copy's; of baselines, how many times ours are faster.
 
     Ratios are made round by round, of what was timed side by side.
     """

@@ -250,7 +250,7 @@ def quantized(mode: str, rows: list[dict]) -> str:
     told = "".join(
         f" Refused: {name} (`{textwrap.shorten(reason, 100, placeholder='…')}`)." for name, reason in broken.items()
     )
-    told += f" Rivals of more than {most:.0f} MB, only in the results: {len(files) - len(shown)}."
+    told += f" Baselines of more than {most:.0f} MB, only in the results: {len(files) - len(shown)}."
     one = next(iter(files.values()))
     return "\n".join(lines) + (
         f"\n\nStudent of mode `{mode}`; llama.cpp's types weighed by our importance matrix, or plain. KL from its 16 "

@@ -14,8 +14,21 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_train.py"
 
 
 def test_both_trainers_read_the_same_tokens_and_start_from_the_same_loss(tiny_smollm2):
-    pytest.importorskip("trl", reason="the rival is TRL: install 'soloist[bench]'")
-    size = ["--rounds", "1", "--steps", "3", "--batch", "4", "--threads", "1", "--precision", "fp32", "--rivals", "trl"]
+    pytest.importorskip("trl", reason="the baseline is TRL: install 'soloist[bench]'")
+    size = [
+        "--rounds",
+        "1",
+        "--steps",
+        "3",
+        "--batch",
+        "4",
+        "--threads",
+        "1",
+        "--precision",
+        "fp32",
+        "--baselines",
+        "trl",
+    ]
     done = subprocess.run(
         [sys.executable, "-P", str(SCRIPT), "--dry", "--model", str(tiny_smollm2), *size],
         capture_output=True,

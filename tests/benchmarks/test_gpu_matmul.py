@@ -31,7 +31,7 @@ def tiny(benches, monkeypatch):
 
 
 def _run(benches, clock, **options):
-    given = argparse.Namespace(dtype="float16", seed=3, rounds=1, rivals=[], tune=False, **options)
+    given = argparse.Namespace(dtype="float16", seed=3, rounds=1, baselines=[], tune=False, **options)
     return benches.gpu_program.Run(clock, clock.facts(), 1e9, given, lambda _: None)
 
 
@@ -59,8 +59,8 @@ def test_a_whole_run_is_one_row_with_what_a_stranger_needs(benches, tiny, starte
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gemlite") is not None, reason="GemLite is here")
-def test_a_rival_that_is_not_installed_is_named(benches, tiny, started):
-    _, row, _ = started(tiny, benches.MadeUpClock(), "--quick", "--rivals", "gemlite")
+def test_a_baseline_that_is_not_installed_is_named(benches, tiny, started):
+    _, row, _ = started(tiny, benches.MadeUpClock(), "--quick", "--baselines", "gemlite")
     assert row["quick"] and list(row["shapes"][0]["absent"]) == ["gemlite"]
     assert "not installed" in row["shapes"][0]["absent"]["gemlite"]
 
@@ -117,11 +117,11 @@ def test_a_kernel_that_is_wrong_on_the_last_copy_only_is_not_timed(benches, tiny
         return right(x, weight=weight, out=out, **more) if len(codes) < 2 else _slightly_off(x, weight=weight, out=out)
 
     monkeypatch.setattr(tiny, "KERNEL", dataclasses.replace(tiny.KERNEL, run=run))
-    code, _, said = started(tiny, benches.MadeUpClock(), "--quick", "--rivals")  # one shape, one matrix, two copies
+    code, _, said = started(tiny, benches.MadeUpClock(), "--quick", "--baselines")  # one shape, one matrix, two copies
     assert code == 6 and len(codes) == 2, said
 
 
-def test_a_wrong_rival_is_named_and_not_timed(benches, tiny, started, monkeypatch):
+def test_a_wrong_baseline_is_named_and_not_timed(benches, tiny, started, monkeypatch):
     clock = benches.MadeUpClock()
     monkeypatch.setattr(clock, "compiled", lambda function, **_: lambda x, codes, *_: torch.zeros(len(x), len(codes)))
     code, row, _ = started(tiny, clock, "--quick")
@@ -213,7 +213,7 @@ def test_what_was_tuned_is_what_the_entry_point_takes(benches, started, monkeypa
     shapes = (shape(1, 16, 64, 32), shape(1, 16, 64, 32, gated=True)), (shape(17, 16, 64, 32),)
     monkeypatch.setattr(bench, "QUICK", shapes if len(best) == 2 else shapes[name == "bench_w4a16_gemm"])
     code, row, said = started(
-        bench, benches.MadeUpClock(dict.fromkeys(best.values(), 1e-6)), "--quick", "--tune", "--rivals"
+        bench, benches.MadeUpClock(dict.fromkeys(best.values(), 1e-6)), "--quick", "--tune", "--baselines"
     )
     assert code == 0 and said.count("best of 2 is ") == len(row["shapes"]) == len(asked)
     assert {kernel: answer and answer.name for kernel, _, _, answer in asked} == best

@@ -50,22 +50,22 @@ def test_what_needs_no_graph_is_captured_into_none(benches):
 
 def test_drift_that_meets_all_sides_leaves_the_ratio_alone(benches):
     drift = [1e-3, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3]  # the first says how long a replay is
-    clock = benches.MadeUpClock({"ours": drift, "rival": [3 * value for value in drift]})
-    sides = [*_sides(benches, "ours", ours=True), *_sides(benches, "rival")]
+    clock = benches.MadeUpClock({"ours": drift, "baseline": [3 * value for value in drift]})
+    sides = [*_sides(benches, "ours", ours=True), *_sides(benches, "baseline")]
     row = benches.gpu_timing.compared(benches.gpu_timing.interleave(clock, sides, 5), sides, rate=2e6)
     assert row["ours"]["us"] == {"median": 3000.0, "p20": 1800.0, "p80": 4200.0}
     assert row["ours"]["gb_s"] == pytest.approx(0.0, abs=0.1) and row["ours"]["of_copy"] == round(1000 / 3e-3 / 2e6, 4)
-    assert row["rival"]["times_slower_than"] == {"ours": {"median": 3.0, "p20": 3.0, "p80": 3.0}}
+    assert row["baseline"]["times_slower_than"] == {"ours": {"median": 3.0, "p20": 3.0, "p80": 3.0}}
     assert "times_slower_than" not in row["ours"]
 
 
-def test_a_rival_that_breaks_is_named_and_ours_is_an_error(benches):
+def test_a_baseline_that_breaks_is_named_and_ours_is_an_error(benches):
     def broken():
         raise ValueError("no such shape\nand more")
 
-    sides = [*_sides(benches, "ours", ours=True), benches.gpu_timing.Side("rival", [broken], 1)]
+    sides = [*_sides(benches, "ours", ours=True), benches.gpu_timing.Side("baseline", [broken], 1)]
     times = benches.gpu_timing.interleave(benches.MadeUpClock(), sides, 1)
-    assert times.absent == {"rival": "ValueError: no such shape"} and list(times.seconds) == ["ours"]
+    assert times.absent == {"baseline": "ValueError: no such shape"} and list(times.seconds) == ["ours"]
     with pytest.raises(ValueError, match="no such shape"):
         benches.gpu_timing.interleave(
             benches.MadeUpClock(), [benches.gpu_timing.Side("ours", [broken], 1, ours=True)], 1

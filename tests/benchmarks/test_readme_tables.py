@@ -117,4 +117,4 @@ def test_files_stand_by_size_with_what_they_lose_and_why_one_is_not_there(tables
     assert [line.split("|")[1].strip() for line in said[2:5]] == ["ours", "other", "f16"]
     assert said[2].startswith("| ours | 90.0 | 0.00100 | 0.0090 | 99.9 | 78 (") and "-2 (" in said[2]
     assert said[3].endswith("| 75.0 |  |  |") and "Refused: bad (`crashed`)." in said[-1]
-    assert "Rivals of more than 100 MB, only in the results: 1." in said[-1]
+    assert "Baselines of more than 100 MB, only in the results: 1." in said[-1]

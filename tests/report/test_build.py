@@ -68,9 +68,9 @@ def test_api_system_is_priced_by_its_calls_or_not_at_all(builder, measured, syst
 
 def test_headline_is_the_best_file_and_the_faster_on_a_tie(report):
     best = report.find(report.details.headline, "held-out")
-    rivals = [s for s in report.of("held-out") if s.kind == "artifact"]
-    assert best.correct == max(s.correct for s in rivals)
-    assert best.latency_s.p50 == min(s.latency_s.p50 for s in rivals if s.correct == best.correct)
+    baselines = [s for s in report.of("held-out") if s.kind == "artifact"]
+    assert best.correct == max(s.correct for s in baselines)
+    assert best.latency_s.p50 == min(s.latency_s.p50 for s in baselines if s.correct == best.correct)
 
 
 def test_roles_add_up_to_the_run(report):
@@ -85,20 +85,20 @@ def test_what_cannot_be_compared_is_refused(builder, measured, system_rows):
     student = measured(system_rows["artifact"], "held-out", 40)
     other = measured(system_rows["artifact"], "held-out", 41)
     twice = student.model_copy(update={"answers": (*student.answers, student.answers[0])})
-    rival = team.model_copy(update={"system_id": "other"})
+    baseline = team.model_copy(update={"system_id": "other"})
     with pytest.raises(DataError, match="nothing to report"):
         builder(measurements=None, rows=())
     for wrong, says in (
         ([team, team], "twice"),
         ([twice], "twice"),
         ([team, other], "'held-out-40'"),
-        ([team, rival], "2 teams"),
+        ([team, baseline], "2 teams"),
     ):
         with pytest.raises(DataError, match=says):
             builder(measurements=wrong)
 
 
-def test_a_rival_on_a_part_of_the_questions_is_compared_on_that_part(builder, measured, system_rows):
+def test_a_baseline_on_a_part_of_the_questions_is_compared_on_that_part(builder, measured, system_rows):
     team = measured(system_rows["team"], "held-out", 80)
     part = measured(system_rows["self-consistency"], "held-out", 40)
     report = builder(measurements=[team, part])

@@ -143,7 +143,7 @@ def _against(one: Measurement, team: Measurement | None) -> Paired | None:
         return None
     theirs = {answer.question_id: answer.correct for answer in team.answers}
     ours = {answer.question_id: answer.correct for answer in one.answers}
-    # A slow rival may answer a part of the team's questions; it is then compared on that part.
+    # A slow baseline may answer a part of the team's questions; it is then compared on that part.
     alien = next((key for key in ours if key not in theirs), None)
     if alien is not None:
         raise DataError(

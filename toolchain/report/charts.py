@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 430.0, 370.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 14.0, 48.0
 LABEL = 12.5
 MOST_NAMED = 8  # points of one drawing whose names still find room beside them
-_IMPORTANCE = ("k-head", "k-team", "k-file", "k-student", "k-rival")  # whose label is placed first
+_IMPORTANCE = ("k-head", "k-team", "k-file", "k-student", "k-baseline")  # whose label is placed first
 
 Form = Callable[[float], str]
 
@@ -29,7 +29,7 @@ def kind_class(system: System, headline: str | None) -> str:
     """The style of a system's mark."""
     if system.id == headline:
         return "k-head"
-    return {"team": "k-team", "student": "k-student", "artifact": "k-file"}.get(system.kind, "k-rival")
+    return {"team": "k-team", "student": "k-student", "artifact": "k-file"}.get(system.kind, "k-baseline")
 
 
 def _axes(svg: Svg, x: Scale, y: Scale, text: str, forms: tuple[Form, Form], *, most: int = 6) -> None:
@@ -46,7 +46,7 @@ def _axes(svg: Svg, x: Scale, y: Scale, text: str, forms: tuple[Form, Form], *, 
 def _marker(svg: Svg, system: System, x: float, y: float, kind: str) -> None:
     if system.kind == "team":
         svg.rect(x - 6, y - 6, 12, 12, f"mark {kind}")
-    elif kind == "k-rival":
+    elif kind == "k-baseline":
         svg.path(f"M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z", f"mark {kind}")
     else:
         svg.circle(x, y, 7 if kind == "k-head" else 5, f"mark {kind}")

@@ -171,10 +171,10 @@ def _rest(report: Report, student: System, team: System | None) -> tuple[str, ..
         lines[0] += "."
     unseen = report.find(student.id, "unseen-wording")
     if unseen is not None:
-        rival = report.team("unseen-wording")
+        baseline = report.team("unseen-wording")
         text = f"On wordings it never saw it answers {percent(unseen.accuracy.value)}"
-        if rival is not None and unseen.vs_team is not None:
-            text += f" against the team's {percent(rival.accuracy.value)}: {outcome(unseen.vs_team)}"
+        if baseline is not None and unseen.vs_team is not None:
+            text += f" against the team's {percent(baseline.accuracy.value)}: {outcome(unseen.vs_team)}"
             text += f", {span(unseen.vs_team)}"
         lines.append(text + ".")
     lines.append(pays(report))

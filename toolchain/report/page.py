@@ -20,7 +20,7 @@ from soloist.toolchain.report.schema import Details, Report, System
 from soloist.toolchain.report.template import render_template
 
 _SPLITS: tuple[TestSplit, ...] = ("held-out", "unseen-wording")
-_KINDS = ("k-head", "k-team", "k-student", "k-file", "k-rival")
+_KINDS = ("k-head", "k-team", "k-student", "k-file", "k-baseline")
 
 
 def render(report: Report) -> str:

@@ -86,7 +86,7 @@ def test_or_it_weighs_less(tokenizer, tiny_base):
     assert both == pytest.approx(sum(w * a for w, a in zip(weights, alone, strict=True)) / sum(weights), rel=1e-6)
 
 
-def test_or_it_is_kept_as_the_rival(tokenizer):
+def test_or_it_is_kept_as_the_baseline(tokenizer):
     chosen = select(RUNS, setup_of(tokenizer, unverified="keep"))
     assert len(chosen.examples) == 3
     assert all(example.weights == () for example in chosen.examples)
