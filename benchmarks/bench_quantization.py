@@ -8,12 +8,12 @@ Per mode a student of the desk (`--student MODE=PATH`, or distilled here from th
     llama.cpp   K- and I-quants and the older types, each with the importance matrix of our own calibration and without
     genai       the builder's int4 and int8 options
 
-Divergence from the 16-bit student is measured in each file's own runtime, teacher-forced on the answers that the 16-bit
-student itself gives to held-out questions. Accuracy is asked of the 16-bit file, of ours, and of the best baseline of
-each family within the size, on the same held-out questions, greedy, and compared in pairs. A file that does not load
-is a row with its reason. One row a file is appended to benchmarks/results/quantization.jsonl; a file whose row is there
-is not made again, so the whole may be killed at any time. The bar at the end: ours within the size loses at most half the
-divergence of the best baseline of its size or larger, and at most one point of accuracy.
+Divergence from the 16-bit student is measured in each file's own runtime, teacher-forced on the answers that the
+16-bit student itself gives to held-out questions. Accuracy is asked of the 16-bit file, of ours, and of the best
+baseline of each family within the size, on the same held-out questions, greedy, and compared in pairs. A file that
+does not load is a row with its reason. One row a file is appended to benchmarks/results/quantization.jsonl; a file
+whose row is there is not made again, so the whole may be killed at any time. The bar at the end: ours within the size
+loses at most half the divergence of the best baseline of its size or larger, and at most one point of accuracy.
 """
 
 from __future__ import annotations
