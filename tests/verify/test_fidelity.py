@@ -10,9 +10,10 @@ import pytest
 
 from soloist.kernels.errors import ArtifactError, DataError, GateError
 from soloist.targets.tolerances import Tolerance, tolerance_of
+from soloist.toolchain.tasks.base import Question
 from soloist.toolchain.verify.differences import compare, divergence
 from soloist.toolchain.verify.fidelity import judge, runs_here
-from soloist.toolchain.verify.process import Allowed, Prompts, observe
+from soloist.toolchain.verify.process import Allowed, Prompts, observe, prompts_of
 from soloist.toolchain.verify.verdict import Token
 
 for package in ("torch", "transformers", "gguf", "xllamacpp"):
@@ -206,3 +207,12 @@ def test_an_engine_runs_where_a_gpu_it_was_built_for_is(capability, runs, tmp_pa
     assert not runs_here(tmp_path), "no engine was built"
     (tmp_path / "engine.json").write_text('{"target": {"capabilities": ["8.6", "8.9"]}}')
     assert runs_here(tmp_path) == runs
+
+
+def test_without_a_reference_the_students_own_answer_is_what_is_compared(tiny, q8, tmp_path):
+    asked = prompts_of([Question(id="sum", question="What is 12 + 30?", gold="42")])
+    verdict = judge(tiny, q8, asked, tmp_path, LOOSE)
+    record = json.loads((tmp_path / "student" / "record.json").read_text())
+    assert record["references"] == ["The sum of 12 and 30 is 42."]
+    assert verdict.verdict == "pass"
+    assert verdict.drift.tokens == len(record["answer_ids"][0]) + 1
