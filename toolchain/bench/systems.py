@@ -66,6 +66,7 @@ def baselines(
     tools: Sequence[str],
     budget: int,
     undebated: TeamConfig | None = None,
+    shares: Mapping[Split, float] | None = None,
 ) -> list[System]:
     """What the team is compared with, beside its student; none is asked the questions that files are chosen on.
 
@@ -75,16 +76,19 @@ def baselines(
     Args:
         examples: demonstrations of the tool-using agent.
         budget: tokens that the team reads and writes per question.
+        shares: of the team's questions that the team without its debate is asked.
     """
     alone = AgentConfig(name="base", role="solver", prompt=BASE_PROMPT, sampling=SamplingConfig(max_tokens=BASE_TOKENS))
     drawn = alone.model_copy(update={"sampling": SamplingConfig(max_tokens=BASE_TOKENS, temperature=0.7, top_p=0.95)})
     voting = lone("self-consistency", team, drawn, topology="self-consistency", samples=64, max_tokens_total=budget)
     systems = [
-        System(id="base", kind="base", team=lone("base", team, alone), shares=_reported(0.5)),
-        System(id="self-consistency", kind="self-consistency", team=voting, warmup=0, shares=_reported(0.04)),
+        System(id="base", kind="base", team=lone("base", team, alone), shares=_reported(0.25)),
+        System(id="self-consistency", kind="self-consistency", team=voting, warmup=0, shares=_reported(0.02)),
     ]
     if undebated is not None:
-        systems.append(System(id="undebated", kind="undebated", team=undebated, shares=_reported(1)))
+        systems.append(
+            System(id="undebated", kind="undebated", team=undebated, shares=_reported(1) | dict(shares or {}))
+        )
     if tools:
         acting = AgentConfig(
             name="agent",
@@ -94,7 +98,7 @@ def baselines(
             sampling=SamplingConfig(max_tokens=64),
         )
         agent = lone("tool-agent", team, acting)
-        systems.append(System(id="tool-agent", kind="tool-agent", team=agent, shares=_reported(0.5)))
+        systems.append(System(id="tool-agent", kind="tool-agent", team=agent, shares=_reported(0.25)))
     return systems
 
 
@@ -176,11 +180,11 @@ def compared_systems(
         shares: dict[Split, float] = dict(team_shares or {})
         shares.update(dict.fromkeys(SELECTION, 0.0))
         systems.append(System(id="team", kind="team", team=team, warmup=warmup, shares=shares))
-        systems += baselines(team, examples, student.called_tools, _budget(traces), undebated)
+        systems += baselines(team, examples, student.called_tools, _budget(traces), undebated, team_shares)
         systems = [system.model_copy(update={"usd_per_million": usd_per_million}) for system in systems]
     elif student.called_tools:
         entries = student.entries(entries)
-    systems.append(torch_system(student, entries, share=0.1))
+    systems.append(torch_system(student, entries, share=0.05))
     for export in exports:
         systems += file_systems(export, open_student(parent_of(export)), entries)
     return systems

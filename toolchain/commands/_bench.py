@@ -20,7 +20,7 @@ from soloist.toolchain.tasks.files import load_questions
 from soloist.toolchain.teams.config import load_team
 from soloist.toolchain.verify.verdict import EXPORT, check_openable
 
-_SELECTION = 60
+_SELECTION = 40
 
 
 @dataclass

@@ -14,7 +14,7 @@ from soloist.toolchain.pipeline.job import FORMATS, Job, Task, own_task, team_of
 from soloist.toolchain.quantize.stage import QuantizeConfig
 
 DESK = "desk"
-COUNT, UNSEEN, SELECTION, SAMPLES = 100, 90, 60, 16
+COUNT, UNSEEN, SELECTION, SAMPLES = 100, 90, 40, 16
 _QUICK_COUNT, _QUICK_UNSEEN, _QUICK_SELECTION, _QUICK_SAMPLES, _QUICK_LIMIT = 25, 10, 20, 8, 300
 _QUICK_FORMATS = ("gguf-f16", "gguf-q4_0", "gguf")
 

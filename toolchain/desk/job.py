@@ -99,5 +99,6 @@ def desk_task(*, count: int, unseen: int, selection: int, fresh: bool = False, t
         examples=load_specialties(families=families).examples(1, seed=4),
         warmup=desk.questions("train", len(families), seed=9, families=families),
         undebated=undebated(team),
+        team_shares={"unseen-wording": 1 / 3},  # it debates them for seconds; files are asked all of them
         notes=["The team's time includes its scribe, who writes the solution out; the student answers without one."],
     )

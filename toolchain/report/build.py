@@ -142,15 +142,15 @@ def _against(one: Measurement, team: Measurement | None) -> Paired | None:
     if team is None or one is team:
         return None
     theirs = {answer.question_id: answer.correct for answer in team.answers}
-    ours = {answer.question_id: answer.correct for answer in one.answers}
-    # A slow baseline may answer a part of the team's questions; it is then compared on that part.
-    alien = next((key for key in ours if key not in theirs), None)
-    if alien is not None:
+    # Who is slow answers a part of the questions; two systems are compared on those that both answered.
+    shared = [answer for answer in one.answers if answer.question_id in theirs]
+    if not shared:
         raise DataError(
-            f"system '{one.system_id}' answered question '{alien}' of {one.split}, team '{team.system_id}' did not; "
+            f"system '{one.system_id}' and team '{team.system_id}' answered no question of {one.split} in common; "
             "measure both on the same ones"
         )
-    return paired_difference(list(ours.values()), [theirs[key] for key in ours])
+    ours = [answer.correct for answer in shared]
+    return paired_difference(ours, [theirs[answer.question_id] for answer in shared])
 
 
 def _system(one: Measurement, pair: Paired | None, price: LocalPrice) -> System:
