@@ -80,10 +80,20 @@ def test_roles_add_up_to_the_run(report):
     assert "critic" not in {role.role for role in roles}  # no model answered there
 
 
+def test_a_team_on_a_part_of_the_questions_is_compared_on_that_part(builder, measured, system_rows):
+    team = measured(system_rows["team"], "held-out", 20)
+    student = measured(system_rows["artifact"], "held-out", 60)
+    report = builder(measurements=[team, student], rows=())
+    (extra,) = [one for one in report.details.extras if one.system == student.system_id]
+    assert extra.kept + extra.gained + extra.lost + extra.neither == 20
+    assert report.find(student.system_id, "held-out").n == 60
+
+
 def test_what_cannot_be_compared_is_refused(builder, measured, system_rows):
     team = measured(system_rows["team"], "held-out", 40)
     student = measured(system_rows["artifact"], "held-out", 40)
-    other = measured(system_rows["artifact"], "held-out", 41)
+    longer = measured(system_rows["artifact"], "held-out", 41)
+    other = longer.model_copy(update={"answers": longer.answers[40:]})
     twice = student.model_copy(update={"answers": (*student.answers, student.answers[0])})
     baseline = team.model_copy(update={"system_id": "other"})
     with pytest.raises(DataError, match="nothing to report"):
@@ -91,7 +101,7 @@ def test_what_cannot_be_compared_is_refused(builder, measured, system_rows):
     for wrong, says in (
         ([team, team], "twice"),
         ([twice], "twice"),
-        ([team, other], "'held-out-40'"),
+        ([team, other], "no question of held-out in common"),
         ([team, baseline], "2 teams"),
     ):
         with pytest.raises(DataError, match=says):
