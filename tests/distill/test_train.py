@@ -280,7 +280,20 @@ def test_checkpoints_ignore_torn_ones_and_report_damage(tmp_path):
     (tmp_path / "step-00000004.tmp").mkdir()
     facts, tensors = load_checkpoint(tmp_path)
     assert (facts.step, tensors["a"].tolist()) == (3, [1.0, 1.0])
-    (tmp_path / "step-00000003" / "state.safetensors").write_bytes(b"torn")
+    (tmp_path / "step-00000003" / "state-000.safetensors").write_bytes(b"torn")
+    with pytest.raises(ArtifactError, match="damaged checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_many_files_is_read_back_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("soloist.toolchain.distill.checkpoint._FILE_BYTES", 64)
+    tensors = {f"w{i}": torch.full((10,), float(i)) for i in range(5)}
+    save_checkpoint(tmp_path, CheckpointFacts(step=1, fingerprint="x", seconds=(0.5,)), tensors)
+    files = sorted((tmp_path / "step-00000001").glob("*.safetensors"))
+    assert len(files) == 5, "of 40 bytes each, one fits a file"
+    _, again = load_checkpoint(tmp_path)
+    assert {name: tensor.tolist() for name, tensor in again.items()} == {n: t.tolist() for n, t in tensors.items()}
+    files[2].unlink()
     with pytest.raises(ArtifactError, match="damaged checkpoint"):
         load_checkpoint(tmp_path)
 

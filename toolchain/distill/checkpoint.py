@@ -1,6 +1,8 @@
 """Checkpoints of a training run: tensors as safetensors, the rest as JSON, never pickle.
 
-    <folder>/step-00000120/   state.safetensors (fp32 weights and both moments) · state.json
+    <folder>/step-00000120/   state-000.safetensors … (fp32 weights and both moments) · state.json
+
+Tensors lie in files of bounded size, because writing a file takes a copy of all that goes into it.
 
 A checkpoint is written under a temporary name, synced and renamed, then older ones are removed: a kill at
 any moment leaves one whole checkpoint, the old or the new.
@@ -21,17 +23,20 @@ from soloist.kernels.errors import ArtifactError
 from soloist.toolchain.core.artifact import Facts
 from soloist.toolchain.core.files import explain_disk_errors, write_atomic
 
+_FILE_BYTES = 128 * 2**20
+
 
 class CheckpointFacts(Facts):
     """Where a run stands: steps done, the seconds of each, the processes that did them.
 
-    `fingerprint` is of the settings and the data, which a run that resumes must share.
+    `fingerprint` is of the settings and the data, which a run that resumes must share; `files` hold the tensors.
     """
 
     step: int
     fingerprint: str
     seconds: tuple[float, ...]
     processes: int = 1
+    files: int = 0
 
 
 def save_checkpoint(folder: Path, facts: CheckpointFacts, tensors: Mapping[str, Tensor]) -> None:
@@ -41,10 +46,14 @@ def save_checkpoint(folder: Path, facts: CheckpointFacts, tensors: Mapping[str, 
     with explain_disk_errors(folder):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, _tensors(temporary))
-        with _tensors(temporary).open("rb") as file:
-            os.fsync(file.fileno())
-        write_atomic(temporary / "state.json", facts.model_dump_json())
+        files = _in_files(tensors)
+        for number, names in enumerate(files):
+            path = temporary / f"state-{number:03d}.safetensors"
+            save_file({name: tensors[name].detach().cpu().contiguous() for name in names}, path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        whole = facts.model_copy(update={"files": len(files)})
+        write_atomic(temporary / "state.json", whole.model_dump_json())
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         for old in folder.glob("step-*"):
@@ -63,10 +72,23 @@ def load_checkpoint(folder: Path) -> tuple[CheckpointFacts, dict[str, Tensor]] |
         return None
     try:
         facts = CheckpointFacts.model_validate_json((whole[-1] / "state.json").read_bytes())
-        return facts, load_file(_tensors(whole[-1]))
+        tensors: dict[str, Tensor] = {}
+        for number in range(facts.files):
+            tensors |= load_file(whole[-1] / f"state-{number:03d}.safetensors")
+        return facts, tensors
     except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"{whole[-1]}: damaged checkpoint ({error}); delete it to start over") from error
 
 
-def _tensors(folder: Path) -> Path:
-    return folder / "state.safetensors"
+def _in_files(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of the tensors, file by file."""
+    files: list[list[str]] = []
+    room = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if size > room or not files:
+            files.append([])
+            room = _FILE_BYTES
+        files[-1].append(name)
+        room -= size
+    return files
