@@ -46,6 +46,29 @@ def test_a_discriminant_is_made_once_for_each_model():
     assert seen == [1] * 4 + [5] * 4
 
 
+def test_hidden_states_of_known_weights_are_read_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    seen = []
+
+    def embed(text):
+        seen.append(text)
+        return np.array(["divi" in text, len(text)], np.float32)
+
+    def ranked(digest):
+        known = Specialties(desk, desk.toolbox(), ("gcd", "lcm"))  # a process of its own, as far as memory goes
+        return known.discriminant(embed, 2, model="m", digest=digest).ranked(np.array([1.0, 60.0], np.float32))
+
+    first = ranked("aa")
+    assert len(seen) == 4
+    assert ranked("aa") == first
+    assert len(seen) == 4, "from the cache"
+    ranked("bb")
+    assert len(seen) == 8, "other weights are other states"
+    ranked(None)
+    assert len(seen) == 12, "nobody knows what these weights are"
+    assert len(list(tmp_path.rglob("states/*.npz"))) == 2
+
+
 def test_kinds_are_fields_of_their_own_and_only_the_last_step_shows_them():
     known = load_specialties(families=("sorting", "equation-then", "gcd"))
     assert known.names == (

@@ -9,9 +9,14 @@ it share the family's, and with them their prefix caches.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import importlib
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +24,8 @@ import numpy.typing as npt
 
 from soloist.kernels.errors import UsageError
 from soloist.targets.base import Message
+from soloist.targets.requantize import cache_folder
+from soloist.toolchain.core.environment import versions
 from soloist.toolchain.teams.config import AgentConfig, Demonstration, DemonstrationSource, Followup
 from soloist.toolchain.tools.base import Toolbox
 from soloist.toolchain.tools.calls import render_call, run_call
@@ -65,13 +72,27 @@ class Specialties:
                 messages.append({"role": "assistant", "content": name})
         return messages
 
-    def discriminant(self, embed: Callable[[str], npt.NDArray[np.float32]], count: int, *, model: str) -> Discriminant:
-        """What tells the fields' hidden states apart, from `count` demonstrations of each; made once for a `model`."""
+    def discriminant(
+        self, embed: Callable[[str], npt.NDArray[np.float32]], count: int, *, model: str, digest: str | None = None
+    ) -> Discriminant:
+        """What tells the fields' hidden states apart, from `count` demonstrations of each; made once for a `model`.
+
+        Reading hundreds of questions takes minutes on a small processor, so where the `digest` of the weights is known
+        the states are kept in the user's cache, under all that they depend on.
+        """
         if (model, count) not in self._discriminants:
-            states = {}
+            texts: dict[str, list[str]] = {}
             for name in self.names:
-                cases = self._cases(name, count, ROUTING_SEED)
-                states[name] = np.stack([embed(case.question.question) for case in cases])
+                texts[name] = [case.question.question for case in self._cases(name, count, ROUTING_SEED)]
+            key = hashlib.sha256(json.dumps([digest, texts, _libraries()]).encode()).hexdigest()[:24]
+            kept = cache_folder() / "states" / f"{key}.npz"
+            if digest is not None and kept.is_file():
+                with np.load(kept, allow_pickle=False) as arrays:
+                    states = {name: arrays[str(number)] for number, name in enumerate(self.names)}
+            else:
+                states = {name: np.stack([embed(text) for text in asked]) for name, asked in texts.items()}
+                if digest is not None:
+                    _keep(kept, [states[name] for name in self.names])
             self._discriminants[model, count] = Discriminant(states)
         return self._discriminants[model, count]
 
@@ -113,6 +134,21 @@ class Specialties:
 def asked(question: str, results: Sequence[str]) -> str:
     """The question as a reader of a later step sees it: with the results so far."""
     return "\n".join([question, *(f"Result: {result}" for result in results)])
+
+
+def _libraries() -> dict[str, str]:
+    """The versions of what computes hidden states: another one may compute a little differently."""
+    return {name: version for name, version in versions().items() if name in ("xllamacpp", "llama-cpp-python")}
+
+
+def _keep(file: Path, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
+    """Write arrays, whole or not at all; where the cache cannot be written, they are made again next time."""
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            np.savez(stream, **{str(number): array for number, array in enumerate(arrays)})
+        temporary.replace(file)
 
 
 class Discriminant:

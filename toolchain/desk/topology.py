@@ -17,19 +17,25 @@ other way is a tool's own check.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from soloist.kernels.errors import ArtifactError
 from soloist.targets.base import Message
+from soloist.targets.from_gguf import find_base
 from soloist.toolchain.core.config import Config
 from soloist.toolchain.desk.specialties import QUESTIONS, Specialties, asked, load_specialties
+from soloist.toolchain.student.artifact import base_digest
 from soloist.toolchain.tasks.base import extract
-from soloist.toolchain.teams.config import AgentConfig
+from soloist.toolchain.teams.config import AgentConfig, EngineConfig, GgufEngineConfig
 from soloist.toolchain.teams.engines.base import Embedder
 from soloist.toolchain.teams.session import Say, Session, Spoken, messages_for
 from soloist.toolchain.teams.voting import fold_answer
@@ -128,6 +134,17 @@ def run(session: Session, options: Options) -> Run:
     return session.finish(best.proposal.answer, best.proposal.turns)
 
 
+@cache
+def _digest(engine: EngineConfig) -> str | None:
+    """What the weights of an engine in this process are, and how they are run; None for any other engine."""
+    if not isinstance(engine, GgufEngineConfig):
+        return None
+    path = Path(engine.model)
+    with contextlib.suppress(ArtifactError, OSError):
+        return f"{base_digest(path if path.is_file() else find_base(engine.model))} {engine.weights}"
+    return None
+
+
 def _route(
     session: Session, router: AgentConfig, specialties: Specialties, options: Options, refused: Sequence[str]
 ) -> tuple[int, str]:
@@ -137,7 +154,10 @@ def _route(
         assert isinstance(session.engine, Embedder)
         embed = session.engine.embed
         fields = specialties.discriminant(
-            lambda text: embed(text)[0], options.router_demonstrations, model=session.team.engine.model_dump_json()
+            lambda text: embed(text)[0],
+            options.router_demonstrations,
+            model=session.team.engine.model_dump_json(),
+            digest=_digest(session.team.engine),
         )
         chosen = next(name for name in fields.ranked(vector) if name not in refused)
         session.turns[turn]["text"] = chosen
