@@ -84,7 +84,7 @@ def test_what_beats_sft_is_said_with_its_cost_and_with_chance(tables, tmp_path, 
     rows += [row("da", answers(5), seed=seed) for seed in range(3)]
     rows += [row("answer-only", answers(2), seed=seed) for seed in range(3)]
     (tmp_path / "methods.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    monkeypatch.setitem(tables.methods.__globals__, "RESULTS", tmp_path)
+    monkeypatch.setitem(tables.read.__globals__, "RESULTS", tmp_path)
     said = tables.methods()
     assert "seeds 0, 1, 2; the traces" in said
     assert "interval: magdi (few traces, 4.0× the training time), magdi (unseen wordings" in said

@@ -121,7 +121,7 @@ def test_an_architecture_no_target_knows_is_named(cannot, student_with, monkeypa
 def test_a_tokenizer_never_seen_is_an_error_that_says_what_to_do(cannot, student_with, format):
     message = cannot(ARTIFACT, "export", student_with(_other_cut_of_texts), "--formats", format)
     assert message.startswith("tokenizer.json: this pre_tokenizer has no name in GGUF among smollm, gpt-2")
-    assert "train it from a base whose tokenizer cuts like one of these" in message
+    assert "train it from a base whose tokenizer splits like one of these" in message
 
 
 def test_a_plan_for_another_model_is_refused(cannot, student_with, tmp_path):

@@ -63,7 +63,7 @@ def test_a_folder_of_a_job_means_its_smallest_file(soloist, whole_job, file, one
     assert soloist("chat", whole_job.out, "What is 402 + 45?").stdout.lstrip().startswith("calc(")
     from soloist.toolchain.student.find import find_model
 
-    assert find_model(whole_job.out).path.parent.name == "gguf-q8_0"
+    assert find_model(whole_job.out / "compiled").path.parent.name == "gguf-q8_0"
     assert find_model(file).path == file
 
 

@@ -216,7 +216,7 @@ def engines(monkeypatch, judged):
     fakes = {"compile_portable": portable, "build_rtx": build, "compile_tensorrt": folder, "require_rtx": lambda: None}
     for name, fake in fakes.items():
         monkeypatch.setattr(module, name, fake)
-    monkeypatch.setattr("soloist.toolchain.verify.fidelity.device", lambda: {"gpu": None})
+    monkeypatch.setattr("soloist.toolchain.verify.fidelity.capability", lambda: None)
     return judged
 
 

@@ -46,10 +46,12 @@ def command(traces: Path, output: Path, base: str, chosen: tuple[str, ...], **se
     training = {name: settings.pop(name) for name in _TRAINING}
     settings["train"] = {name: value for name, value in training.items() if value is not None}  # else the method's own
     settings["options"] = method_options(chosen)
-    recorded = open_traces(traces)
-    settings["mode"] = settings["mode"] or ("tools" if calls_tools(recorded) else "cot")
-    config = validated(DistillConfig, settings, "distill")
+    mode = settings.pop("mode")
+    config = validated(DistillConfig, {**settings, "mode": mode or "tools"}, "distill")
     source = Path(base) if Path(base).exists() else find_base(base)
+    recorded = open_traces(traces)
+    if mode is None and not calls_tools(recorded):
+        config = config.model_copy(update={"mode": "cot"})
     if follows():  # one of several processes: the first shows, logs and writes for all of them
         distill(config, recorded, source, output)
         leave()

@@ -76,8 +76,9 @@ def command(
 
 
 def _compared(artifact: Path, prompts: Path | None) -> Prompts:
+    from soloist.kernels.errors import UsageError
     from soloist.toolchain.commands._options import PROMPTS, prompts_for
-    from soloist.toolchain.core.artifact import Artifact
+    from soloist.toolchain.core.artifact import MANIFEST, Artifact
     from soloist.toolchain.student.student import open_student, parent_of
     from soloist.toolchain.tasks.files import load_questions
     from soloist.toolchain.verify.process import prompts_of
@@ -85,6 +86,10 @@ def _compared(artifact: Path, prompts: Path | None) -> Prompts:
 
     if prompts is not None:
         return prompts_of(load_questions(prompts).questions[:PROMPTS])
+    if artifact.exists() and not (artifact / MANIFEST).is_file():
+        raise UsageError(
+            f"{artifact}: nothing to compare on: give --prompts or --questions, and of a lone file --student"
+        )
     export = Artifact.open(artifact, stage=EXPORT, verify=False)
     return prompts_for(open_student(parent_of(export)), None)
 
