@@ -136,10 +136,13 @@ def test_a_killed_run_goes_on_with_the_next_layer(student, tmp_path, monkeypatch
     monkeypatch.setattr(Rounder, "round", killed)
     with pytest.raises(KeyboardInterrupt):
         quantize(QuantizeConfig(rounding="gptq", samples=4), student, tmp_path / "out")
-    assert not (tmp_path / "out").exists() and done[-1] == "killed"
+    assert not (tmp_path / "out").exists()
+    assert "killed" in done
+    done.clear()
+    monkeypatch.setattr(Rounder, "round", lambda *given, **named: (done.append("matrix"), matrix(*given, **named))[1])
     made = quantize(QuantizeConfig(rounding="gptq", samples=4), student, tmp_path / "out")
     assert made.digest == whole.digest
-    assert done.count("matrix") == 15  # none twice
+    assert len(done) == 7, "those of layer 1; the embedding and layer 0 were done before"
 
 
 def test_traces_that_are_gone_or_teach_nothing_are_named(student, tmp_path, traces_in):

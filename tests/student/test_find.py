@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from soloist.kernels.errors import ArtifactError, UsageError
+from soloist.targets.llama_quantize import IMPORTANCE
 from soloist.toolchain.student.find import RECOMMENDED, find_model
 from soloist.toolchain.tools.files import SHIPPED
 from soloist.toolchain.tools.tool_list import FILE, ToolList
@@ -62,7 +63,9 @@ def test_a_jobs_folder_stands_for_the_file_it_recommends(file):
     other = job / "compiled" / "q4.gguf"
     other.parent.mkdir()
     other.write_bytes(b"G")
-    assert find_model(job).path == other, "without a recommendation the smallest"
+    (job / "quantized").mkdir()
+    (job / "quantized" / IMPORTANCE).write_bytes(b"")
+    assert find_model(job).path == other, "without a recommendation the smallest that is a model"
     (job / RECOMMENDED).write_text("export/gguf/student.gguf\n")
     assert find_model(job).path == file
     for outside in ("../elsewhere.gguf", "/etc/hostname", "gone.gguf"):

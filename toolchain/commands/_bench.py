@@ -16,6 +16,7 @@ from soloist.toolchain.desk.job import desk_task
 from soloist.toolchain.pipeline.job import Task, agent_examples
 from soloist.toolchain.student.find import find_model
 from soloist.toolchain.student.student import DISTILL, QUANTIZE, Student, open_student, parent_of
+from soloist.toolchain.tasks.base import question_key
 from soloist.toolchain.tasks.files import load_questions
 from soloist.toolchain.teams.config import load_team
 from soloist.toolchain.verify.verdict import EXPORT, check_openable
@@ -109,6 +110,9 @@ def task_of(
         return desk_task(count=count, unseen=unseen, selection=_SELECTION)
     asked = load_questions(questions, split="held-out").questions
     selection = load_questions(choose_on, split="selection").questions if choose_on is not None else ()
+    chosen_on = {question_key(question.question) for question in selection}
+    if any(question_key(question.question) in chosen_on for question in asked):
+        raise UsageError("--choose-on and --questions share a question: choose on others than those that are reported")
     if team == "desk":
         return replace(desk_task(count=1, unseen=0, selection=1), test=asked, selection=selection)
     known = load_team(team) if team is not None else None

@@ -70,7 +70,7 @@ def _small_samples(measurements: Sequence[Measurement]) -> list[str]:
     """One line for all sets of questions that are small, with the width of an interval at 80 %."""
     parts, few, needed = [], False, smallest_sample(0.95)
     for split in _splits(measurements):
-        n = min(len(m.answers) for m in measurements if m.split == split)
+        n = max(len(m.answers) for m in measurements if m.split == split)
         few = few or n < needed
         if n < max(100, needed):
             typical = wilson(round(0.8 * n), n)

@@ -213,6 +213,10 @@ class Report(_Part):
         """The team on one set of questions."""
         return next((system for system in self.of(split) if system.kind == "team"), None)
 
+    def asked(self, split: TestSplit) -> int:
+        """How many questions of a set were asked; systems that are slow answered a part of them."""
+        return max(system.n for system in self.of(split))
+
     def find(self, system: str, split: TestSplit) -> System | None:
         """One system on one set of questions."""
         return next((one for one in self.of(split) if one.id == system), None)

@@ -56,7 +56,7 @@ def _table(report: Report, split: TestSplit, width: int) -> RenderableType:
 
     systems, short = report.of(split), names(report.of(split))
     headline = report.details.headline if report.details else None
-    table = Table(title=f"{SPLITS[split]}, n = {systems[0].n}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=f"{SPLITS[split]}, n = {report.asked(split)}", title_justify="left", box=box.SIMPLE_HEAD)
     rows = [row(system, short[system.id]) for system in systems]
     shown = _fitting(rows, width)
     for i in shown:
@@ -97,7 +97,7 @@ def markdown(report: Report) -> str:
         systems, short = report.of(split), names(report.of(split))
         if not systems:
             continue
-        lines += [f"{SPLITS[split][0].upper()}{SPLITS[split][1:]}, n = {systems[0].n}:", ""]
+        lines += [f"{SPLITS[split][0].upper()}{SPLITS[split][1:]}, n = {report.asked(split)}:", ""]
         lines += [f"| {' | '.join(_HEAD)} |", "|---|" + "---:|" * (len(_HEAD) - 1)]
         lines += [f"| {' | '.join(_plain(cell) for cell in row(s, short[s.id]))} |" for s in systems]
         lines.append("")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from soloist.kernels.errors import UsageError
+from soloist.targets.llama_quantize import IMPORTANCE
 from soloist.targets.open import parts
 from soloist.toolchain.student.artifact import CARD, read_card
 from soloist.toolchain.student.ask import student_team
@@ -63,7 +64,8 @@ def _model(path: Path) -> Path:
         return path
     if (recommended := _recommended(path)) is not None:
         return recommended
-    files = sorted(path.rglob("*.gguf"), key=lambda file: file.stat().st_size)
+    files = [file for file in path.rglob("*.gguf") if file.name != IMPORTANCE]  # which holds no model
+    files.sort(key=lambda file: file.stat().st_size)
     if not files:
         return path
     folder = files[0].parent.parent
