@@ -88,7 +88,7 @@ class Specialties:
             kept = cache_folder() / "states" / f"{key}.npz"
             if digest is not None and kept.is_file():
                 with np.load(kept, allow_pickle=False) as arrays:
-                    states = {name: arrays[str(number)] for number, name in enumerate(self.names)}
+                    states = {name: arrays[f"arr_{number}"] for number, name in enumerate(self.names)}
             else:
                 states = {name: np.stack([embed(text) for text in asked]) for name, asked in texts.items()}
                 if digest is not None:
@@ -147,7 +147,7 @@ def _keep(file: Path, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
-            np.savez(stream, **{str(number): array for number, array in enumerate(arrays)})
+            np.savez(stream, *arrays)
         temporary.replace(file)
 
 
